@@ -1,0 +1,1 @@
+"""Images in, a trained and evaluated classifier out: sources -> ingest -> order -> loader -> train -> report."""

@@ -1,0 +1,33 @@
+"""The exceptions of the project, all in one place.
+
+A job prints a `PipelineError` as one line without a traceback and exits with status 2. Anything else is a
+defect of ours and keeps its traceback.
+"""
+
+
+class PipelineError(ValueError):
+    """Something the user gave can't be used. The message names field, value and remedy."""
+
+
+class SourceError(PipelineError):
+    """Raw data is missing, damaged, hostile or of a layout that nobody here understands."""
+
+
+class DatasetError(PipelineError):
+    """An ingested data set is unfinished, damaged or not the one that was asked for."""
+
+
+class RecipeError(PipelineError):
+    """A recipe or one of its values doesn't exist or can't work."""
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint or a run can't be continued with what was asked for."""
+
+
+class ClusterError(PipelineError):
+    """The Ray cluster lacks what the job needs."""
+
+
+class ExactnessError(AssertionError):
+    """Rows were lost, doubled or out of order: a defect, never the user's fault, never to be caught."""

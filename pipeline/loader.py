@@ -1,0 +1,290 @@
+"""Carries out the order: uint8 batches, from memory or by Ray Data, from any global step on.
+
+A `Units` value says which rows each unit of work holds: a training unit is one rank's part of one global batch,
+an evaluation unit a run of consecutive rows. Both ways of loading take the same units and yield the same batches.
+A stream spans all epochs: it has one start, at the step to resume from, and no pause between epochs.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.augment import Augment, augment_batch, augment_image, evaluation_view
+from pipeline.draws import Keys, key_hash
+from pipeline.errors import ClusterError, DatasetError, ExactnessError
+from pipeline.manifest import Manifest, Split, shard_starts
+from pipeline.order import Order, Rows
+
+_STREAM_TASKS_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One unit of work.
+
+    rows: int64 [N], indices in the split; images: uint8 [N, 3, S, S] in channels_last; labels: int64 [N].
+    """
+
+    unit: int
+    rows: Rows
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class TrainUnits:
+    """The units of one rank: unit u is its part of global step `first_step + u`, up to `num_steps` in all."""
+
+    order: Order
+    num_steps: int
+    first_step: int = 0
+    world_size: int = 1
+    rank: int = 0
+
+    def __len__(self) -> int:
+        return self.num_steps - self.first_step
+
+    def rows(self, unit: int) -> Rows:
+        """Row indices of a unit."""
+        return self.order.rows(self.first_step + unit, self.world_size, self.rank)
+
+    def epoch(self, unit: int) -> int:
+        """Epoch of a unit."""
+        return (self.first_step + unit) // self.order.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class EvaluateUnits:
+    """Runs of `unit_rows` consecutive rows, dealt to the ranks in turn.
+
+    The runs are the same for any number of workers, so each row is computed in the same company and every worker
+    count gives the same numbers to the last bit.
+    """
+
+    num_rows: int
+    unit_rows: int
+    world_size: int = 1
+    rank: int = 0
+
+    def __len__(self) -> int:
+        num_runs = -(-self.num_rows // self.unit_rows)
+        return len(range(self.rank, num_runs, self.world_size))
+
+    def rows(self, unit: int) -> Rows:
+        """Row indices of a unit."""
+        start = (self.rank + unit * self.world_size) * self.unit_rows
+        return np.arange(start, min(start + self.unit_rows, self.num_rows), dtype=np.int64)
+
+    def epoch(self, unit: int) -> int:
+        """Evaluation knows no epochs."""
+        return 0
+
+
+Units = TrainUnits | EvaluateUnits
+
+
+@dataclass(frozen=True)
+class View:
+    """How an image becomes a sample: `augment` and `seed` in training, None for evaluation."""
+
+    size_px: int
+    resize_px: int
+    augment: Augment | None = None
+    seed: int = 0
+
+    def apply(self, image: Tensor, epoch: int, key: Keys) -> Tensor:
+        """image: uint8 [3, H, W]; key: uint64 [1]. Returns uint8 [3, S, S]."""
+        if self.augment is None:
+            return evaluation_view(image, self.size_px, self.resize_px)
+        return augment_image(image, self.augment, self.size_px, self.seed, epoch, key)
+
+
+def decode(data: bytes, key: str) -> Tensor:
+    """Returns uint8 [3, H, W]. EXIF rotation is not applied, as in torchvision. Raises DatasetError if it can't be."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    try:
+        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError:
+        return _decode_by_pil(data, key)  # CMYK and other kinds that torchvision refuses
+
+
+def _decode_by_pil(data: bytes, key: str) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DatasetError(f"{key}: the image can't be decoded ({error}); repair or remove it and ingest again") from error
+
+
+@lru_cache(maxsize=64)
+def _open_shard(uri: str) -> pq.ParquetFile:
+    if storage.is_local(uri):
+        return pq.ParquetFile(uri, memory_map=True)
+    filesystem, path = storage.open_filesystem(uri)
+    return pq.ParquetFile(filesystem.open_input_file(path))
+
+
+def read_rows(uri: str, split: Split, rows: Rows, columns: tuple[str, ...] = ("key", "label", "image")) -> pa.Table:
+    """Returns the given rows of a split, in the order given, reading only the row groups that hold them."""
+    ends = np.cumsum(split.row_group_rows)
+    groups = np.searchsorted(ends, rows, side="right")
+    places = split.row_group_places
+    tables, positions = [], np.empty(len(rows), dtype=np.int64)
+    taken = 0
+    for group in np.unique(groups):
+        shard, index = places[group]
+        members = np.flatnonzero(groups == group)
+        within = rows[members] - (ends[group] - split.row_group_rows[group])
+        table = _open_shard(storage.join(uri, shard.path)).read_row_group(index, columns=list(columns))
+        tables.append(table.take(pa.array(within)))
+        positions[members] = np.arange(taken, taken + len(members))
+        taken += len(members)
+    return pa.concat_tables(tables).take(pa.array(positions))
+
+
+# --- resident: the decoded split in memory -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A decoded split: images uint8 [N, 3, S, S] (channels_last), labels int64 [N], keys uint64 [N] (hashes)."""
+
+    images: Tensor
+    labels: Tensor
+    keys: Keys
+
+    def to(self, device: torch.device) -> "Resident":
+        """Returns the split on `device`; the keys stay where they are."""
+        return Resident(self.images.to(device), self.labels.to(device), self.keys)
+
+
+def load_resident(uri: str, split: Split, view: View) -> Resident:
+    """Decodes a whole split. `view` gives the size; its augmentation comes later, a batch at a time."""
+    size = view.size_px
+    images = np.empty((split.rows, size, size, 3), dtype=np.uint8)
+    labels = np.empty(split.rows, dtype=np.int64)
+    keys: list[str] = []
+    plain = View(size, view.resize_px if view.augment is None else size)
+    no_key = np.zeros(1, dtype=np.uint64)
+    for shard, start in zip(split.shards, shard_starts(split), strict=True):
+        table = _open_shard(storage.join(uri, shard.path)).read(columns=["key", "label", "image"])
+        names = table["key"].to_pylist()
+        labels[start : start + shard.rows] = table["label"].to_numpy()
+        for row, (name, image) in enumerate(zip(names, table["image"], strict=True)):
+            images[start + row] = plain.apply(decode(image.as_py(), name), 0, no_key).permute(1, 2, 0).numpy()
+        keys += names
+    return Resident(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), key_hash(keys))
+
+
+def resident_batches(data: Resident, units: Units, view: View) -> Iterator[Batch]:
+    """Yields the units' batches from memory, augmented a batch at a time on the data's device."""
+    for unit in range(len(units)):
+        rows = units.rows(unit)
+        index = torch.from_numpy(rows.copy()).to(data.images.device)
+        images = data.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
+        if view.augment is not None:
+            images = augment_batch(images, view.augment, view.seed, units.epoch(unit), data.keys[rows])
+        yield Batch(unit, rows, images, data.labels[index])
+
+
+# --- stream: Ray Data tasks read, decode and augment -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _UnitTask:
+    """Makes the batch of one unit; runs in a Ray task on any CPU of the cluster."""
+
+    uri: str
+    split: Split
+    units: Units
+    view: View
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """batch: {"id": int64 [1]}. Returns unit, row, label: int64 [N]; image: uint8 [N, S, S, 3]."""
+        torch.set_num_threads(1)  # the task owns one CPU
+        unit = int(batch["id"][0])
+        rows, epoch = self.units.rows(unit), self.units.epoch(unit)
+        table = read_rows(self.uri, self.split, rows)
+        names = table["key"].to_pylist()
+        keys = key_hash(names)
+        images = np.empty((len(rows), self.view.size_px, self.view.size_px, 3), dtype=np.uint8)
+        for index, (name, image) in enumerate(zip(names, table["image"], strict=True)):
+            sample = self.view.apply(decode(image.as_py(), name), epoch, keys[index : index + 1])
+            images[index] = sample.permute(1, 2, 0).numpy()
+        labels = table["label"].to_numpy().astype(np.int64)
+        return {"unit": np.full(len(rows), unit), "row": rows, "label": labels, "image": images}
+
+
+def stream_batches(uri: str, split: Split, units: Units, view: View) -> Iterator[Batch]:
+    """Yields the units' batches as Ray Data makes them, in order, each checked against the order's rows.
+
+    Needs Ray. Raises ExactnessError if a row is missing, doubled or out of place.
+    """
+    import ray
+
+    if not len(units):
+        return
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    task = _UnitTask(uri, split, units, view)
+    with ray.data.DataContext.current(context):  # a data set keeps a copy of the context it was made in
+        source = ray.data.range(len(units), override_num_blocks=len(units))
+        dataset = source.map_batches(task, batch_size=1, num_cpus=1)
+    blocks = dataset.iter_batches(batch_size=None, prefetch_batches=_STREAM_TASKS_AHEAD, batch_format="numpy")
+    yield from _units_from_blocks(iter(blocks), units)
+
+
+def _units_from_blocks(blocks: Iterator[dict[str, npt.NDArray[Any]]], units: Units) -> Iterator[Batch]:
+    # A block usually is a unit, but Ray Data may split a large one or join small ones.
+    unit, held = 0, None
+    for block in blocks:
+        held = block if held is None else {name: np.concatenate([held[name], block[name]]) for name in block}
+        while unit < len(units) and len(held["row"]) >= len(expected := units.rows(unit)):
+            part = {name: column[: len(expected)] for name, column in held.items()}
+            held = {name: column[len(expected) :] for name, column in held.items()}
+            if not (np.array_equal(part["row"], expected) and (part["unit"] == unit).all()):
+                raise ExactnessError(f"unit {unit}: rows {part['row'][:8]}... came, {expected[:8]}... were due")
+            yield _as_batch(unit, part)
+            unit += 1
+    if unit != len(units):
+        raise ExactnessError(f"the stream ended after {unit} of {len(units)} units")
+
+
+def _as_batch(unit: int, part: dict[str, npt.NDArray[Any]]) -> Batch:
+    images = torch.from_numpy(np.ascontiguousarray(part["image"])).permute(0, 3, 1, 2)
+    return Batch(unit, part["row"], images, torch.from_numpy(np.ascontiguousarray(part["label"])))
+
+
+def check_stream_resources(num_workers: int, cpus_per_worker: float, total_cpus: float) -> None:
+    """Raises ClusterError if trainers would leave no CPU for reading: the stream would wait for ever, silently."""
+    free = total_cpus - num_workers * cpus_per_worker
+    if free < 1:
+        raise ClusterError(
+            f"workers={num_workers} x {cpus_per_worker:g} CPUs leave {free:g} of the cluster's {total_cpus:g} CPUs "
+            "for reading; use fewer workers or add a node (at least 1 CPU must stay free)"
+        )
+
+
+def sample_images(uri: str, manifest: Manifest, split: str, count: int, view: View) -> Tensor:
+    """Returns uint8 [count, 3, S, S]: the first `count` rows of a split in evaluation view (rows are pre-shuffled)."""
+    plain = View(view.size_px, view.resize_px)
+    chosen = manifest.split(split)
+    table = read_rows(uri, chosen, np.arange(min(count, chosen.rows)))
+    no_key = np.zeros(1, dtype=np.uint64)
+    names = table["key"].to_pylist()
+    images = [plain.apply(decode(i.as_py(), n), 0, no_key) for n, i in zip(names, table["image"], strict=True)]
+    return torch.stack(images)

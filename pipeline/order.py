@@ -1,0 +1,101 @@
+"""Who comes when: (data set, seed, epoch) -> the order of rows -> the global batch of every step.
+
+Pure numpy, no Ray. The definition, for anyone who wants to recompute it:
+
+1. The row groups of a split are numbered 0, 1, ... in manifest order, its rows likewise.
+2. In each epoch the row groups are sorted by the draw of their number (`draws.permutation`, stream ROW_GROUP).
+3. Each run of `window_row_groups` of them is a window; the rows of a window are sorted by the draw of their
+   number (stream ROW). One window over everything (`None`) is a full permutation.
+4. The epoch's n rows are cut into S = ceil(n / global_batch_size) consecutive global batches: batch s holds the
+   positions from s*n//S to (s+1)*n//S. Their sizes differ by one row at most and none is larger than
+   `global_batch_size`, so there is no tiny last batch, nothing is dropped and nothing repeated.
+5. Rank r of W takes the positions from r*m//W to (r+1)*m//W of a global batch of m rows.
+
+World size enters at 5 alone, so the global batches are the same for any number of workers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.draws import Stream, permutation
+
+Rows = npt.NDArray[np.int64]
+
+
+def cut(num_items: int, num_parts: int, part: int) -> tuple[int, int]:
+    """Returns [start, stop) of the `part`-th of `num_parts` runs whose sizes differ by one at most."""
+    return part * num_items // num_parts, (part + 1) * num_items // num_parts
+
+
+def num_steps(num_rows: int, global_batch_size: int) -> int:
+    """Returns the number of global batches of an epoch: ceil(num_rows / global_batch_size)."""
+    return -(-num_rows // global_batch_size)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of one split's rows in every epoch.
+
+    row_group_rows: rows of each row group, in manifest order.
+    """
+
+    row_group_rows: tuple[int, ...]
+    seed: int
+    global_batch_size: int
+    window_row_groups: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_rows < 1:
+            raise ValueError("row_group_rows holds no row; an order needs at least one")
+        if self.global_batch_size < 1:
+            raise ValueError(f"global_batch_size={self.global_batch_size} must be 1 or more")
+        if self.window_row_groups is not None and self.window_row_groups < 1:
+            raise ValueError(f"window_row_groups={self.window_row_groups} must be 1 or more, or None for all")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the split, and so of an epoch."""
+        return sum(self.row_group_rows)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of an epoch."""
+        return num_steps(self.num_rows, self.global_batch_size)
+
+    def epoch_rows(self, epoch: int) -> Rows:
+        """Returns int64 [num_rows]: every row index once, in the order of this epoch."""
+        return _epoch_rows(self.row_group_rows, self.seed, epoch, self.window_row_groups)
+
+    def batch_size(self, global_step: int) -> int:
+        """Returns the rows of a global batch: `global_batch_size` or a little less."""
+        start, stop = cut(self.num_rows, self.steps_per_epoch, global_step % self.steps_per_epoch)
+        return stop - start
+
+    def rows(self, global_step: int, world_size: int = 1, rank: int = 0) -> Rows:
+        """Returns the row indices that `rank` of `world_size` trains on in `global_step`, counted over all epochs."""
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank} must lie in [0, {world_size})")
+        epoch, step = divmod(global_step, self.steps_per_epoch)
+        start, stop = cut(self.num_rows, self.steps_per_epoch, step)
+        first, last = cut(stop - start, world_size, rank)
+        return self.epoch_rows(epoch)[start + first : start + last]
+
+
+@lru_cache(maxsize=4)
+def _epoch_rows(row_group_rows: Sequence[int], seed: int, epoch: int, window_row_groups: int | None) -> Rows:
+    sizes = np.asarray(row_group_rows, dtype=np.int64)
+    starts = np.cumsum(sizes) - sizes
+    window = window_row_groups or len(sizes)
+    groups = permutation(seed, epoch, Stream.ROW_GROUP, np.arange(len(sizes), dtype=np.uint64))
+    parts = []
+    for first in range(0, len(groups), window):
+        members = groups[first : first + window]
+        rows = np.concatenate([np.arange(starts[g], starts[g] + sizes[g]) for g in np.sort(members)])
+        parts.append(rows[permutation(seed, epoch, Stream.ROW, rows.astype(np.uint64))])
+    order = np.concatenate(parts)
+    order.setflags(write=False)
+    return order
