@@ -51,7 +51,14 @@ class Augment:
     erase_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in ("flip_probability", "salt_and_pepper", "brightness", "contrast", "saturation", "erase_probability"):
+        for field in (
+            "flip_probability",
+            "salt_and_pepper",
+            "brightness",
+            "contrast",
+            "saturation",
+            "erase_probability",
+        ):
             if not 0 <= getattr(self, field) <= 1:
                 raise RecipeError(f"augment.{field}={getattr(self, field)} must lie in [0, 1]")
         if not 0 <= self.hue <= 0.5:
@@ -148,9 +155,9 @@ def _crop_and_flip(images: Tensor, spec: Augment, seed: int, epoch: int, keys: K
     line = np.arange(size)
     y = shift[:, :1] + line
     x = shift[:, 1:] + np.where(flip[:, None], size - 1 - line, line)
-    y, x = (torch.from_numpy(_reflect(index, size)).to(images.device) for index in (y, x))
+    from_y, from_x = (torch.from_numpy(_reflect(index, size)).to(images.device) for index in (y, x))
     rows = torch.arange(len(images), device=images.device)[:, None, None]
-    pixels = images.permute(0, 2, 3, 1)[rows, y[:, :, None], x[:, None, :]]  # [N, S, S, 3]: one copy a pixel
+    pixels = images.permute(0, 2, 3, 1)[rows, from_y[:, :, None], from_x[:, None, :]]  # one copy a pixel
     return pixels.permute(0, 3, 1, 2)
 
 

@@ -61,7 +61,7 @@ def bits(seed: int, epoch: int, stream: Stream, keys: Keys, num_draws: int = 1) 
 
 def uniform(seed: int, epoch: int, stream: Stream, keys: Keys, num_draws: int = 1) -> npt.NDArray[np.float64]:
     """Returns float64 [N, num_draws] in [0, 1), of 53 random bits each."""
-    return (bits(seed, epoch, stream, keys, num_draws) >> np.uint64(11)) * 2.0**-53
+    return (bits(seed, epoch, stream, keys, num_draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, epoch: int, stream: Stream, keys: Keys) -> npt.NDArray[np.int64]:

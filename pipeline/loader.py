@@ -126,7 +126,9 @@ def _decode_by_pil(data: bytes, key: str) -> Tensor:
         with Image.open(io.BytesIO(data)) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{key}: the image can't be decoded ({error}); repair or remove it and ingest again") from error
+        raise DatasetError(
+            f"{key}: the image can't be decoded ({error}); repair or remove it and ingest again"
+        ) from error
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torchvision
@@ -26,7 +27,9 @@ class SeedCnn(nn.Module):
             nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(64, 64, 3), nn.ReLU(),
         )  # fmt: skip
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(64 * side * side, 64), nn.ReLU(), nn.Linear(64, num_classes))
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(64 * side * side, 64), nn.ReLU(), nn.Linear(64, num_classes)
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):  # Keras's initialisation, on which the 10 epochs rest
                 nn.init.xavier_uniform_(module.weight)
@@ -85,7 +88,7 @@ class FastResNet(nn.Module):
 
 
 def _resnet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
-    model: nn.Module = torchvision.models.get_model(name, num_classes=num_classes)
+    model: Any = torchvision.models.get_model(name, num_classes=num_classes)
     if image_size_px <= 64:  # the 32-pixel stem of He et al., section 4.2: 3x3, stride 1, no pooling
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         model.maxpool = nn.Identity()
@@ -93,16 +96,16 @@ def _resnet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
 
 
 def _densenet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
-    model: nn.Module = torchvision.models.get_model(name, num_classes=num_classes)
+    model: Any = torchvision.models.get_model(name, num_classes=num_classes)
     if image_size_px <= 64:
         features = model.features
-        features.conv0 = nn.Conv2d(3, features.conv0.out_channels, 3, padding=1, bias=False)  # type: ignore[union-attr]
-        features.pool0 = nn.Identity()  # type: ignore[union-attr]
+        features.conv0 = nn.Conv2d(3, features.conv0.out_channels, 3, padding=1, bias=False)
+        features.pool0 = nn.Identity()
     return model
 
 
 def _vgg(name: str, num_classes: int, image_size_px: int) -> nn.Module:
-    model: nn.Module = torchvision.models.get_model(name, num_classes=num_classes)
+    model: Any = torchvision.models.get_model(name, num_classes=num_classes)
     if image_size_px <= 64:  # five poolings leave one pixel of 32: no 7x7 grid, and one dense layer
         model.avgpool = nn.AdaptiveAvgPool2d(1)
         model.classifier = nn.Linear(512, num_classes)
@@ -110,11 +113,13 @@ def _vgg(name: str, num_classes: int, image_size_px: int) -> nn.Module:
 
 
 def _alexnet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
-    model: nn.Module = torchvision.models.get_model(name, num_classes=num_classes)
+    model: Any = torchvision.models.get_model(name, num_classes=num_classes)
     if image_size_px <= 64:  # 11x11 with stride 4 would leave 7 pixels of 32; 3x3 with stride 1 and two poolings
-        model.features[0] = nn.Conv2d(3, 64, 3, padding=1)  # type: ignore[index]
+        model.features[0] = nn.Conv2d(3, 64, 3, padding=1)
         model.avgpool = nn.AdaptiveAvgPool2d(2)
-        model.classifier = nn.Sequential(nn.Dropout(0.5), nn.Linear(256 * 4, 512), nn.ReLU(), nn.Linear(512, num_classes))
+        model.classifier = nn.Sequential(
+            nn.Dropout(0.5), nn.Linear(256 * 4, 512), nn.ReLU(), nn.Linear(512, num_classes)
+        )
     return model
 
 

@@ -54,7 +54,12 @@ class Recipe:
     fit_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, minimum in (("image_size_px", 8), ("epochs", 1), ("global_batch_size", 1), ("checkpoint_every_steps", 1)):
+        for name, minimum in (
+            ("image_size_px", 8),
+            ("epochs", 1),
+            ("global_batch_size", 1),
+            ("checkpoint_every_steps", 1),
+        ):
             if getattr(self, name) < minimum:
                 raise RecipeError(f"{name}={getattr(self, name)} must be {minimum} or more")
         if self.learning_rate <= 0:
@@ -170,13 +175,18 @@ def make_recipe(name: str, **changes: Any) -> Recipe:
     return replace(recipe, **given) if given else recipe
 
 
-def check_batch(recipe: Recipe, num_workers: int, num_rows: int) -> None:
-    """Raises RecipeError unless every one of `num_workers` gets rows in every step of an epoch of `num_rows`."""
+def check_batch(recipe: Recipe, num_workers: int, num_rows: int | None = None) -> None:
+    """Raises RecipeError unless every one of `num_workers` gets rows in every step of an epoch of `num_rows`.
+
+    num_rows: None while it isn't known; then only divisibility is checked.
+    """
     size = recipe.global_batch_size
     if size % num_workers:
         low = size // num_workers * num_workers
         near = " or ".join(str(n) for n in (low, low + num_workers) if n)
         raise RecipeError(f"global_batch_size={size} is not divisible by {num_workers} workers; use {near}")
+    if num_rows is None:
+        return
     smallest = num_rows // -(-num_rows // size)
     if smallest < num_workers:
         raise RecipeError(

@@ -4,6 +4,7 @@ Credentials, region and endpoint come from the standard AWS variables, a profile
 carry `?endpoint_override=host:port&scheme=http` and never a secret.
 """
 
+import hashlib
 import os
 import posixpath
 import uuid
@@ -87,6 +88,17 @@ def list_directories(uri: str) -> list[str]:
     return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
 
+def fingerprint(uri: str) -> str:
+    """Returns a hash that changes when the file, or a file below the directory, does: names, sizes and times."""
+    filesystem, path = open_filesystem(uri)
+    info = filesystem.get_file_info(path)
+    below = (
+        filesystem.get_file_info(fs.FileSelector(path, recursive=True)) if info.type == fs.FileType.Directory else []
+    )
+    lines = sorted(f"{i.path} {i.size} {i.mtime_ns}" for i in [info, *below] if i.type != fs.FileType.Directory)
+    return hashlib.sha256("\n".join([uri, *lines]).encode()).hexdigest()
+
+
 def read_bytes(uri: str) -> bytes:
     """Returns the whole content of one file."""
     filesystem, path = open_filesystem(uri)
@@ -119,7 +131,7 @@ def write_once(uri: str, data: bytes) -> bool:
     if uri.startswith("s3://"):
         return _put_once(uri, data)
     if not is_local(uri):
-        raise PipelineError(f"{uri}: publishing needs conditional writes, which are known here for paths and s3:// only")
+        raise PipelineError(f"{uri}: publishing needs conditional writes, known here for paths and s3:// only")
     temporary = f"{uri}.{uuid.uuid4().hex[:8]}.tmp"
     write_bytes(temporary, data)
     try:

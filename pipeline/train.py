@@ -25,7 +25,7 @@ from pipeline.augment import dropout_seed
 from pipeline.errors import CheckpointError, RecipeError
 from pipeline.loader import Batch, EvaluateUnits, Resident, TrainUnits, View
 from pipeline.manifest import Manifest
-from pipeline.models import make_model
+from pipeline.models import FastResNet, make_model
 from pipeline.optim import learning_rate_factor, make_optimizers, sample_losses, set_learning_rates
 from pipeline.order import Order
 from pipeline.progress import Progress, silent
@@ -61,6 +61,9 @@ class TrainJob:
 class Normalise(nn.Module):
     """uint8 [N, 3, S, S] -> float32 of the same shape: (x / 255 - mean) / std, on the device."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         mean, std = torch.tensor(recipe.pixel_mean), torch.tensor(recipe.pixel_std)
@@ -93,9 +96,9 @@ def train_loop(config: dict[str, Any]) -> None:
     normalise = Normalise(recipe).to(device)
     batches = Batches(job, data, world_size, rank, device)
     resumed = checkpoint.latest(job.run)
-    if resumed is None and hasattr(net, "fit_whitening"):
+    if resumed is None and isinstance(net, FastResNet):
         net.fit_whitening(normalise(batches.whitening_images().to(device)).cpu())
-    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.to(memory_format=torch.channels_last)
     model = ray.train.torch.prepare_model(net)
     optimizers = make_optimizers(net, recipe.optimizer, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     autocast = make_autocast(recipe, device)
@@ -178,9 +181,7 @@ def _restore(saved: dict[str, Any], net: nn.Module, optimizers: list[torch.optim
     return _State(**saved["state"])
 
 
-def _save(
-    job: TrainJob, state: _State, net: nn.Module, optimizers: list[torch.optim.Optimizer], rank: int
-) -> None:
+def _save(job: TrainJob, state: _State, net: nn.Module, optimizers: list[torch.optim.Optimizer], rank: int) -> None:
     import ray.train
 
     reported = None
@@ -282,7 +283,7 @@ class _Meter:
             torch.distributed.all_reduce(total)
         loss, step = float(total) / self._rows, self._state.step
         if not math.isfinite(loss):
-            raise RecipeError(f"loss is {loss} at step {step}: training diverged; lower learning_rate or warm up longer")
+            raise RecipeError(f"loss is {loss} at step {step}: training diverged; lower learning_rate")
         self.tick()
         line = {
             "step": step,
@@ -419,7 +420,7 @@ def check_job(job: TrainJob) -> Manifest:
 
 
 def claim_run(job: TrainJob, data: Manifest) -> None:
-    """Writes the run's identity at the first start. Raises CheckpointError, with the differences, if it is another's."""
+    """Writes the run's identity at the first start. Raises CheckpointError if it is another's."""
     place, mine = storage.join(job.run, CONFIG_NAME), job.identity(data.digest)
     if storage.write_once(place, json.dumps(mine, indent=1).encode()):
         return

@@ -1,0 +1,71 @@
+"""Trains and evaluates an image classifier on this machine: CIFAR-10, or a data set of yours.
+
+uv run jobs/cifar10.py [--data PATH_OR_URI] [--recipe NAME] [--workers N] [--epochs E] [--seed S] [--run-dir DIR]
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+from jobs import command, training
+from pipeline import storage
+from pipeline.sources import digits
+
+
+@dataclass(frozen=True)
+class DataArgs:
+    """What to train on, and where to."""
+
+    data: Annotated[
+        str | None,
+        command.option("raw images (folder, tar, CIFAR archive) or a data set", "URI", "CIFAR-10, downloaded once"),
+    ] = None
+    run_dir: Annotated[str | None, command.option("the same again continues it", "DIR", "a new one in runs/")] = None
+
+
+@dataclass(frozen=True)
+class Args(training.TrainingArgs, DataArgs):
+    """Without --data: the cached CIFAR-10, else a download, else (offline) scikit-learn's digits."""
+
+
+def main(args: Args) -> None:
+    """The whole path, from raw images to a report."""
+    recipe = args.make_recipe("cifar10")
+    with command.Display() as display:
+        dataset = _dataset(args, display)
+    data = training.describe_dataset(dataset)
+    if args.recipe is None and data.name == digits.NAME:
+        recipe = args.make_recipe("digits")
+
+    import torch
+
+    from pipeline.train import TrainJob
+
+    gpus = torch.cuda.device_count()
+    workers = gpus if args.workers is None else args.workers
+    default_run = f"runs/{recipe.name}-{data.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = storage.absolute(args.run_dir or default_run)
+    job = TrainJob(dataset, run, recipe, args.seed, workers, use_gpu=0 < workers <= gpus, trace_rows=args.trace_rows)
+    command.console.print(f"run {run}")
+    command.quieten_ray()
+    with command.Display() as display:
+        if not workers and recipe.residency == "resident":
+            training.train_and_report(job, display)
+            return
+        with command.ray_session(workers):
+            training.train_and_report(training.with_cluster(job, training.total_cpus()), display)
+
+
+def _dataset(args: Args, display: command.Display) -> str:
+    cache = training.cache_folder()
+    if args.data is not None:
+        return training.ready_dataset(args.data, storage.join(cache, "datasets"), args.layout, args.md5, display)
+    from jobs.download import cifar10_archive
+
+    archive = cifar10_archive(cache, display)
+    source, layout = (archive, "cifar-binary") if archive else ("digits", "digits")
+    return training.ready_dataset(source, storage.join(cache, "datasets"), layout, None, display)
+
+
+if __name__ == "__main__":
+    command.run(main, Args, __doc__ or "")

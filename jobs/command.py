@@ -1,0 +1,225 @@
+"""The edge that all jobs share: arguments, errors, Ray, progress, and the last lines on the screen."""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+# Python's cached bytecode halves Ray's start-up; a setting that forbids it is lifted for this process and its own.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.errors import PipelineError
+
+Args = TypeVar("Args")
+console = Console(highlight=False)
+_LINE_EVERY_SECONDS = 10.0
+
+
+def run(main: Callable[[Args], None], args_type: type[Args], description: str) -> None:
+    """Parses the command line into `args_type` and calls `main`; ends with 2 on a user's error, 130 on Ctrl-C."""
+    arguments = tyro.cli(args_type, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    try:
+        main(arguments)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command with the same run directory goes on from the last checkpoint")
+        sys.exit(130)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def user_message(error: BaseException) -> str | None:
+    """Returns the one line to print if the error is the user's to mend, also when it comes back through Ray."""
+    if isinstance(error, PipelineError):
+        return " ".join(str(error).split())
+    wrapped: list[Any] = list(getattr(error, "worker_failures", {}).values())  # Ray Train's WorkerGroupError
+    wrapped += [getattr(error, name, None) for name in ("cause", "_base_exc", "__cause__")]
+    messages = (user_message(inner) for inner in wrapped if isinstance(inner, BaseException) and inner is not error)
+    return next((message for message in messages if message), None)
+
+
+def option(text: str, value: str, default: str = "") -> Any:
+    """Returns what tyro shows of a flag: its help, a name for its value, and what holds without it."""
+    return tyro.conf.arg(help=text, metavar=value, help_behavior_hint=f"(default: {default})" if default else "")
+
+
+# --- progress ----------------------------------------------------------------------------------------------------
+
+
+class Display:
+    """Shows progress: bars on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[remark]}"),
+            console=console,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._last_line = (time.monotonic(), "")
+
+    def __enter__(self) -> "Display":
+        if console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if console.is_terminal:
+            self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int, remark: str = "") -> None:
+        """A `pipeline.progress.Progress`."""
+        if not console.is_terminal:
+            self._print_line(stage, done, total, remark)
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=None, remark="")
+        self._bars.update(self._tasks[stage], completed=done, total=total or None, remark=remark)
+
+    def _print_line(self, stage: str, done: int, total: int, remark: str) -> None:
+        last, last_stage = self._last_line
+        if stage != last_stage or time.monotonic() - last > _LINE_EVERY_SECONDS or (total and done == total):
+            share = f"{done:,}/{total:,}" if total else ""
+            console.print(f"{stage:<10} {share}  {remark}".rstrip(), soft_wrap=True)
+            self._last_line = (time.monotonic(), stage)
+
+
+class Board:
+    """A Ray actor that keeps the last word of a remote stage, for a display elsewhere to read."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, int, int, str] | None = None
+
+    def post(self, stage: str, done: int, total: int, remark: str) -> None:
+        """Called by the worker."""
+        self._last = (stage, done, total, remark)
+
+    def last(self) -> tuple[str, int, int, str] | None:
+        """Called by the display."""
+        return self._last
+
+
+class RemoteProgress:
+    """A `pipeline.progress.Progress` that a worker can call: it posts to a Board and doesn't wait."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def __call__(self, stage: str, done: int, total: int, remark: str = "") -> None:
+        self._board.post.remote(stage, done, total, remark)
+
+
+@contextmanager
+def remote_progress(display: Display) -> Iterator[RemoteProgress]:
+    """Shows on `display` what remote workers report to the value it yields. Needs Ray."""
+    import ray
+
+    board = ray.remote(Board).options(num_cpus=0).remote()
+    done = threading.Event()
+
+    def follow() -> None:
+        shown = None
+        while not done.wait(0.5):
+            last = ray.get(board.last.remote())
+            if last is not None and last != shown:
+                shown = last
+                display(*last)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield RemoteProgress(board)
+    finally:
+        done.set()
+        thread.join(timeout=5)
+
+
+# --- Ray ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def ray_session(num_workers: int = 0) -> Iterator[None]:
+    """Joins the cluster that RAY_ADDRESS names (as in `ray job submit`), else starts Ray here and ends it after.
+
+    A local Ray announces one CPU more than there are workers, at least, so that reading never starves.
+    """
+    _prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        quieten_ray()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # Its own folder, because a session leaves its logs behind; short, because sockets lie in it.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, num_workers + 1),
+            include_dashboard=num_workers > 0,  # Ray Train's clean-up asks it
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _temp_dir=folder,
+        )
+        quieten_ray()
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepare_environment() -> None:
+    for name, value in (
+        ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),  # this environment is the workers' too: no need to build another
+        ("RAY_USAGE_STATS_ENABLED", "0"),
+        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
+        ("RAY_CHDIR_TO_TRIAL_DIR", "0"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def quieten_ray() -> None:
+    """Leaves Ray's warnings and errors on the screen, not its course of events."""
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+# --- the end -----------------------------------------------------------------------------------------------------
+
+
+def print_table(title: str, rows: list[tuple[str, str]]) -> None:
+    """Prints names and values."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False, title_style="bold")
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)

@@ -1,0 +1,53 @@
+"""Trains and evaluates a ResNet (or another network) on ImageNet-like data, on a Ray cluster.
+
+ray job submit --working-dir . -- python jobs/imagenet_resnet.py --data URI [--recipe NAME] [--workers N]
+    [--storage URI] [--run-name NAME]
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+from jobs import command, training
+from pipeline import storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArgs:
+    """What to train on, and where to."""
+
+    data: Annotated[str, command.option("raw images (ingested into the storage first) or a data set", "URI")]
+    storage: Annotated[
+        str, command.option("runs and data sets; all nodes must reach it", "URI", "~/image-pipeline")
+    ] = "~/image-pipeline"
+    run_name: Annotated[str | None, command.option("the same again continues it", "NAME", "a new one")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(training.TrainingArgs, DataArgs):
+    """On several nodes --storage is s3://bucket/prefix or a shared folder."""
+
+
+def main(args: Args) -> None:
+    """The whole path, on the cluster that RAY_ADDRESS names, else on this machine."""
+    recipe = args.make_recipe("resnet50")
+    root = storage.absolute(args.storage)
+    with command.ray_session(args.workers or 1), command.Display() as display:
+        import ray
+
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        workers = max(1, gpus) if args.workers is None else args.workers
+        dataset = training.ready_dataset(args.data, storage.join(root, "datasets"), args.layout, args.md5, display)
+        training.describe_dataset(dataset)
+        from pipeline.train import TrainJob
+
+        run = storage.join(root, "runs", args.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        job = TrainJob(
+            dataset, run, recipe, args.seed, workers, use_gpu=0 < workers <= gpus, trace_rows=args.trace_rows
+        )
+        command.console.print(f"run {run}")
+        training.train_and_report(training.with_cluster(job, training.total_cpus()), display)
+
+
+if __name__ == "__main__":
+    command.run(main, Args, __doc__ or "")

@@ -1,0 +1,163 @@
+"""What the two training jobs share: a data set ready to train on, a run, a result and a report."""
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from jobs.command import Display, console, option, print_table, ray_session, remote_progress
+from pipeline import storage
+from pipeline.errors import RecipeError, SourceError
+from pipeline.manifest import Manifest, is_dataset
+from pipeline.manifest import load as load_manifest
+from pipeline.models import MODELS
+from pipeline.optim import LossName, OptimizerName, ScheduleName
+from pipeline.progress import Progress
+from pipeline.recipes import RECIPES, Recipe, check_batch, make_recipe
+from pipeline.sources import LAYOUTS, digits
+
+
+def _names(literal: Any) -> str:
+    return ", ".join(get_args(literal))
+
+
+OF_RECIPE = "the recipe's"
+
+
+@dataclass(frozen=True)
+class TrainingArgs:
+    """Flags of every training job."""
+
+    recipe: Annotated[str | None, option(f"one of {', '.join(RECIPES)}", "NAME")] = None
+    workers: Annotated[int | None, option("training processes; 0: in this one", "N", "one a GPU")] = None
+    epochs: Annotated[int | None, option("times each image is seen", "N", OF_RECIPE)] = None
+    seed: Annotated[int, option("of weights, order and augmentation", "N", "0")] = 0
+    global_batch_size: Annotated[int | None, option("images a step, over all workers", "N", OF_RECIPE)] = None
+    learning_rate: Annotated[float | None, option("at its peak", "RATE", OF_RECIPE)] = None
+    model: Annotated[str | None, option(f"one of {', '.join(MODELS)}", "NAME", OF_RECIPE)] = None
+    optimizer: Annotated[str | None, option(f"one of {_names(OptimizerName)}", "NAME", OF_RECIPE)] = None
+    schedule: Annotated[str | None, option(f"one of {_names(ScheduleName)}", "NAME", OF_RECIPE)] = None
+    loss: Annotated[str | None, option(f"one of {_names(LossName)}", "NAME", OF_RECIPE)] = None
+    layout: Annotated[str, option(f"of raw data: auto, {', '.join(LAYOUTS)}", "NAME", "auto")] = "auto"
+    md5: Annotated[str | None, option("expected of a CIFAR archive; any: don't check", "HEX", "the official one")] = (
+        None
+    )
+    trace_rows: Annotated[bool, option("write the keys of every step's images to RUN/rows/", "")] = False
+
+    def make_recipe(self, default: str) -> Recipe:
+        """Returns the recipe with the flags' changes. Raises RecipeError."""
+        names = ("epochs", "global_batch_size", "learning_rate", "model", "optimizer", "schedule", "loss")
+        if self.workers is not None and self.workers < 0:
+            raise RecipeError(f"workers={self.workers} must be 0 (this process) or more")
+        recipe = make_recipe(self.recipe or default, **{name: getattr(self, name) for name in names})
+        check_batch(recipe, max(1, self.workers or 1))
+        return recipe
+
+
+def cache_folder() -> str:
+    """Where downloads and ingested data sets are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(base) / "image-pipeline")
+
+
+def ready_dataset(data: str, parent: str, layout: str, md5: str | None, progress: Progress) -> str:
+    """Returns the URI of a finished data set: `data` itself, or what is ingested from it below `parent`.
+
+    A raw source is ingested once; its size and modification times tell whether it changed.
+    """
+    data = data if layout == "digits" else storage.absolute(data)
+    if layout != "digits":
+        if is_dataset(data):
+            return data
+        if not storage.exists(data):
+            where = f" (relative paths start from {os.getcwd()})" if storage.is_local(data) else ""
+            raise SourceError(f"data={data}: no such file, folder or data set{where}; give an existing path or URI")
+    mark = hashlib.sha256("\n".join([storage.fingerprint(data), layout, md5 or ""]).encode()).hexdigest()[:12]
+    target = storage.join(parent, f"{storage.basename(data).split('.')[0]}-{mark}")
+    if is_dataset(target):
+        return target
+    from pipeline.ingest import ingest
+
+    start = time.perf_counter()
+    with ray_session():
+        done = ingest(data, target, layout=layout, md5=md5, progress=progress)
+    rows = sum(split.rows for split in done.splits.values())
+    console.print(f"ingested {rows:,} images of {done.name} in {time.perf_counter() - start:.1f} s")
+    return target
+
+
+def train_and_report(job: Any, display: Display) -> None:
+    """Runs a `TrainJob` unless it is finished, writes result and report, and prints where they are."""
+    from pipeline import report, result, train
+
+    data = train.check_job(job)
+    train.claim_run(job, data)
+    finished = result.read_result(job.run)
+    if finished is None:
+        _train(job, display)
+        finished = result.build_result(job, data)
+        report.write_report(job.run, job.dataset, data, finished, result.read_predictions(job.run))
+        result.write_result(job.run, finished)
+    else:
+        console.print("this run is finished already; give another run directory or name to train again")
+    _print_result(job.run, data, finished)
+
+
+def _train(job: Any, display: Display) -> None:
+    from pipeline import train
+
+    if job.num_workers:
+        with remote_progress(display) as progress:
+            train.run(train.with_progress(job, progress))
+    else:
+        train.run(train.with_progress(job, display))
+
+
+def _print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
+    val = result["val"]
+    stand_in = " (NOT CIFAR-10: scikit-learn's digits)" if data.name == digits.NAME else ""
+    print_table(
+        f"\n{result['recipe']['name']} on {data.name}{stand_in}",
+        [
+            ("top-1", f"{val['top1']:.4f}  ({val['correct']:,} of {val['rows']:,} validation images)"),
+            ("top-5", f"{val['top5']:.4f}"),
+            ("loss", f"{val['loss']:.4f}"),
+            ("training", f"{result['train_seconds']:.0f} s, {result['epochs']} epochs, {result['steps']:,} steps"),
+            (
+                "speed",
+                f"{result['images_per_second']:,.0f} images/s, {result['data_wait_fraction']:.1%} waiting for data",
+            ),
+            ("data set", data.digest[:16]),
+            ("result", storage.join(run, "result.json")),
+            ("report", storage.join(run, "report.html")),
+        ],
+    )
+
+
+def describe_dataset(uri: str) -> Manifest:
+    """Prints one line about a data set and returns its manifest."""
+    data = load_manifest(uri)
+    rows = ", ".join(f"{split.rows:,} {name}" for name, split in data.splits.items())
+    console.print(f"data set {data.name}: {rows}, {len(data.classes)} classes, digest {data.digest[:16]}")
+    if data.name == digits.NAME:
+        console.print("NOTE: these are scikit-learn's handwritten digits, NOT CIFAR-10", style="bold yellow")
+    return data
+
+
+def with_cluster(job: Any, total_cpus: float) -> Any:
+    """Returns the job with as many CPUs a worker as leave one for reading. Raises ClusterError if none is left."""
+    from pipeline.loader import check_stream_resources
+
+    workers = job.num_workers
+    cpus = 1.0 if not workers else min(1.0, max(0.01, int(100 * (total_cpus - 1) / workers) / 100))
+    check_stream_resources(workers, cpus, total_cpus)
+    return replace(job, cpus_per_worker=cpus)
+
+
+def total_cpus() -> float:
+    """CPUs that the running Ray announces, over all nodes."""
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 0))

@@ -1,0 +1,94 @@
+"""`result.json`: what a run was and what it reached, from what it left behind."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import checkpoint, evaluate, storage
+from pipeline.manifest import Manifest
+from pipeline.train import MODEL_NAME, PREDICTIONS_NAME, TrainJob
+
+RESULT_NAME = "result.json"
+_PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "scikit-learn")
+
+
+def read_predictions(run: str) -> evaluate.Predictions:
+    """Returns the predictions that a finished run left."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(run, PREDICTIONS_NAME))))
+    return evaluate.Predictions(
+        row=table["row"].to_numpy(),
+        label=table["label"].to_numpy(),
+        classes=np.array(table["classes"].to_pylist()),
+        probabilities=np.array(table["probabilities"].to_pylist(), dtype=np.float32),
+        loss=table["loss"].to_numpy(),
+    )
+
+
+def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
+    """Returns the content of `result.json` for a finished run."""
+    model = checkpoint.load(job.run, MODEL_NAME)
+    state = model["state"]
+    train_rows = data.split("train").rows
+    return {
+        "dataset": {
+            "name": data.name,
+            "digest": data.digest,
+            "rows": {name: split.rows for name, split in data.splits.items()},
+            "classes": list(data.classes),
+        },
+        "recipe": asdict(job.recipe),
+        "seed": job.seed,
+        "world_size": model["world_size"],
+        "epochs": state["epochs"],
+        "steps": state["step"],
+        "train_seconds": state["train_seconds"],
+        "images_per_second": state["epochs"] * train_rows / state["train_seconds"],
+        "data_wait_fraction": state["wait_seconds"] / state["train_seconds"],
+        "val": evaluate.metrics(read_predictions(job.run), data.classes),
+        "history": state["history"],
+        "evaluations": state["evaluations"],
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def write_result(run: str, result: dict[str, Any]) -> str:
+    """Writes `result.json`, the last file of a run, and returns its URI."""
+    uri = storage.join(run, RESULT_NAME)
+    storage.write_bytes(uri, json.dumps(result, indent=1).encode() + b"\n")
+    return uri
+
+
+def read_result(run: str) -> dict[str, Any] | None:
+    """Returns the result of a finished run, or None if it isn't finished."""
+    uri = storage.join(run, RESULT_NAME)
+    if not storage.exists(uri):
+        return None
+    result: dict[str, Any] = json.loads(storage.read_bytes(uri))
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def git_commit() -> str:
+    """Returns the commit of the source, with "+changes" if files differ from it, or "unknown" outside a checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
