@@ -110,7 +110,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     """Writes `data` so that a reader sees the old file or the whole new one: rename on disks, one PUT on stores."""
     filesystem, path = open_filesystem(uri)
     if not is_local(uri):
-        with filesystem.open_output_stream(path) as stream:
+        with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -99,7 +99,9 @@ def _spool_if_compressed(uri: str, spool: str, progress: Progress) -> tuple[str,
     out_filesystem, out_path = storage.open_filesystem(tar_uri)
     if storage.is_local(tar_uri):
         out_filesystem.create_dir(storage.open_filesystem(spool)[1])
-    with filesystem.open_input_stream(path) as raw, out_filesystem.open_output_stream(out_path) as out:
+    # compression=None: left to itself, pyarrow would decompress by the file's name.
+    raw_stream = filesystem.open_input_stream(path, compression=None)
+    with raw_stream as raw, out_filesystem.open_output_stream(out_path, compression=None) as out:
         hashing = _Hashing(raw, lambda done: progress("decompress", done, size))
         try:
             with opener(hashing) as plain:

@@ -1,0 +1,106 @@
+"""Small real things that the tests share: image trees, archives, a data set, a Ray cluster."""
+
+import hashlib
+import io
+import os
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import storage
+from pipeline.ingest import build_manifest, plan_shards, shard_bytes
+from pipeline.manifest import MANIFEST_NAME, Manifest
+from pipeline.sources import Index, digits, open_source
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+def shared(name: str) -> str:
+    """Returns the path of a real image archive beside the project; skips the test, saying so, where it is absent."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{path.name} is not beside this checkout (../shared/data)")
+    return str(path)
+
+
+def jpeg(seed: int, height: int = 32, width: int = 32) -> bytes:
+    """Returns a JPEG of coloured noise, smooth enough to survive the encoding."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(out, format="JPEG", quality=90)
+    return out.getvalue()
+
+
+def make_tree(root: Path, per_class: int = 6, splits: tuple[str, ...] = ("train", "val")) -> Path:
+    """Writes SPLIT/CLASS/NAME.jpg for three classes and returns `root`."""
+    for number, split in enumerate(splits):
+        for label, name in enumerate(("ant", "bee", "cow")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for image in range(per_class):
+                (folder / f"{image:03d}.jpg").write_bytes(jpeg(1000 * number + 100 * label + image, 20 + image, 30))
+    return root
+
+
+def make_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
+    """Writes a tar of these files."""
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def tree_files(root: Path) -> dict[str, bytes]:
+    """Returns {relative name: bytes} of a folder."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def ingest_here(index: Index, out: str, seed: int = 0, shard_size: int = 100_000) -> Manifest:
+    """Ingests without Ray, by the functions that the Ray tasks call."""
+    plans, written = plan_shards(index, seed, shard_size), {}
+    for number, plan in enumerate(plans):
+        data = shard_bytes(index.splits[plan.split].take(plan.rows), index.encoding, index.classes, plan.row_group_rows)
+        storage.write_bytes(storage.join(out, plan.path), data)
+        written[number] = (len(data), hashlib.sha256(data).hexdigest())
+    manifest = build_manifest(index, plans, written, seed)
+    assert storage.write_once(storage.join(out, MANIFEST_NAME), manifest.to_json())
+    return manifest
+
+
+@pytest.fixture(scope="session")
+def digits_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of the digits as a finished data set of several shards."""
+    root = tmp_path_factory.mktemp("digits")
+    ingest_here(digits.build_index(str(root / "spool")), str(root / "data"))
+    return str(root / "data")
+
+
+@pytest.fixture(scope="session")
+def tree_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a data set of 3 x 17 train and 3 x 17 val JPEGs of several sizes; 51 divides badly."""
+    root = tmp_path_factory.mktemp("tree")
+    tree = make_tree(root / "raw", per_class=17)
+    ingest_here(open_source(str(tree), spool=str(root / "spool")), str(root / "data"), shard_size=9000)
+    return str(root / "data")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray for the whole session, started as the jobs start it."""
+    from jobs.command import ray_session
+
+    os.environ.pop("RAY_ADDRESS", None)
+    with ray_session(num_workers=3):
+        yield

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.order import Order, cut, num_steps
+
+orders = st.builds(
+    Order,
+    row_group_rows=st.lists(st.integers(1, 40), min_size=1, max_size=12).map(tuple),
+    seed=st.integers(0, 2**64 - 1),
+    global_batch_size=st.integers(1, 70),
+    window_row_groups=st.one_of(st.none(), st.integers(1, 5)),
+)
+
+
+@given(orders, st.integers(0, 5))
+def test_every_row_is_seen_once_per_epoch(order: Order, epoch: int) -> None:
+    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+    rows = np.concatenate([order.rows(step) for step in steps])
+    assert np.array_equal(np.sort(rows), np.arange(order.num_rows))
+
+
+@given(orders, st.integers(1, 7), st.integers(0, 100))
+def test_a_global_batch_is_the_same_for_every_world_size(order: Order, world_size: int, step: int) -> None:
+    parts = [order.rows(step, world_size, rank) for rank in range(world_size)]
+    assert np.array_equal(np.concatenate(parts), order.rows(step))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(orders, st.integers(0, 100))
+def test_batches_differ_by_one_row_and_none_is_too_large(order: Order, step: int) -> None:
+    size = len(order.rows(step))
+    assert size == order.batch_size(step)
+    assert order.num_rows // order.steps_per_epoch <= size <= order.global_batch_size
+
+
+@given(orders)
+def test_epochs_and_seeds_differ_and_repeat_themselves(order: Order) -> None:
+    again = Order(order.row_group_rows, order.seed, order.global_batch_size, order.window_row_groups)
+    assert np.array_equal(order.epoch_rows(3), again.epoch_rows(3))
+    if order.num_rows > 30:
+        assert not np.array_equal(order.epoch_rows(0), order.epoch_rows(1))
+
+
+def test_a_window_mixes_only_its_own_row_groups() -> None:
+    order = Order((10,) * 8, seed=1, global_batch_size=7, window_row_groups=2)
+    for start in range(0, 80, 20):
+        window = order.epoch_rows(0)[start : start + 20]
+        assert len(set(window // 10)) == 2
+        assert not np.array_equal(window, np.sort(window))
+
+
+PINNED_FULL = [0, 1, 7, 2, 6, 10, 4, 8, 5, 3, 9]
+PINNED_WINDOWS = [5, 7, 4, 6, 9, 8, 10, 3, 2, 0, 1]
+
+
+def test_the_order_is_pinned() -> None:
+    """Resuming an old run and reading an old report depend on it; a change needs a new version of the order."""
+    assert Order((4, 4, 3), seed=0, global_batch_size=4).epoch_rows(0).tolist() == PINNED_FULL
+    assert Order((4, 4, 3), 0, 4, window_row_groups=1).epoch_rows(1).tolist() == PINNED_WINDOWS
+
+
+@pytest.mark.parametrize(
+    ("items", "parts", "sizes"),
+    [
+        (10, 3, [3, 3, 4]),
+        (2, 3, [0, 1, 1]),  # fewer items than parts
+        (0, 2, [0, 0]),
+        (6, 1, [6]),
+    ],
+)
+def test_cut(items: int, parts: int, sizes: list[int]) -> None:
+    cuts = [cut(items, parts, part) for part in range(parts)]
+    assert [stop - start for start, stop in cuts] == sizes
+    assert cuts[0][0] == 0
+    assert cuts[-1][1] == items
+
+
+@pytest.mark.parametrize(("rows", "batch", "steps"), [(10, 5, 2), (11, 5, 3), (4, 5, 1)])
+def test_num_steps_rounds_up(rows: int, batch: int, steps: int) -> None:
+    assert num_steps(rows, batch) == steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((), 0, 4), "no row"),
+        (((3,), 0, 0), "global_batch_size=0"),
+        (((3,), 0, 1, 0), "window_row_groups=0"),
+    ],
+)
+def test_impossible_orders_are_refused(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Order(*arguments)  # type: ignore[arg-type]
+
+
+def test_a_rank_outside_the_world_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rank=2 must lie in \[0, 2\)"):
+        Order((3,), 0, 1).rows(0, world_size=2, rank=2)
