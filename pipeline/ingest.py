@@ -26,6 +26,7 @@ from pipeline.order import cut
 from pipeline.progress import Progress, silent
 from pipeline.sources import Index, open_source
 
+CARD_NAME = "README.md"
 SHARD_BYTES = 128 << 20
 SHARD_ROWS = 8192
 ROW_GROUP_BYTES = 8 << 20
@@ -84,6 +85,30 @@ def shard_schema(classes: tuple[str, ...]) -> pa.Schema:
             ("width", pa.int32()),
         ],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
+def dataset_card(manifest: Manifest) -> str:
+    """Returns the data set's README.md, whose header lets `datasets.load_dataset(FOLDER)` decode the images.
+
+    The shards' own metadata says the same, but `datasets` heeds that only for columns stored as it would store
+    them (label int64, image a struct).
+    """
+    files = [{"split": name, "path": f"{name}/*.parquet"} for name in manifest.splits]
+    names = {str(label): name for label, name in enumerate(manifest.classes)}
+    features = [
+        {"name": "key", "dtype": "string"},
+        {"name": "label", "dtype": {"class_label": {"names": names}}},
+        {"name": "image", "dtype": "image"},
+        {"name": "height", "dtype": "int32"},
+        {"name": "width", "dtype": "int32"},
+    ]
+    header = {"configs": [{"config_name": "default", "data_files": files}], "dataset_info": {"features": features}}
+    rows = "\n".join(f"- {name}: {split.rows:,} rows" for name, split in manifest.splits.items())
+    # JSON is YAML, and needs no quoting rules of its own.
+    return (
+        f"---\n{json.dumps(header, indent=1)}\n---\n\n# {manifest.name}\n\n{rows}\n\n"
+        f"{len(manifest.classes)} classes. Digest `{manifest.digest}`, see `{MANIFEST_NAME}`.\n"
     )
 
 
@@ -259,6 +284,7 @@ def ingest(
         manifest = build_manifest(index, plans, written, seed)
     finally:
         storage.delete_tree(spool)
+    storage.write_bytes(storage.join(out, CARD_NAME), dataset_card(manifest).encode())
     if not storage.write_once(storage.join(out, MANIFEST_NAME), manifest.to_json()):
         raise DatasetError(f"{out}: another ingest has published a data set here meanwhile; use that one")
     return manifest
@@ -269,7 +295,9 @@ def _check_target(out: str) -> None:
         raise DatasetError(f"{out}: holds a finished data set already; give another --out, or delete it first")
     if storage.stat(out).type == fs.FileType.File:
         raise DatasetError(f"{out}: is a file; give a folder for --out")
-    strangers = [name for name, _ in storage.list_files(out) if not name.endswith((".parquet", ".tmp"))]
-    strangers = [name for name in strangers if not name.startswith("_spool/")]
+    ours = (".parquet", ".tmp", CARD_NAME)
+    strangers = [
+        name for name, _ in storage.list_files(out) if not name.endswith(ours) and not name.startswith("_spool/")
+    ]
     if strangers:
         raise DatasetError(f"{out}: holds other files ({strangers[0]!r}); give an empty folder for --out")

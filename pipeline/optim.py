@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.errors import RecipeError
+
 LossName = Literal["cross-entropy", "mse"]
 OptimizerName = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "muon"]
 ScheduleName = Literal["constant", "step", "cosine", "one-cycle"]
@@ -97,8 +99,10 @@ def make_optimizers(
     optimizers: list[torch.optim.Optimizer]
     if name == "muon":
         kernels = [parameter for parameter in weights if parameter.ndim == 4]
+        if not kernels:
+            raise RecipeError("optimizer='muon' needs a model with trainable convolutions; use adam or nesterov")
         rest = [
-            {"params": [parameter for parameter in weights if parameter.ndim != 4], "lr": 2.0, "weight_decay": 5e-4},
+            {"params": [parameter for parameter in weights if parameter.ndim != 4], "lr": 2.0, "weight_decay": weight_decay},
             {"params": others, "lr": 0.2},
         ]
         optimizers = [

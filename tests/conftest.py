@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline import storage
-from pipeline.ingest import build_manifest, plan_shards, shard_bytes
+from pipeline.ingest import CARD_NAME, build_manifest, dataset_card, plan_shards, shard_bytes
 from pipeline.manifest import MANIFEST_NAME, Manifest
 from pipeline.sources import Index, digits, open_source
 
@@ -75,6 +75,7 @@ def ingest_here(index: Index, out: str, seed: int = 0, shard_size: int = 100_000
         storage.write_bytes(storage.join(out, plan.path), data)
         written[number] = (len(data), hashlib.sha256(data).hexdigest())
     manifest = build_manifest(index, plans, written, seed)
+    storage.write_bytes(storage.join(out, CARD_NAME), dataset_card(manifest).encode())
     assert storage.write_once(storage.join(out, MANIFEST_NAME), manifest.to_json())
     return manifest
 

@@ -1,0 +1,145 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from pipeline.augment import Augment, augment_batch, augment_image, crop_box, dropout_seed, evaluation_view
+from pipeline.draws import Stream, uniform
+from pipeline.errors import RecipeError
+
+SPECS = {
+    "crop": Augment(crop_padding_px=4),
+    "flip": Augment(flip_probability=0.5),
+    "crop and flip": Augment(crop_padding_px=2, flip_probability=0.5),
+    "rotation": Augment(rotation_degrees=30),
+    "salt and pepper": Augment(salt_and_pepper=0.1),
+    "jitter": Augment(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+    "erasing": Augment(erase_probability=0.5),
+    "resized crop": Augment(resized_crop_area=(0.3, 1.0)),
+    "all": Augment((0.3, 1.0), (3 / 4, 4 / 3), 2, 0.5, 15, 0.05, 0.2, 0.2, 0.2, 0.05, 0.5),
+}
+KEYS = np.arange(100, 164, dtype=np.uint64)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    small = torch.randint(0, 256, (64, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return F.resize(small, [32, 32]).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_a_sample_does_not_depend_on_its_company(images: Tensor, spec: Augment) -> None:
+    together = augment_batch(images, spec, 1, 2, KEYS)
+    assert together.shape == images.shape
+    assert together.dtype == torch.uint8
+    for rows in (slice(0, 1), slice(7, 20), slice(63, 64)):
+        assert torch.equal(augment_batch(images[rows], spec, 1, 2, KEYS[rows]), together[rows])
+    assert torch.equal(augment_image(images[5], spec, 32, 1, 2, KEYS[5:6]), together[5])
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+@pytest.mark.parametrize(("seed", "epoch"), [(1, 3), (2, 2)])
+def test_another_seed_or_epoch_gives_another_view(images: Tensor, spec: Augment, seed: int, epoch: int) -> None:
+    assert not torch.equal(augment_batch(images, spec, 1, 2, KEYS), augment_batch(images, spec, seed, epoch, KEYS))
+
+
+def test_the_default_does_nothing(images: Tensor) -> None:
+    assert torch.equal(augment_batch(images, Augment(), 0, 0, KEYS), images)
+
+
+def test_switching_one_operation_on_leaves_the_draws_of_the_others(images: Tensor) -> None:
+    flipped = augment_batch(images, SPECS["flip"], 1, 2, KEYS)
+    both = augment_batch(images, Augment(flip_probability=0.5, salt_and_pepper=0.02), 1, 2, KEYS)
+    assert ((flipped == both).float().mean() > 0.95).item()
+
+
+def test_crop_and_flip_are_torchvisions(images: Tensor) -> None:
+    spec = SPECS["crop and flip"]
+    shift = (uniform(1, 2, Stream.CROP, KEYS, 2) * 5).astype(int)
+    flips = uniform(1, 2, Stream.FLIP, KEYS)[:, 0] < 0.5
+    padded = F.pad(images, [2, 2, 2, 2], padding_mode="reflect")
+    for index, (image, (top, left), flip) in enumerate(zip(padded, shift, flips, strict=True)):
+        expected = F.crop(image, top, left, 32, 32)
+        expected = F.horizontal_flip(expected) if flip else expected
+        assert torch.equal(augment_batch(images, spec, 1, 2, KEYS)[index], expected)
+    assert 20 < flips.sum() < 44
+
+
+def test_rotation_is_torchvisions_and_within_its_range(images: Tensor) -> None:
+    angles = (2 * uniform(1, 2, Stream.ROTATION, KEYS)[:, 0] - 1) * 30
+    assert np.abs(angles).max() > 25
+    expected = F.rotate(images[3], float(angles[3]), interpolation=v2.InterpolationMode.BILINEAR)
+    assert torch.equal(augment_batch(images, SPECS["rotation"], 1, 2, KEYS)[3], expected)
+
+
+def test_salt_and_pepper_sets_the_stated_share_of_pixels(images: Tensor) -> None:
+    grey = torch.full_like(images, 99)
+    noisy = augment_batch(grey, Augment(salt_and_pepper=0.1), 0, 0, KEYS)
+    assert set(noisy.unique().tolist()) == {0, 99, 255}
+    for value in (0, 255):  # 65,536 pixels: a standard deviation of 0.0009
+        assert abs((noisy == value).float().mean().item() - 0.05) < 0.004
+    assert torch.equal(noisy[:, 0], noisy[:, 2])  # a pixel, not a channel
+
+
+def test_erasing_hits_its_share_of_images_and_area(images: Tensor) -> None:
+    white = torch.full((2000, 3, 32, 32), 255, dtype=torch.uint8)
+    erased = (augment_batch(white, Augment(erase_probability=0.5), 0, 0, np.arange(2000, dtype=np.uint64)) == 127)[:, 0]
+    area = erased.float().mean(dim=(1, 2))
+    assert abs((area > 0).float().mean().item() - 0.5) < 0.04
+    assert area[area > 0].min() > 0.01
+    assert area.max() < 0.4
+
+
+def test_resized_crops_are_distributed_as_torchvisions() -> None:
+    """Kolmogorov-Smirnov on area, ratio and place of 4,000 boxes of a 375x500 image."""
+    from scipy.stats import ks_2samp
+
+    spec = Augment(resized_crop_area=(0.08, 1.0))
+    draws = uniform(0, 0, Stream.RESIZED_CROP, np.arange(4000, dtype=np.uint64), 40)
+    ours = np.array([crop_box(375, 500, spec, row) for row in draws])
+    torch.manual_seed(0)
+    reference = v2.RandomResizedCrop(224, scale=(0.08, 1.0))
+    image = torch.zeros(3, 375, 500)
+    boxes = [reference.make_params([image]) for _ in range(4000)]
+    theirs = np.array([[box[name] for name in ("top", "left", "height", "width")] for box in boxes])
+    assert (ours[:, :2] + ours[:, 2:] <= (375, 500)).all()
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 0.005
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 400), (400, 20), (1, 1)])
+def test_extreme_shapes_get_a_crop(height: int, width: int) -> None:
+    draws = np.full(40, 0.999)
+    top, left, h, w = crop_box(height, width, Augment(resized_crop_area=(0.9, 1.0)), draws)
+    assert 0 <= top <= height - h
+    assert 0 <= left <= width - w
+    assert h > 0
+    assert w > 0
+
+
+def test_the_evaluation_view_is_torchvisions() -> None:
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    reference = v2.Compose([v2.Resize(72), v2.CenterCrop(64)])
+    assert torch.equal(evaluation_view(image, 64, 72), reference(image))
+    square = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    assert evaluation_view(square, 32, 32) is square
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("flip_probability", 1.5), ("salt_and_pepper", -0.1), ("hue", 0.6), ("crop_padding_px", -1),
+     ("resized_crop_area", (0.5, 0.2)), ("rotation_degrees", -3.0)],
+)  # fmt: skip
+def test_impossible_values_are_refused(field: str, value: object) -> None:
+    with pytest.raises(RecipeError, match=f"augment.{field}|{field}"):
+        dataclasses.replace(Augment(), **{field: value})
+
+
+def test_dropout_seeds_differ_by_step_and_rank() -> None:
+    seeds = {dropout_seed(0, step, rank) for step in range(50) for rank in range(4)}
+    assert len(seeds) == 200
