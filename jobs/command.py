@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 # Python's cached bytecode halves Ray's start-up; a setting that forbids it is lifted for this process and its own.
@@ -98,11 +99,14 @@ class Display:
         self._bars.update(self._tasks[stage], completed=done, total=total or None, remark=remark)
 
     def _print_line(self, stage: str, done: int, total: int, remark: str) -> None:
-        last, last_stage = self._last_line
-        if stage != last_stage or time.monotonic() - last > _LINE_EVERY_SECONDS or (total and done == total):
-            share = f"{done:,}/{total:,}" if total else ""
-            console.print(f"{stage:<10} {share}  {remark}".rstrip(), soft_wrap=True)
-            self._last_line = (time.monotonic(), stage)
+        share = f"{done:,}/{total:,}" if total else ""
+        line = f"{stage:<10} {share}  {remark}".rstrip()
+        last, last_line = self._last_line
+        new_stage = last_line.split(" ")[0] != stage
+        ended = total and done == total
+        if line != last_line and (new_stage or ended or time.monotonic() - last > _LINE_EVERY_SECONDS):
+            console.print(line, soft_wrap=True)
+            self._last_line = (time.monotonic(), line)
 
 
 class Board:
@@ -178,8 +182,9 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    # Its own folder, because a session leaves its logs behind; short, because sockets lie in it.
-    folder = tempfile.mkdtemp(prefix="ray-")
+    # Its own folder, because a session leaves its logs behind; in /tmp, because the path of a socket is at most
+    # 107 bytes long and temporary folders have long names on some machines.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     try:
         ray.init(
             address="local",
@@ -190,6 +195,8 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
             _temp_dir=folder,
         )
         quieten_ray()
+        if (token := Path.home() / ".ray" / "auth_token").exists():
+            token.chmod(0o600)  # Ray writes it for all to read
         yield
     finally:
         ray.shutdown()
@@ -204,12 +211,16 @@ def _prepare_environment() -> None:
         ("RAY_CHDIR_TO_TRIAL_DIR", "0"),
     ):
         os.environ.setdefault(name, value)
+    # A local Ray is protected by a token, which is as it should be; it needn't warn of that.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
 def quieten_ray() -> None:
     """Leaves Ray's warnings and errors on the screen, not its course of events."""
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+
+    for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that its bars are off: ours are on
 
 
 # --- the end -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from typing import Annotated
 
 from jobs import command
 from pipeline import storage
-from pipeline.ingest import ingest
+from pipeline.ingest import ingest, planned
+from pipeline.manifest import Manifest
+from pipeline.progress import Progress
 from pipeline.sources import LAYOUTS
 
 
@@ -32,8 +34,8 @@ def main(args: Args) -> None:
     source = args.source if layout == "digits" else storage.absolute(args.source)
     out = storage.absolute(args.out)
     start = time.perf_counter()
-    with command.ray_session(), command.Display() as display:
-        data = ingest(source, out, layout=layout, md5=args.md5, seed=args.seed, progress=display)
+    with command.Display() as display:
+        data = ingest_source(source, out, layout, args.md5, args.seed, display)
     seconds = time.perf_counter() - start
     rows = sum(split.rows for split in data.splits.values())
     shards = [shard for split in data.splits.values() for shard in split.shards]
@@ -48,6 +50,15 @@ def main(args: Args) -> None:
             ("manifest", storage.join(out, "manifest.json")),
         ],
     )
+
+
+def ingest_source(source: str, out: str, layout: str, md5: str | None, seed: int, progress: Progress) -> Manifest:
+    """Ingests `source` into `out` (absolute URIs); Ray is started only when the source has been looked at."""
+    with planned(source, out, layout=layout, md5=md5, seed=seed, progress=progress) as plan:
+        if plan.index.num_ignored:
+            command.console.print(f"left out: {plan.index.num_ignored:,} files that aren't images by their names")
+        with command.ray_session():
+            return ingest(plan, progress)
 
 
 if __name__ == "__main__":

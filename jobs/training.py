@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from jobs.command import Display, console, option, print_table, ray_session, remote_progress
+from jobs.command import Display, console, option, print_table, remote_progress
+from jobs.ingest import ingest_source
 from pipeline import storage
 from pipeline.errors import RecipeError, SourceError
 from pipeline.manifest import Manifest, is_dataset
 from pipeline.manifest import load as load_manifest
-from pipeline.models import MODELS
-from pipeline.optim import LossName, OptimizerName, ScheduleName
 from pipeline.progress import Progress
-from pipeline.recipes import RECIPES, Recipe, check_batch, make_recipe
+from pipeline.recipes import MODELS, RECIPES, LossName, OptimizerName, Recipe, ScheduleName, check_batch, make_recipe
 from pipeline.sources import LAYOUTS, digits
 
 
@@ -78,11 +77,8 @@ def ready_dataset(data: str, parent: str, layout: str, md5: str | None, progress
     target = storage.join(parent, f"{storage.basename(data).split('.')[0]}-{mark}")
     if is_dataset(target):
         return target
-    from pipeline.ingest import ingest
-
     start = time.perf_counter()
-    with ray_session():
-        done = ingest(data, target, layout=layout, md5=md5, progress=progress)
+    done = ingest_source(data, target, layout, md5, 0, progress)
     rows = sum(split.rows for split in done.splits.values())
     console.print(f"ingested {rows:,} images of {done.name} in {time.perf_counter() - start:.1f} s")
     return target

@@ -6,7 +6,7 @@ that need no resizing they agree to the bit (tests/test_augment.py).
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,63 +16,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.draws import Keys, Stream, bits, uniform
-from pipeline.errors import RecipeError
+from pipeline.recipes import Augment
 
 Draws = npt.NDArray[np.float64]
 
 _ANTIALIASED = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
-
-
-@dataclass(frozen=True)
-class Augment:
-    """What is done to a training image. The default does nothing.
-
-    resized_crop_area: smallest and largest share of the area of a random resized crop; None for none.
-    resized_crop_ratio: smallest and largest aspect ratio of that crop (Inception's 3/4 and 4/3).
-    crop_padding_px: reflect-pad by this and crop back to the size at random.
-    flip_probability: of a horizontal flip.
-    rotation_degrees: the angle is uniform in [-x, x]; corners are filled with black.
-    salt_and_pepper: expected share of pixels set to white or black, half each.
-    brightness, contrast, saturation: factor uniform in [1-x, 1+x], as torchvision's ColorJitter; hue: shift in
-    [-x, x], x <= 0.5.
-    erase_probability: of erasing a rectangle of 2 to 33 % of the area (Zhong et al., arXiv 1708.04896), to grey.
-    """
-
-    resized_crop_area: tuple[float, float] | None = None
-    resized_crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    crop_padding_px: int = 0
-    flip_probability: float = 0.0
-    rotation_degrees: float = 0.0
-    salt_and_pepper: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    erase_probability: float = 0.0
-
-    def __post_init__(self) -> None:
-        for field in (
-            "flip_probability",
-            "salt_and_pepper",
-            "brightness",
-            "contrast",
-            "saturation",
-            "erase_probability",
-        ):
-            if not 0 <= getattr(self, field) <= 1:
-                raise RecipeError(f"augment.{field}={getattr(self, field)} must lie in [0, 1]")
-        if not 0 <= self.hue <= 0.5:
-            raise RecipeError(f"augment.hue={self.hue} must lie in [0, 0.5]")
-        if self.crop_padding_px < 0 or self.rotation_degrees < 0:
-            raise RecipeError("augment.crop_padding_px and augment.rotation_degrees must not be negative")
-        area = self.resized_crop_area
-        if area is not None and not 0 < area[0] <= area[1] <= 1:
-            raise RecipeError(f"augment.resized_crop_area={area} must be two rising numbers in (0, 1]")
-
-    @property
-    def jitters(self) -> bool:
-        """Whether any colour changes."""
-        return bool(self.brightness or self.contrast or self.saturation or self.hue)
 
 
 def crop_box(height: int, width: int, spec: Augment, draws: Draws) -> tuple[int, int, int, int]:

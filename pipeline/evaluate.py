@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import ExactnessError
 from pipeline.loader import Batch
-from pipeline.optim import LossName, sample_losses
+from pipeline.optim import sample_losses
+from pipeline.recipes import LossName
 
 TOP = 5
 # Rows computed together: never dependent on the number of workers.

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,7 +263,18 @@ def build_manifest(index: Index, plans: list[ShardPlan], written: dict[int, tupl
     return Manifest(index.name, index.classes, seed, splits, digest=manifest.computed_digest())
 
 
-def ingest(
+@dataclass(frozen=True)
+class IngestPlan:
+    """What is to be written where: the index of the source, and its shards below the target URI."""
+
+    index: Index
+    shards: list[ShardPlan]
+    out: str
+    seed: int
+
+
+@contextmanager
+def planned(
     source: str,
     out: str,
     *,
@@ -270,23 +282,31 @@ def ingest(
     md5: str | None = None,
     seed: int = 0,
     progress: Progress = silent,
-) -> Manifest:
-    """Ingests the raw images at `source` into a data set at `out` (absolute URIs) and returns its manifest.
+) -> Iterator[IngestPlan]:
+    """Looks at the raw images at `source` and yields what is to be written to `out` (absolute URIs). Needs no Ray.
 
-    Needs a running Ray. Raises SourceError for bad input and DatasetError if `out` holds a data set or other files.
+    What had to be unpacked lies in a spool folder below `out`, which is removed on leaving. Raises SourceError
+    for bad input and DatasetError if `out` holds a data set or other files.
     """
     _check_target(out)
     spool = storage.join(out, "_spool")
     try:
         index = open_source(source, spool=spool, layout=layout, md5=md5, progress=progress)
-        plans = plan_shards(index, seed)
-        written = write_shards(index, plans, out, progress)
-        manifest = build_manifest(index, plans, written, seed)
+        yield IngestPlan(index, plan_shards(index, seed), out, seed)
     finally:
         storage.delete_tree(spool)
-    storage.write_bytes(storage.join(out, CARD_NAME), dataset_card(manifest).encode())
-    if not storage.write_once(storage.join(out, MANIFEST_NAME), manifest.to_json()):
-        raise DatasetError(f"{out}: another ingest has published a data set here meanwhile; use that one")
+
+
+def ingest(plan: IngestPlan, progress: Progress = silent) -> Manifest:
+    """Writes what is planned and returns the manifest, which is published last. Needs a running Ray.
+
+    Raises SourceError for an image that can't be read, DatasetError if another ingest was faster.
+    """
+    written = write_shards(plan.index, plan.shards, plan.out, progress)
+    manifest = build_manifest(plan.index, plan.shards, written, plan.seed)
+    storage.write_bytes(storage.join(plan.out, CARD_NAME), dataset_card(manifest).encode())
+    if not storage.write_once(storage.join(plan.out, MANIFEST_NAME), manifest.to_json()):
+        raise DatasetError(f"{plan.out}: another ingest has published a data set here meanwhile; use that one")
     return manifest
 
 

@@ -6,6 +6,7 @@ A stream spans all epochs: it has one start, at the step to resume from, and no 
 """
 
 import io
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,15 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_dtype
 
 from pipeline import storage
-from pipeline.augment import Augment, augment_batch, augment_image, evaluation_view
+from pipeline.augment import augment_batch, augment_image, evaluation_view
 from pipeline.draws import Keys, key_hash
 from pipeline.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.manifest import Manifest, Split, shard_starts
 from pipeline.order import Order, Rows
+from pipeline.recipes import Augment
 
 _STREAM_TASKS_AHEAD = 2
+
+# Ray's blocks are read-only shared memory; nothing writes into a batch, so no copy is made to please torch.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 @dataclass(frozen=True)
@@ -114,9 +120,10 @@ def decode(data: bytes, key: str) -> Tensor:
     from torchvision.io import ImageReadMode, decode_image
 
     try:
-        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError:
-        return _decode_by_pil(data, key)  # CMYK and other kinds that torchvision refuses
+        return _decode_by_pil(data, key)  # kinds that torchvision refuses
+    return image if image.dtype == torch.uint8 else to_dtype(image, torch.uint8, scale=True)  # 16-bit PNG
 
 
 def _decode_by_pil(data: bytes, key: str) -> Tensor:

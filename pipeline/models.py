@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import RecipeError
+from pipeline.recipes import MODELS, check_choice
 
 
 class SeedCnn(nn.Module):
@@ -123,8 +123,7 @@ def _alexnet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
     return model
 
 
-_Maker = Callable[[str, int, int], nn.Module]
-MODELS: dict[str, _Maker] = {
+_MAKERS: dict[str, Callable[[str, int, int], nn.Module]] = {
     "fast-resnet": lambda _, num_classes, __: FastResNet(num_classes),
     "seed-cnn": lambda _, num_classes, image_size_px: SeedCnn(num_classes, image_size_px),
     "alexnet": _alexnet,
@@ -136,9 +135,8 @@ MODELS: dict[str, _Maker] = {
 
 def make_model(name: str, num_classes: int, image_size_px: int) -> nn.Module:
     """Returns an untrained network for float images [N, 3, S, S]. Raises RecipeError for an unknown name."""
-    if name not in MODELS:
-        raise RecipeError(f"model={name!r} is unknown; use one of {', '.join(MODELS)}")
-    return MODELS[name](name, num_classes, image_size_px)
+    check_choice("model", name, MODELS)
+    return _MAKERS[name](name, num_classes, image_size_px)
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -2,17 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import RecipeError
-
-LossName = Literal["cross-entropy", "mse"]
-OptimizerName = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "muon"]
-ScheduleName = Literal["constant", "step", "cosine", "one-cycle"]
+from pipeline.recipes import LossName, OptimizerName, ScheduleName
 
 
 def sample_losses(name: LossName, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -102,7 +98,11 @@ def make_optimizers(
         if not kernels:
             raise RecipeError("optimizer='muon' needs a model with trainable convolutions; use adam or nesterov")
         rest = [
-            {"params": [parameter for parameter in weights if parameter.ndim != 4], "lr": 2.0, "weight_decay": weight_decay},
+            {
+                "params": [parameter for parameter in weights if parameter.ndim != 4],
+                "lr": 2.0,
+                "weight_decay": weight_decay,
+            },
             {"params": others, "lr": 0.2},
         ]
         optimizers = [

@@ -1,4 +1,4 @@
-"""Recipes: every choice of a training run in one typed value, checked when it is made."""
+"""Recipes: every choice of a training run in one typed value, checked when it is made. Loads without torch."""
 
 import difflib
 import typing
@@ -6,16 +6,68 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from pipeline.augment import Augment
 from pipeline.errors import RecipeError
-from pipeline.models import MODELS
-from pipeline.optim import LossName, OptimizerName, ScheduleName
 
+LossName = Literal["cross-entropy", "mse"]
+OptimizerName = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "muon"]
+ScheduleName = Literal["constant", "step", "cosine", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Residency = Literal["resident", "stream"]
 
+# The networks that pipeline/models.py makes. Named here, so that a typing error is found before torch is loaded.
+MODELS = (
+    "fast-resnet", "seed-cnn", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "densenet121", "densenet169", "densenet201", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn", "vgg11", "vgg16",
+)  # fmt: skip
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to a training image. The default does nothing.
+
+    resized_crop_area: smallest and largest share of the area of a random resized crop; None for none.
+    resized_crop_ratio: smallest and largest aspect ratio of that crop (Inception's 3/4 and 4/3).
+    crop_padding_px: reflect-pad by this and crop back to the size at random.
+    flip_probability: of a horizontal flip.
+    rotation_degrees: the angle is uniform in [-x, x]; corners are filled with black.
+    salt_and_pepper: expected share of pixels set to white or black, half each.
+    brightness, contrast, saturation: factor uniform in [1-x, 1+x], as torchvision's ColorJitter; hue: shift in
+    [-x, x], x <= 0.5.
+    erase_probability: of erasing a rectangle of 2 to 33 % of the area (Zhong et al., arXiv 1708.04896), to grey.
+    """
+
+    resized_crop_area: tuple[float, float] | None = None
+    resized_crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_padding_px: int = 0
+    flip_probability: float = 0.0
+    rotation_degrees: float = 0.0
+    salt_and_pepper: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    erase_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = ("flip_probability", "salt_and_pepper", "brightness", "contrast", "saturation", "erase_probability")
+        for name in shares:
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"augment.{name}={getattr(self, name)} must lie in [0, 1]")
+        if not 0 <= self.hue <= 0.5:
+            raise RecipeError(f"augment.hue={self.hue} must lie in [0, 0.5]")
+        if self.crop_padding_px < 0 or self.rotation_degrees < 0:
+            raise RecipeError("augment.crop_padding_px and augment.rotation_degrees must not be negative")
+        area = self.resized_crop_area
+        if area is not None and not 0 < area[0] <= area[1] <= 1:
+            raise RecipeError(f"augment.resized_crop_area={area} must be two rising numbers in (0, 1]")
+
+    @property
+    def jitters(self) -> bool:
+        """Whether any colour changes."""
+        return bool(self.brightness or self.contrast or self.saturation or self.hue)
 
 
 @dataclass(frozen=True)
@@ -71,7 +123,7 @@ class Recipe:
         hints = typing.get_type_hints(type(self))
         for name in ("optimizer", "schedule", "loss", "precision", "residency"):
             check_choice(name, getattr(self, name), get_args(hints[name]))
-        check_choice("model", self.model, tuple(MODELS))
+        check_choice("model", self.model, MODELS)
         if not self.evaluate_resize_px:
             object.__setattr__(self, "evaluate_resize_px", self.image_size_px)
 
@@ -92,8 +144,8 @@ def cifar10() -> Recipe:
     """
     return Recipe(
         name="cifar10", model="fast-resnet", image_size_px=32, epochs=16, fit_seconds=260, global_batch_size=512,
-        optimizer="muon", learning_rate=0.24, momentum=0.6, weight_decay=5e-4, schedule="one-cycle", label_smoothing=0.1,
-        augment=Augment(crop_padding_px=2, flip_probability=0.5), residency="resident",
+        optimizer="muon", learning_rate=0.24, momentum=0.6, weight_decay=5e-4, schedule="one-cycle",
+        label_smoothing=0.1, augment=Augment(crop_padding_px=2, flip_probability=0.5), residency="resident",
         shuffle_window_row_groups=None, pixel_mean=CIFAR_MEAN, pixel_std=CIFAR_STD, checkpoint_every_steps=50,
     )  # fmt: skip
 

@@ -7,9 +7,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.augment import Augment, augment_batch, augment_image, crop_box, dropout_seed, evaluation_view
+from pipeline.augment import augment_batch, augment_image, crop_box, dropout_seed, evaluation_view
 from pipeline.draws import Stream, uniform
 from pipeline.errors import RecipeError
+from pipeline.recipes import Augment
 
 SPECS = {
     "crop": Augment(crop_padding_px=4),

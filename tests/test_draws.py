@@ -62,6 +62,4 @@ def test_uniform_is_uniform() -> None:
 
 
 def test_permutation_holds_every_position_once() -> None:
-    assert np.array_equal(
-        np.sort(permutation(0, 0, Stream.ROW, np.arange(999, dtype=np.uint64))), np.arange(999)
-    )
+    assert np.array_equal(np.sort(permutation(0, 0, Stream.ROW, np.arange(999, dtype=np.uint64))), np.arange(999))

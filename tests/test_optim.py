@@ -7,13 +7,13 @@ from torch import nn
 
 from pipeline.optim import (
     Muon,
-    OptimizerName,
     learning_rate_factor,
     make_optimizers,
     orthogonalised,
     sample_losses,
     set_learning_rates,
 )
+from pipeline.recipes import OptimizerName
 
 
 def test_cross_entropy_by_hand() -> None:

@@ -93,7 +93,7 @@ def test_num_steps_rounds_up(rows: int, batch: int, steps: int) -> None:
 )
 def test_impossible_orders_are_refused(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Order(*arguments)  # type: ignore[arg-type]
+        Order(*arguments)
 
 
 def test_a_rank_outside_the_world_is_refused() -> None:

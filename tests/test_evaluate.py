@@ -1,0 +1,136 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
+from torch import nn
+
+from pipeline import checkpoint, evaluate, loader, manifest
+from pipeline.errors import CheckpointError, ExactnessError
+from pipeline.evaluate import Predictions
+from pipeline.loader import Batch, EvaluateUnits, View
+from pipeline.models import FastResNet
+from pipeline.recipes import make_recipe
+from pipeline.train import Normalise
+
+CLASSES = tuple("abcdefg")
+
+
+def random_predictions(num_rows: int = 500) -> tuple[Predictions, np.ndarray]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(num_rows, 7, generator=generator)
+    labels = torch.randint(0, 7, (num_rows,), generator=generator)
+    batch = Batch(0, np.arange(num_rows), logits[:, :, None, None], labels)
+    return evaluate.predict(nn.Flatten(), [batch], nn.Identity(), 7), logits.softmax(1).numpy()
+
+
+def test_metrics_are_scikit_learns() -> None:
+    predictions, probabilities = random_predictions()
+    ours, labels = evaluate.metrics(predictions, CLASSES), predictions.label
+    best = probabilities.argmax(1)
+    assert ours["top1"] == accuracy_score(labels, best)
+    assert ours["correct"] == accuracy_score(labels, best, normalize=False)
+    assert ours["top5"] == top_k_accuracy_score(labels, probabilities, k=5)
+    assert ours["loss"] == pytest.approx(log_loss(labels, probabilities.astype(np.float64)), rel=1e-6)
+    assert np.array_equal(ours["confusion_matrix"], confusion_matrix(labels, best))
+    recalls = [value["recall"] for value in ours["per_class"].values()]
+    assert recalls == pytest.approx(recall_score(labels, best, average=None))
+    assert sum(value["rows"] for value in ours["per_class"].values()) == 500
+
+
+def part(rows: list[int]) -> Predictions:
+    none = np.zeros((len(rows), 2))
+    labels = np.zeros(len(rows), np.int64)
+    return Predictions(np.array(rows, np.int64), labels, none.astype(np.int64), none.astype(np.float32), none[:, 0])
+
+
+def test_parts_are_merged_in_row_order() -> None:
+    assert evaluate.merge([part([2, 0]), part([]), part([1])], 3).row.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 1], [1, 2]], r"more than once \[1\]"),
+        ([[0], [2]], r"missing \[1\]"),
+        ([[0, 1, 2], [7]], r"foreign \[4\]"),
+    ],
+)
+def test_a_doubled_missing_or_foreign_row_stops_the_evaluation(rows: list[list[int]], message: str) -> None:
+    with pytest.raises(ExactnessError, match=message):
+        evaluate.merge([part(some) for some in rows], 3)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_totals_are_the_same_to_the_last_bit_for_any_number_of_workers(digits_dataset: str, world_size: int) -> None:
+    split = manifest.load(digits_dataset).split("val")
+    view = View(32, 32)
+    data = loader.load_resident(digits_dataset, split, view)
+    torch.manual_seed(0)
+    model, normalise = FastResNet(10).to(memory_format=torch.channels_last), Normalise(make_recipe("digits"))
+
+    def totals(num_workers: int) -> dict[str, object]:
+        parts = []
+        for rank in range(num_workers):
+            units = EvaluateUnits(split.rows, 50, num_workers, rank)
+            parts.append(evaluate.predict(model, loader.resident_batches(data, units, view), normalise, 10))
+        return evaluate.metrics(evaluate.merge(parts, split.rows), tuple("0123456789"))
+
+    assert totals(world_size) == totals(1)
+
+
+def test_normalising_is_the_textbooks() -> None:
+    recipe = make_recipe("cifar10")
+    images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.pixel_mean, recipe.pixel_std))
+    out = Normalise(recipe)(images)
+    assert torch.allclose(out, (images / 255 - mean) / std, atol=1e-5)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = {"weights": torch.randn(3), "step": 7, "history": [{"loss": 0.5}]}
+    loaded = checkpoint.load(checkpoint.save(str(tmp_path), 7, state))
+    assert torch.equal(loaded["weights"], state["weights"])
+    assert loaded["history"] == [{"loss": 0.5}]
+
+
+def test_the_newest_whole_checkpoint_is_the_latest_and_old_ones_go(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    assert checkpoint.latest(run) is None
+    for step in (100, 9, 20):
+        checkpoint.save(run, step, {"step": step})
+    (tmp_path / checkpoint.name(200)).mkdir()  # begun, never written
+    assert checkpoint.all_steps(run) == [9, 20, 100]
+    checkpoint.prune(run)
+    assert checkpoint.all_steps(run) == [20, 100]
+    latest = checkpoint.latest(run)
+    assert latest is not None
+    assert checkpoint.load(latest)["step"] == 100
+
+
+class Hostile:
+    """Writes a file when unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (Path("hacked"),)
+
+
+def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(str(tmp_path), 1, {"bait": Hostile()})
+    with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
+        checkpoint.load(str(tmp_path / checkpoint.name(1)))
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / checkpoint.name(1)
+    checkpoint.save(str(tmp_path), 1, {"weights": torch.randn(1000)})
+    (place / "state.pt").write_bytes((place / "state.pt").read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(str(place))

@@ -1,0 +1,152 @@
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import loader, manifest
+from pipeline.errors import ClusterError, DatasetError, ExactnessError
+from pipeline.loader import EvaluateUnits, TrainUnits, View
+from pipeline.order import Order
+from pipeline.recipes import Augment
+from tests.conftest import jpeg
+
+
+def whole_split(uri: str, name: str) -> dict[str, list[Any]]:
+    shards = manifest.load(uri).split(name).shards
+    parts = [pq.read_table(f"{uri}/{shard.path}").to_pydict() for shard in shards]
+    return {column: [value for part in parts for value in part[column]] for column in parts[0]}
+
+
+def test_rows_come_in_the_order_asked_for(tree_dataset: str) -> None:
+    split, whole = manifest.load(tree_dataset).split("train"), whole_split(tree_dataset, "train")
+    rows = np.random.default_rng(0).permutation(split.rows)[:40]
+    table = loader.read_rows(tree_dataset, split, rows)
+    assert table["key"].to_pylist() == [whole["key"][row] for row in rows]
+    assert table["image"].to_pylist() == [whole["image"][row] for row in rows]
+    assert loader.read_rows(tree_dataset, split, np.array([3, 3, 0]))["key"].to_pylist() == [
+        whole["key"][row] for row in (3, 3, 0)
+    ]
+
+
+def test_decoding_is_pils() -> None:
+    data = jpeg(1, 40, 50)
+    image = np.asarray(Image.open(io.BytesIO(data)))
+    difference = loader.decode(data, "x").permute(1, 2, 0).numpy().astype(int) - image
+    assert np.abs(difference).max() <= 2  # two builds of libjpeg-turbo
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "LA", "1", "I;16"])
+def test_images_of_every_kind_become_rgb(mode: str) -> None:
+    out = io.BytesIO()
+    kind = "JPEG" if mode in ("L", "CMYK") else "PNG"
+    (Image.new("L", (9, 7), 77).convert(mode) if mode != "I;16" else Image.new("I;16", (9, 7))).save(out, format=kind)
+    image = loader.decode(out.getvalue(), "x")
+    assert image.shape == (3, 7, 9)
+    assert image.dtype == torch.uint8
+
+
+def test_an_exif_rotation_is_not_applied() -> None:
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 7)).save(out, format="JPEG", exif=exif)
+    assert loader.decode(out.getvalue(), "x").shape == (3, 7, 9)
+
+
+def test_a_truncated_image_is_named() -> None:
+    with pytest.raises(DatasetError, match=r"train/ant/1\.jpg: the image can't be decoded"):
+        loader.decode(jpeg(0, 64, 64)[:300], "train/ant/1.jpg")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_evaluation_deals_every_row_once_in_the_same_company(world_size: int) -> None:
+    units = [EvaluateUnits(1003, 50, world_size, rank) for rank in range(world_size)]
+    runs = [tuple(part.rows(unit)) for part in units for unit in range(len(part))]
+    alone = EvaluateUnits(1003, 50)
+    assert sorted(runs) == [tuple(alone.rows(unit)) for unit in range(len(alone))]
+    assert sorted(row for run in runs for row in run) == list(range(1003))
+
+
+VIEW = View(32, 32, Augment(crop_padding_px=2, flip_probability=0.5), seed=5)
+
+
+def resident_digests(uri: str, world_size: int, first_step: int = 0) -> dict[int, list[str]]:
+    """Returns {global step: [digest of each sample in the global batch]}."""
+    import hashlib
+
+    split = manifest.load(uri).split("train")
+    data = loader.load_resident(uri, split, VIEW)
+    order = Order(split.row_group_rows, 5, 100, None)
+    steps: dict[int, list[str]] = {}
+    for rank in range(world_size):
+        for batch in loader.resident_batches(data, TrainUnits(order, 20, first_step, world_size, rank), VIEW):
+            digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.images]
+            steps.setdefault(first_step + batch.unit, []).extend(digests)
+    return steps
+
+
+def test_batches_are_the_same_for_every_world_size_and_from_any_step_on(digits_dataset: str) -> None:
+    alone = resident_digests(digits_dataset, 1)
+    assert alone == resident_digests(digits_dataset, 3)
+    later = resident_digests(digits_dataset, 2, first_step=13)
+    assert later == {step: digests for step, digests in alone.items() if step >= 13}
+
+
+def test_a_resident_split_holds_the_stored_images(tree_dataset: str) -> None:
+    split, whole = manifest.load(tree_dataset).split("val"), whole_split(tree_dataset, "val")
+    view = View(16, 18)
+    data = loader.load_resident(tree_dataset, split, view)
+    assert data.labels.tolist() == whole["label"]
+    assert data.images.is_contiguous(memory_format=torch.channels_last)
+    key = np.zeros(1, np.uint64)
+    for row in (0, 20, 50):
+        expected = view.apply(loader.decode(whole["image"][row], "x"), 0, key)
+        assert torch.equal(data.images[row], expected)
+
+
+def blocks_of(units: TrainUnits, sizes: list[int], damage: Any = None) -> Iterator[dict[str, Any]]:
+    rows = np.concatenate([units.rows(unit) for unit in range(len(units))])
+    numbers = np.concatenate([np.full(len(units.rows(unit)), unit) for unit in range(len(units))])
+    columns = {"unit": numbers, "row": rows, "label": rows, "image": np.zeros((len(rows), 2, 2, 3), np.uint8)}
+    if damage is not None:
+        columns = {name: damage(column) for name, column in columns.items()}
+    stops = np.cumsum(sizes)
+    for start, stop in zip(stops - sizes, stops, strict=True):
+        yield {name: column[start:stop] for name, column in columns.items()}
+
+
+@pytest.mark.parametrize("sizes", [[5, 5, 5, 5], [20], [1] * 20, [7, 2, 11]])
+def test_units_are_made_of_blocks_of_any_size(sizes: list[int]) -> None:
+    units = TrainUnits(Order((20,), 0, 5), 4)
+    batches = list(loader._units_from_blocks(blocks_of(units, sizes), units))
+    assert [batch.rows.tolist() for batch in batches] == [units.rows(unit).tolist() for unit in range(4)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda column: column[::-1].copy(),
+        lambda column: np.concatenate([column[:3], column[2:-1]]),  # one doubled
+        lambda column: column[:-1],  # one lost
+    ],
+)
+def test_a_stream_out_of_order_stops_the_run(damage: Any) -> None:
+    units = TrainUnits(Order((20,), 0, 5), 4)
+    with pytest.raises(ExactnessError):
+        list(loader._units_from_blocks(blocks_of(units, [5, 5, 5, 5], damage), units))
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "total", "starves"), [(2, 1.0, 2, True), (2, 0.5, 2, False), (0, 1, 1, False)]
+)
+def test_trainers_must_leave_a_cpu_for_reading(workers: int, cpus: float, total: float, starves: bool) -> None:
+    if starves:
+        with pytest.raises(ClusterError, match="leave 0 of the cluster's 2 CPUs for reading"):
+            loader.check_stream_resources(workers, cpus, total)
+    else:
+        loader.check_stream_resources(workers, cpus, total)

@@ -1,0 +1,97 @@
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.recipes import RECIPES, Recipe, check_batch, make_recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_recipe_is_called_what_it_is_listed_as() -> None:
+    assert all(make_recipe(name).name == name for name in RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("cifar-10", "cifar10"), ("resnet-50", "resnet50"), ("seedcnn", "seed-cnn")]
+)
+def test_an_unknown_recipe_is_answered_with_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(RecipeError, match=f"recipe='{name}' is unknown; did you mean [^?]*{nearest}"):
+        make_recipe(name)
+
+
+def test_flags_change_fields_and_given_epochs_end_the_fitting() -> None:
+    recipe = make_recipe("cifar10", epochs=3, global_batch_size=None, optimizer="adam")
+    assert (recipe.epochs, recipe.fit_seconds, recipe.optimizer) == (3, 0.0, "adam")
+    assert recipe.global_batch_size == RECIPES["cifar10"]().global_batch_size
+    assert make_recipe("resnet50", epochs=1).warmup_epochs < 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "epochs=0 must be 1 or more"),
+        ("global_batch_size", -1, "global_batch_size=-1"),
+        ("learning_rate", 0.0, "learning_rate=0.0 must be above 0"),
+        ("label_smoothing", 1.0, "label_smoothing=1.0"),
+        ("warmup_epochs", 99.0, "warmup_epochs=99.0"),
+        ("optimizer", "admw", "did you mean adamw"),
+        ("schedule", "cosin", "did you mean cosine"),
+        ("model", "resnet81", "did you mean resnet18"),
+        ("precision", "float16", "float32"),
+    ],
+)
+def test_impossible_values_are_refused(field: str, value: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        dataclasses.replace(RECIPES["cifar10"](), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "rows", "message"),
+    [
+        (1024, 6, None, "global_batch_size=1024 is not divisible by 6 workers; use 1020 or 1026"),
+        (2, 3, None, "not divisible by 3 workers; use 3"),
+        (4, 4, 5, "leaves steps of 2 rows for 4 workers"),
+    ],
+)
+def test_batches_that_cannot_be_shared_out_are_refused(
+    batch: int, workers: int, rows: int | None, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_batch(make_recipe("cifar10", global_batch_size=batch), workers, rows)
+
+
+def test_batches_that_can_be_shared_out_pass() -> None:
+    check_batch(make_recipe("cifar10"), 2, 50_000)
+    check_batch(make_recipe("cifar10", global_batch_size=4), 4, 4)
+
+
+def test_every_field_of_a_recipe_is_read_somewhere() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "pipeline").rglob("*.py") if path.name != "recipes.py")
+    for field in dataclasses.fields(Recipe):
+        assert re.search(rf"recipe\.{field.name}\b", source) or field.name == "name", field.name
+
+
+def test_nothing_loads_pickled_code() -> None:
+    for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")]:
+        source = path.read_text()
+        assert "weights_only=False" not in source, path
+        assert not re.search(r"pickle\.loads?\(", source), path
+        for call in re.findall(r"torch\.load\((?:[^()]|\([^()]*(?:\([^()]*\))?[^()]*\))*\)", source):
+            assert "weights_only=True" in call, path
+
+
+def test_a_stage_imports_only_what_stands_before_it() -> None:
+    stages = ["errors", "progress", "storage", "draws", "order", "manifest", "sources", "ingest", "recipes", "augment",
+              "optim", "models", "loader", "evaluate", "checkpoint", "train", "result", "report"]  # fmt: skip
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        parts = path.relative_to(ROOT / "pipeline").with_suffix("").parts
+        if parts[0] == "__init__":
+            continue
+        imported = re.findall(r"^\s*from pipeline(?:\.(\w+))?[\w.]* import (.+)$", path.read_text(), re.MULTILINE)
+        names = {name or first.strip() for name, rest in imported for first in rest.split(",")}
+        for name in names & set(stages):
+            assert stages.index(name) <= stages.index(parts[0]), f"{path.name} imports {name}"
+        assert not re.search(r"^\s*(from|import) jobs", path.read_text(), re.MULTILINE)
