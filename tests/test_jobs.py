@@ -24,8 +24,9 @@ def command(job: str, *arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments]
 
 
-def run_job(job: str, *arguments: str, cwd: Path, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache or cwd / "cache")}
+def run_job(job: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    # A proxy that nobody runs: no job of a test reaches the network.
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache"), "https_proxy": "http://127.0.0.1:9"}
     environment.pop("RAY_ADDRESS", None)
     return subprocess.run(
         command(job, *arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
@@ -78,6 +79,21 @@ def test_bad_sources_are_said_in_one_line(tmp_path: Path) -> None:
     done = run_job("ingest", "--source", "tree", "--out", "out", cwd=tmp_path)  # the same target, mended
     assert done.returncode == 0, done.stderr
     assert load(str(tmp_path / "out")).digest in done.stdout
+
+
+def test_the_readmes_first_command_works_offline(tmp_path: Path) -> None:
+    """It can't have CIFAR-10, so it trains on the digits and says so in every place that people look at."""
+    finished = run_job("cifar10", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "CIFAR-10 can't be downloaded here" in finished.stdout
+    assert "NOT CIFAR-10" in finished.stdout
+    (run,) = (tmp_path / "runs").iterdir()
+    assert "digits-not-cifar10" in run.name
+    values = json.loads((run / "result.json").read_text())
+    assert values["dataset"]["name"] == "digits-not-cifar10"
+    assert values["val"]["top1"] >= 0.97
+    assert "not CIFAR-10" in (run / "report.html").read_text()
+    assert str(run / "report.html") in finished.stdout.replace("\n", "").replace(" ", "")
 
 
 TRAIN = ["--recipe", "digits", "--epochs", "6", "--trace-rows"]

@@ -93,7 +93,7 @@ def remove_class(tree: Path) -> None:
         (remove_class, "class 'bee' has no training image"),
         (lambda tree: (tree / "train" / "x.jpg").write_bytes(b""), "isn't in a class folder"),
         (lambda tree: shutil.copytree(tree / "train", tree / "other"), "none of the splits"),
-        (lambda tree: [shutil.rmtree(tree / "val"), (tree / "train").rename(tree / "val")], "no train split"),
+        (lambda tree: (tree / "train").rename(tree / "valid"), "no train split"),
     ],
 )  # fmt: skip
 def test_trees_that_cannot_be_used(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
