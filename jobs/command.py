@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -10,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 # Python's cached bytecode halves Ray's start-up; a setting that forbids it is lifted for this process and its own.
@@ -195,8 +195,6 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
             _temp_dir=folder,
         )
         quieten_ray()
-        if (token := Path.home() / ".ray" / "auth_token").exists():
-            token.chmod(0o600)  # Ray writes it for all to read
         yield
     finally:
         ray.shutdown()
@@ -209,16 +207,18 @@ def _prepare_environment() -> None:
         ("RAY_USAGE_STATS_ENABLED", "0"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
         ("RAY_CHDIR_TO_TRIAL_DIR", "0"),
+        ("RAY_DATA_LOG_LEVEL", "WARNING"),
     ):
         os.environ.setdefault(name, value)
-    # A local Ray is protected by a token, which is as it should be; it needn't warn of that.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # A local Ray gets a token of its own, before ray is imported. Left alone, Ray would write one to the home folder,
+    # for all to read, and every later `ray start` of this user would ask for it.
+    if not os.environ.get("RAY_ADDRESS") and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def quieten_ray() -> None:
     """Leaves Ray's warnings and errors on the screen, not its course of events."""
-
-    for name in ("ray", "ray.data", "ray.train"):
+    for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that its bars are off: ours are on
 

@@ -143,13 +143,19 @@ def describe_dataset(uri: str) -> Manifest:
 
 
 def with_cluster(job: Any, total_cpus: float) -> Any:
-    """Returns the job with as many CPUs a worker as leave one for reading. Raises ClusterError if none is left."""
+    """Returns the job with the CPUs of a worker: one beside a GPU; without, all but one, which is left for reading.
+
+    Raises ClusterError if that one isn't there.
+    """
     from pipeline.loader import check_stream_resources
 
-    workers = job.num_workers
-    cpus = 1.0 if not workers else min(1.0, max(0.01, int(100 * (total_cpus - 1) / workers) / 100))
-    check_stream_resources(workers, cpus, total_cpus)
-    return replace(job, cpus_per_worker=cpus)
+    if not job.num_workers:
+        return job
+    share = (total_cpus - 1) / job.num_workers
+    most = 1.0 if job.use_gpu else float(int(share))
+    cpus = min(share, max(1.0, most))
+    check_stream_resources(job.num_workers, cpus, total_cpus)
+    return replace(job, cpus_per_worker=int(100 * cpus) / 100)
 
 
 def total_cpus() -> float:

@@ -192,7 +192,7 @@ def _imagenet_smoke() -> Recipe:
     """One epoch of a ResNet-18 at 128 px: shows that a cluster, its storage and a data set work together."""
     return _imagenet(
         "resnet18-smoke", "resnet18", image_size_px=128, evaluate_resize_px=144, epochs=1, global_batch_size=64,
-        learning_rate=0.05, warmup_epochs=0.25, checkpoint_every_steps=50,
+        optimizer="adamw", learning_rate=1e-3, warmup_epochs=0.25, checkpoint_every_steps=50,
     )  # fmt: skip
 
 

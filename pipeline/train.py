@@ -86,8 +86,8 @@ def train_loop(config: dict[str, Any]) -> None:
     recipe, context = job.recipe, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    if device.type == "cpu" and job.num_workers:  # Ray gives each worker one thread
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    if device.type == "cpu" and (job.num_workers or recipe.residency == "stream"):
+        torch.set_num_threads(num_threads(recipe, context.get_local_world_size()))
     progress = job.progress if rank == 0 else silent
 
     data = manifest.load(job.dataset)
@@ -201,6 +201,15 @@ def _save(job: TrainJob, state: _State, net: nn.Module, optimizers: list[torch.o
         checkpoint_dir_name=checkpoint.name(state.step),
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,  # it lies in storage_path already
     )
+
+
+def num_threads(recipe: Recipe, local_world_size: int) -> int:
+    """Returns the threads of a CPU worker: its share of the machine's cores, of which reading needs one.
+
+    More threads than cores are far worse than fewer: OpenMP's threads spin while they wait for one another.
+    """
+    cores = (os.cpu_count() or 1) - (recipe.residency == "stream")
+    return max(1, cores // local_world_size)
 
 
 def make_autocast(recipe: Recipe, device: torch.device) -> Any:

@@ -184,3 +184,14 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout
     assert left == ""
     assert set(Path("/tmp").glob("ray-*")) <= sessions
+
+
+def test_a_local_ray_leaves_no_token_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    make_tree(tmp_path / "tree")
+    finished = run_job("ingest", "--source", "tree", "--out", "out", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    assert not (tmp_path / ".ray").exists()
