@@ -46,14 +46,12 @@ def main(args: Args) -> None:
     default_run = f"runs/{recipe.name}-{data.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = storage.absolute(args.run_dir or default_run)
     job = TrainJob(dataset, run, recipe, args.seed, workers, use_gpu=0 < workers <= gpus, trace_rows=args.trace_rows)
-    command.console.print(f"run {run}")
-    command.quieten_ray()
-    with command.Display() as display:
-        if not workers and recipe.residency == "resident":
-            training.train_and_report(job, display)
-            return
-        with command.ray_session(workers):
-            training.train_and_report(training.with_cluster(job, training.total_cpus()), display)
+    if not workers and recipe.residency == "resident":
+        command.quieten_ray()
+        training.train_and_report(job)
+        return
+    with command.ray_session(workers):
+        training.train_and_report(training.with_cluster(job, training.total_cpus()))
 
 
 def _dataset(args: Args, display: command.Display) -> str:

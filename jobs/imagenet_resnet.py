@@ -32,12 +32,13 @@ def main(args: Args) -> None:
     """The whole path, on the cluster that RAY_ADDRESS names, else on this machine."""
     recipe = args.make_recipe("resnet50")
     root = storage.absolute(args.storage)
-    with command.ray_session(args.workers or 1), command.Display() as display:
+    with command.ray_session(args.workers or 1):
         import ray
 
         gpus = int(ray.cluster_resources().get("GPU", 0))
         workers = max(1, gpus) if args.workers is None else args.workers
-        dataset = training.ready_dataset(args.data, storage.join(root, "datasets"), args.layout, args.md5, display)
+        with command.Display() as display:
+            dataset = training.ready_dataset(args.data, storage.join(root, "datasets"), args.layout, args.md5, display)
         training.describe_dataset(dataset)
         from pipeline.train import TrainJob
 
@@ -45,8 +46,7 @@ def main(args: Args) -> None:
         job = TrainJob(
             dataset, run, recipe, args.seed, workers, use_gpu=0 < workers <= gpus, trace_rows=args.trace_rows
         )
-        command.console.print(f"run {run}")
-        training.train_and_report(training.with_cluster(job, training.total_cpus()), display)
+        training.train_and_report(training.with_cluster(job, training.total_cpus()))
 
 
 if __name__ == "__main__":

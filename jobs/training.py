@@ -5,7 +5,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from jobs.command import Display, console, option, print_table, remote_progress
 from jobs.ingest import ingest_source
@@ -16,6 +16,9 @@ from pipeline.manifest import load as load_manifest
 from pipeline.progress import Progress
 from pipeline.recipes import MODELS, RECIPES, LossName, OptimizerName, Recipe, ScheduleName, check_batch, make_recipe
 from pipeline.sources import LAYOUTS, digits
+
+if TYPE_CHECKING:  # torch takes seconds to load, and not every error needs it
+    from pipeline.train import TrainJob
 
 
 def _names(literal: Any) -> str:
@@ -84,31 +87,27 @@ def ready_dataset(data: str, parent: str, layout: str, md5: str | None, progress
     return target
 
 
-def train_and_report(job: Any, display: Display) -> None:
-    """Runs a `TrainJob` unless it is finished, writes result and report, and prints where they are."""
+def train_and_report(job: "TrainJob") -> None:
+    """Runs the job unless it is finished, writes result and report, and prints where they are."""
     from pipeline import report, result, train
 
+    console.print(f"run {job.run}", soft_wrap=True)
     data = train.check_job(job)
     train.claim_run(job, data)
     finished = result.read_result(job.run)
     if finished is None:
-        _train(job, display)
+        with Display() as display:
+            if job.num_workers:
+                with remote_progress(display) as progress:
+                    train.run(replace(job, progress=progress))
+            else:
+                train.run(replace(job, progress=display))
         finished = result.build_result(job, data)
         report.write_report(job.run, job.dataset, data, finished, result.read_predictions(job.run))
         result.write_result(job.run, finished)
     else:
         console.print("this run is finished already; give another run directory or name to train again")
     _print_result(job.run, data, finished)
-
-
-def _train(job: Any, display: Display) -> None:
-    from pipeline import train
-
-    if job.num_workers:
-        with remote_progress(display) as progress:
-            train.run(train.with_progress(job, progress))
-    else:
-        train.run(train.with_progress(job, display))
 
 
 def _print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
@@ -142,7 +141,7 @@ def describe_dataset(uri: str) -> Manifest:
     return data
 
 
-def with_cluster(job: Any, total_cpus: float) -> Any:
+def with_cluster(job: "TrainJob", total_cpus: float) -> "TrainJob":
     """Returns the job with the CPUs of a worker: one beside a GPU; without, all but one, which is left for reading.
 
     Raises ClusterError if that one isn't there.

@@ -26,6 +26,7 @@ from pipeline.draws import Keys, key_hash
 from pipeline.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.manifest import Manifest, Split, shard_starts
 from pipeline.order import Order, Rows
+from pipeline.progress import Progress, silent
 from pipeline.recipes import Augment
 
 _STREAM_TASKS_AHEAD = 2
@@ -180,7 +181,7 @@ class Resident:
         return Resident(self.images.to(device), self.labels.to(device), self.keys)
 
 
-def load_resident(uri: str, split: Split, view: View) -> Resident:
+def load_resident(uri: str, split: Split, view: View, progress: Progress = silent) -> Resident:
     """Decodes a whole split. `view` gives the size; its augmentation comes later, a batch at a time."""
     size = view.size_px
     images = np.empty((split.rows, size, size, 3), dtype=np.uint8)
@@ -193,8 +194,11 @@ def load_resident(uri: str, split: Split, view: View) -> Resident:
         names = table["key"].to_pylist()
         labels[start : start + shard.rows] = table["label"].to_numpy()
         for row, (name, image) in enumerate(zip(names, table["image"], strict=True)):
+            if row % 1000 == 0:
+                progress("load", int(start) + row, split.rows)
             images[start + row] = plain.apply(decode(image.as_py(), name), 0, no_key).permute(1, 2, 0).numpy()
         keys += names
+    progress("load", split.rows, split.rows)
     return Resident(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), key_hash(keys))
 
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def train_loop(config: dict[str, Any]) -> None:
     torch.manual_seed(job.seed)
     net = make_model(recipe.model, len(data.classes), recipe.image_size_px)
     normalise = Normalise(recipe).to(device)
-    batches = Batches(job, data, world_size, rank, device)
+    batches = Batches(job, data, world_size, rank, device, progress)
     resumed = checkpoint.latest(job.run)
     if resumed is None and isinstance(net, FastResNet):
         net.fit_whitening(normalise(batches.whitening_images().to(device)).cpu())
@@ -123,6 +123,7 @@ def train_loop(config: dict[str, Any]) -> None:
     elif recipe.fit_seconds:
         progress("fit", 0, 0, "timing a few steps")
         state.epochs = _fit_epochs(job, net, optimizers, train_step, batches)
+        progress("fit", 1, 1, f"{state.epochs} epochs fit in {recipe.fit_seconds:g} s")
     order = batches.order
     num_steps, steps_per_epoch = state.epochs * order.steps_per_epoch, order.steps_per_epoch
     warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
@@ -336,7 +337,9 @@ class _Trace:
 class Batches:
     """The batches of one worker, resident or streamed by recipe."""
 
-    def __init__(self, job: TrainJob, data: Manifest, world_size: int, rank: int, device: torch.device) -> None:
+    def __init__(
+        self, job: TrainJob, data: Manifest, world_size: int, rank: int, device: torch.device, progress: Progress
+    ) -> None:
         recipe = job.recipe
         self.job, self.data, self.world_size, self.rank, self.device = job, data, world_size, rank, device
         self.train, self.val = data.split("train"), data.split("val")
@@ -347,9 +350,8 @@ class Batches:
         self.val_view = View(recipe.image_size_px, recipe.evaluate_resize_px)
         self.resident: dict[str, Resident] = {}
         if recipe.residency == "resident":
-            for number, (name, view) in enumerate((("train", self.train_view), ("val", self.val_view))):
-                job.progress("load", number, 2, f"decoding {data.split(name).rows:,} {name} images")
-                self.resident[name] = loader.load_resident(job.dataset, data.split(name), view).to(device)
+            for name, view in (("train", self.train_view), ("val", self.val_view)):
+                self.resident[name] = loader.load_resident(job.dataset, data.split(name), view, progress).to(device)
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Yields this rank's batches of the steps from `first_step` to `num_steps`."""
@@ -358,12 +360,16 @@ class Batches:
             return loader.resident_batches(self.resident["train"], units, self.train_view)
         return loader.stream_batches(self.job.dataset, self.train, units, self.train_view)
 
-    def validation(self) -> Iterator[Batch]:
+    def validation(self, progress: Progress) -> Iterator[Batch]:
         """Yields this rank's part of the val split."""
         units = EvaluateUnits(self.val.rows, evaluate.UNIT_ROWS, self.world_size, self.rank)
         if self.resident:
-            return loader.resident_batches(self.resident["val"], units, self.val_view)
-        return loader.stream_batches(self.job.dataset, self.val, units, self.val_view)
+            batches = loader.resident_batches(self.resident["val"], units, self.val_view)
+        else:
+            batches = loader.stream_batches(self.job.dataset, self.val, units, self.val_view)
+        for batch in batches:
+            yield batch
+            progress("evaluate", batch.unit + 1, len(units))
 
     def evaluates_after(self, epoch: int) -> bool:
         """Whether the curve gets a point after this many epochs: after each of the first two, then every other."""
@@ -378,11 +384,11 @@ class Batches:
 
 def _evaluate(net: nn.Module, batches: Batches, normalise: nn.Module, progress: Progress) -> evaluate.Predictions:
     """Returns the merged predictions on rank 0 and on all others alike."""
-    progress("evaluate", 0, 0, f"{batches.val.rows:,} images")
     if batches.world_size > 1:  # BatchNorm's running statistics differ between ranks; rank 0's are the model's
         for buffer in net.buffers():
             torch.distributed.broadcast(buffer, 0)
-    part = evaluate.predict(net, batches.validation(), normalise, len(batches.data.classes), batches.job.recipe.loss)
+    num_classes, loss = len(batches.data.classes), batches.job.recipe.loss
+    part = evaluate.predict(net, batches.validation(progress), normalise, num_classes, loss)
     parts: list[Any] = [part]
     if batches.world_size > 1:
         parts = [None] * batches.world_size
@@ -475,8 +481,3 @@ def run(job: TrainJob) -> None:
         ),
     )
     trainer.fit()
-
-
-def with_progress(job: TrainJob, progress: Progress) -> TrainJob:
-    """Returns the job reporting to `progress`."""
-    return replace(job, progress=progress)

@@ -130,6 +130,7 @@ def _tar_members(tar_uri: str, uri: str, progress: Progress) -> list[Member]:
         except tarfile.TarError as error:
             raise SourceError(f"{uri}: the archive is truncated or damaged ({error}); download it again") from error
         _check_end(stream, size, uri)
+    progress("index", size, size)
     return members
 
 
