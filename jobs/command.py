@@ -1,5 +1,6 @@
 """The edge that all jobs share: arguments, errors, Ray, progress, and the last lines on the screen."""
 
+import errno
 import logging
 import os
 import secrets
@@ -50,10 +51,24 @@ def user_message(error: BaseException) -> str | None:
     """Returns the one line to print if the error is the user's to mend, also when it comes back through Ray."""
     if isinstance(error, PipelineError):
         return " ".join(str(error).split())
+    if isinstance(error, OSError) and (message := _storage_message(error)):
+        return message
     wrapped: list[Any] = list(getattr(error, "worker_failures", {}).values())  # Ray Train's WorkerGroupError
     wrapped += [getattr(error, name, None) for name in ("cause", "_base_exc", "__cause__")]
     messages = (user_message(inner) for inner in wrapped if isinstance(inner, BaseException) and inner is not error)
     return next((message for message in messages if message), None)
+
+
+def _storage_message(error: OSError) -> str | None:
+    """Returns a line for a storage that refuses or is full; other errors of the system are no one's input."""
+    text = " ".join(str(error).split())
+    if "AWS Error" in text:
+        return f"{text[:300]}; check bucket, endpoint and credentials (the AWS_... variables or profile)"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{text}: the disk is full; free some space and run the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{text}: not allowed; give a folder that you may write to"
+    return None
 
 
 def option(text: str, value: str, default: str = "") -> Any:

@@ -56,8 +56,11 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def computed_digest(self) -> str:
-        """Returns the SHA-256 (hex) of the manifest's canonical JSON without the digest itself."""
-        values = {**asdict(self), "digest": ""}
+        """Returns the SHA-256 (hex) of the manifest's canonical JSON without name and digest.
+
+        A folder and an archive of it have different names and are the same data set.
+        """
+        values = {**asdict(self), "name": "", "digest": ""}
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def split(self, name: str) -> Split:

@@ -3,8 +3,14 @@
 import hashlib
 import io
 import os
+import shutil
+import socket
+import subprocess
 import sys
 import tarfile
+import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,8 +104,74 @@ def tree_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One Ray for the whole session, started as the jobs start it."""
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 on loopback, SeaweedFS, with credentials in the standard variables; the URI of an empty bucket."""
+    import boto3
+
+    # Short, for sockets lie in it, and their paths are at most 107 bytes long.
+    folder = Path(tempfile.mkdtemp(prefix="weed-", dir="/tmp"))
+    names = ("master", "volume", "filer", "s3", "admin")
+    ports = free_ports(2 * len(names))
+    flags = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)]
+    flags += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=True)]
+    flags += [
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-master.telemetry=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]
+    flags += ["-webdav=false", "-admin.ui=false", "-volume.preStopSeconds=0", "-s3.autoCreateBucket=false"]
+    flags += [f"-dir={folder}", f"-filer.localSocket={folder}/f.sock", f"-s3.localSocket={folder}/s.sock"]
+    endpoint = f"http://127.0.0.1:{ports[names.index('s3')]}"
+    variables = {
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests",
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    os.environ.update(variables)
+    weed = Path(sys.executable).with_name("weed")
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([weed, "-logtostderr=true", "mini", *flags], stderr=log, stdout=log, cwd=folder)
+    try:
+        await_answer(f"{endpoint}/healthz")
+        boto3.client("s3").create_bucket(Bucket="images")
+        yield "s3://images"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        shutil.rmtree(folder)
+        for name in variables:
+            os.environ.pop(name)
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports of loopback that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def await_answer(url: str, timeout_seconds: float = 30) -> None:
+    """Returns when a server answers."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} doesn't answer"
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: str) -> Iterator[None]:
+    """One Ray for the whole session, started as the jobs start it; after S3, whose variables its workers inherit."""
     from jobs.command import ray_session
 
     os.environ.pop("RAY_ADDRESS", None)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,6 +20,10 @@ def test_a_manifest_survives_its_json() -> None:
     assert manifest.parse(signed().to_json(), "here") == signed()
 
 
+def test_a_data_set_of_another_name_is_the_same_data_set() -> None:
+    assert dataclasses.replace(signed(), name="other").computed_digest() == signed().digest
+
+
 def test_row_groups_are_counted_across_shards() -> None:
     assert SPLIT.row_group_rows == (2, 1, 2)
     assert [(shard.path, index) for shard, index in SPLIT.row_group_places] == [
@@ -32,7 +37,7 @@ def test_row_groups_are_counted_across_shards() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda values: values.update(name="other"), "doesn't match its own digest"),
+        (lambda values: values["classes"].reverse(), "doesn't match its own digest"),
         (lambda values: values["splits"]["train"]["shards"].pop(), "doesn't match its own digest"),
         (lambda values: values.pop("classes"), "not a manifest"),
         (lambda values: values.update(schema_version=99), "schema 99, this version reads 1"),
