@@ -97,8 +97,14 @@ def _curves(result: dict[str, Any]) -> list[tuple[str, str]]:
 
     figure, axes = _axes()
     axes.plot(at, [100 * point["top1"] for point in points], "o-", color=_ORANGE)
-    axes.annotate(f"{100 * points[-1]['top1']:.1f} %", (at[-1], 100 * points[-1]["top1"]), ha="right", va="top",
-                  xytext=(0, -8), textcoords="offset points")  # fmt: skip
+    axes.annotate(
+        f"{100 * points[-1]['top1']:.1f} %",
+        (at[-1], 100 * points[-1]["top1"]),
+        xytext=(0, 7),
+        textcoords="offset points",
+        ha="right",
+    )
+    axes.margins(y=0.12)
     axes.set(xlabel="epoch", ylabel="top-1 on validation, %", xlim=(0, result["epochs"] * 1.03))
     pictures.append((_svg(figure), f"Top-1 reaches {100 * points[-1]['top1']:.1f} %"))
 
