@@ -26,7 +26,8 @@ from rich.table import Table
 from pipeline.errors import PipelineError
 
 Args = TypeVar("Args")
-console = Console(highlight=False)
+# Lines are never broken: paths are there to be copied, and logs to be searched.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 _LINE_EVERY_SECONDS = 10.0
 
 
@@ -120,7 +121,7 @@ class Display:
         new_stage = last_line.split(" ")[0] != stage
         ended = total and done == total
         if line != last_line and (new_stage or ended or time.monotonic() - last > _LINE_EVERY_SECONDS):
-            console.print(line, soft_wrap=True)
+            console.print(line)
             self._last_line = (time.monotonic(), line)
 
 

@@ -91,7 +91,7 @@ def train_and_report(job: "TrainJob") -> None:
     """Runs the job unless it is finished, writes result and report, and prints where they are."""
     from pipeline import report, result, train
 
-    console.print(f"run {job.run}", soft_wrap=True)
+    console.print(f"run {job.run}")
     data = train.check_job(job)
     train.claim_run(job, data)
     finished = result.read_result(job.run)

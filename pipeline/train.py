@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -480,4 +481,24 @@ def run(job: TrainJob) -> None:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=checkpoint.KEPT),
         ),
     )
-    trainer.fit()
+    if job.num_workers:
+        _fit_in_thread(trainer)
+    else:
+        trainer.fit()
+
+
+def _fit_in_thread(trainer: Any) -> None:
+    """In the main thread Ray Train takes Ctrl-C for itself and ends the process with a bare status 1."""
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
