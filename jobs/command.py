@@ -236,7 +236,12 @@ def quieten_ray() -> None:
     """Leaves Ray's warnings and errors on the screen, not its course of events."""
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that its bars are off: ours are on
+    for name in (
+        "ray.data._internal.progress",  # that its bars are off: ours are on
+        "ray.data._internal.logical.rules.set_read_parallelism",  # that there are many tasks: the order wants them
+        "ray.data._internal.util",
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 # --- the end -----------------------------------------------------------------------------------------------------

@@ -30,6 +30,10 @@ from pipeline.progress import Progress, silent
 from pipeline.recipes import Augment
 
 _STREAM_TASKS_AHEAD = 2
+# Ray Data plans every task of a stream before it starts, 1.3 ms each: a task makes several units of a long stream,
+# as many as leave this number of tasks, or as fit in this many bytes.
+_STREAM_TASKS = 2048
+_STREAM_TASK_BYTES = 256 << 20
 
 # Ray's blocks are read-only shared memory; nothing writes into a batch, so no copy is made to please torch.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -254,11 +258,20 @@ def stream_batches(uri: str, split: Split, units: Units, view: View) -> Iterator
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     task = _UnitTask(uri, split, units, view)
+    unit_bytes = max(1, len(units.rows(0)) * 3 * view.size_px**2)
+    context.target_max_block_size = max(1 << 20, unit_bytes)  # so that a task hands over unit by unit
     with ray.data.DataContext.current(context):  # a data set keeps a copy of the context it was made in
-        source = ray.data.range(len(units), override_num_blocks=len(units))
+        source = ray.data.range(len(units), override_num_blocks=num_stream_tasks(len(units), unit_bytes))
         dataset = source.map_batches(task, batch_size=1, num_cpus=1)
     blocks = dataset.iter_batches(batch_size=None, prefetch_batches=_STREAM_TASKS_AHEAD, batch_format="numpy")
     yield from _units_from_blocks(iter(blocks), units)
+
+
+def num_stream_tasks(num_units: int, unit_bytes: int) -> int:
+    """Returns how many tasks make `num_units` units of `unit_bytes` bytes each."""
+    wanted = -(-num_units // _STREAM_TASKS)
+    fitting = max(1, _STREAM_TASK_BYTES // unit_bytes)
+    return -(-num_units // min(wanted, fitting))
 
 
 def _units_from_blocks(blocks: Iterator[dict[str, npt.NDArray[Any]]], units: Units) -> Iterator[Batch]:

@@ -91,7 +91,10 @@ def parse(data: bytes, uri: str) -> Manifest:
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise DatasetError(f"{uri}: not a manifest of this project ({error!r}); ingest again") from error
     if manifest.digest != manifest.computed_digest():
-        raise DatasetError(f"{uri}: the manifest doesn't match its own digest; it was edited or damaged: ingest again")
+        raise DatasetError(
+            f"{uri}: the manifest doesn't match its own digest; it was edited or damaged: delete the folder and ingest "
+            "again"
+        )
     return manifest
 
 
