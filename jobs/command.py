@@ -217,6 +217,11 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def local_cpus() -> int:
+    """CPUs of this machine."""
+    return os.cpu_count() or 1
+
+
 def _prepare_environment() -> None:
     for name, value in (
         ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),  # this environment is the workers' too: no need to build another

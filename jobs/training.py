@@ -13,6 +13,7 @@ from pipeline import storage
 from pipeline.errors import RecipeError, SourceError
 from pipeline.manifest import Manifest, is_dataset
 from pipeline.manifest import load as load_manifest
+from pipeline.plan import Settings
 from pipeline.progress import Progress
 from pipeline.recipes import MODELS, RECIPES, LossName, OptimizerName, Recipe, ScheduleName, check_batch, make_recipe
 from pipeline.sources import LAYOUTS, digits
@@ -81,9 +82,8 @@ def ready_dataset(data: str, parent: str, layout: str, md5: str | None, progress
     if is_dataset(target):
         return target
     start = time.perf_counter()
-    done = ingest_source(data, target, layout, md5, 0, progress)
-    rows = sum(split.rows for split in done.splits.values())
-    console.print(f"ingested {rows:,} images of {done.name} in {time.perf_counter() - start:.1f} s")
+    done = ingest_source(data, target, layout, md5, Settings(), progress).manifest
+    console.print(f"ingested {done.rows:,} images of {done.name} in {time.perf_counter() - start:.1f} s")
     return target
 
 

@@ -13,6 +13,10 @@ class SourceError(PipelineError):
     """Raw data is missing, damaged, hostile or of a layout that nobody here understands."""
 
 
+class StorageError(PipelineError):
+    """A storage refuses, or doesn't answer for longer than is waited for."""
+
+
 class DatasetError(PipelineError):
     """An ingested data set is unfinished, damaged or not the one that was asked for."""
 

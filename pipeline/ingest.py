@@ -1,92 +1,448 @@
-"""Raw images -> Parquet shards + manifest, by Ray Data.
+"""Raw images -> Parquet shards + manifest, by Ray Data: one task a shard, each of them done once.
 
-The plan is a pure function of the index and a seed: the rows of a split, sorted by the draws of their keys, are
-cut into shards of nearly equal size. One Ray task gathers the bytes of one shard and writes it. So the same source
-and seed give the same bytes for any number of workers, and there is no all-to-all shuffle.
+A target is written by one process at a time (`pipeline/lease.py`). Every finished shard leaves a receipt below
+`_ingest/`; an ingest that starts again trusts a shard only if its receipt is of the same plan and its bytes have the
+receipt's SHA-256, and writes the others. `manifest.json` comes last and once; then `_ingest/` is removed.
 """
 
 import hashlib
-import io
 import json
+import resource
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
-from pipeline import storage
-from pipeline.draws import Stream, key_hash, permutation
-from pipeline.errors import DatasetError, SourceError
-from pipeline.manifest import MANIFEST_NAME, Manifest, Shard, Split, is_dataset
-from pipeline.order import cut
+from pipeline import lease, objects, quality, storage
+from pipeline.errors import DatasetError
+from pipeline.gather import gather
+from pipeline.images import MAX_IMAGE_BYTES, Refused, Stored, examine, examine_planes
+from pipeline.manifest import MANIFEST_NAME, Manifest, Split, is_dataset, parse_shard
+from pipeline.objects import Requests
+from pipeline.plan import Settings, ShardPlan, plan_id, plan_shards
 from pipeline.progress import Progress, silent
+from pipeline.shards import Row, parquet_bytes, provenance_table, read_table, write_shard
 from pipeline.sources import Index, open_source
 
-CARD_NAME = "README.md"
-SHARD_BYTES = 128 << 20
-SHARD_ROWS = 8192
-ROW_GROUP_BYTES = 8 << 20
-ROW_GROUP_ROWS = (16, 512)
-MAX_IMAGE_PIXELS = 100_000_000
-_NEAREST_TOUCHING_READ_BYTES = 64 << 10
+CARD_NAME, QUARANTINE_NAME, QUALITY_NAME = "README.md", "quarantine.parquet", "quality.html"
+WORK = "_ingest"
+# Most memory that a task takes besides its shard: reads in flight, one decoded image, and Python with its libraries.
+TASK_OVERHEAD_BYTES = 400 << 20
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("key", pa.string()),
+        ("label", pa.int32()),
+        ("reason", pa.string()),
+        ("sha256", pa.string()),  # of the file as it is in the source
+        ("bytes", pa.int64()),
+        ("object", pa.string()),
+        ("offset", pa.int64()),
+    ]
+)
+
+
+def task_memory_bytes(settings: Settings) -> int:
+    """Returns what one task may take: its shard once as rows, and once more on its way to a store."""
+    return 2 * settings.shard_bytes + TASK_OVERHEAD_BYTES
+
+
+# --- one shard ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class ShardPlan:
-    """What one task writes: rows `rows` of the split's index table, in this order, to `path` below the target."""
+class Receipt:
+    """What a task says of its shard. shard: a manifest's Shard. requests: what it sent. peak_bytes: most memory of
+    its process, ever. trusted: it was there already."""
 
-    split: str
+    plan: str
     path: str
-    rows: npt.NDArray[np.int64]
-    row_group_rows: int
+    shard: dict[str, Any]
+    rows_per_class: list[int]
+    quarantined: list[dict[str, Any]]
+    repaired: dict[str, int]
+    histogram: list[int]
+    num_pixels: int
+    requests: dict[str, int]
+    peak_bytes: int
+    trusted: bool = False
 
 
-def plan_shards(index: Index, seed: int, shard_bytes: int = SHARD_BYTES) -> list[ShardPlan]:
-    """Returns the shards of every split; each row of the index is in one of them, once."""
-    plans = []
-    for split, table in index.splits.items():
-        order = permutation(seed, 0, Stream.SHARD, key_hash(table["key"].to_pylist()))
-        lengths = table["length"].to_numpy()
-        num_bytes = int(lengths.sum())
-        num_shards = max(1, -(-num_bytes // shard_bytes), -(-table.num_rows // SHARD_ROWS))
-        group_rows = _row_group_rows(num_bytes / table.num_rows)
-        for number in range(num_shards):
-            start, stop = cut(table.num_rows, num_shards, number)
-            path = f"{split}/{number:05d}-of-{num_shards:05d}.parquet"
-            plans.append(ShardPlan(split, path, order[start:stop], group_rows))
-    return plans
+def make_shard(samples: pa.Table, plan: ShardPlan, context: "ShardContext") -> Receipt:
+    """Reads, checks and writes the rows of one shard and its provenance."""
+    before = objects.sent()
+    rows: list[Row | None] = [None] * samples.num_rows
+    keys, labels, lengths = (samples[name].to_pylist() for name in ("key", "label", "length"))
+    quarantined, repaired = [], Counter[str]()
+    histogram, num_pixels = np.zeros(768, dtype=np.int64), 0
 
+    def take(position: int, data: bytes) -> None:
+        nonlocal num_pixels
+        image = context.examine(data, keys[position])
+        if isinstance(image, Refused):
+            refuse(position, image.reason, image.source_sha256)
+            return
+        rows[position] = Row(keys[position], labels[position], image)
+        if image.repair:
+            repaired[_kind_of(image.repair)] += 1
+        if image.facts is not None:
+            histogram[:] += image.facts.histogram
+            num_pixels += image.height * image.width
 
-def _row_group_rows(mean_bytes: float) -> int:
-    # A power of two near ROW_GROUP_BYTES: the unit of random access, large enough for one ranged GET to pay.
-    fitting = int(2 ** np.floor(np.log2(max(1.0, ROW_GROUP_BYTES / mean_bytes))))
-    return min(max(fitting, ROW_GROUP_ROWS[0]), ROW_GROUP_ROWS[1])
+    def refuse(position: int, reason: str, sha256: str) -> None:
+        entry = {"key": keys[position], "label": labels[position], "reason": reason, "sha256": sha256}
+        quarantined.append({**entry, "bytes": lengths[position]})
 
+    for position, length in enumerate(lengths):
+        if length == 0:
+            take(position, b"")
+        elif length > MAX_IMAGE_BYTES:
+            refuse(position, f"too large: {length:,} bytes, the limit is {MAX_IMAGE_BYTES:,}", "")
+    for position, data in gather(samples):
+        take(position, data)
 
-def shard_schema(classes: tuple[str, ...]) -> pa.Schema:
-    """The columns of a shard, with the metadata by which Hugging Face `datasets` knows images and class names."""
-    features = {
-        "key": {"dtype": "string", "_type": "Value"},
-        "label": {"names": list(classes), "_type": "ClassLabel"},
-        "image": {"_type": "Image"},
-        "height": {"dtype": "int32", "_type": "Value"},
-        "width": {"dtype": "int32", "_type": "Value"},
+    kept = deque(row for row in rows if row is not None)
+    rows.clear()
+    provenance = parquet_bytes(provenance_table(kept))
+    counts = np.bincount([row.label for row in kept], minlength=len(context.classes)).tolist()
+    num_rows = len(kept)
+    written = write_shard(storage.join(context.out, plan.path), kept, context.classes, plan.row_group_rows)
+    storage.write_bytes(storage.join(context.out, plan.provenance_path), provenance)
+    shard = {
+        "path": plan.path,
+        "rows": num_rows,
+        **asdict(written),
+        "provenance_path": plan.provenance_path,
+        "provenance_sha256": hashlib.sha256(provenance).hexdigest(),
     }
-    return pa.schema(
-        [
-            ("key", pa.string()),
-            ("label", pa.int32()),
-            ("image", pa.binary()),
-            ("height", pa.int32()),
-            ("width", pa.int32()),
-        ],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    quarantined.sort(key=lambda entry: str(entry["key"]))
+    requests = asdict(objects.sent().plus(before, -1))
+    return Receipt(
+        context.plan,
+        plan.path,
+        shard,
+        counts,
+        quarantined,
+        dict(repaired),
+        histogram.tolist(),
+        num_pixels,
+        requests,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
     )
+
+
+def _kind_of(repair: str) -> str:
+    # "shrunk to 500x375, ..." has as many forms as there are sizes; they are counted as one.
+    return "; ".join("shrunk" if part.startswith("shrunk to") else part for part in repair.split("; "))
+
+
+@dataclass(frozen=True)
+class ShardContext:
+    """What all tasks of an ingest share."""
+
+    plan: str
+    out: str
+    encoding: str
+    classes: tuple[str, ...]
+    settings: Settings
+
+    def examine(self, data: bytes, key: str) -> Stored | Refused:
+        """Returns what becomes of one sample."""
+        if self.encoding == "cifar":
+            return examine_planes(data, self.settings.handling)
+        return examine(data, key, self.settings.handling)
+
+    def receipt_uri(self, path: str) -> str:
+        """Where the receipt of a shard lies."""
+        return storage.join(self.out, WORK, "receipts", f"{path}.json")
+
+    def trusted_receipt(self, plan: ShardPlan) -> Receipt | None:
+        """Returns the receipt of an earlier ingest, if its shard is there and is what it says."""
+        try:
+            receipt = Receipt(**json.loads(storage.read_bytes(self.receipt_uri(plan.path))))
+            if receipt.plan != self.plan or receipt.path != plan.path:
+                return None
+            for path, expected in (
+                (plan.path, receipt.shard["sha256"]),
+                (plan.provenance_path, receipt.shard["provenance_sha256"]),
+            ):
+                if hashlib.sha256(storage.read_bytes(storage.join(self.out, path))).hexdigest() != expected:
+                    return None
+        except FileNotFoundError:
+            return None
+        return Receipt(**{**asdict(receipt), "trusted": True, "requests": asdict(Requests())})
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Makes one planned shard, unless it is there; runs in a Ray task."""
+
+    context: ShardContext
+    tables: Any  # an ObjectRef of {split: index table}
+    plans: Any  # an ObjectRef of list[ShardPlan]
+    with_receipt: frozenset[str]
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """batch: {"id": int64 [1]}, the plan's number. Returns one row: id, and the receipt as JSON."""
+        import ray
+
+        number = int(batch["id"][0])
+        plan: ShardPlan = ray.get(self.plans)[number]
+        receipt = self.context.trusted_receipt(plan) if plan.path in self.with_receipt else None
+        if receipt is None:
+            samples = ray.get(self.tables)[plan.split].take(pa.array(plan.rows))
+            receipt = make_shard(samples, plan, self.context)
+            storage.write_bytes(self.context.receipt_uri(plan.path), json.dumps(asdict(receipt)).encode())
+        return {"id": np.array([number]), "receipt": np.array([json.dumps(asdict(receipt))])}
+
+
+# --- all shards --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IngestPlan:
+    """What is to be written where: the index of the source, and its shards below the target URI."""
+
+    source: str
+    index: Index
+    shards: list[ShardPlan]
+    out: str
+    settings: Settings
+    lease: lease.Lease
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """A finished ingest: the manifest, requests sent by the tasks, shards that were there already, and the most memory
+    (resident) that a task's process has had."""
+
+    manifest: Manifest
+    requests: Requests
+    trusted_shards: int
+    peak_task_bytes: int
+
+
+@contextmanager
+def planned(
+    source: str,
+    out: str,
+    settings: Settings | None = None,
+    *,
+    layout: str = "auto",
+    md5: str | None = None,
+    progress: Progress = silent,
+) -> Iterator[IngestPlan]:
+    """Looks at the raw images at `source` and yields what is to be written to `out` (absolute URIs).
+
+    Needs no Ray, but uses it for sources of many archives. While the block runs no other process can write to `out`.
+    What had to be unpacked lies in a spool folder below `out`, which is removed on leaving. Raises SourceError
+    for bad input and DatasetError if `out` holds a data set or other files, or another ingest is at work there.
+    """
+    settings = settings or Settings()
+    _check_target(out)
+    if storage.kind(source) == "missing" and layout != "digits":
+        open_source(source, spool=out, layout=layout)  # raises, before anything is written
+    with lease.held(storage.join(out, WORK, "lease.json"), out, progress) as held:
+        _check_target(out)
+        spool = storage.join(out, WORK, "spool")
+        try:
+            index = open_source(source, spool=spool, layout=layout, md5=md5, progress=progress)
+            yield IngestPlan(source, index, plan_shards(index, settings), out, settings, held)
+        finally:
+            storage.delete_tree(spool)
+    if is_dataset(out):
+        storage.delete_tree(storage.join(out, WORK))
+
+
+def _check_target(out: str) -> None:
+    if is_dataset(out):
+        raise DatasetError(f"{out}: holds a finished data set already; give another --out, or delete it first")
+    kind = storage.kind(out)
+    if kind == "file":
+        raise DatasetError(f"{out}: is a file; give a folder for --out")
+    if kind == "missing":
+        return
+    names = [name for name, _ in storage.list_files(out)]
+    ours = (".parquet", ".tmp", CARD_NAME, QUALITY_NAME)
+    strangers = [name for name in names if not name.endswith(ours) and not name.startswith(f"{WORK}/")]
+    if strangers:
+        raise DatasetError(f"{out}: holds other files ({strangers[0]!r}); give an empty folder for --out")
+    if names and not any(name.startswith(f"{WORK}/") for name in names):
+        raise DatasetError(f"{out}: holds other files ({names[0]!r}); give an empty folder for --out")
+
+
+def ingest(
+    plan: IngestPlan, max_quarantined: float = 0, num_workers: int | None = None, progress: Progress = silent
+) -> Ingested:
+    """Writes what is planned and isn't there yet, and publishes the manifest, last. Needs a running Ray.
+
+    max_quarantined: how many files (or, below 1, what share of them) may be left out. num_workers: tasks at a time,
+    None for as many as there are CPUs. Raises DatasetError if more are left out, if the target holds an unfinished
+    ingest of something else, or if another process has taken over.
+    """
+    context = ShardContext(
+        plan_id(plan.index, plan.settings, plan.shards),
+        plan.out,
+        plan.index.encoding,
+        plan.index.classes,
+        plan.settings,
+    )
+    _claim(plan, context)
+    receipts = write_shards(plan, context, num_workers, progress)
+    plan.lease.check()
+    _check_counts(plan, receipts)
+    rejected = quarantine_table(plan.index, receipts)
+    storage.write_bytes(storage.join(plan.out, QUARANTINE_NAME), parquet_bytes(rejected))
+    _check_quarantined(plan, rejected, max_quarantined)
+    manifest = publish(plan, receipts, progress)
+    requests = Requests()
+    for receipt in receipts:
+        requests = requests.plus(Requests(**receipt.requests))
+    trusted = sum(receipt.trusted for receipt in receipts)
+    return Ingested(manifest, requests, trusted, max(receipt.peak_bytes for receipt in receipts))
+
+
+def _claim(plan: IngestPlan, context: ShardContext) -> None:
+    """Writes down what is being ingested, and clears away what can't be continued.
+
+    Raises DatasetError if the target holds an unfinished ingest of something else.
+    """
+    place = storage.join(plan.out, WORK, "plan.json")
+    mine = {"plan": context.plan, "source": plan.source.split("?")[0], "settings": asdict(plan.settings)}
+    found = storage.read_version(place)
+    theirs = json.loads(found[0]) if found else mine
+    differences = [name for name in ("source", "settings") if theirs[name] != mine[name]]
+    if differences:
+        raise DatasetError(
+            f"{plan.out}: holds an unfinished ingest with another {' and other '.join(differences)} "
+            f"({theirs[differences[0]]}); give another --out, or delete this folder"
+        )
+    names = [name for name, _ in storage.list_files(plan.out)]
+    if theirs["plan"] != mine["plan"]:  # the source has changed meanwhile: its shards are other shards
+        keep = tuple(f"{WORK}/{name}" for name in ("lease.json", "spool/"))
+        storage.delete_files(plan.out, [name for name in names if not name.startswith(keep)])
+    elif storage.is_local(plan.out):  # what a killed process left half written
+        storage.delete_files(plan.out, [name for name in names if name.endswith(".tmp")])
+    if theirs["plan"] != mine["plan"] or not found:
+        storage.write_bytes(place, json.dumps(mine, indent=1).encode())
+
+
+def write_shards(plan: IngestPlan, context: ShardContext, num_workers: int | None, progress: Progress) -> list[Receipt]:
+    """Runs one Ray task a shard; returns the receipts in the order of the plan."""
+    import ray
+
+    below = storage.join(plan.out, WORK, "receipts")
+    there = frozenset(name.removesuffix(".json") for name, _ in storage.list_files(below))
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    task = ShardTask(context, ray.put(plan.index.splits), ray.put(plan.shards), there)
+    dataset = ray.data.range(len(plan.shards), override_num_blocks=len(plan.shards)).map_batches(
+        task, batch_size=1, num_cpus=1, memory=task_memory_bytes(plan.settings), concurrency=num_workers
+    )
+    receipts: dict[int, Receipt] = {}
+    done = 0
+    progress("write", 0, plan.index.num_rows)
+    for row in dataset.iter_rows():
+        receipt = Receipt(**json.loads(row["receipt"]))
+        receipts[row["id"]] = receipt
+        done += len(plan.shards[row["id"]].rows)
+        left_out = sum(len(each.quarantined) for each in receipts.values())
+        progress("write", done, plan.index.num_rows, f"{left_out:,} can't be used" if left_out else "")
+        plan.lease.check()
+    return [receipts[number] for number in range(len(plan.shards))]
+
+
+def _check_counts(plan: IngestPlan, receipts: list[Receipt]) -> None:
+    for shard, receipt in zip(plan.shards, receipts, strict=True):
+        written, left_out = receipt.shard["rows"], len(receipt.quarantined)
+        if written + left_out != len(shard.rows):
+            raise DatasetError(
+                f"{shard.path}: {len(shard.rows)} rows indexed, {written} written and {left_out} quarantined; "
+                "run the same command again"
+            )
+
+
+def quarantine_table(index: Index, receipts: list[Receipt]) -> pa.Table:
+    """Returns a table of QUARANTINE_SCHEMA: every file that couldn't be stored, where it lies, and why."""
+    rows = []
+    places: dict[str, dict[str, int]] = {}
+    for receipt in receipts:
+        split = receipt.path.split("/")[0]
+        table = index.splits[split]
+        for entry in receipt.quarantined:
+            at = places.setdefault(split, {key: n for n, key in enumerate(table["key"].to_pylist())})[entry["key"]]
+            place = {"object": table["object"][at].as_py().split("?")[0], "offset": table["offset"][at].as_py()}
+            rows.append({"split": split, **entry, **place})
+    rows.sort(key=lambda row: (row["split"], row["key"]))
+    return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
+
+
+def _check_quarantined(plan: IngestPlan, rejected: pa.Table, most: float) -> None:
+    bound = most if most >= 1 or most == 0 else most * plan.index.num_rows
+    if rejected.num_rows <= bound:
+        return
+    worst = [f"{row['key']}: {row['reason']}" for row in rejected.slice(0, 3).to_pylist()]
+    raise DatasetError(
+        f"{rejected.num_rows:,} of {plan.index.num_rows:,} files can't be used ({'; '.join(worst)}), "
+        f"max_quarantined={most:g}; repair them, or run jobs/ingest.py again with --max-quarantined "
+        f"{rejected.num_rows} to leave them out (all are listed in {storage.join(plan.out, QUARANTINE_NAME)})"
+    )
+
+
+# --- the end -----------------------------------------------------------------------------------------------------
+
+
+def build_manifest(plan: IngestPlan, receipts: list[Receipt]) -> Manifest:
+    """Returns the manifest of finished shards, without quality and digest."""
+    splits, sources = {}, []
+    for split in plan.index.splits:
+        shards, counts = [], np.zeros(len(plan.index.classes), dtype=np.int64)
+        for receipt in receipts:
+            if receipt.path.split("/")[0] != split:
+                continue
+            shard = parse_shard(receipt.shard)
+            counts += np.array(receipt.rows_per_class)
+            if shard.rows:
+                shards.append(shard)
+            sources += [f"{split} {e['key']} {e['label']} {e['sha256']}" for e in receipt.quarantined]
+            table = read_table(storage.join(plan.out, shard.provenance_path), ["key", "label", "source_sha256"])
+            columns = (table[name].to_pylist() for name in table.column_names)
+            sources += [f"{split} {key} {label} {sha.hex()}" for key, label, sha in zip(*columns, strict=True)]
+        splits[split] = Split(sum(shard.rows for shard in shards), tuple(counts.tolist()), tuple(shards))
+        if not splits[split].rows:
+            raise DatasetError(f"split {split!r}: no image of it can be used; see {QUARANTINE_NAME}")
+    repaired, reasons = Counter[str](), Counter[str]()
+    for receipt in receipts:
+        repaired.update(receipt.repaired)
+        reasons.update(entry["reason"].split(":")[0] for entry in receipt.quarantined)
+    return Manifest(
+        plan.index.name,
+        plan.index.classes,
+        plan.settings.seed,
+        splits,
+        source_digest=hashlib.sha256("\n".join(sorted(sources)).encode()).hexdigest(),
+        quarantined=dict(sorted(reasons.items())),
+        repaired=dict(sorted(repaired.items())),
+        settings=asdict(plan.settings),
+    )
+
+
+def publish(plan: IngestPlan, receipts: list[Receipt], progress: Progress) -> Manifest:
+    """Looks at the data set as a whole, writes what describes it, and publishes the manifest. Raises DatasetError."""
+    manifest = build_manifest(plan, receipts)
+    histogram = np.sum([receipt.histogram for receipt in receipts], axis=0)
+    manifest = quality.assess(plan.out, manifest, histogram, progress).signed()
+    plan.lease.check()
+    storage.write_bytes(storage.join(plan.out, QUALITY_NAME), quality.render(plan.out, manifest, histogram).encode())
+    storage.write_bytes(storage.join(plan.out, CARD_NAME), dataset_card(manifest).encode())
+    if not storage.write_once(storage.join(plan.out, MANIFEST_NAME), manifest.to_json()):
+        raise DatasetError(f"{plan.out}: another ingest has published a data set here meanwhile; use that one")
+    return manifest
 
 
 def dataset_card(manifest: Manifest) -> str:
@@ -111,213 +467,3 @@ def dataset_card(manifest: Manifest) -> str:
         f"---\n{json.dumps(header, indent=1)}\n---\n\n# {manifest.name}\n\n{rows}\n\n"
         f"{len(manifest.classes)} classes. Digest `{manifest.digest}`, see `{MANIFEST_NAME}`.\n"
     )
-
-
-def read_samples(samples: pa.Table) -> Iterator[bytes]:
-    """Yields the stored bytes of each row of an index table, in its order; touching ranges are read together."""
-    objects = samples["object"].to_pylist()
-    offsets, lengths = samples["offset"].to_numpy(), samples["length"].to_numpy()
-    images: list[bytes] = [b""] * len(objects)
-    by_object: dict[str, list[int]] = {}
-    for row, uri in enumerate(objects):
-        by_object.setdefault(uri, []).append(row)
-    for uri, rows in by_object.items():
-        filesystem, path = storage.open_filesystem(uri)
-        with filesystem.open_input_file(path) as stream:
-            for run in _runs(sorted(rows, key=lambda row: offsets[row]), offsets, lengths):
-                start = offsets[run[0]]
-                data = stream.read_at(int(offsets[run[-1]] + lengths[run[-1]] - start), int(start))
-                for row in run:
-                    images[row] = data[offsets[row] - start : offsets[row] - start + lengths[row]]
-    yield from images
-
-
-def _runs(rows: list[int], offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Iterator[list[int]]:
-    run = [rows[0]]
-    for row in rows[1:]:
-        if offsets[row] - (offsets[run[-1]] + lengths[run[-1]]) > _NEAREST_TOUCHING_READ_BYTES:
-            yield run
-            run = []
-        run.append(row)
-    yield run
-
-
-def encode_planes(planes: bytes) -> bytes:
-    """Returns a PNG (lossless) of 32x32 R, G and B planes."""
-    from PIL import Image
-
-    pixels = np.frombuffer(planes, dtype=np.uint8).reshape(3, 32, 32).transpose(1, 2, 0)
-    out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(out, format="PNG", compress_level=1)
-    return out.getvalue()
-
-
-def image_size(data: bytes, key: str) -> tuple[int, int]:
-    """Returns (height, width) from the header alone. Raises SourceError if it is no JPEG or PNG, or huge."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height, kind = *image.size, image.format
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = "is empty" if not data else f"is no readable image (it begins with {data[:16]!r})"
-        raise SourceError(f"{key}: {what}; repair it or remove it from the source") from error
-    if kind not in ("JPEG", "PNG"):
-        raise SourceError(f"{key}: is a {kind} image, only JPEG and PNG are read; convert it")
-    if height * width > MAX_IMAGE_PIXELS:
-        raise SourceError(f"{key}: {width}x{height} pixels, more than {MAX_IMAGE_PIXELS:,}; remove it from the source")
-    return height, width
-
-
-def shard_bytes(samples: pa.Table, encoding: str, classes: tuple[str, ...], row_group_rows: int) -> bytes:
-    """Returns the Parquet file of these rows, the same bytes every time. Raises SourceError on a bad image."""
-    keys = samples["key"].to_pylist()
-    images = list(read_samples(samples))
-    if encoding == "cifar":
-        images, sizes = [encode_planes(image) for image in images], [(32, 32)] * len(images)
-    else:
-        sizes = [image_size(image, key) for key, image in zip(keys, images, strict=True)]
-    columns = [keys, samples["label"].to_pylist(), images, [h for h, _ in sizes], [w for _, w in sizes]]
-    schema = shard_schema(classes)
-    table = pa.Table.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
-    )
-    out = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        out,
-        row_group_size=row_group_rows,
-        compression="none",  # JPEG and PNG are compressed; a second pass would only cost time
-        use_dictionary=False,
-        write_statistics=["key", "label", "height", "width"],  # of image they would copy whole images
-    )
-    return out.getvalue().to_pybytes()
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """Writes one planned shard; runs in a Ray task. A bad image comes back as a row, not as a traceback."""
-
-    out: str
-    encoding: str
-    classes: tuple[str, ...]
-    tables: Any  # an ObjectRef of {split: index table}
-    plans: Any  # an ObjectRef of list[ShardPlan]
-
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """batch: {"id": int64 [1]}, the plan's number. Returns one row: id, bytes, sha256, error."""
-        import ray
-
-        number = int(batch["id"][0])
-        plan: ShardPlan = ray.get(self.plans)[number]
-        samples = ray.get(self.tables)[plan.split].take(pa.array(plan.rows))
-        error, data = "", b""
-        try:
-            data = shard_bytes(samples, self.encoding, self.classes, plan.row_group_rows)
-            storage.write_bytes(storage.join(self.out, plan.path), data)
-        except SourceError as bad_image:
-            error = str(bad_image)
-        return {
-            "id": np.array([number]),
-            "bytes": np.array([len(data)]),
-            "sha256": np.array([hashlib.sha256(data).hexdigest()]),
-            "error": np.array([error]),
-        }
-
-
-def write_shards(index: Index, plans: list[ShardPlan], out: str, progress: Progress) -> dict[int, tuple[int, str]]:
-    """Runs one Ray task a shard; returns {plan number: (bytes, sha256)}. Raises SourceError on a bad image."""
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    task = ShardTask(out, index.encoding, index.classes, ray.put(index.splits), ray.put(plans))
-    dataset = ray.data.range(len(plans), override_num_blocks=len(plans)).map_batches(task, batch_size=1)
-    written: dict[int, tuple[int, str]] = {}
-    done = 0
-    progress("write", 0, index.num_rows)
-    for row in dataset.iter_rows():
-        if row["error"]:
-            raise SourceError(row["error"])
-        written[row["id"]] = (row["bytes"], row["sha256"])
-        done += len(plans[row["id"]].rows)
-        progress("write", done, index.num_rows)
-    return written
-
-
-def build_manifest(index: Index, plans: list[ShardPlan], written: dict[int, tuple[int, str]], seed: int) -> Manifest:
-    """Returns the manifest of written shards. Raises DatasetError unless every indexed row is in one of them."""
-    splits = {}
-    for split, table in index.splits.items():
-        shards = []
-        for number, plan in enumerate(plans):
-            if plan.split == split and number in written:
-                rows, group = len(plan.rows), plan.row_group_rows
-                groups = tuple(min(group, rows - start) for start in range(0, rows, group))
-                shards.append(Shard(plan.path, rows, *written[number], row_group_rows=groups))
-        counts = np.bincount(table["label"].to_numpy(), minlength=len(index.classes))
-        splits[split] = Split(sum(shard.rows for shard in shards), tuple(counts.tolist()), tuple(shards))
-        if splits[split].rows != table.num_rows:
-            raise DatasetError(f"split {split!r}: {table.num_rows} rows indexed, {splits[split].rows} written")
-    manifest = Manifest(index.name, index.classes, seed, splits)
-    return Manifest(index.name, index.classes, seed, splits, digest=manifest.computed_digest())
-
-
-@dataclass(frozen=True)
-class IngestPlan:
-    """What is to be written where: the index of the source, and its shards below the target URI."""
-
-    index: Index
-    shards: list[ShardPlan]
-    out: str
-    seed: int
-
-
-@contextmanager
-def planned(
-    source: str,
-    out: str,
-    *,
-    layout: str = "auto",
-    md5: str | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Iterator[IngestPlan]:
-    """Looks at the raw images at `source` and yields what is to be written to `out` (absolute URIs). Needs no Ray.
-
-    What had to be unpacked lies in a spool folder below `out`, which is removed on leaving. Raises SourceError
-    for bad input and DatasetError if `out` holds a data set or other files.
-    """
-    _check_target(out)
-    spool = storage.join(out, "_spool")
-    try:
-        index = open_source(source, spool=spool, layout=layout, md5=md5, progress=progress)
-        yield IngestPlan(index, plan_shards(index, seed), out, seed)
-    finally:
-        storage.delete_tree(spool)
-
-
-def ingest(plan: IngestPlan, progress: Progress = silent) -> Manifest:
-    """Writes what is planned and returns the manifest, which is published last. Needs a running Ray.
-
-    Raises SourceError for an image that can't be read, DatasetError if another ingest was faster.
-    """
-    written = write_shards(plan.index, plan.shards, plan.out, progress)
-    manifest = build_manifest(plan.index, plan.shards, written, plan.seed)
-    storage.write_bytes(storage.join(plan.out, CARD_NAME), dataset_card(manifest).encode())
-    if not storage.write_once(storage.join(plan.out, MANIFEST_NAME), manifest.to_json()):
-        raise DatasetError(f"{plan.out}: another ingest has published a data set here meanwhile; use that one")
-    return manifest
-
-
-def _check_target(out: str) -> None:
-    if is_dataset(out):
-        raise DatasetError(f"{out}: holds a finished data set already; give another --out, or delete it first")
-    if storage.stat(out).type == fs.FileType.File:
-        raise DatasetError(f"{out}: is a file; give a folder for --out")
-    ours = (".parquet", ".tmp", CARD_NAME)
-    strangers = [
-        name for name, _ in storage.list_files(out) if not name.endswith(ours) and not name.startswith("_spool/")
-    ]
-    if strangers:
-        raise DatasetError(f"{out}: holds other files ({strangers[0]!r}); give an empty folder for --out")

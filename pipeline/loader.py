@@ -9,13 +9,10 @@ import io
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_dtype
@@ -28,6 +25,7 @@ from pipeline.manifest import Manifest, Split, shard_starts
 from pipeline.order import Order, Rows
 from pipeline.progress import Progress, silent
 from pipeline.recipes import Augment
+from pipeline.shards import open_shard, read_rows
 
 _STREAM_TASKS_AHEAD = 2
 # Ray Data plans every task of a stream before it starts, 1.3 ms each: a task makes several units of a long stream,
@@ -143,32 +141,6 @@ def _decode_by_pil(data: bytes, key: str) -> Tensor:
         ) from error
 
 
-@lru_cache(maxsize=64)
-def _open_shard(uri: str) -> pq.ParquetFile:
-    if storage.is_local(uri):
-        return pq.ParquetFile(uri, memory_map=True)
-    filesystem, path = storage.open_filesystem(uri)
-    return pq.ParquetFile(filesystem.open_input_file(path))
-
-
-def read_rows(uri: str, split: Split, rows: Rows, columns: tuple[str, ...] = ("key", "label", "image")) -> pa.Table:
-    """Returns the given rows of a split, in the order given, reading only the row groups that hold them."""
-    ends = np.cumsum(split.row_group_rows)
-    groups = np.searchsorted(ends, rows, side="right")
-    places = split.row_group_places
-    tables, positions = [], np.empty(len(rows), dtype=np.int64)
-    taken = 0
-    for group in np.unique(groups):
-        shard, index = places[group]
-        members = np.flatnonzero(groups == group)
-        within = rows[members] - (ends[group] - split.row_group_rows[group])
-        table = _open_shard(storage.join(uri, shard.path)).read_row_group(index, columns=list(columns))
-        tables.append(table.take(pa.array(within)))
-        positions[members] = np.arange(taken, taken + len(members))
-        taken += len(members)
-    return pa.concat_tables(tables).take(pa.array(positions))
-
-
 # --- resident: the decoded split in memory -----------------------------------------------------------------------
 
 
@@ -194,7 +166,7 @@ def load_resident(uri: str, split: Split, view: View, progress: Progress = silen
     plain = View(size, view.resize_px if view.augment is None else size)
     no_key = np.zeros(1, dtype=np.uint64)
     for shard, start in zip(split.shards, shard_starts(split), strict=True):
-        table = _open_shard(storage.join(uri, shard.path)).read(columns=["key", "label", "image"])
+        table = open_shard(storage.join(uri, shard.path)).read(columns=["key", "label", "image"])
         names = table["key"].to_pylist()
         labels[start : start + shard.rows] = table["label"].to_numpy()
         for row, (name, image) in enumerate(zip(names, table["image"], strict=True)):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,25 @@ from pipeline import storage
 from pipeline.errors import DatasetError
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file. `path` is relative to the manifest; `row_group_rows` lists the rows of each row group."""
+    """One Parquet file, its path relative to the manifest, and the provenance of its rows.
+
+    row_group_rows, row_group_offsets, row_group_bytes: rows, first byte and bytes of each row group.
+    """
 
     path: str
     rows: int
     bytes: int
     sha256: str
     row_group_rows: tuple[int, ...]
+    row_group_offsets: tuple[int, ...]
+    row_group_bytes: tuple[int, ...]
+    provenance_path: str
+    provenance_sha256: str
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,25 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished data set. `digest` is a hash over everything that the rows and their places depend on."""
+    """A finished data set.
+
+    source_digest: a hash over key, label and SHA-256 of every file of the source, wherever it lay. quarantined: files
+    that couldn't be stored (`quarantine.parquet`), by reason. repaired: rows that aren't stored as they came, by what
+    was done. leaked: for each split but train, the keys of rows that have a duplicate or near duplicate in train.
+    quality: see `pipeline/quality.py`; empty where nothing was decoded. settings: what the bytes depend on besides
+    the source. digest: a hash over all of this but the name.
+    """
 
     name: str
     classes: tuple[str, ...]
     plan_seed: int
     splits: dict[str, Split]
+    source_digest: str = ""
+    quarantined: dict[str, int] = field(default_factory=dict)
+    repaired: dict[str, int] = field(default_factory=dict)
+    leaked: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -62,6 +82,15 @@ class Manifest:
         """
         values = {**asdict(self), "name": "", "digest": ""}
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def signed(self) -> "Manifest":
+        """Returns the manifest with its digest."""
+        return replace(self, digest=self.computed_digest())
+
+    @property
+    def rows(self) -> int:
+        """Rows of all splits."""
+        return sum(split.rows for split in self.splits.values())
 
     def split(self, name: str) -> Split:
         """Returns a split. Raises DatasetError with the names there are."""
@@ -86,6 +115,12 @@ def parse(data: bytes, uri: str) -> Manifest:
             classes=tuple(values["classes"]),
             plan_seed=values["plan_seed"],
             splits={name: _parse_split(split) for name, split in values["splits"].items()},
+            source_digest=values["source_digest"],
+            quarantined=values["quarantined"],
+            repaired=values["repaired"],
+            leaked={name: tuple(keys) for name, keys in values["leaked"].items()},
+            quality=values["quality"],
+            settings=values["settings"],
             digest=values["digest"],
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -99,8 +134,14 @@ def parse(data: bytes, uri: str) -> Manifest:
 
 
 def _parse_split(values: dict[str, Any]) -> Split:
-    shards = tuple(Shard(**{**s, "row_group_rows": tuple(s["row_group_rows"])}) for s in values["shards"])
+    shards = tuple(map(parse_shard, values["shards"]))
     return Split(rows=values["rows"], rows_per_class=tuple(values["rows_per_class"]), shards=shards)
+
+
+def parse_shard(values: dict[str, Any]) -> Shard:
+    """Returns the shard in a manifest's JSON."""
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Shard(**plain)
 
 
 def is_dataset(uri: str) -> bool:

@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline import storage
 from pipeline.evaluate import Predictions
-from pipeline.loader import read_rows
 from pipeline.manifest import Manifest
+from pipeline.shards import read_rows
 from pipeline.sources import digits
 
 matplotlib.use("Agg")

@@ -1,19 +1,32 @@
-"""Where bytes are: a path or a URI (`s3://bucket/key`) resolved to one of pyarrow's file systems.
+"""Where bytes are: a path, or a URI (`s3://bucket/key`).
 
-Credentials, region and endpoint come from the standard AWS variables, a profile or the instance; a URI may
-carry `?endpoint_override=host:port&scheme=http` and never a secret.
+Files on disks and objects in S3 behave alike here: whole files appear at once, and two writers can agree on who was
+first. Credentials, region and endpoint come from the standard AWS variables, a profile or the machine's role; a URI
+may carry `?endpoint_override=host:port&scheme=http` and never a secret. What S3 is asked goes through
+`pipeline/objects.py`; other schemes are read through pyarrow.
 """
 
+import fcntl
 import hashlib
 import os
 import posixpath
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import IO, Any, Literal
 from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from pipeline import objects
 from pipeline.errors import PipelineError
+
+LISTING_THREADS = 32
+_SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss")
 
 
 def absolute(uri: str) -> str:
@@ -31,13 +44,13 @@ def absolute(uri: str) -> str:
         )
     if parts.scheme == "file":
         return str(Path(parts.path).resolve())
-    if parts.scheme not in ("s3", "gs", "gcs", "hdfs", "abfs", "abfss"):
+    if parts.scheme not in _SCHEMES:
         raise PipelineError(f"{uri}: unknown scheme {parts.scheme!r}; use a path, s3://bucket/key or gs://bucket/key")
     return uri
 
 
 def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """Returns the file system of an absolute `uri` and the path in it."""
+    """Returns pyarrow's file system of an absolute `uri` and the path in it."""
     if "://" not in uri:
         return fs.LocalFileSystem(), uri
     filesystem, path = fs.FileSystem.from_uri(uri)
@@ -47,6 +60,11 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 def is_local(uri: str) -> bool:
     """Whether `uri` is a path of this machine."""
     return "://" not in uri
+
+
+def is_s3(uri: str) -> bool:
+    """Whether `uri` lies in S3 (or what speaks like it)."""
+    return uri.startswith("s3://")
 
 
 def join(uri: str, *names: str) -> str:
@@ -62,27 +80,102 @@ def basename(uri: str) -> str:
     return posixpath.basename(uri.split("?", 1)[0].rstrip("/"))
 
 
-def stat(uri: str) -> fs.FileInfo:
-    """Returns type, size and modification time; the type is `NotFound` where there is nothing."""
+def _object_uri(uri: str, key: str) -> str:
+    parts = urlsplit(uri)
+    return f"s3://{parts.netloc}/{key}" + (f"?{parts.query}" if parts.query else "")
+
+
+# --- looking -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A file below a directory: its name relative to it, bytes, and time of the last change."""
+
+    name: str
+    size: int
+    modified_ns: int
+
+
+def kind(uri: str) -> Literal["file", "directory", "missing"]:
+    """What lies at `uri`; in S3 a prefix of any key is a directory."""
+    if is_s3(uri):
+        return _kind_in_s3(uri)
     filesystem, path = open_filesystem(uri)
-    return filesystem.get_file_info(path)
+    found = filesystem.get_file_info(path).type
+    if found == fs.FileType.Directory:
+        return "directory"
+    return "missing" if found == fs.FileType.NotFound else "file"
+
+
+def _kind_in_s3(uri: str) -> Literal["file", "directory", "missing"]:
+    if urlsplit(uri).path.strip("/"):
+        try:
+            objects.head(uri)
+            return "file"
+        except FileNotFoundError:
+            pass
+    prefixes, below = objects.list_level(uri)
+    return "directory" if prefixes or below else "missing"
 
 
 def exists(uri: str) -> bool:
     """Whether a file or directory is there."""
-    return stat(uri).type != fs.FileType.NotFound
+    return kind(uri) != "missing"
+
+
+def size(uri: str) -> int:
+    """Returns the bytes of a file. Raises FileNotFoundError."""
+    if is_s3(uri):
+        return int(objects.head(uri)["size"])
+    filesystem, path = open_filesystem(uri)
+    info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        raise FileNotFoundError(uri)
+    return int(info.size)
+
+
+def list_entries(uri: str) -> list[Entry]:
+    """Returns every file below `uri`, sorted by name; a bucket is listed by many prefixes at a time."""
+    if is_s3(uri):
+        return _list_s3(uri)
+    filesystem, path = open_filesystem(uri)
+    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    prefix = path.rstrip("/") + "/"
+    files = (info for info in infos if info.type == fs.FileType.File)
+    return sorted(Entry(info.path.removeprefix(prefix), info.size, info.mtime_ns or 0) for info in files)
+
+
+def _list_s3(uri: str) -> list[Entry]:
+    # Pages of one listing come one after another, so a bucket of a million keys is listed by its folders.
+    prefixes, found = objects.list_level(uri)
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        for _ in range(2):
+            if not prefixes or len(prefixes) >= LISTING_THREADS:
+                break
+            levels = list(pool.map(lambda prefix: objects.list_level(_object_uri(uri, prefix)), prefixes))
+            prefixes = [prefix for deeper, _ in levels for prefix in deeper]
+            found += [entry for _, entries in levels for entry in entries]
+        for entries in pool.map(lambda prefix: objects.list_below(_object_uri(uri, prefix)), prefixes):
+            found += entries
+    start = len(urlsplit(uri).path.strip("/"))
+    start += 1 if start else 0
+    return sorted(
+        Entry(entry["path"][start:], int(entry["size"]), int(entry["last_modified"].timestamp() * 1e9))
+        for entry in found
+        if not entry["path"].endswith("/") and len(entry["path"]) > start
+    )
 
 
 def list_files(uri: str) -> list[tuple[str, int]]:
     """Returns (name relative to `uri`, size in bytes) of every file below it, sorted by name."""
-    filesystem, path = open_filesystem(uri)
-    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-    prefix = path.rstrip("/") + "/"
-    return sorted((info.path.removeprefix(prefix), info.size) for info in infos if info.type == fs.FileType.File)
+    return [(entry.name, entry.size) for entry in list_entries(uri)]
 
 
 def list_directories(uri: str) -> list[str]:
     """Returns the names of the directories right below `uri`, sorted."""
+    if is_s3(uri):
+        return sorted(posixpath.basename(prefix.rstrip("/")) for prefix in objects.list_level(uri)[0])
     filesystem, path = open_filesystem(uri)
     infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
@@ -90,34 +183,89 @@ def list_directories(uri: str) -> list[str]:
 
 def fingerprint(uri: str) -> str:
     """Returns a hash that changes when the file, or a file below the directory, does: names, sizes and times."""
+    return fingerprint_of(uri, list_entries(uri) if kind(uri) == "directory" else [_entry(uri)])
+
+
+def fingerprint_of(uri: str, entries: list[Entry]) -> str:
+    """Returns the fingerprint of `uri`, whose files are listed already."""
+    lines = [f"{entry.name} {entry.size} {entry.modified_ns}" for entry in sorted(entries)]
+    return hashlib.sha256("\n".join([uri, *lines]).encode()).hexdigest()
+
+
+def _entry(uri: str) -> Entry:
+    if is_s3(uri):
+        found = objects.head(uri)
+        return Entry("", int(found["size"]), int(found["last_modified"].timestamp() * 1e9))
     filesystem, path = open_filesystem(uri)
     info = filesystem.get_file_info(path)
-    below = (
-        filesystem.get_file_info(fs.FileSelector(path, recursive=True)) if info.type == fs.FileType.Directory else []
-    )
-    lines = sorted(f"{i.path} {i.size} {i.mtime_ns}" for i in [info, *below] if i.type != fs.FileType.Directory)
-    return hashlib.sha256("\n".join([uri, *lines]).encode()).hexdigest()
+    return Entry("", info.size or 0, info.mtime_ns or 0)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
 
 
 def read_bytes(uri: str) -> bytes:
     """Returns the whole content of one file."""
+    if is_s3(uri):
+        return objects.read(uri)[0]
     filesystem, path = open_filesystem(uri)
     with filesystem.open_input_file(path) as stream:
         return bytes(stream.read())
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def read_range(uri: str, offset: int, length: int) -> memoryview:
+    """Returns `length` bytes at `offset`: in S3 by one request, and tried again. Raises OSError if there are fewer."""
+    if is_s3(uri):
+        return objects.read_range(uri, offset, length)
+    data = _read_local(uri, offset, length) if is_local(uri) else _read_other(uri, offset, length)
+    if len(data) != length:
+        raise OSError(f"{uri}: {len(data)} bytes at {offset}, {length} were expected; the file has changed")
+    return memoryview(data)
+
+
+def _read_local(path: str, offset: int, length: int) -> bytes:
+    found = os.stat(path)
+    stream = _open_local(path, found.st_ino, found.st_mtime_ns)
+    return os.pread(stream.fileno(), length, offset)
+
+
+@lru_cache(maxsize=64)
+def _open_local(path: str, inode: int, modified_ns: int) -> IO[bytes]:
+    # Another file of this name is another file. Closed when the cache and all readers have let go of it.
+    return open(path, "rb", buffering=0)
+
+
+def _read_other(uri: str, offset: int, length: int) -> bytes:
+    filesystem, path = open_filesystem(uri)
+    with filesystem.open_input_file(path) as stream:
+        return bytes(stream.read_at(length, offset))
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def write_bytes(uri: str, data: Any) -> None:
     """Writes `data` so that a reader sees the old file or the whole new one: rename on disks, one PUT on stores."""
+    if is_s3(uri):
+        objects.write(uri, data)
+        return
     filesystem, path = open_filesystem(uri)
     if not is_local(uri):
         with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
         return
+    with new_file(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def new_file(path: str) -> Iterator[IO[bytes]]:
+    """Yields a file that is at `path` when the block ends well, and nowhere if it doesn't."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            yield stream
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -128,10 +276,13 @@ def write_once(uri: str, data: bytes) -> bool:
 
     On disks by a hard link (which never overwrites), on S3 by a conditional PUT (`If-None-Match: *`).
     """
-    if uri.startswith("s3://"):
-        return _put_once(uri, data)
-    if not is_local(uri):
-        raise PipelineError(f"{uri}: publishing needs conditional writes, known here for paths and s3:// only")
+    if is_s3(uri):
+        try:
+            objects.write(uri, data, "create")
+        except objects.ConflictError:
+            return False
+        return True
+    _check_conditional(uri)
     temporary = f"{uri}.{uuid.uuid4().hex[:8]}.tmp"
     write_bytes(temporary, data)
     try:
@@ -143,31 +294,59 @@ def write_once(uri: str, data: bytes) -> bool:
     return True
 
 
-def _put_once(uri: str, data: bytes) -> bool:
-    # pyarrow has no conditional PUT; boto3 reads the same AWS variables and profiles.
-    from urllib.parse import parse_qs
-
-    import boto3
-    from botocore.exceptions import ClientError
-
-    parts = urlsplit(uri)
-    query = parse_qs(parts.query)
-    endpoint = None
-    if "endpoint_override" in query:
-        endpoint = f"{query.get('scheme', ['https'])[0]}://{query['endpoint_override'][0]}"
-    region = query.get("region", [os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")])[0]
-    client = boto3.client("s3", endpoint_url=endpoint, region_name=region or ("us-east-1" if endpoint else None))
+def read_version(uri: str) -> tuple[bytes, str] | None:
+    """Returns a file's content and version (for `replace`), or None where there is none."""
+    _check_conditional(uri)
     try:
-        client.put_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"), Body=data, IfNoneMatch="*")
-    except ClientError as error:
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
-            return False
-        raise
-    return True
+        if is_s3(uri):
+            return objects.read(uri)
+        data = Path(uri).read_bytes()
+    except FileNotFoundError:
+        return None
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def replace(uri: str, data: bytes, version: str) -> str | None:
+    """Writes `data` if the file still is of `version`; returns the new version, or None if it isn't.
+
+    On S3 by a conditional PUT (`If-Match`), on disks under a lock (`flock`) on a file beside it.
+    """
+    if is_s3(uri):
+        try:
+            return objects.write(uri, data, {"e_tag": version})
+        except (objects.ConflictError, FileNotFoundError):
+            return None
+    _check_conditional(uri)
+    with open(f"{uri}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = read_version(uri)
+        if found is None or found[1] != version:
+            return None
+        write_bytes(uri, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _check_conditional(uri: str) -> None:
+    if not (is_local(uri) or is_s3(uri)):
+        raise PipelineError(f"{uri}: publishing needs conditional writes, known here for paths and s3:// only")
 
 
 def delete_tree(uri: str) -> None:
     """Removes a directory and what is below it; nothing happens where there is none."""
+    if is_s3(uri):
+        objects.delete(uri, [f"{urlsplit(uri).path.strip('/')}/{name}" for name, _ in list_files(uri)])
+        return
     filesystem, path = open_filesystem(uri)
     if filesystem.get_file_info(path).type == fs.FileType.Directory:
         filesystem.delete_dir(path)
+
+
+def delete_files(uri: str, names: list[str]) -> None:
+    """Removes files below `uri` by their names; one that is gone already is fine."""
+    if is_s3(uri):
+        objects.delete(uri, [f"{urlsplit(uri).path.strip('/')}/{name}" for name in names])
+        return
+    for name in names:
+        filesystem, path = open_filesystem(join(uri, name))
+        if filesystem.get_file_info(path).type == fs.FileType.File:
+            filesystem.delete_file(path)

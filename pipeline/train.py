@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from pipeline import checkpoint, evaluate, loader, manifest, storage
+from pipeline import checkpoint, evaluate, loader, manifest, shards, storage
 from pipeline.augment import dropout_seed
 from pipeline.errors import CheckpointError, RecipeError
 from pipeline.loader import Batch, EvaluateUnits, Resident, TrainUnits, View
@@ -324,7 +324,7 @@ class _Trace:
         directory = os.path.join(job.run, "rows")
         os.makedirs(directory, exist_ok=True)
         split = data.split("train")
-        self._keys = loader.read_rows(job.dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
+        self._keys = shards.read_rows(job.dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
         path = os.path.join(directory, f"from-step-{first_step:09d}-rank-{rank}-of-{world_size}.jsonl")
         self._file = open(path, "w", buffering=1)  # noqa: SIM115 - open as long as the worker lives
 

@@ -1,26 +1,24 @@
 """Small real things that the tests share: image trees, archives, a data set, a Ray cluster."""
 
-import hashlib
 import io
 import os
-import shutil
-import socket
-import subprocess
 import sys
 import tarfile
-import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import storage
-from pipeline.ingest import CARD_NAME, build_manifest, dataset_card, plan_shards, shard_bytes
-from pipeline.manifest import MANIFEST_NAME, Manifest
+from infra.local_s3 import local_s3
+from pipeline import lease, storage
+from pipeline.images import Handling
+from pipeline.ingest import WORK, IngestPlan, ShardContext, make_shard, publish
+from pipeline.manifest import Manifest
+from pipeline.plan import Settings, plan_shards
+from pipeline.progress import silent
 from pipeline.sources import Index, digits, open_source
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -73,16 +71,17 @@ def tree_files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def ingest_here(index: Index, out: str, seed: int = 0, shard_size: int = 100_000) -> Manifest:
+def ingest_here(
+    index: Index, out: str, seed: int = 0, shard_size: int = 100_000, handling: Handling | None = None
+) -> Manifest:
     """Ingests without Ray, by the functions that the Ray tasks call."""
-    plans, written = plan_shards(index, seed, shard_size), {}
-    for number, plan in enumerate(plans):
-        data = shard_bytes(index.splits[plan.split].take(plan.rows), index.encoding, index.classes, plan.row_group_rows)
-        storage.write_bytes(storage.join(out, plan.path), data)
-        written[number] = (len(data), hashlib.sha256(data).hexdigest())
-    manifest = build_manifest(index, plans, written, seed)
-    storage.write_bytes(storage.join(out, CARD_NAME), dataset_card(manifest).encode())
-    assert storage.write_once(storage.join(out, MANIFEST_NAME), manifest.to_json())
+    settings = Settings(seed, shard_size, handling or Handling())
+    with lease.held(storage.join(out, WORK, "lease.json"), out) as held:
+        plan = IngestPlan("", index, plan_shards(index, settings), out, settings, held)
+        context = ShardContext("", out, index.encoding, index.classes, settings)
+        receipts = [make_shard(index.splits[s.split].take(pa.array(s.rows)), s, context) for s in plan.shards]
+        manifest = publish(plan, receipts, silent)
+    storage.delete_tree(storage.join(out, WORK))
     return manifest
 
 
@@ -104,69 +103,10 @@ def tree_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real S3 on loopback, SeaweedFS, with credentials in the standard variables; the URI of an empty bucket."""
-    import boto3
-
-    # Short, for sockets lie in it, and their paths are at most 107 bytes long.
-    folder = Path(tempfile.mkdtemp(prefix="weed-", dir="/tmp"))
-    names = ("master", "volume", "filer", "s3", "admin")
-    ports = free_ports(2 * len(names))
-    flags = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)]
-    flags += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=True)]
-    flags += [
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        "-master.telemetry=false",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-    ]
-    flags += ["-webdav=false", "-admin.ui=false", "-volume.preStopSeconds=0", "-s3.autoCreateBucket=false"]
-    flags += [f"-dir={folder}", f"-filer.localSocket={folder}/f.sock", f"-s3.localSocket={folder}/s.sock"]
-    endpoint = f"http://127.0.0.1:{ports[names.index('s3')]}"
-    variables = {
-        "AWS_ACCESS_KEY_ID": "tester",
-        "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests",
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    os.environ.update(variables)
-    weed = Path(sys.executable).with_name("weed")
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([weed, "-logtostderr=true", "mini", *flags], stderr=log, stdout=log, cwd=folder)
-    try:
-        await_answer(f"{endpoint}/healthz")
-        boto3.client("s3").create_bucket(Bucket="images")
+def s3() -> Iterator[str]:
+    """The URI of an empty bucket in a real S3 on loopback, with credentials in the standard variables."""
+    with local_s3("images"):
         yield "s3://images"
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-        shutil.rmtree(folder)
-        for name in variables:
-            os.environ.pop(name)
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports of loopback that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def await_answer(url: str, timeout_seconds: float = 30) -> None:
-    """Returns when a server answers."""
-    deadline = time.monotonic() + timeout_seconds
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except OSError:
-            assert time.monotonic() < deadline, f"{url} doesn't answer"
-            time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from pipeline.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.loader import EvaluateUnits, TrainUnits, View
 from pipeline.order import Order
 from pipeline.recipes import Augment
+from pipeline.shards import read_rows
 from tests.conftest import jpeg
 
 
@@ -25,10 +26,10 @@ def whole_split(uri: str, name: str) -> dict[str, list[Any]]:
 def test_rows_come_in_the_order_asked_for(tree_dataset: str) -> None:
     split, whole = manifest.load(tree_dataset).split("train"), whole_split(tree_dataset, "train")
     rows = np.random.default_rng(0).permutation(split.rows)[:40]
-    table = loader.read_rows(tree_dataset, split, rows)
+    table = read_rows(tree_dataset, split, rows)
     assert table["key"].to_pylist() == [whole["key"][row] for row in rows]
     assert table["image"].to_pylist() == [whole["image"][row] for row in rows]
-    assert loader.read_rows(tree_dataset, split, np.array([3, 3, 0]))["key"].to_pylist() == [
+    assert read_rows(tree_dataset, split, np.array([3, 3, 0]))["key"].to_pylist() == [
         whole["key"][row] for row in (3, 3, 0)
     ]
 

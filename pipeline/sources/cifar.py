@@ -32,12 +32,12 @@ _PYTHON_BATCH = re.compile(r"(?:^|/)(data_batch_\d+|test_batch)$")
 
 def matches_binary(listing: Listing) -> bool:
     """Whether the listing holds `data_batch_N.bin`."""
-    return any(_BINARY_BATCH.search(member.name) for member in listing.members)
+    return any(_BINARY_BATCH.search(name) for name in listing.names)
 
 
 def matches_python(listing: Listing) -> bool:
     """Whether the listing holds `data_batch_N` pickles."""
-    return any(_PYTHON_BATCH.search(member.name) for member in listing.members)
+    return any(_PYTHON_BATCH.search(name) for name in listing.names)
 
 
 def build_binary_index(listing: Listing, name: str, md5: str | None) -> Index:
@@ -45,8 +45,9 @@ def build_binary_index(listing: Listing, name: str, md5: str | None) -> Index:
 
     md5: the expected one, "any" for no check, None for the published one. Raises SourceError on damage.
     """
-    batches = {m.group(1)[:-4]: member for member in listing.members if (m := _BINARY_BATCH.search(member.name))}
-    index = _index(name, "cifar-binary", batches, len(listing.members) - len(batches))
+    found = ((row, _BINARY_BATCH.search(each)) for row, each in enumerate(listing.names))
+    batches = {match.group(1)[:-4]: listing.member(row) for row, match in found if match}
+    index = _index(name, "cifar-binary", batches, listing)
     _check_md5(listing, md5 or BINARY_MD5)
     return index
 
@@ -54,13 +55,13 @@ def build_binary_index(listing: Listing, name: str, md5: str | None) -> Index:
 def build_python_index(listing: Listing, name: str, md5: str | None, spool: str) -> Index:
     """Returns the index of the Python archive, whose batches are written to `spool` as binary records."""
     batches = {}
-    for member in listing.members:
-        if match := _PYTHON_BATCH.search(member.name):
-            records = _records(member.read(), f"{listing.uri}: {member.name}")
+    for row, each in enumerate(listing.names):
+        if match := _PYTHON_BATCH.search(each):
+            records = _records(listing.member(row).read(), f"{listing.uri}: {each}")
             uri = storage.join(spool, match.group(1) + ".bin")
             storage.write_bytes(uri, records)
-            batches[match.group(1)] = Member(member.name, uri, 0, len(records))
-    index = _index(name, "cifar-python", batches, len(listing.members) - len(batches))
+            batches[match.group(1)] = Member(each, uri, 0, len(records))
+    index = _index(name, "cifar-python", batches, listing)
     _check_md5(listing, md5 or PYTHON_MD5)
     return index
 
@@ -74,7 +75,7 @@ def _check_md5(listing: Listing, expected: str) -> None:
         )
 
 
-def _index(name: str, layout: str, batches: dict[str, Member], num_ignored: int) -> Index:
+def _index(name: str, layout: str, batches: dict[str, Member], listing: Listing) -> Index:
     splits = {
         "train": {batch: member for batch, member in batches.items() if batch != "test_batch"},
         "val": {batch: member for batch, member in batches.items() if batch == "test_batch"},
@@ -82,7 +83,9 @@ def _index(name: str, layout: str, batches: dict[str, Member], num_ignored: int)
     for split, members in splits.items():
         if not members:
             raise SourceError(f"{name}: the archive lacks its {split} batches; download it again")
-    return Index(name, layout, CLASSES, "cifar", {s: record_table(m) for s, m in splits.items()}, num_ignored)
+    tables = {split: record_table(members) for split, members in splits.items()}
+    ignored = len(listing) - len(batches)
+    return Index(name, layout, CLASSES, "cifar", tables, listing.fingerprint, num_ignored=ignored)
 
 
 def record_table(batches: dict[str, Member], num_classes: int = len(CLASSES)) -> pa.Table:

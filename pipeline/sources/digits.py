@@ -29,4 +29,5 @@ def build_index(spool: str) -> Index:
     storage.write_bytes(uri, b"".join(records))
     table = record_table({"digits": Member("digits", uri, 0, sum(map(len, records)))})
     train, val = hold_out(table, HELD_OUT_FRACTION)
-    return Index(NAME, "digits", tuple(map(str, range(10))), "cifar", {"train": train, "val": val})
+    splits = {"train": train, "val": val}
+    return Index(NAME, "digits", tuple(map(str, range(10))), "cifar", splits, fingerprint=NAME)

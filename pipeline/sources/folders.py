@@ -1,14 +1,15 @@
 """Class folders: `[.../]SPLIT/CLASS/NAME.jpg`, or `[.../]CLASS/NAME.jpg` without splits."""
 
-from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import pyarrow as pa
+import numpy as np
 
 from pipeline.errors import SourceError
 from pipeline.sources.index import Index, hold_out, sample_table
-from pipeline.sources.members import Listing, Member
+from pipeline.sources.members import Listing
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 HELD_OUT_FRACTION = 0.1
 _SPLIT_NAMES = {
     "train": "train",
@@ -21,15 +22,15 @@ _SPLIT_NAMES = {
 }
 
 
-def is_image(member: Member) -> bool:
+def is_image(name: str) -> bool:
     """Whether a file is an image by its name (hidden files such as macOS's `._x.jpg` are not)."""
-    base = member.name.rsplit("/", 1)[-1]
+    base = name.rsplit("/", 1)[-1]
     return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith(".")
 
 
 def matches(listing: Listing) -> bool:
     """Whether the listing looks like class folders: an image in a folder."""
-    return any("/" in member.name and is_image(member) for member in listing.members)
+    return any("/" in name and is_image(name) for name in listing.names)
 
 
 def build_index(listing: Listing, name: str) -> Index:
@@ -38,53 +39,76 @@ def build_index(listing: Listing, name: str) -> Index:
     The label of a class is its rank among the sorted class names (ImageNet's convention too).
     Raises SourceError if the tree isn't one of class folders.
     """
-    images = [member for member in listing.members if is_image(member)]
-    places = [_place(member, listing.uri) for member in images]
+    images = [row for row in range(len(listing)) if is_image(listing.names[row])]
+    places = [_place(listing.names[row], listing.uri) for row in images]
     found = {split for split, _ in places}
     if len(found) > 1 and None in found:
-        stray = next(member.name for member, (split, _) in zip(images, places, strict=True) if split is None)
-        raise SourceError(f"{listing.uri}: {stray!r} is in none of the splits {sorted(filter(None, found))}; move it")
-    classes = tuple(sorted({class_name for _, class_name in places}))
+        stray = next(row for row, (split, _) in zip(images, places, strict=True) if split is None)
+        raise SourceError(
+            f"{listing.uri}: {listing.names[stray]!r} is in none of the splits {sorted(filter(None, found))}; move it"
+        )
+    rename = {"test": "val"} if "val" not in found else {}
+    keys = [key_of(listing.names[row]) for row in images]
+    splits = [rename.get(split or "", split or "") for split, _ in places]
+    return labelled_index(listing, name, "folders", images, keys, splits, [class_name for _, class_name in places])
+
+
+def labelled_index(
+    listing: Listing,
+    name: str,
+    layout: str,
+    rows: Sequence[int],
+    keys: Sequence[str],
+    splits: Sequence[str],
+    class_names: Sequence[str],
+    sort_key: Callable[[str], Any] | None = None,
+) -> Index:
+    """Returns the index of the listing's files `rows` with their keys, splits and class names, all in the same order.
+
+    Split "" means that the source has none: a tenth of each class is held out. The label of a class is its rank among
+    the class names, sorted by `sort_key`. Raises SourceError where a split or a class has no image to train on.
+    """
+    classes = tuple(sorted(set(class_names), key=sort_key))
     if len(classes) < 2:
         raise SourceError(f"{listing.uri}: one class only ({classes[0]!r}); a classifier needs two or more folders")
     label = {class_name: index for index, class_name in enumerate(classes)}
-    rename = {"test": "val"} if "val" not in found else {}
-    by_split: dict[str, list[tuple[Member, int]]] = {}
-    for member, (split, class_name) in zip(images, places, strict=True):
-        by_split.setdefault(rename.get(split or "", split or ""), []).append((member, label[class_name]))
-    tables = {split: _table(by_split[split]) for split in sorted(by_split)}
+    tables = {}
+    for split in sorted(set(splits)):
+        chosen = [position for position, each in enumerate(splits) if each == split]
+        members = np.array([rows[position] for position in chosen], dtype=np.int64)
+        tables[split] = sample_table(
+            [keys[position] for position in chosen],
+            [label[class_names[position]] for position in chosen],
+            [listing.objects[row] for row in members],
+            listing.offsets[members],
+            listing.lengths[members],
+        )
     if "" in tables:
         tables = dict(zip(("train", "val"), hold_out(tables[""], HELD_OUT_FRACTION), strict=True))
     for needed in ("train", "val"):
         if needed not in tables:
             raise SourceError(f"{listing.uri}: no {needed} split among {sorted(tables)}; add a {needed}/ folder")
-    trained = Counter(tables["train"]["label"].to_pylist())
+    trained = set(np.unique(tables["train"]["label"].to_numpy()).tolist())
     for class_name, index in label.items():
         if index not in trained:
             raise SourceError(f"{listing.uri}: class {class_name!r} has no training image; add some or remove it")
-    return Index(name, "folders", classes, "file", tables, num_ignored=len(listing.members) - len(images))
+    return Index(name, layout, classes, "file", tables, listing.fingerprint, num_ignored=len(listing) - len(rows))
 
 
-def _place(member: Member, uri: str) -> tuple[str | None, str]:
-    folders = member.name.split("/")[:-1]
-    if not folders or folders[-1].lower() in _SPLIT_NAMES:
-        raise SourceError(f"{uri}: {member.name!r} isn't in a class folder; expected SPLIT/CLASS/NAME or CLASS/NAME")
-    split = _SPLIT_NAMES.get(folders[-2].lower()) if len(folders) > 1 else None
+def split_of(word: str) -> str | None:
+    """Returns the split that a folder's or file's name stands for, or None."""
+    return _SPLIT_NAMES.get(word.lower())
+
+
+def _place(name: str, uri: str) -> tuple[str | None, str]:
+    folders = name.split("/")[:-1]
+    if not folders or split_of(folders[-1]):
+        raise SourceError(f"{uri}: {name!r} isn't in a class folder; expected SPLIT/CLASS/NAME or CLASS/NAME")
+    split = split_of(folders[-2]) if len(folders) > 1 else None
     return split, folders[-1]
 
 
-def _key(name: str) -> str:
-    # From the split on, so that a folder, a tar of it and a tar of its parent give the same keys.
+def key_of(name: str) -> str:
+    """Returns the key: the name from the split on, the same for a folder, a tar of it and a tar of its parent."""
     parts = name.split("/")
-    return "/".join(parts[-3:] if len(parts) > 2 and parts[-3].lower() in _SPLIT_NAMES else parts[-2:])
-
-
-def _table(rows: list[tuple[Member, int]]) -> pa.Table:
-    members = [member for member, _ in rows]
-    return sample_table(
-        [_key(m.name) for m in members],
-        [label for _, label in rows],
-        [m.object for m in members],
-        [m.offset for m in members],
-        [m.length for m in members],
-    )
+    return "/".join(parts[-3:] if len(parts) > 2 and split_of(parts[-3]) else parts[-2:])

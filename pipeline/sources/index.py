@@ -1,10 +1,12 @@
 """The index of a source: for every sample where its bytes lie, its label and a key that never changes."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.draws import Stream, key_hash, permutation
@@ -20,6 +22,8 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
+Integers = Sequence[int] | npt.NDArray[np.int64]
+
 # How the bytes of a sample are to be read: an encoded image file, or 3 planes (R, G, B) of 32x32 uint8.
 Encoding = Literal["file", "cifar"]
 
@@ -29,6 +33,7 @@ class Index:
     """Everything that ingest needs to know of a source.
 
     splits: for each split a table of INDEX_SCHEMA; `object` is an absolute URI, `offset` and `length` bytes in it.
+    fingerprint: changes when the source does (names, sizes, times).
     num_ignored: files of the source that aren't images by their names.
     """
 
@@ -37,14 +42,17 @@ class Index:
     classes: tuple[str, ...]
     encoding: Encoding
     splits: dict[str, pa.Table]
+    fingerprint: str
     num_ignored: int = 0
 
     def __post_init__(self) -> None:
         for split, table in self.splits.items():
-            keys = table["key"].to_numpy(zero_copy_only=False)
-            unique, counts = np.unique(keys, return_counts=True)
-            if len(unique) != len(keys):
-                raise SourceError(f"{self.name}: key {unique[counts > 1][0]!r} occurs twice in split {split!r}")
+            keys = table["key"].to_pylist()  # sorted
+            twice = next((key for key, after in itertools.pairwise(keys) if key == after), None)
+            if twice is not None:
+                raise SourceError(
+                    f"{self.name}: key {twice!r} occurs twice in split {split!r}; rename one of the files"
+                )
 
     @property
     def num_rows(self) -> int:
@@ -53,7 +61,7 @@ class Index:
 
 
 def sample_table(
-    keys: Sequence[str], labels: Sequence[int], objects: Sequence[str], offsets: Sequence[int], lengths: Sequence[int]
+    keys: Sequence[str], labels: Sequence[int], objects: Sequence[str], offsets: Integers, lengths: Integers
 ) -> pa.Table:
     """Returns a table of INDEX_SCHEMA, sorted by key."""
     columns = [

@@ -7,17 +7,20 @@ compressed bytes falls out of the same pass.
 import gzip
 import hashlib
 import lzma
-import tarfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import IO, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from pyarrow import fs
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import SourceError
-from pipeline.progress import Progress
+from pipeline.progress import Progress, silent
+from pipeline.sources import tars
+from pipeline.sources.tars import Tar
 
 _CHUNK_BYTES = 1 << 20
 _OPENERS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open}
@@ -34,37 +37,111 @@ class Member:
 
     def read(self) -> bytes:
         """Returns the file's bytes."""
-        filesystem, path = storage.open_filesystem(self.object)
-        with filesystem.open_input_file(path) as stream:
-            return bytes(stream.read_at(self.length, self.offset))
+        return bytes(storage.read_range(self.object, self.offset, self.length))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source, sorted by name. `md5` is that of a compressed archive, else None."""
+    """The files of a source, sorted by name: lists and arrays of equal length, for there may be millions.
+
+    fingerprint: a hash that changes when the source does. md5: that of a compressed archive, else None. contents:
+    what the small files hold that were asked for, by name.
+    """
 
     uri: str
-    members: tuple[Member, ...]
-    md5: str | None
+    names: list[str]
+    objects: list[str]
+    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    fingerprint: str
+    md5: str | None = None
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def member(self, index: int) -> Member:
+        """Returns one file."""
+        return Member(self.names[index], self.objects[index], int(self.offsets[index]), int(self.lengths[index]))
+
+    def tar(self, index: int) -> Tar:
+        """Returns one file as a tar."""
+        return Tar(f"{self.uri}: {self.names[index]}", *self._place(index))
+
+    def _place(self, index: int) -> tuple[str, int, int]:
+        return self.objects[index], int(self.offsets[index]), int(self.lengths[index])
 
 
 def list_members(uri: str, spool: str, progress: Progress) -> Listing:
     """Lists the files at absolute `uri`: a directory or a tar, plain, .gz or .xz (told by content, not by name).
 
+    A tar that holds tars only is opened one level deeper, as `STEM/NAME` (ImageNet's training archive is one).
     Raises SourceError if there is nothing, or it is empty, damaged, or no tar.
     """
-    kind = storage.stat(uri).type
-    if kind == fs.FileType.NotFound:
+    kind = storage.kind(uri)
+    if kind == "missing":
         raise SourceError(f"{uri}: no such file or directory; give an existing path or URI")
-    md5 = None
-    if kind == fs.FileType.Directory:
-        members = [Member(name, storage.join(uri, name), 0, size) for name, size in storage.list_files(uri)]
+    if kind == "directory":
+        entries = storage.list_entries(uri)
+        listing = Listing(
+            uri,
+            [entry.name for entry in entries],
+            [storage.join(uri, entry.name) for entry in entries],
+            np.zeros(len(entries), dtype=np.int64),
+            np.array([entry.size for entry in entries], dtype=np.int64),
+            storage.fingerprint_of(uri, entries),
+        )
     else:
-        tar_uri, md5 = _spool_if_compressed(uri, spool, progress)
-        members = sorted(_tar_members(tar_uri, uri, progress), key=lambda member: member.name)
-    if not members:
+        listing = _list_tar(uri, spool, progress)
+    if not len(listing):
         raise SourceError(f"{uri}: holds no file; give a folder or an archive with images")
-    return Listing(uri, tuple(members), md5)
+    return listing
+
+
+def _list_tar(uri: str, spool: str, progress: Progress) -> Listing:
+    tar_uri, md5 = _spool_if_compressed(uri, spool, progress)
+    fingerprint = storage.fingerprint(uri)
+    tar = Tar(uri, tar_uri, 0, storage.size(tar_uri))
+    listing = _from_tables(uri, [(tar, "", tars.scan([tar], progress=progress)[0])], fingerprint, md5)
+    if len(listing) and all(name.endswith(".tar") for name in listing.names):
+        return open_tars(listing, range(len(listing)), progress=progress)
+    return listing
+
+
+def open_tars(listing: Listing, which: Any, keep: tuple[str, ...] = (), progress: Progress = silent) -> Listing:
+    """Returns the files inside the tars among a listing's files, as `STEM/NAME`.
+
+    which: indices. keep: suffixes of small files whose contents are wanted.
+    """
+    inner = [listing.tar(index) for index in which]
+    found = tars.scan(inner, keep, progress)
+    stems = [listing.names[index].removesuffix(".tar") + "/" for index in which]
+    return _from_tables(listing.uri, list(zip(inner, stems, found, strict=True)), listing.fingerprint, listing.md5)
+
+
+def _from_tables(uri: str, parts: list[tuple[Tar, str, pa.Table]], fingerprint: str, md5: str | None) -> Listing:
+    names, objects = [], []
+    contents = {}
+    for tar, stem, table in parts:
+        inside = [stem + name for name in table["name"].to_pylist()]
+        names += inside
+        objects += [tar.object] * len(inside)
+        if table["content"].null_count < table.num_rows:
+            pairs = zip(inside, table["content"].to_pylist(), strict=True)
+            contents.update({name: content for name, content in pairs if content is not None})
+    order = sorted(range(len(names)), key=names.__getitem__)
+    together = pa.concat_tables([table for _, _, table in parts])
+    index = np.array(order, dtype=np.int64)
+    return Listing(
+        uri,
+        [names[row] for row in order],
+        [objects[row] for row in order],
+        together["offset"].to_numpy()[index],
+        together["length"].to_numpy()[index],
+        fingerprint,
+        md5,
+        contents,
+    )
 
 
 class _Hashing:
@@ -84,10 +161,8 @@ class _Hashing:
 
 
 def _spool_if_compressed(uri: str, spool: str, progress: Progress) -> tuple[str, str | None]:
-    filesystem, path = storage.open_filesystem(uri)
-    size = filesystem.get_file_info(path).size
-    with filesystem.open_input_file(path) as stream:
-        head = bytes(stream.read_at(min(size, 512), 0))
+    size = storage.size(uri)
+    head = bytes(storage.read_range(uri, 0, min(size, 512)))
     opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
     if opener is None:
         if head[257:262] != b"ustar":
@@ -95,6 +170,7 @@ def _spool_if_compressed(uri: str, spool: str, progress: Progress) -> tuple[str,
                 f"{uri}: neither a folder nor a tar (.tar, .tar.gz, .tar.xz); it begins with {head[:16]!r}"
             )
         return uri, None
+    filesystem, path = storage.open_filesystem(uri)
     tar_uri = storage.join(spool, "source.tar")
     out_filesystem, out_path = storage.open_filesystem(tar_uri)
     if storage.is_local(tar_uri):
@@ -112,39 +188,3 @@ def _spool_if_compressed(uri: str, spool: str, progress: Progress) -> tuple[str,
         while hashing.read(_CHUNK_BYTES):
             pass
     return tar_uri, hashing.md5.hexdigest()
-
-
-def _tar_members(tar_uri: str, uri: str, progress: Progress) -> list[Member]:
-    filesystem, path = storage.open_filesystem(tar_uri)
-    members = []
-    with filesystem.open_input_file(path) as stream:
-        size = stream.size()
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for info in tar:
-                    if info.isdir():
-                        continue
-                    members.append(Member(_safe_name(info, uri), tar_uri, info.offset_data, info.size))
-                    if len(members) % 1000 == 0:
-                        progress("index", info.offset_data, size)
-        except tarfile.TarError as error:
-            raise SourceError(f"{uri}: the archive is truncated or damaged ({error}); download it again") from error
-        _check_end(stream, size, uri)
-    progress("index", size, size)
-    return members
-
-
-def _check_end(stream: IO[bytes], size: int, uri: str) -> None:
-    # tarfile takes an archive that was cut between two members for a whole one; a whole one ends in zeros.
-    stream.seek(max(0, size - 512))
-    if stream.read(512).strip(b"\0"):
-        raise SourceError(f"{uri}: the archive is truncated (no end-of-archive mark); download it again")
-
-
-def _safe_name(info: tarfile.TarInfo, uri: str) -> str:
-    if not info.isfile():
-        raise SourceError(f"{uri}: member {info.name!r} is a link or a device; an archive of images holds files only")
-    name = info.name.removeprefix("./")
-    if name.startswith("/") or ".." in name.split("/"):
-        raise SourceError(f"{uri}: member {info.name!r} points outside the archive; don't use this archive")
-    return name

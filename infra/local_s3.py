@@ -1,0 +1,88 @@
+"""A real S3 on this machine's loopback, for tests and benchmarks: SeaweedFS, from the dev group."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ACCESS_KEY, SECRET_KEY = "tester", "a-secret-of-the-tests"
+_SERVERS = ("master", "volume", "filer", "s3", "admin")
+
+
+@contextmanager
+def local_s3(bucket: str, parent: str = "/tmp") -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a server with an empty bucket, with its address and credentials in the standard variables.
+
+    Yields the server's process. On leaving, it is ended, and its files and the variables are gone. parent: a folder
+    with a short path, for sockets lie in it and their paths are at most 107 bytes long.
+    """
+    import boto3
+
+    folder = Path(tempfile.mkdtemp(prefix="weed-", dir=parent))
+    ports = free_ports(2 * len(_SERVERS))
+    endpoint = f"http://127.0.0.1:{ports[_SERVERS.index('s3')]}"
+    variables = {
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    weed = Path(sys.executable).with_name("weed")
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [weed, "-logtostderr=true", "mini", *_flags(folder, ports)], stderr=log, stdout=log, cwd=folder
+        )
+    try:
+        await_answer(f"{endpoint}/healthz")
+        boto3.client("s3").create_bucket(Bucket=bucket)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        shutil.rmtree(folder)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _flags(folder: Path, ports: list[int]) -> list[str]:
+    flags = [f"-{name}.port={port}" for name, port in zip(_SERVERS, ports, strict=False)]
+    flags += [f"-{name}.port.grpc={port}" for name, port in zip(_SERVERS, ports[len(_SERVERS) :], strict=True)]
+    flags += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
+    flags += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
+    flags += ["-volume.preStopSeconds=0", "-s3.autoCreateBucket=false"]
+    return [*flags, f"-dir={folder}", f"-filer.localSocket={folder}/f.sock", f"-s3.localSocket={folder}/s.sock"]
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports of loopback that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def await_answer(url: str, timeout_seconds: float = 30) -> None:
+    """Returns when a server answers. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{url} doesn't answer") from error
+            time.sleep(0.1)

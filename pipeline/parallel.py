@@ -1,0 +1,70 @@
+"""The same function over many items: on the cluster where Ray runs, else in threads of this process."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+THREADS = 16
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Calls `function` on one chunk of items, in threads, inside a Ray task."""
+
+    function: Callable[[Any], pa.Table]
+    chunks: Any  # an ObjectRef of list[list[(number, item)]]
+
+    def __call__(self, batch: dict[str, Any]) -> pa.Table:
+        import ray
+
+        chunk = ray.get(self.chunks)[int(batch["id"][0])]
+        return pa.concat_tables(_numbered(self.function, chunk))
+
+
+def _numbered(function: Callable[[Any], pa.Table], chunk: Sequence[tuple[int, Any]]) -> Iterator[pa.Table]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        for (number, _), table in zip(chunk, pool.map(function, [item for _, item in chunk]), strict=True):
+            column = pa.array(np.full(table.num_rows, number, dtype=np.int64))
+            yield table.append_column("item", column)
+
+
+def _ray_runs() -> bool:
+    # Not by importing it: a job sets variables that Ray reads when it is imported.
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def map_tables(
+    function: Callable[[Any], pa.Table], items: Sequence[Any], schema: pa.Schema, done: Callable[[int], None]
+) -> list[pa.Table]:
+    """Returns `function(item)`, a table of `schema`, for each item, in their order.
+
+    done: called now and then with the number of items that are finished. What `function` waits for (storage) overlaps
+    by threads; what it computes is spread by Ray, where Ray runs.
+    """
+    if len(items) < THREADS or not _ray_runs():
+        tables = []
+        with ThreadPoolExecutor(THREADS) as pool:
+            for table in pool.map(function, items):
+                tables.append(table)
+                done(len(tables))
+        return tables
+    import ray
+
+    numbered = list(enumerate(items))
+    chunks = [numbered[start : start + THREADS] for start in range(0, len(items), THREADS)]
+    call = _Chunk(function, ray.put(chunks))
+    found: dict[int, list[pa.Table]] = {}
+    dataset = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map_batches(call, batch_size=1)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for number in batch["item"].unique().to_pylist():
+            part = batch.filter(pa.compute.equal(batch["item"], number)).select(schema.names)
+            found.setdefault(number, []).append(part.cast(schema))
+        done(len(found))
+    empty = schema.empty_table()
+    return [pa.concat_tables(found.get(number, [empty])) for number in range(len(items))]

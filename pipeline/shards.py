@@ -1,0 +1,227 @@
+"""Parquet shards and the provenance beside them: the bytes of a data set, the same every time."""
+
+import hashlib
+import io
+import json
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.images import THUMBNAIL_PX, Stored
+from pipeline.manifest import Split
+
+Rows = npt.NDArray[np.int64]
+
+# Where each row came from and what is known of its pixels, in the order of the shard's rows.
+PROVENANCE_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("label", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("bytes", pa.int32()),
+        ("source_sha256", pa.binary(32)),
+        ("repair", pa.dictionary(pa.int32(), pa.string())),  # "" for nothing
+        ("pixel_sha256", pa.binary(32)),  # this and what follows: null where nothing was decoded
+        ("brightness", pa.float32()),  # mean of all values, 0 to 255
+        ("perceptual_hash", pa.uint64()),
+        ("thumbnail", pa.binary(THUMBNAIL_PX * THUMBNAIL_PX)),  # greys
+    ]
+)
+
+
+def shard_schema(classes: tuple[str, ...]) -> pa.Schema:
+    """The columns of a shard, with the metadata by which Hugging Face `datasets` knows images and class names."""
+    features = {
+        "key": {"dtype": "string", "_type": "Value"},
+        "label": {"names": list(classes), "_type": "ClassLabel"},
+        "image": {"_type": "Image"},
+        "height": {"dtype": "int32", "_type": "Value"},
+        "width": {"dtype": "int32", "_type": "Value"},
+    }
+    return pa.schema(
+        [
+            ("key", pa.string()),
+            ("label", pa.int32()),
+            ("image", pa.binary()),
+            ("height", pa.int32()),
+            ("width", pa.int32()),
+        ],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
+@dataclass
+class Row:
+    """One row to be written."""
+
+    key: str
+    label: int
+    image: Stored
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: bytes and sha256 of the file; rows, offset and bytes of each row group."""
+
+    bytes: int
+    sha256: str
+    row_group_rows: tuple[int, ...]
+    row_group_offsets: tuple[int, ...]
+    row_group_bytes: tuple[int, ...]
+
+
+class _Hashing(io.RawIOBase):
+    """A file that hashes and counts what is written through it."""
+
+    def __init__(self, inner: IO[bytes]) -> None:
+        self._inner, self.sha256, self.num_bytes = inner, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self._inner.write(data)
+        self.num_bytes += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+
+@contextmanager
+def _target(uri: str) -> Iterator[IO[bytes]]:
+    """Yields a file that is at `uri`, in whole, when the block ends well: through memory where there are no files."""
+    if storage.is_local(uri):
+        with storage.new_file(uri) as stream:
+            yield stream
+        return
+    memory = io.BytesIO()
+    yield memory
+    storage.write_bytes(uri, memory.getbuffer())
+
+
+def write_shard(uri: str, rows: deque[Row], classes: tuple[str, ...], row_group_rows: int) -> Written:
+    """Writes the rows as one Parquet file; written rows are taken from `rows`, so that their memory is free again."""
+    schema = shard_schema(classes)
+    with _target(uri) as stream:
+        sink = _Hashing(stream)
+        writer = pq.ParquetWriter(
+            pa.PythonFile(sink, mode="w"),
+            schema,
+            compression="none",  # JPEG and PNG are compressed; a second pass would only cost time
+            use_dictionary=False,
+            write_statistics=["key", "label", "height", "width"],  # of image they would copy whole images
+        )
+        with writer:
+            while rows:
+                group = [rows.popleft() for _ in range(min(row_group_rows, len(rows)))]
+                writer.write_table(_table(group, schema), row_group_size=row_group_rows)
+        groups = _row_groups(writer.writer.metadata)
+    return Written(sink.num_bytes, sink.sha256.hexdigest(), *groups)
+
+
+def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    columns: list[list[Any]] = [
+        [row.key for row in rows],
+        [row.label for row in rows],
+        [row.image.data for row in rows],
+        [row.image.height for row in rows],
+        [row.image.width for row in rows],
+    ]
+    return pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+    )
+
+
+def _row_groups(metadata: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [[group.column(index) for index in range(group.num_columns)] for group in groups]
+    return (
+        tuple(group.num_rows for group in groups),
+        tuple(min(column.data_page_offset for column in each) for each in columns),
+        tuple(sum(column.total_compressed_size for column in each) for each in columns),
+    )
+
+
+def provenance_table(rows: Sequence[Row]) -> pa.Table:
+    """Returns the provenance of rows, a table of PROVENANCE_SCHEMA."""
+    facts = [row.image.facts for row in rows]
+    columns: list[list[Any]] = [
+        [row.key for row in rows],
+        [row.label for row in rows],
+        [row.image.height for row in rows],
+        [row.image.width for row in rows],
+        [len(row.image.data) for row in rows],
+        [bytes.fromhex(row.image.source_sha256) for row in rows],
+        [row.image.repair for row in rows],
+        [f and bytes.fromhex(f.sha256) for f in facts],
+        [f and brightness(f.histogram) for f in facts],
+        [f and f.perceptual_hash for f in facts],
+        [f and f.thumbnail for f in facts],
+    ]
+    arrays = []
+    for column, field in zip(columns, PROVENANCE_SCHEMA, strict=True):
+        dictionary = pa.types.is_dictionary(field.type)
+        arrays.append(pa.array(column, pa.string()).dictionary_encode() if dictionary else pa.array(column, field.type))
+    return pa.Table.from_arrays(arrays, schema=PROVENANCE_SCHEMA)
+
+
+def brightness(histogram: npt.NDArray[np.int64]) -> float:
+    """Returns the mean of all values of an image, 0 to 255."""
+    counts = histogram.reshape(3, 256).sum(axis=0)
+    return float(counts @ np.arange(256) / counts.sum())
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Returns a small table as a Parquet file."""
+    out = pa.BufferOutputStream()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue().to_pybytes()
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Returns a small Parquet file as a table."""
+    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns)
+
+
+def open_shard(uri: str) -> pq.ParquetFile:
+    """Returns an open shard for this thread, for two that read from one crash; the last 64 stay open."""
+    return _open_shard(uri, threading.get_ident())
+
+
+@lru_cache(maxsize=64)
+def _open_shard(uri: str, thread: int) -> pq.ParquetFile:
+    if storage.is_local(uri):
+        return pq.ParquetFile(uri, memory_map=True)
+    filesystem, path = storage.open_filesystem(uri)
+    return pq.ParquetFile(filesystem.open_input_file(path))
+
+
+def read_rows(uri: str, split: Split, rows: Rows, columns: tuple[str, ...] = ("key", "label", "image")) -> pa.Table:
+    """Returns the given rows of a split, in the order given, reading only the row groups that hold them."""
+    ends = np.cumsum(split.row_group_rows)
+    groups = np.searchsorted(ends, rows, side="right")
+    places = split.row_group_places
+    tables, positions = [], np.empty(len(rows), dtype=np.int64)
+    taken = 0
+    for group in np.unique(groups):
+        shard, index = places[group]
+        members = np.flatnonzero(groups == group)
+        within = rows[members] - (ends[group] - split.row_group_rows[group])
+        table = open_shard(storage.join(uri, shard.path)).read_row_group(index, columns=list(columns))
+        tables.append(table.take(pa.array(within)))
+        positions[members] = np.arange(taken, taken + len(members))
+        taken += len(members)
+    return pa.concat_tables(tables).take(pa.array(positions))
