@@ -10,7 +10,7 @@ from pipeline import storage
 from pipeline.errors import SourceError
 from pipeline.plan import Read, plan_reads
 
-REMOTE_READERS, LOCAL_READERS = 16, 4
+REMOTE_READERS, LOCAL_READERS = 12, 4
 
 
 def gather(samples: pa.Table) -> Iterator[tuple[int, bytes]]:

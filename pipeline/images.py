@@ -149,8 +149,8 @@ def _as_stored(data: bytes, name: str, handling: Handling) -> tuple[bytes, str, 
 def _jpeg_header(data: bytes) -> tuple[int, int, str]:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
-        raise _BadImageError(f"damaged: no readable JPEG header ({error})") from error
+    except (ValueError, KeyError) as error:  # KeyError: of a colour space that it doesn't know
+        raise _BadImageError("damaged: no readable JPEG header") from error
     _check_pixels(height, width)
     return height, width, space
 
@@ -176,28 +176,34 @@ def _check_pixels(height: int, width: int) -> None:
         raise _BadImageError(f"too many pixels: {width}x{height}, the limit is {MAX_IMAGE_PIXELS:,}")
 
 
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yields (marker, start, end) of a JPEG's segments before the image itself."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        yield data[position + 1], position, end
+        position = end
+
+
 def _without_broken_exif(data: bytes) -> tuple[bytes, str]:
     """Returns the JPEG without EXIF segments that PIL can't parse; most images have none to look at."""
-    if b"Exif\0" not in data[:65536]:
+    exif = [(start, end) for kind, start, end in _segments(data) if kind == 0xE1 and data[start + 4 : start + 8] == b"Exif"]
+    if not exif or _is_readable_exif(data):
         return data, ""
+    for start, end in reversed(exif):
+        data = data[:start] + data[end:]
+    return data, "unreadable EXIF removed"
+
+
+def _is_readable_exif(data: bytes) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with Image.open(io.BytesIO(data)) as image:
                 dict(image.getexif())
-                return data, ""
     except Exception:  # whatever PIL stumbles over, the segment is of no use to anyone
-        return _cut_exif(data), "unreadable EXIF removed"
-
-
-def _cut_exif(data: bytes) -> bytes:
-    out, position = [data[:2]], 2
-    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        if not (data[position + 1] == 0xE1 and data[position + 4 : position + 8] == b"Exif"):
-            out.append(data[position:end])
-        position = end
-    return b"".join([*out, data[position:]])
+        return False
+    return True
 
 
 # --- pixels ------------------------------------------------------------------------------------------------------
@@ -301,7 +307,7 @@ def pixel_facts(pixels: Pixels) -> PixelFacts:
 def grey_square(image: Image.Image, side: int) -> npt.NDArray[np.float64]:
     """Returns float64 [side, side], 0 to 255: the whole image, squeezed, in grey (ITU-R 601)."""
     box = Image.Resampling.BOX if min(image.size) >= side else Image.Resampling.BILINEAR
-    return np.asarray(image.resize((side, side), box).convert("L"), dtype=np.float64)
+    return np.asarray(image.resize((side, side), box, reducing_gap=2.0).convert("L"), dtype=np.float64)
 
 
 @lru_cache

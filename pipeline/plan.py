@@ -62,7 +62,7 @@ def plan_shards(index: Index, settings: Settings) -> list[ShardPlan]:
     for split, table in index.splits.items():
         order = permutation(settings.seed, 0, Stream.SHARD, key_hash(table["key"].to_pylist()))
         num_bytes = int(table["length"].to_numpy().sum())
-        group_rows = row_group_rows(num_bytes / table.num_rows)
+        group_rows = row_group_rows(num_bytes / table.num_rows, settings.shard_bytes)
         num_groups = -(-table.num_rows // group_rows)
         wanted = max(-(-num_bytes // settings.shard_bytes), -(-table.num_rows // SHARD_ROWS), 1)
         num_shards = min(wanted, num_groups)
@@ -73,9 +73,9 @@ def plan_shards(index: Index, settings: Settings) -> list[ShardPlan]:
     return plans
 
 
-def row_group_rows(mean_bytes: float) -> int:
+def row_group_rows(mean_bytes: float, shard_bytes: int = SHARD_BYTES) -> int:
     """Returns a power of two near ROW_GROUP_BYTES: the unit of random access, large enough for one GET to pay."""
-    fitting = int(2 ** np.floor(np.log2(max(1.0, ROW_GROUP_BYTES / mean_bytes))))
+    fitting = int(2 ** np.floor(np.log2(max(1.0, min(ROW_GROUP_BYTES, shard_bytes) / max(1.0, mean_bytes)))))
     return min(max(fitting, ROW_GROUP_ROWS[0]), ROW_GROUP_ROWS[1])
 
 
@@ -179,7 +179,7 @@ def estimate(
         samples = index.splits[shard.split].take(pa.array(shard.rows))
         reads += sum(storage.is_s3(read.object) for read in plan_reads(samples))
     if storage.is_s3(out):
-        writes = 2 * len(shards) + OTHER_WRITES
+        writes = 3 * len(shards) + OTHER_WRITES  # of each: itself, its provenance, its receipt
     num_bytes = sum(int(table["length"].to_numpy().sum()) for table in index.splits.values())
     megabytes = num_bytes / 1e6
     per_megabyte = prices.seconds_per_megabyte

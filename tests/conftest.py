@@ -14,6 +14,7 @@ from PIL import Image
 
 from infra.local_s3 import local_s3
 from pipeline import lease, storage
+from pipeline.gather import gather
 from pipeline.images import Handling
 from pipeline.ingest import WORK, IngestPlan, ShardContext, make_shard, publish
 from pipeline.manifest import Manifest
@@ -37,12 +38,23 @@ def shared(name: str) -> str:
     return str(path)
 
 
-def jpeg(seed: int, height: int = 32, width: int = 32) -> bytes:
-    """Returns a JPEG of coloured noise, smooth enough to survive the encoding."""
+def picture(seed: int, height: int = 32, width: int = 32) -> Image.Image:
+    """Returns coloured noise, smooth enough to survive an encoding."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def jpeg(seed: int, height: int = 32, width: int = 32) -> bytes:
+    """Returns the picture as a JPEG."""
     out = io.BytesIO()
-    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(out, format="JPEG", quality=90)
+    picture(seed, height, width).save(out, format="JPEG", quality=90)
     return out.getvalue()
+
+
+def sample_bytes(samples: pa.Table) -> list[bytes]:
+    """Returns the stored bytes of each row of an index table, in its order, as ingest reads them."""
+    found = dict(gather(samples))
+    return [found[row] for row in range(samples.num_rows)]
 
 
 def make_tree(root: Path, per_class: int = 6, splits: tuple[str, ...] = ("train", "val")) -> Path:

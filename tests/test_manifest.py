@@ -8,12 +8,15 @@ from pipeline import manifest
 from pipeline.errors import DatasetError
 from pipeline.manifest import Manifest, Shard, Split
 
-SPLIT = Split(5, (2, 3), (Shard("train/0", 3, 10, "aa", (2, 1)), Shard("train/1", 2, 9, "bb", (2,))))
+SHARDS = (
+    Shard("train/0", 3, 10, "aa", (2, 1), (4, 7), (3, 2), "provenance/train/0", "cc"),
+    Shard("train/1", 2, 9, "bb", (2,), (4,), (3,), "provenance/train/1", "dd"),
+)
+SPLIT = Split(5, (2, 3), SHARDS)
 
 
 def signed() -> Manifest:
-    unsigned = Manifest("tiny", ("ant", "bee"), 0, {"train": SPLIT})
-    return Manifest("tiny", ("ant", "bee"), 0, {"train": SPLIT}, digest=unsigned.computed_digest())
+    return Manifest("tiny", ("ant", "bee"), 0, {"train": SPLIT}, leaked={"val": ("a", "b")}).signed()
 
 
 def test_a_manifest_survives_its_json() -> None:
@@ -39,8 +42,9 @@ def test_row_groups_are_counted_across_shards() -> None:
     [
         (lambda values: values["classes"].reverse(), "doesn't match its own digest"),
         (lambda values: values["splits"]["train"]["shards"].pop(), "doesn't match its own digest"),
+        (lambda values: values["leaked"]["val"].pop(), "doesn't match its own digest"),
         (lambda values: values.pop("classes"), "not a manifest"),
-        (lambda values: values.update(schema_version=99), "schema 99, this version reads 1"),
+        (lambda values: values.update(schema_version=99), "schema 99, this version reads 2"),
     ],
 )
 def test_an_edited_manifest_is_refused(change, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -38,9 +38,9 @@ def digest(batch: Batch) -> tuple[Any, ...]:
 def test_ray_writes_the_bytes_that_the_plan_says(tmp_path: Path) -> None:
     source = str(make_tar(tmp_path / "a.tar", tree_files(make_tree(tmp_path / "tree"))))
     with planned(source, str(tmp_path / "by-ray")) as plan:
-        by_ray = ingest(plan)
+        by_ray = ingest(plan).manifest
         assert by_ray == ingest_here(plan.index, str(tmp_path / "here"), shard_size=1 << 30)
-    assert not (tmp_path / "by-ray" / "_spool").exists()
+    assert not (tmp_path / "by-ray" / "_ingest").exists()
     for split in by_ray.splits.values():
         for shard in split.shards:
             data = (tmp_path / "by-ray" / shard.path).read_bytes()
@@ -140,7 +140,7 @@ def test_a_checkpoint_has_the_same_totals_on_any_number_of_workers(
 
 def test_a_small_network_learns_real_imagenet_photographs_from_a_stream(tmp_path: Path) -> None:
     with planned(shared("imagenette-mini.tar"), str(tmp_path / "data")) as plan:
-        data = ingest(plan)
+        data = ingest(plan).manifest
     assert {name: split.rows for name, split in data.splits.items()} == {"train": 1200, "val": 400}
     recipe = make_recipe("resnet18-smoke", epochs=1, model="fast-resnet", optimizer="muon", learning_rate=0.1)
     recipe = replace(recipe, image_size_px=32, evaluate_resize_px=36, schedule="one-cycle", momentum=0.6)

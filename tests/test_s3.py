@@ -49,9 +49,9 @@ def test_a_folder_a_tar_and_a_bucket_give_the_same_data_set(s3: str, tmp_path: P
     sources = [str(tree), str(tar), f"{s3}/raw/packed.tar", f"{s3}/raw/folders"]
     for number, source in enumerate(sources):
         with planned(source, f"{s3}/sets/{number}") as plan:
-            digests.add(ingest(plan).digest)
+            digests.add(ingest(plan).manifest.digest)
         assert manifest.load(f"{s3}/sets/{number}").digest in digests
-        assert not storage.exists(f"{s3}/sets/{number}/_spool")
+        assert not storage.exists(f"{s3}/sets/{number}/_ingest")
     assert len(digests) == 1
 
 

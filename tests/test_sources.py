@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.ingest import read_samples
 from pipeline.sources import Index, digits, open_source
 from pipeline.sources.cifar import CLASSES
-from tests.conftest import jpeg, make_tar, make_tree, shared, tree_files
+from tests.conftest import jpeg, make_tar, make_tree, sample_bytes, shared, tree_files
 
 
 def open_here(path: Path, tmp_path: Path, **options: Any) -> Index:
@@ -50,7 +49,7 @@ def test_every_packing_of_a_tree_gives_the_same_rows(tmp_path: Path, packing: st
     for table in index.splits.values():
         keys = table["key"].to_pylist()
         assert keys == sorted(keys)
-        assert list(read_samples(table)) == [files[key] for key in keys]
+        assert sample_bytes(table) == [files[key] for key in keys]
         assert [index.classes[label] for label in table["label"].to_pylist()] == [key.split("/")[1] for key in keys]
 
 
@@ -197,8 +196,8 @@ def test_both_cifar_archives_give_the_same_rows(tmp_path: Path, protocol: int) -
         train = index.splits["train"]
         assert train["key"].to_pylist() == [f"data_batch_1/{row:05d}" for row in range(20)]
         assert train["label"].to_pylist() == labels[:20].tolist()
-        assert list(read_samples(train)) == [row.tobytes() for row in pixels[:20]]
-        assert list(read_samples(index.splits["val"])) == [row.tobytes() for row in pixels[20:]]
+        assert sample_bytes(train) == [row.tobytes() for row in pixels[:20]]
+        assert sample_bytes(index.splits["val"]) == [row.tobytes() for row in pixels[20:]]
 
 
 def test_a_wrong_md5_is_refused_with_both_sums(tmp_path: Path) -> None:
@@ -286,7 +285,7 @@ def test_the_digits_are_1797_and_never_called_cifar(tmp_path: Path) -> None:
     assert index.num_rows == 1797
     assert index.name == "digits-not-cifar10"
     assert index.splits["val"].num_rows == 359
-    image = np.frombuffer(next(read_samples(index.splits["train"])), np.uint8)
+    image = np.frombuffer(sample_bytes(index.splits["train"])[0], np.uint8)
     assert image.shape == (3072,)
 
 
@@ -295,6 +294,6 @@ def test_the_real_cifar10_jpegs_are_indexed(tmp_path: Path) -> None:
     assert index.classes == CLASSES
     assert {split: table.num_rows for split, table in index.splits.items()} == {"train": 50_000, "val": 10_000}
     assert np.bincount(index.splits["train"]["label"].to_numpy()).tolist() == [5000] * 10
-    first = next(read_samples(index.splits["val"].slice(0, 1)))
+    first = sample_bytes(index.splits["val"].slice(0, 1))[0]
     with io.BytesIO(first) as stream:
         assert stream.read(2) == b"\xff\xd8"

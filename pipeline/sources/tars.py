@@ -152,7 +152,7 @@ def _walk(stretch: _Stretch) -> pa.Table:
                 name = "" if info.isdir() else _safe_name(info, tar.name)
                 after, content = archive.offset, _content(info, archive, stretch)
                 rows.append((name, info.offset_data, info.size, info.offset, after, content))
-                if after >= stretch.stop:
+                if after >= stretch.stop and stretch.stop < tar.length:
                     break
             if info is None:
                 _check_end(window, archive.offset, tar)
