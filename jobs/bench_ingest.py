@@ -14,6 +14,7 @@ import statistics
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def fill(images: list[bytes], rows: int) -> dict[str, int]:
 def measure(args: Args, uploaded: dict[str, int], folder: str) -> list[Timing]:
     """Returns the timings of all ways, round after round."""
     local, remote = f"{folder}/out", f"s3://{BUCKET}/out"
-    ways = {
+    ways: dict[str, Callable[[], tuple[float, float, int, float]]] = {
         "limit: GET + header": lambda: time_limit(uploaded),
         "ingest --checks header, to disk": lambda: time_ingest(local, Handling(checks="header")),
         "ingest --checks header, to S3": lambda: time_ingest(remote, Handling(checks="header")),

@@ -13,8 +13,10 @@ from pipeline.plan import Read, plan_reads
 REMOTE_READERS, LOCAL_READERS = 12, 4
 
 
-def gather(samples: pa.Table) -> Iterator[tuple[int, bytes]]:
+def gather(samples: pa.Table) -> Iterator[tuple[int, memoryview]]:
     """Yields (position in `samples`, stored bytes) of every row of an index table that is to be read, once each.
+
+    What it yields are views of what was read, not copies.
 
     At most twice as many reads are held as there are readers, each of at most `plan.READ_BYTES` or one image.
     Raises SourceError if an object has changed since it was indexed, StorageError if the storage stays away.
@@ -53,7 +55,7 @@ def gather(samples: pa.Table) -> Iterator[tuple[int, bytes]]:
             read, data = got
             for row in read.rows:
                 start = offsets[row] - read.offset
-                yield row, bytes(data[start : start + lengths[row]])
+                yield row, data[start : start + lengths[row]]
     finally:
         ended.set()
         while any(thread.is_alive() for thread in threads):  # they may wait for a place in the queue

@@ -25,10 +25,11 @@ MAX_IMAGE_BYTES = 64 << 20
 REPAIR_QUALITY = 95
 THUMBNAIL_PX = 16
 HASH_PX = 32
-_EOI = b"\xff\xd9"
+_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _EOI_WITHIN = 4096
 
 Pixels = npt.NDArray[np.uint8]
+Buffer = bytes | memoryview
 Checks = Literal["decode", "header"]
 
 
@@ -73,7 +74,7 @@ class PixelFacts:
 class Stored:
     """An image to be stored: its bytes, size, and what was done to it ("" for nothing). facts: None unless decoded."""
 
-    data: bytes
+    data: Buffer
     height: int
     width: int
     source_sha256: str
@@ -93,7 +94,7 @@ class _BadImageError(Exception):
     """The reason for which an image is refused."""
 
 
-def examine(data: bytes, name: str, handling: Handling) -> Stored | Refused:
+def examine(data: Buffer, name: str, handling: Handling) -> Stored | Refused:
     """Returns what becomes of one encoded image. name: its key, whose suffix says what it claims to be."""
     digest = hashlib.sha256(data).hexdigest()
     try:
@@ -119,17 +120,17 @@ def examine_planes(planes: bytes, handling: Handling) -> Stored:
     return Stored(data, 32, 32, hashlib.sha256(planes).hexdigest(), "", facts)
 
 
-def _as_stored(data: bytes, name: str, handling: Handling) -> tuple[bytes, str, tuple[int, int]]:
+def _as_stored(data: Buffer, name: str, handling: Handling) -> tuple[Buffer, str, tuple[int, int]]:
     """Returns (bytes, repair, (height, width)). Raises _BadImageError."""
     if not data:
         raise _BadImageError("empty: zero bytes")
     if len(data) > MAX_IMAGE_BYTES:
         raise _BadImageError(f"too large: {len(data):,} bytes, the limit is {MAX_IMAGE_BYTES:,}")
-    if data.startswith(b"\xff\xd8"):
+    if data[:2] == _SOI:
         height, width, space = _jpeg_header(data)
         if space in ("YCbCr", "RGB"):
             repaired, repair = _without_broken_exif(data)
-            if handling.checks == "header" and _EOI not in data[-_EOI_WITHIN:]:
+            if handling.checks == "header" and _EOI not in bytes(data[-_EOI_WITHIN:]):
                 decode(data)  # looks truncated: find out
             return repaired, repair, (height, width)
         kind = f"{space} JPEG"
@@ -146,7 +147,7 @@ def _as_stored(data: bytes, name: str, handling: Handling) -> tuple[bytes, str, 
     return (_png(pixels) if png else encode_jpeg(pixels, REPAIR_QUALITY, "444")), what, pixels.shape[:2]
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, str]:
+def _jpeg_header(data: Buffer) -> tuple[int, int, str]:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError) as error:  # KeyError: of a colour space that it doesn't know
@@ -155,14 +156,14 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str]:
     return height, width, space
 
 
-def _other_header(data: bytes) -> tuple[str, str, tuple[int, int]]:
+def _other_header(data: Buffer) -> tuple[str, str, tuple[int, int]]:
     try:
         with _quietly(), Image.open(io.BytesIO(data)) as image:
             kind, mode = str(image.format), image.mode
             width, height = image.size
             depth16 = kind == "PNG" and data[24:25] == b"\x10"
     except UnidentifiedImageError as error:
-        raise _BadImageError(f"no image: it begins with {data[:16]!r}") from error
+        raise _BadImageError(f"no image: it begins with {bytes(data[:16])!r}") from error
     except Image.DecompressionBombError as error:
         raise _BadImageError(f"too many pixels: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -176,7 +177,7 @@ def _check_pixels(height: int, width: int) -> None:
         raise _BadImageError(f"too many pixels: {width}x{height}, the limit is {MAX_IMAGE_PIXELS:,}")
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def _segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
     """Yields (marker, start, end) of a JPEG's segments before the image itself."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
@@ -185,17 +186,20 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         position = end
 
 
-def _without_broken_exif(data: bytes) -> tuple[bytes, str]:
+def _without_broken_exif(data: Buffer) -> tuple[Buffer, str]:
     """Returns the JPEG without EXIF segments that PIL can't parse; most images have none to look at."""
-    exif = [(start, end) for kind, start, end in _segments(data) if kind == 0xE1 and data[start + 4 : start + 8] == b"Exif"]
+    exif = [
+        (start, end) for kind, start, end in _segments(data) if kind == 0xE1 and data[start + 4 : start + 8] == b"Exif"
+    ]
     if not exif or _is_readable_exif(data):
         return data, ""
+    whole = bytes(data)
     for start, end in reversed(exif):
-        data = data[:start] + data[end:]
-    return data, "unreadable EXIF removed"
+        whole = whole[:start] + whole[end:]
+    return whole, "unreadable EXIF removed"
 
 
-def _is_readable_exif(data: bytes) -> bool:
+def _is_readable_exif(data: Buffer) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -209,9 +213,9 @@ def _is_readable_exif(data: bytes) -> bool:
 # --- pixels ------------------------------------------------------------------------------------------------------
 
 
-def decode(data: bytes) -> Pixels:
+def decode(data: Buffer) -> Pixels:
     """Returns uint8 [H, W, 3], RGB. Raises _BadImageError unless the image decodes in full."""
-    if data.startswith(b"\xff\xd8"):
+    if data[:2] == _SOI:
         space = _jpeg_header(data)[2]
         pixels = _decode_jpeg(data, "CMYK" if space in ("CMYK", "YCCK") else "RGB")
         if pixels.shape[2] == 3:
@@ -219,7 +223,7 @@ def decode(data: bytes) -> Pixels:
     return _decode_by_pil(data)
 
 
-def _decode_jpeg(data: bytes, space: str) -> Pixels:
+def _decode_jpeg(data: Buffer, space: str) -> Pixels:
     try:
         return simplejpeg.decode_jpeg(data, colorspace=space, strict=True)
     except ValueError as error:
@@ -231,7 +235,7 @@ def _decode_jpeg(data: bytes, space: str) -> Pixels:
         raise _BadImageError(f"{what}: {error}") from error
 
 
-def _decode_by_pil(data: bytes) -> Pixels:
+def _decode_by_pil(data: Buffer) -> Pixels:
     try:
         with _quietly(), Image.open(io.BytesIO(data)) as image:
             image.load()
@@ -271,7 +275,7 @@ def encode_planes(planes: bytes) -> bytes:
     return _png(np.ascontiguousarray(pixels))
 
 
-def _reencode(pixels: Pixels, stored: bytes, handling: Handling) -> tuple[bytes, str]:
+def _reencode(pixels: Pixels, stored: Buffer, handling: Handling) -> tuple[Buffer, str]:
     """Returns (bytes, what was done); nothing is done to an image that is small enough already."""
     height, width = pixels.shape[:2]
     side = handling.shorter_side_px

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline import lease, objects, quality, storage
 from pipeline.errors import DatasetError
 from pipeline.gather import gather
-from pipeline.images import MAX_IMAGE_BYTES, Refused, Stored, examine, examine_planes
+from pipeline.images import MAX_IMAGE_BYTES, Buffer, Refused, Stored, examine, examine_planes
 from pipeline.manifest import MANIFEST_NAME, Manifest, Split, is_dataset, parse_shard
 from pipeline.objects import Requests
 from pipeline.plan import Settings, ShardPlan, plan_id, plan_shards
@@ -82,7 +82,7 @@ def make_shard(samples: pa.Table, plan: ShardPlan, context: "ShardContext") -> R
     quarantined, repaired = [], Counter[str]()
     histogram, num_pixels = np.zeros(768, dtype=np.int64), 0
 
-    def take(position: int, data: bytes) -> None:
+    def take(position: int, data: Buffer) -> None:
         nonlocal num_pixels
         image = context.examine(data, keys[position])
         if isinstance(image, Refused):
@@ -152,10 +152,10 @@ class ShardContext:
     classes: tuple[str, ...]
     settings: Settings
 
-    def examine(self, data: bytes, key: str) -> Stored | Refused:
+    def examine(self, data: Buffer, key: str) -> Stored | Refused:
         """Returns what becomes of one sample."""
         if self.encoding == "cifar":
-            return examine_planes(data, self.settings.handling)
+            return examine_planes(bytes(data), self.settings.handling)
         return examine(data, key, self.settings.handling)
 
     def receipt_uri(self, path: str) -> str:

@@ -133,16 +133,17 @@ def write_shard(uri: str, rows: deque[Row], classes: tuple[str, ...], row_group_
 
 
 def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
-    columns: list[list[Any]] = [
-        [row.key for row in rows],
-        [row.label for row in rows],
-        [row.image.data for row in rows],
-        [row.image.height for row in rows],
-        [row.image.width for row in rows],
+    images = [row.image.data for row in rows]
+    ends = np.cumsum([0, *map(len, images)], dtype=np.int32)
+    columns = [
+        pa.array([row.key for row in rows], pa.string()),
+        pa.array([row.label for row in rows], pa.int32()),
+        # the images' only copy in memory, for all the time until they are written
+        pa.Array.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(images))]),
+        pa.array([row.image.height for row in rows], pa.int32()),
+        pa.array([row.image.width for row in rows], pa.int32()),
     ]
-    return pa.Table.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
-    )
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _row_groups(metadata: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -53,7 +53,7 @@ def jpeg(seed: int, height: int = 32, width: int = 32) -> bytes:
 
 def sample_bytes(samples: pa.Table) -> list[bytes]:
     """Returns the stored bytes of each row of an index table, in its order, as ingest reads them."""
-    found = dict(gather(samples))
+    found = {row: bytes(data) for row, data in gather(samples)}
     return [found[row] for row in range(samples.num_rows)]
 
 

@@ -20,7 +20,7 @@ DECODE, HEADER = Handling(), Handling(checks="header")
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
-    image.save(out, format=kind, **options)  # type: ignore[arg-type]
+    image.save(out, format=kind, **options)
     return out.getvalue()
 
 
@@ -105,9 +105,9 @@ def test_what_is_odd_is_converted_and_said_so(data: bytes, repair: str, toleranc
     assert found.repair.startswith(repair)
     assert found.source_sha256 == hashlib.sha256(data).hexdigest()
     assert simplejpeg.decode_jpeg_header(found.data)[2] == "YCbCr"
-    assert examine(found.data, "val/n01/x.JPEG", handling).repair == ""  # type: ignore[union-attr]
+    assert examine(found.data, "val/n01/x.JPEG", handling).repair == ""
     assert np.abs(decode(found.data).astype(int) - np.asarray(rgb())).mean() < tolerance
-    assert examine(data, "val/n01/x.JPEG", handling).data == found.data  # type: ignore[union-attr]
+    assert examine(data, "val/n01/x.JPEG", handling).data == found.data
 
 
 def test_a_grey_image_keeps_its_greys() -> None:

@@ -28,7 +28,9 @@ def test_a_plan_holds_every_row_once(tree_index: Index, shard_size: int) -> None
 
 def test_row_groups_are_of_equal_size_but_the_last_of_a_split() -> None:
     count = 10_007
-    table = sample_table([f"{n:05d}" for n in range(count)], [0] * count, ["x"] * count, range(count), [110_000] * count)
+    table = sample_table(
+        [f"{n:05d}" for n in range(count)], [0] * count, ["x"] * count, range(count), [110_000] * count
+    )
     index = Index("x", "folders", ("a", "b"), "file", {"train": table}, "f")
     plans = plan_shards(index, Settings())
     sizes = [min(64, len(plan.rows) - start) for plan in plans for start in range(0, len(plan.rows), 64)]

@@ -76,6 +76,8 @@ class _Window(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes; fewer at the end alone."""
         size = max(0, min(size if size >= 0 else self._tar.length, self._tar.length - self._position))
+        if not size:
+            return b""
         if not self._start <= self._position <= self._position + size <= self._start + len(self._data):
             near = self._position - (self._start + len(self._data)) < _SMALL_WINDOW
             self._size = min(_LARGE_WINDOW, 2 * self._size) if near else _SMALL_WINDOW
@@ -106,8 +108,13 @@ def scan(tars: list[Tar], keep: tuple[str, ...] = (), progress: Progress = silen
     return [_absolute(tar, _joined(by_tar[tar])) for tar in tars]
 
 
+def _stretch_bytes(tar: Tar) -> int:
+    # On a disk there is no wait to hide.
+    return max(1, tar.length) if storage.is_local(tar.object) else STRETCH_BYTES
+
+
 def _stretches(tar: Tar, keep: tuple[str, ...]) -> list[_Stretch]:
-    count = 1 if storage.is_local(tar.object) else max(1, tar.length // STRETCH_BYTES)
+    count = max(1, tar.length // _stretch_bytes(tar))
     cuts = [tar.length * part // count // _BLOCK * _BLOCK for part in range(count)] + [tar.length]
     return [
         _Stretch(tar, start, stop, number == 0, keep) for number, (start, stop) in enumerate(itertools.pairwise(cuts))
