@@ -24,7 +24,7 @@ from infra.local_s3 import local_s3
 from jobs import command
 from pipeline import objects, storage
 from pipeline.errors import SourceError
-from pipeline.images import Handling, examine
+from pipeline.images import Handling
 from pipeline.ingest import ingest, planned
 from pipeline.plan import Settings
 
@@ -61,7 +61,7 @@ def main(args: Args) -> None:
     images = _read_images(args.images)
     folder = tempfile.mkdtemp(prefix="bench-")
     try:
-        with local_s3(BUCKET), command.ray_session(command.local_cpus()):
+        with local_s3(BUCKET), command.ray_session():
             uploaded = fill(images, args.rows)
             timings = measure(args, uploaded, folder)
     finally:
@@ -91,6 +91,8 @@ def fill(images: list[bytes], rows: int) -> dict[str, int]:
         data = image[:2] + b"\xff\xfe" + (9).to_bytes(2, "big") + f"{number:07d}".encode() + image[2:]
         objects.write(f"s3://{BUCKET}/{key}", data)
         keys[key] = len(data)
+        if number < 64:
+            objects.write(f"s3://{BUCKET}/warm/{key}", data)
 
     with ThreadPoolExecutor(_THREADS) as pool, command.Display() as display:
         for done, _ in enumerate(pool.map(upload, range(rows)), 1):
@@ -108,6 +110,8 @@ def measure(args: Args, uploaded: dict[str, int], folder: str) -> list[Timing]:
         "ingest --checks header, to S3": lambda: time_ingest(remote, Handling(checks="header")),
         "ingest (decodes everything), to disk": lambda: time_ingest(local, Handling()),
     }
+    # Processes, libraries and connections are there before anything is timed, as they are for the limit.
+    time_ingest(f"{folder}/warm", Handling(), source=f"s3://{BUCKET}/warm")
     chosen = {name: way for name, way in ways.items() if not args.only or args.only in name or "limit" in name}
     timings = []
     for number in range(args.rounds):
@@ -144,9 +148,8 @@ def time_limit(uploaded: dict[str, int]) -> tuple[float, float, int, float]:
     return seconds, seconds, len(items), 0.0
 
 
-def time_ingest(out: str, handling: Handling) -> tuple[float, float, int, float]:
+def time_ingest(out: str, handling: Handling, source: str = f"s3://{BUCKET}/raw") -> tuple[float, float, int, float]:
     """Returns (seconds of the shards, seconds in all, requests, peak MiB of a task) of one ingest; removes it."""
-    examine(b"", "", handling)
     marks: dict[str, float] = {}
 
     def progress(stage: str, done: int, total: int, remark: str = "") -> None:
@@ -156,7 +159,7 @@ def time_ingest(out: str, handling: Handling) -> tuple[float, float, int, float]
                 marks["end"] = time.perf_counter()
 
     start = time.perf_counter()
-    with planned(f"s3://{BUCKET}/raw", out, Settings(handling=handling)) as plan:
+    with planned(source, out, Settings(handling=handling)) as plan:
         done = ingest(plan, progress=progress)
     whole = time.perf_counter() - start
     storage.delete_tree(out)
