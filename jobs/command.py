@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 # Python's cached bytecode halves Ray's start-up; a setting that forbids it is lifted for this process and its own.
@@ -200,7 +201,8 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
         return
     # Its own folder, because a session leaves its logs behind; in /tmp, because the path of a socket is at most
     # 107 bytes long and temporary folders have long names on some machines.
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    _remove_stale_sessions()
+    folder = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
     try:
         ray.init(
             address="local",
@@ -215,6 +217,14 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_stale_sessions() -> None:
+    """Removes what killed jobs of this user left behind: logs, which would fill the disk in time."""
+    for folder in Path("/tmp").glob("ray-*-*"):
+        pid = folder.name.split("-")[1]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and folder.owner() == Path("/proc/self").owner():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def local_cpus() -> int:

@@ -14,7 +14,7 @@ from pipeline.errors import PipelineError
 from pipeline.images import DEFAULT_SHRUNK_QUALITY, Handling
 from pipeline.ingest import Ingested, IngestPlan, ingest, planned, task_memory_bytes
 from pipeline.manifest import load
-from pipeline.plan import Prices, Settings, estimate
+from pipeline.plan import SHARD_BYTES, Prices, Settings, estimate
 from pipeline.progress import Progress
 from pipeline.sources import LAYOUTS
 
@@ -32,6 +32,7 @@ class Args:
         str | None, command.option("expected of a CIFAR archive; any: don't check", "HEX", "the official one")
     ] = None
     seed: Annotated[int, command.option("of the order of rows in the shards", "N", "0")] = 0
+    shard_mib: Annotated[float, command.option("of images in a shard", "N", "192")] = SHARD_BYTES / 2**20
     workers: Annotated[int | None, command.option("shards made at a time", "N", "one a CPU")] = None
     checks: Annotated[
         Literal["decode", "header"],
@@ -51,13 +52,16 @@ class Args:
         """Returns what the bytes depend on. Raises PipelineError."""
         if self.workers is not None and self.workers < 1:
             raise PipelineError(f"workers={self.workers} must be 1 or more")
+        if not 0 < self.shard_mib <= 1024:
+            raise PipelineError(f"shard_mib={self.shard_mib:g} must lie above 0 and be at most 1024")
         if not (self.shorter_side_px == 0 or 8 <= self.shorter_side_px <= 10_000):
             raise PipelineError(f"shorter_side_px={self.shorter_side_px} must be 0, or 8 to 10000")
         if not 0 <= self.jpeg_quality <= 100:
             raise PipelineError(f"jpeg_quality={self.jpeg_quality} must be 0 (as they come), or 1 to 100")
         if self.max_quarantined < 0:
             raise PipelineError(f"max_quarantined={self.max_quarantined} must not be negative")
-        return Settings(self.seed, handling=Handling(self.checks, self.shorter_side_px, self.jpeg_quality))
+        handling = Handling(self.checks, self.shorter_side_px, self.jpeg_quality)
+        return Settings(self.seed, int(self.shard_mib * 2**20), handling)
 
 
 def main(args: Args) -> None:

@@ -341,7 +341,9 @@ def write_shards(plan: IngestPlan, context: ShardContext, num_workers: int | Non
     there = frozenset(name.removesuffix(".json") for name, _ in storage.list_files(below))
     ray.data.DataContext.get_current().enable_progress_bars = False
     task = ShardTask(context, ray.put(plan.index.splits), ray.put(plan.shards), there)
-    dataset = ray.data.range(len(plan.shards), override_num_blocks=len(plan.shards)).map_batches(
+    # Not `range`, whose reading would be tasks of its own, and have half the CPUs reserved for them.
+    numbers = [{"id": number} for number in range(len(plan.shards))]
+    dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
         task, batch_size=1, num_cpus=1, memory=task_memory_bytes(plan.settings), concurrency=num_workers
     )
     receipts: dict[int, Receipt] = {}
@@ -389,8 +391,8 @@ def _check_quarantined(plan: IngestPlan, rejected: pa.Table, most: float) -> Non
     worst = [f"{row['key']}: {row['reason']}" for row in rejected.slice(0, 3).to_pylist()]
     raise DatasetError(
         f"{rejected.num_rows:,} of {plan.index.num_rows:,} files can't be used ({'; '.join(worst)}), "
-        f"max_quarantined={most:g}; repair them, or run jobs/ingest.py again with --max-quarantined "
-        f"{rejected.num_rows} to leave them out (all are listed in {storage.join(plan.out, QUARANTINE_NAME)})"
+        f"max_quarantined={most:g}; repair them, or leave them out with jobs/ingest.py --max-quarantined "
+        f"{rejected.num_rows} (all are listed in {storage.join(plan.out, QUARANTINE_NAME)})"
     )
 
 
@@ -434,11 +436,14 @@ def build_manifest(plan: IngestPlan, receipts: list[Receipt]) -> Manifest:
 
 def publish(plan: IngestPlan, receipts: list[Receipt], progress: Progress) -> Manifest:
     """Looks at the data set as a whole, writes what describes it, and publishes the manifest. Raises DatasetError."""
+    from pipeline import quality_report  # its charts take a second to load, and tasks have no use for them
+
     manifest = build_manifest(plan, receipts)
     histogram = np.sum([receipt.histogram for receipt in receipts], axis=0)
     manifest = quality.assess(plan.out, manifest, histogram, progress).signed()
+    page = quality_report.render(plan.out, manifest, histogram)
     plan.lease.check()
-    storage.write_bytes(storage.join(plan.out, QUALITY_NAME), quality.render(plan.out, manifest, histogram).encode())
+    storage.write_bytes(storage.join(plan.out, QUALITY_NAME), page.encode())
     storage.write_bytes(storage.join(plan.out, CARD_NAME), dataset_card(manifest).encode())
     if not storage.write_once(storage.join(plan.out, MANIFEST_NAME), manifest.to_json()):
         raise DatasetError(f"{plan.out}: another ingest has published a data set here meanwhile; use that one")

@@ -60,7 +60,8 @@ def map_tables(
     chunks = [numbered[start : start + THREADS] for start in range(0, len(items), THREADS)]
     call = _Chunk(function, ray.put(chunks))
     found: dict[int, list[pa.Table]] = {}
-    dataset = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map_batches(call, batch_size=1)
+    numbers = [{"id": number} for number in range(len(chunks))]
+    dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(call, batch_size=1)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for number in batch["item"].unique().to_pylist():
             part = batch.filter(pa.compute.equal(batch["item"], number)).select(schema.names)

@@ -248,8 +248,3 @@ def pixel_statistics(histogram: npt.NDArray[np.int64]) -> dict[str, Any]:
         # integers until here: (N sum of squares - square of sum) has no rounding
         deviations.append((num_pixels * squares - total * total) ** 0.5 / num_pixels / 255)
     return {"num_pixels": num_pixels, "pixel_mean": means, "pixel_std": deviations}
-
-
-def render(uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64]) -> str:
-    """Returns `quality.html`."""
-    return "<html></html>"

@@ -1,27 +1,20 @@
 """The report: one HTML file that needs nothing else, from `result.json`, the predictions and the stored images."""
 
-import base64
-import io
 from typing import Any
 
-import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline import storage
+from pipeline.charts import BLUE, GREY, ORANGE, page, svg, thumbnail
+from pipeline.charts import axes as new_axes
 from pipeline.evaluate import Predictions
 from pipeline.manifest import Manifest
 from pipeline.shards import read_rows
 from pipeline.sources import digits
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-
 REPORT_NAME = "report.html"
 _NUM_MISTAKES = 24
 _MAX_MATRIX_CLASSES = 20
-_BLUE, _ORANGE, _GREY = "#3b82c4", "#e08a2c", "#808080"
 
 
 def write_report(run: str, dataset: str, data: Manifest, result: dict[str, Any], predictions: Predictions) -> str:
@@ -34,8 +27,8 @@ def write_report(run: str, dataset: str, data: Manifest, result: dict[str, Any],
 def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Predictions) -> str:
     """Returns the report as HTML."""
     matrix = np.array(result["val"]["confusion_matrix"])
-    environment = Environment(loader=PackageLoader("pipeline"), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("report.html").render(
+    return page(
+        "report.html",
         result=result,
         stand_in=data.name == digits.NAME,
         pairs=confused_pairs(matrix, data.classes),
@@ -64,22 +57,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _svg(figure: Figure) -> str:
-    """Returns the figure as a data URI; greys that read on light and on dark, text in the page's own font."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, bbox_inches="tight")
-    plt.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue().encode()).decode()
-
-
-def _axes(width: float = 5.2, height: float = 3.0) -> tuple[Figure, Any]:
-    style = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _GREY)
-    plt.rcParams.update(
-        {**style, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "report"}
-    )
-    return plt.subplots(figsize=(width, height))
-
-
 def _curves(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns (picture, text alternative) of each curve."""
     history, points = result["history"], list(result["evaluations"])
@@ -88,15 +65,15 @@ def _curves(result: dict[str, Any]) -> list[tuple[str, str]]:
     epochs = [line["epoch"] for line in history]
     at = [point["step"] / per_epoch for point in points]
 
-    figure, axes = _axes()
-    axes.plot(epochs, [line["loss"] for line in history], color=_BLUE, label="train (augmented)")
-    axes.plot(at, [point["loss"] for point in points], "o-", color=_ORANGE, label="validation")
+    figure, axes = new_axes()
+    axes.plot(epochs, [line["loss"] for line in history], color=BLUE, label="train (augmented)")
+    axes.plot(at, [point["loss"] for point in points], "o-", color=ORANGE, label="validation")
     axes.set(xlabel="epoch", ylabel="loss")
     axes.legend(frameon=False)
-    pictures = [(_svg(figure), f"Loss falls to {points[-1]['loss']:.3f} on the validation split")]
+    pictures = [(svg(figure), f"Loss falls to {points[-1]['loss']:.3f} on the validation split")]
 
-    figure, axes = _axes()
-    axes.plot(at, [100 * point["top1"] for point in points], "o-", color=_ORANGE)
+    figure, axes = new_axes()
+    axes.plot(at, [100 * point["top1"] for point in points], "o-", color=ORANGE)
     axes.annotate(
         f"{100 * points[-1]['top1']:.1f} %",
         (at[-1], 100 * points[-1]["top1"]),
@@ -106,17 +83,17 @@ def _curves(result: dict[str, Any]) -> list[tuple[str, str]]:
     )
     axes.margins(y=0.12)
     axes.set(xlabel="epoch", ylabel="top-1 on validation, %", xlim=(0, result["epochs"] * 1.03))
-    pictures.append((_svg(figure), f"Top-1 reaches {100 * points[-1]['top1']:.1f} %"))
+    pictures.append((svg(figure), f"Top-1 reaches {100 * points[-1]['top1']:.1f} %"))
 
-    figure, axes = _axes()
-    axes.plot(epochs, [line["images_per_second"] for line in history], color=_BLUE)
+    figure, axes = new_axes()
+    axes.plot(epochs, [line["images_per_second"] for line in history], color=BLUE)
     axes.set(xlabel="epoch", ylabel="images/s", ylim=(0, None))
-    pictures.append((_svg(figure), f"{result['images_per_second']:,.0f} images/s on average"))
+    pictures.append((svg(figure), f"{result['images_per_second']:,.0f} images/s on average"))
 
-    figure, axes = _axes()
-    axes.plot(epochs, [line["learning_rate"] for line in history], color=_BLUE)
+    figure, axes = new_axes()
+    axes.plot(epochs, [line["learning_rate"] for line in history], color=BLUE)
     axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
-    pictures.append((_svg(figure), "Learning rate over the epochs"))
+    pictures.append((svg(figure), "Learning rate over the epochs"))
     return pictures
 
 
@@ -124,31 +101,29 @@ def _recall_bars(result: dict[str, Any]) -> str:
     recalls = sorted((value["recall"], name) for name, value in result["val"]["per_class"].items())
     if len(recalls) > 2 * _MAX_MATRIX_CLASSES:
         recalls = recalls[:_MAX_MATRIX_CLASSES] + recalls[-5:]
-    figure, axes = _axes(5.2, 0.8 + 0.26 * len(recalls))
-    bars = axes.barh([name for _, name in recalls], [100 * recall for recall, _ in recalls], color=_BLUE)
-    axes.bar_label(bars, fmt="%.0f", padding=3, color=_GREY)
-    axes.axvline(100 * result["val"]["top1"], color=_ORANGE, linestyle="--", linewidth=1)
+    figure, axes = new_axes(5.2, 0.8 + 0.26 * len(recalls))
+    bars = axes.barh([name for _, name in recalls], [100 * recall for recall, _ in recalls], color=BLUE)
+    axes.bar_label(bars, fmt="%.0f", padding=3, color=GREY)
+    axes.axvline(100 * result["val"]["top1"], color=ORANGE, linestyle="--", linewidth=1)
     axes.set(xlabel="recall, % (dashed: all classes)", xlim=(0, 108))
-    return _svg(figure)
+    return svg(figure)
 
 
 def _matrix(matrix: Any, classes: tuple[str, ...]) -> str:
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     side = 1.6 + 0.42 * len(classes)
-    figure, axes = _axes(side, side)
+    figure, axes = new_axes(side, side)
     axes.imshow(np.where(np.eye(len(classes), dtype=bool), np.nan, shares), cmap="Oranges", vmin=0, vmax=0.12)
     for true, line in enumerate(matrix):
         for predicted, count in enumerate(line):
             if count:
                 strong = true != predicted and shares[true, predicted] > 0.07
-                own = (
-                    {"weight": "bold", "color": _BLUE} if true == predicted else {"color": "white" if strong else _GREY}
-                )
+                own = {"weight": "bold", "color": BLUE} if true == predicted else {"color": "white" if strong else GREY}
                 axes.text(predicted, true, f"{count:,}", ha="center", va="center", fontsize=8, **own)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="true")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _mistakes(dataset: str, data: Manifest, predictions: Predictions) -> list[dict[str, Any]]:
@@ -160,7 +135,7 @@ def _mistakes(dataset: str, data: Manifest, predictions: Predictions) -> list[di
     table = read_rows(dataset, data.split("val"), predictions.row[worst])
     return [
         {
-            "picture": _thumbnail(image.as_py()),
+            "picture": thumbnail(image.as_py()),
             "key": key.as_py(),
             "actual": data.classes[predictions.label[index]],
             "predicted": data.classes[predictions.classes[index, 0]],
@@ -168,15 +143,3 @@ def _mistakes(dataset: str, data: Manifest, predictions: Predictions) -> list[di
         }
         for index, key, image in zip(worst, table["key"], table["image"], strict=True)
     ]
-
-
-def _thumbnail(data: bytes) -> str:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
-        small.thumbnail((192, 192))
-        out = io.BytesIO()
-        small.save(out, format="PNG" if max(small.size) <= 64 else "JPEG", quality=85)
-    kind = "png" if max(small.size) <= 64 else "jpeg"
-    return f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode()

@@ -160,11 +160,20 @@ def _list_s3(uri: str) -> list[Entry]:
             found += entries
     start = len(urlsplit(uri).path.strip("/"))
     start += 1 if start else 0
-    return sorted(
+    entries = [
         Entry(entry["path"][start:], int(entry["size"]), int(entry["last_modified"].timestamp() * 1e9))
         for entry in found
-        if not entry["path"].endswith("/") and len(entry["path"]) > start
-    )
+        if len(entry["path"]) > start
+    ]
+    # An empty object NAME/ stands for a folder, by some tools' custom; obstore leaves out the slash.
+    folders = {folder for entry in entries for folder in _folders(entry.name)}
+    return sorted(entry for entry in entries if entry.size or entry.name not in folders)
+
+
+def _folders(name: str) -> Iterator[str]:
+    while "/" in name:
+        name = name.rsplit("/", 1)[0]
+        yield name
 
 
 def list_files(uri: str) -> list[tuple[str, int]]:

@@ -16,10 +16,19 @@ from infra.local_s3 import local_s3
 from pipeline import lease, storage
 from pipeline.gather import gather
 from pipeline.images import Handling
-from pipeline.ingest import WORK, IngestPlan, ShardContext, make_shard, publish
+from pipeline.ingest import (
+    QUARANTINE_NAME,
+    WORK,
+    IngestPlan,
+    ShardContext,
+    make_shard,
+    publish,
+    quarantine_table,
+)
 from pipeline.manifest import Manifest
 from pipeline.plan import Settings, plan_shards
 from pipeline.progress import silent
+from pipeline.shards import parquet_bytes
 from pipeline.sources import Index, digits, open_source
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -92,6 +101,8 @@ def ingest_here(
         plan = IngestPlan("", index, plan_shards(index, settings), out, settings, held)
         context = ShardContext("", out, index.encoding, index.classes, settings)
         receipts = [make_shard(index.splits[s.split].take(pa.array(s.rows)), s, context) for s in plan.shards]
+        rejected = quarantine_table(index, receipts)
+        storage.write_bytes(storage.join(out, QUARANTINE_NAME), parquet_bytes(rejected))
         manifest = publish(plan, receipts, silent)
     storage.delete_tree(storage.join(out, WORK))
     return manifest

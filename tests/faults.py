@@ -26,7 +26,7 @@ class FaultProxy:
     async def serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one client connection, request after request."""
         upstream_writer = None
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             upstream_reader, upstream_writer = await asyncio.open_connection(self._host, self._port)
             while await self._request(reader, writer, upstream_reader, upstream_writer):
                 pass
@@ -60,6 +60,10 @@ class FaultProxy:
             await asyncio.sleep(self._stall_seconds)
         up_writer.write(head + body)
         await up_writer.drain()
+        if fault == "mute":  # the request arrives, the answer gets lost
+            await up_reader.readuntil(b"\r\n\r\n")
+            writer.transport.abort()
+            return False
         return await self._response(head, up_reader, writer, cut=fault == "cut")
 
     async def _response(

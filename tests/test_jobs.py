@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import torch
 from pipeline import checkpoint
 from pipeline.manifest import load
 from pipeline.order import Order
-from tests.conftest import jpeg, make_tar, make_tree, tree_files
+from pipeline.sources import open_source
+from tests.conftest import ingest_here, jpeg, make_tar, make_tree, tree_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,15 +72,109 @@ def test_bad_sources_are_said_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "manifest.json").exists()
 
     files = tree_files(make_tree(tmp_path / "tree"))
-    make_tar(tmp_path / "bad.tar", {**files, "train/bee/002.jpg": b"I am text"})
-    message = one_line_error(run_job("ingest", "--source", "bad.tar", "--out", "out", cwd=tmp_path))
-    assert "train/bee/002.jpg: is no readable image (it begins with b'I am text')" in message
+    make_tar(tmp_path / "a.tar", {**files, "train/bee/002.jpg": b"I am text"})
+    message = one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
+    assert "1 of 36 files can't be used (train/bee/002.jpg: no image: it begins with b'I am text')" in message
+    assert "--max-quarantined 1" in message
     assert not (tmp_path / "out" / "manifest.json").exists()
-    assert not list((tmp_path / "out").rglob("_spool*"))
+    assert not list((tmp_path / "out").rglob("spool*"))
 
-    done = run_job("ingest", "--source", "tree", "--out", "out", cwd=tmp_path)  # the same target, mended
+    # as the message says: the same command with that flag goes on from there and leaves it out
+    left_out = run_job("ingest", "--source", "a.tar", "--out", "out", "--max-quarantined", "1", cwd=tmp_path)
+    assert left_out.returncode == 0, left_out.stderr
+    assert "2 of them there already" in left_out.stdout
+    assert "1 (1 no image), see quarantine.parquet" in left_out.stdout
+    assert load(str(tmp_path / "out")).digest in left_out.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md", "manifest.json", "provenance", "quality.html", "quarantine.parquet", "train", "val",
+    ]  # fmt: skip
+    again = one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
+    assert "holds a finished data set already" in again
+
+
+def test_a_mended_source_starts_over_and_another_source_is_refused(tmp_path: Path) -> None:
+    files = tree_files(make_tree(tmp_path / "tree"))
+    make_tar(tmp_path / "a.tar", {**files, "train/bee/002.jpg": b""})
+    one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
+    other = one_line_error(run_job("ingest", "--source", "tree", "--out", "out", cwd=tmp_path))
+    assert "holds an unfinished ingest with another source" in other
+    other = one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", "--seed", "1", cwd=tmp_path))
+    assert "holds an unfinished ingest with another settings" in other
+    make_tar(tmp_path / "a.tar", files)
+    done = run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert load(str(tmp_path / "out")).digest in done.stdout
+    fresh = run_job("ingest", "--source", "tree", "--out", "fresh", cwd=tmp_path)
+    assert tree_files(tmp_path / "fresh") == tree_files(tmp_path / "out"), fresh.stderr
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree")
+    finished = run_job("ingest", "--source", "tree", "--out", "out", "--dry-run", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    for words in ("36 (18 train, 18 val), 3 classes", "2, of row groups of 512 rows", "0 GET, 0 PUT", "about "):
+        assert words in finished.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_and_diff_say_what_is_wrong_and_what_changed(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree")
+    ingest_here(open_source(str(tree), spool=""), str(tmp_path / "a"))
+    (tree / "train" / "ant" / "000.jpg").unlink()
+    ingest_here(open_source(str(tree), spool=""), str(tmp_path / "b"))
+    changes = run_job("ingest", "--diff", "a", "b", cwd=tmp_path)
+    assert changes.returncode == 0, changes.stderr
+    assert "removed          1 rows, first train/ant/000.jpg" in changes.stdout
+    assert run_job("verify", "--data", "a", cwd=tmp_path).returncode == 0
+    (shard,) = (tmp_path / "a" / "val").iterdir()
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    finished = run_job("verify", "--data", "a", cwd=tmp_path)
+    assert "1 files or splits are damaged" in one_line_error(finished)
+    assert f"damaged: val/{shard.name}: SHA-256" in finished.stdout
+
+
+def test_an_ingest_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp_path: Path) -> None:
+    """One worker, undisturbed; four workers, killed twice with SIGKILL and started again: one digest, equal files."""
+    make_tree(tmp_path / "tree", per_class=300)
+    arguments = ["--source", "tree", "--shard-mib", "0.03"]
+    quiet = run_job("ingest", *arguments, "--out", "quiet", "--workers", "1", cwd=tmp_path)
+    assert quiet.returncode == 0, quiet.stderr
+    num_shards = len(list((tmp_path / "quiet" / "train").iterdir())) + len(list((tmp_path / "quiet" / "val").iterdir()))
+    assert num_shards > 50
+    done = 0
+    for _ in range(2):
+        process = subprocess.Popen(
+            command("ingest", *arguments, "--out", "killed", "--workers", "4"), cwd=tmp_path, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "killed").glob("_ingest/receipts/*/*.json"))) < done + 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        done = len(list((tmp_path / "killed").glob("_ingest/receipts/*/*.json")))
+        assert done < num_shards
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    last = run_job("ingest", *arguments, "--out", "killed", "--workers", "4", cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    trusted = int(re.search(r"(\d+) of them there already", last.stdout).group(1))  # type: ignore[union-attr]
+    assert done <= trusted < num_shards
+    assert tree_files(tmp_path / "killed") == tree_files(tmp_path / "quiet")
+
+
+def test_a_second_ingest_into_the_same_target_is_refused(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", per_class=300)
+    first = subprocess.Popen(
+        command("ingest", "--source", str(tree), "--out", "out", "--shard-mib", "0.01"), cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (tmp_path / "out" / "_ingest" / "lease.json").exists():
+        time.sleep(0.01)
+    second = run_job("ingest", "--source", str(tree), "--out", "out", "--shard-mib", "0.01", cwd=tmp_path)
+    assert "another process is writing there now" in one_line_error(second)
+    assert first.wait(timeout=120) == 0
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_the_readmes_first_command_works_offline(tmp_path: Path) -> None:

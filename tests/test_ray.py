@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from pipeline import loader, manifest, result, train
-from pipeline.errors import SourceError
+from pipeline.errors import DatasetError
 from pipeline.ingest import ingest, planned
 from pipeline.loader import Batch, EvaluateUnits, TrainUnits, Units, View
 from pipeline.order import Order
+from pipeline.plan import SHARD_BYTES
 from pipeline.recipes import Augment, make_recipe
 from tests.conftest import ingest_here, make_tar, make_tree, shared, tree_files
 from tests.test_jobs import traced
@@ -39,7 +40,7 @@ def test_ray_writes_the_bytes_that_the_plan_says(tmp_path: Path) -> None:
     source = str(make_tar(tmp_path / "a.tar", tree_files(make_tree(tmp_path / "tree"))))
     with planned(source, str(tmp_path / "by-ray")) as plan:
         by_ray = ingest(plan).manifest
-        assert by_ray == ingest_here(plan.index, str(tmp_path / "here"), shard_size=1 << 30)
+        assert by_ray == ingest_here(plan.index, str(tmp_path / "here"), shard_size=SHARD_BYTES)
     assert not (tmp_path / "by-ray" / "_ingest").exists()
     for split in by_ray.splits.values():
         for shard in split.shards:
@@ -51,7 +52,7 @@ def test_a_bad_image_leaves_no_manifest(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
     (tree / "val" / "cow" / "004.jpg").write_bytes(b"")
     with (
-        pytest.raises(SourceError, match=r"val/cow/004\.jpg: is empty"),
+        pytest.raises(DatasetError, match=r"1 of 36 files can't be used \(val/cow/004\.jpg: empty: zero bytes\)"),
         planned(str(tree), str(tmp_path / "out")) as plan,
     ):
         ingest(plan)
