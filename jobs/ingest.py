@@ -4,6 +4,7 @@ uv run jobs/ingest.py --source URI --out URI [--dry-run] [--workers N] [--max-qu
 uv run jobs/ingest.py --diff A B
 """
 
+import tempfile
 import time
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,11 +13,11 @@ from jobs import command
 from pipeline import diff, objects, storage
 from pipeline.errors import PipelineError
 from pipeline.images import DEFAULT_SHRUNK_QUALITY, Handling
-from pipeline.ingest import Ingested, IngestPlan, ingest, planned, task_memory_bytes
+from pipeline.ingest import Ingested, check_target, ingest, planned, task_memory_bytes
 from pipeline.manifest import load
-from pipeline.plan import SHARD_BYTES, Prices, Settings, estimate
+from pipeline.plan import SHARD_BYTES, Prices, Settings, estimate, plan_shards
 from pipeline.progress import Progress
-from pipeline.sources import LAYOUTS
+from pipeline.sources import LAYOUTS, Index, open_source
 
 
 @dataclass(frozen=True)
@@ -101,17 +102,17 @@ def ingest_source(
             command.ray_session(workers or 0),
             planned(source, out, settings, layout=layout, md5=md5, progress=progress) as plan,
         ):
-            _say_ignored(plan)
+            _say_ignored(plan.index)
             return ingest(plan, max_quarantined, workers, progress)
     with planned(source, out, settings, layout=layout, md5=md5, progress=progress) as plan:
-        _say_ignored(plan)
+        _say_ignored(plan.index)
         with command.ray_session(workers or 0):
             return ingest(plan, max_quarantined, workers, progress)
 
 
-def _say_ignored(plan: IngestPlan) -> None:
-    if plan.index.num_ignored:
-        command.console.print(f"left out: {plan.index.num_ignored:,} files that aren't labelled images by their names")
+def _say_ignored(index: Index) -> None:
+    if index.num_ignored:
+        command.console.print(f"left out: {index.num_ignored:,} files that aren't labelled images by their names")
 
 
 def print_ingested(done: Ingested, out: str, seconds: float) -> None:
@@ -144,18 +145,21 @@ def print_ingested(done: Ingested, out: str, seconds: float) -> None:
 
 def dry_run(source: str, out: str, settings: Settings, layout: str, md5: str | None, workers: int | None) -> None:
     """Prints what an ingest would do and take."""
-    with command.Display() as display, planned(source, out, settings, layout=layout, md5=md5, progress=display) as plan:
-        _say_ignored(plan)
+    check_target(out)
+    with tempfile.TemporaryDirectory() as spool, command.Display() as display:
+        index = open_source(source, spool=spool, layout=layout, md5=md5, progress=display)
+        shards = plan_shards(index, settings)
+        _say_ignored(index)
         cpus = workers or command.local_cpus()
         indexed = objects.sent()
-        cost = estimate(plan.index, plan.shards, settings, out, cpus, Prices())
-        by_split = ", ".join(f"{table.num_rows:,} {name}" for name, table in plan.index.splits.items())
-        rows_of_groups = sorted({shard.row_group_rows for shard in plan.shards})
+        cost = estimate(index, shards, settings, out, cpus, Prices())
+        by_split = ", ".join(f"{table.num_rows:,} {name}" for name, table in index.splits.items())
+        rows_of_groups = sorted({shard.row_group_rows for shard in shards})
     command.print_table(
-        f"\n{plan.index.name}: the plan (nothing was written)",
+        f"\n{index.name}: the plan (nothing was written)",
         [
-            ("layout", plan.index.layout),
-            ("rows", f"{cost.rows:,} ({by_split}), {len(plan.index.classes):,} classes"),
+            ("layout", index.layout),
+            ("rows", f"{cost.rows:,} ({by_split}), {len(index.classes):,} classes"),
             ("bytes", f"{cost.source_bytes / 1e6:,.1f} MB"),
             ("shards", f"{cost.shards:,}, of row groups of {' or '.join(map(str, rows_of_groups))} rows"),
             ("requests", f"{cost.reads:,} GET, {cost.writes:,} PUT (and {indexed.total:,} to look at the source)"),

@@ -245,11 +245,11 @@ def planned(
     for bad input and DatasetError if `out` holds a data set or other files, or another ingest is at work there.
     """
     settings = settings or Settings()
-    _check_target(out)
+    check_target(out)
     if storage.kind(source) == "missing" and layout != "digits":
         open_source(source, spool=out, layout=layout)  # raises, before anything is written
     with lease.held(storage.join(out, WORK, "lease.json"), out, progress) as held:
-        _check_target(out)
+        check_target(out)
         spool = storage.join(out, WORK, "spool")
         try:
             index = open_source(source, spool=spool, layout=layout, md5=md5, progress=progress)
@@ -260,7 +260,8 @@ def planned(
         storage.delete_tree(storage.join(out, WORK))
 
 
-def _check_target(out: str) -> None:
+def check_target(out: str) -> None:
+    """Raises DatasetError if `out` holds anything but what an unfinished ingest left there."""
     if is_dataset(out):
         raise DatasetError(f"{out}: holds a finished data set already; give another --out, or delete it first")
     kind = storage.kind(out)

@@ -155,9 +155,9 @@ def _list_s3(uri: str) -> list[Entry]:
                 break
             levels = list(pool.map(lambda prefix: objects.list_level(_object_uri(uri, prefix)), prefixes))
             prefixes = [prefix for deeper, _ in levels for prefix in deeper]
-            found += [entry for _, entries in levels for entry in entries]
-        for entries in pool.map(lambda prefix: objects.list_below(_object_uri(uri, prefix)), prefixes):
-            found += entries
+            found += [entry for _, here in levels for entry in here]
+        for below in pool.map(lambda prefix: objects.list_below(_object_uri(uri, prefix)), prefixes):
+            found += below
     start = len(urlsplit(uri).path.strip("/"))
     start += 1 if start else 0
     entries = [
