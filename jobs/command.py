@@ -216,7 +216,11 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(20):  # Ray's processes may still be writing their last lines
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.1)
 
 
 def _remove_stale_sessions() -> None:

@@ -7,6 +7,7 @@ receipt's SHA-256, and writes the others. `manifest.json` comes last and once; t
 
 import hashlib
 import json
+import os
 import resource
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -19,14 +20,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import lease, objects, quality, storage
-from pipeline.errors import DatasetError
+from pipeline.errors import ClusterError, DatasetError
 from pipeline.gather import gather
 from pipeline.images import MAX_IMAGE_BYTES, Buffer, Refused, Stored, examine, examine_planes
 from pipeline.manifest import MANIFEST_NAME, Manifest, Split, is_dataset, parse_shard
 from pipeline.objects import Requests
 from pipeline.plan import Settings, ShardPlan, plan_id, plan_shards
 from pipeline.progress import Progress, silent
-from pipeline.shards import Row, parquet_bytes, provenance_table, read_table, write_shard
+from pipeline.shards import Row, parquet_bytes, provenance_table, read_tables, write_shard
 from pipeline.sources import Index, open_source
 
 CARD_NAME, QUARANTINE_NAME, QUALITY_NAME = "README.md", "quarantine.parquet", "quality.html"
@@ -246,18 +247,32 @@ def planned(
     """
     settings = settings or Settings()
     check_target(out)
+    if f"{out}/".startswith(f"{source}/"):
+        raise DatasetError(f"{out}: lies inside the source {source}, and would be ingested too; give another --out")
     if storage.kind(source) == "missing" and layout != "digits":
         open_source(source, spool=out, layout=layout)  # raises, before anything is written
-    with lease.held(storage.join(out, WORK, "lease.json"), out, progress) as held:
-        check_target(out)
-        spool = storage.join(out, WORK, "spool")
-        try:
-            index = open_source(source, spool=spool, layout=layout, md5=md5, progress=progress)
-            yield IngestPlan(source, index, plan_shards(index, settings), out, settings, held)
-        finally:
-            storage.delete_tree(spool)
-    if is_dataset(out):
+    had = False
+    try:
+        with lease.held(storage.join(out, WORK, "lease.json"), out, progress) as held:
+            check_target(out)
+            had = True
+            spool = storage.join(out, WORK, "spool")
+            try:
+                index = open_source(source, spool=spool, layout=layout, md5=md5, progress=progress)
+                yield IngestPlan(source, index, plan_shards(index, settings), out, settings, held)
+            finally:
+                storage.delete_tree(spool)
+    finally:
+        if had:
+            _leave(out)
+
+
+def _leave(out: str) -> None:
+    """Removes what is of no use any more: everything of ours in a finished data set, or where nothing was begun."""
+    if is_dataset(out) or not storage.exists(storage.join(out, WORK, "plan.json")):
         storage.delete_tree(storage.join(out, WORK))
+    if storage.is_local(out) and os.path.isdir(out) and not os.listdir(out):
+        os.rmdir(out)
 
 
 def check_target(out: str) -> None:
@@ -338,6 +353,7 @@ def write_shards(plan: IngestPlan, context: ShardContext, num_workers: int | Non
     """Runs one Ray task a shard; returns the receipts in the order of the plan."""
     import ray
 
+    _check_memory(plan.settings)
     below = storage.join(plan.out, WORK, "receipts")
     there = frozenset(name.removesuffix(".json") for name, _ in storage.list_files(below))
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -358,6 +374,18 @@ def write_shards(plan: IngestPlan, context: ShardContext, num_workers: int | Non
         progress("write", done, plan.index.num_rows, f"{left_out:,} can't be used" if left_out else "")
         plan.lease.check()
     return [receipts[number] for number in range(len(plan.shards))]
+
+
+def _check_memory(settings: Settings) -> None:
+    import ray
+
+    most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+    takes = task_memory_bytes(settings)
+    if most < takes:
+        raise ClusterError(
+            f"one shard takes {takes / 2**20:,.0f} MiB of memory, and no node offers more than "
+            f"{most / 2**20:,.0f} MiB; use a smaller --shard-mib or larger nodes"
+        )
 
 
 def _check_counts(plan: IngestPlan, receipts: list[Receipt]) -> None:
@@ -402,23 +430,21 @@ def _check_quarantined(plan: IngestPlan, rejected: pa.Table, most: float) -> Non
 
 def build_manifest(plan: IngestPlan, receipts: list[Receipt]) -> Manifest:
     """Returns the manifest of finished shards, without quality and digest."""
-    splits, sources = {}, []
+    splits: dict[str, Split] = {}
+    sources: list[str] = []
     for split in plan.index.splits:
-        shards, counts = [], np.zeros(len(plan.index.classes), dtype=np.int64)
-        for receipt in receipts:
-            if receipt.path.split("/")[0] != split:
-                continue
-            shard = parse_shard(receipt.shard)
-            counts += np.array(receipt.rows_per_class)
-            if shard.rows:
-                shards.append(shard)
-            sources += [f"{split} {e['key']} {e['label']} {e['sha256']}" for e in receipt.quarantined]
-            table = read_table(storage.join(plan.out, shard.provenance_path), ["key", "label", "source_sha256"])
-            columns = (table[name].to_pylist() for name in table.column_names)
-            sources += [f"{split} {key} {label} {sha.hex()}" for key, label, sha in zip(*columns, strict=True)]
-        splits[split] = Split(sum(shard.rows for shard in shards), tuple(counts.tolist()), tuple(shards))
-        if not splits[split].rows:
+        mine = [receipt for receipt in receipts if receipt.path.split("/")[0] == split]
+        shards = tuple(shard for shard in (parse_shard(receipt.shard) for receipt in mine) if shard.rows)
+        counts = np.sum([receipt.rows_per_class for receipt in mine], axis=0)
+        if not shards:
             raise DatasetError(f"split {split!r}: no image of it can be used; see {QUARANTINE_NAME}")
+        places = [storage.join(plan.out, shard.provenance_path) for shard in shards]
+        table = read_tables(places, ["key", "label", "source_sha256"])
+        columns = (table[name].to_pylist() for name in table.column_names)
+        sources += [f"{split} {key} {label} {sha.hex()}" for key, label, sha in zip(*columns, strict=True)]
+        refused = (entry for receipt in mine for entry in receipt.quarantined)
+        sources += [f"{split} {entry['key']} {entry['label']} {entry['sha256']}" for entry in refused]
+        splits[split] = Split(table.num_rows, tuple(counts.tolist()), shards)
     repaired, reasons = Counter[str](), Counter[str]()
     for receipt in receipts:
         repaired.update(receipt.repaired)

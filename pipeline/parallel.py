@@ -1,5 +1,6 @@
 """The same function over many items: on the cluster where Ray runs, else in threads of this process."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,16 +19,19 @@ class _Chunk:
 
     function: Callable[[Any], pa.Table]
     chunks: Any  # an ObjectRef of list[list[(number, item)]]
+    num_threads: int
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         import ray
 
         chunk = ray.get(self.chunks)[int(batch["id"][0])]
-        return pa.concat_tables(_numbered(self.function, chunk))
+        return pa.concat_tables(_numbered(self.function, chunk, self.num_threads))
 
 
-def _numbered(function: Callable[[Any], pa.Table], chunk: Sequence[tuple[int, Any]]) -> Iterator[pa.Table]:
-    with ThreadPoolExecutor(THREADS) as pool:
+def _numbered(
+    function: Callable[[Any], pa.Table], chunk: Sequence[tuple[int, Any]], num_threads: int
+) -> Iterator[pa.Table]:
+    with ThreadPoolExecutor(num_threads) as pool:
         for (number, _), table in zip(chunk, pool.map(function, [item for _, item in chunk]), strict=True):
             column = pa.array(np.full(table.num_rows, number, dtype=np.int64))
             yield table.append_column("item", column)
@@ -40,16 +44,20 @@ def _ray_runs() -> bool:
 
 
 def map_tables(
-    function: Callable[[Any], pa.Table], items: Sequence[Any], schema: pa.Schema, done: Callable[[int], None]
+    function: Callable[[Any], pa.Table],
+    items: Sequence[Any],
+    schema: pa.Schema,
+    done: Callable[[int], None],
+    computes: bool = False,
 ) -> list[pa.Table]:
     """Returns `function(item)`, a table of `schema`, for each item, in their order.
 
-    done: called now and then with the number of items that are finished. What `function` waits for (storage) overlaps
-    by threads; what it computes is spread by Ray, where Ray runs.
+    done: called now and then with the number of items that are finished. computes: `function` is held up by the CPU,
+    and takes memory for it; else by storage, and many calls wait at a time.
     """
     if len(items) < THREADS or not _ray_runs():
         tables = []
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor((os.cpu_count() or 1) if computes else THREADS) as pool:
             for table in pool.map(function, items):
                 tables.append(table)
                 done(len(tables))
@@ -58,7 +66,7 @@ def map_tables(
 
     numbered = list(enumerate(items))
     chunks = [numbered[start : start + THREADS] for start in range(0, len(items), THREADS)]
-    call = _Chunk(function, ray.put(chunks))
+    call = _Chunk(function, ray.put(chunks), 1 if computes else THREADS)
     found: dict[int, list[pa.Table]] = {}
     numbers = [{"id": number} for number in range(len(chunks))]
     dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(call, batch_size=1)

@@ -22,7 +22,7 @@ from pipeline.images import HASH_PX, THUMBNAIL_PX, decode, grey_square
 from pipeline.manifest import Manifest
 from pipeline.parallel import map_tables
 from pipeline.progress import Progress, silent
-from pipeline.shards import read_rows, read_table
+from pipeline.shards import read_rows, read_tables
 
 HASH_DISTANCE = 14
 THUMBNAIL_CORRELATION = 0.8
@@ -173,7 +173,7 @@ def _near_pairs(
     search = _TileSearch(hashes, thumbnails.reshape(-1, side, side))
     parts = range(-(-len(order) // _TILE_ROWS))
     tiles = [(a, b) for a in parts for b in parts if a <= b]
-    found = map_tables(search, tiles, PAIR_SCHEMA, lambda done: progress("duplicates", done, len(tiles)))
+    found = map_tables(search, tiles, PAIR_SCHEMA, lambda done: progress("duplicates", done, len(tiles)), computes=True)
     together = pa.concat_tables(found)
     candidates = np.stack([order[together[name].to_numpy()] for name in ("first", "second")], axis=1)
     if not len(candidates):
@@ -183,7 +183,7 @@ def _near_pairs(
     places = {row: (splits[row], place_in_split[row]) for row in set(candidates.ravel().tolist())}
     runs = [candidates[start : start + _PAIRS_AT_ONCE // 4] for start in range(0, len(candidates), _PAIRS_AT_ONCE // 4)]
     check = _PixelCheck(uri, manifest, places)
-    checked = map_tables(check, runs, PAIR_SCHEMA, lambda done: progress("compare", done, len(runs)))
+    checked = map_tables(check, runs, PAIR_SCHEMA, lambda done: progress("compare", done, len(runs)), computes=True)
     table = pa.concat_tables(checked).to_pylist()
     return [(r["first"], r["second"], float(r["correlation"])) for r in table if r["correlation"] >= PIXEL_CORRELATION]
 
@@ -195,8 +195,7 @@ def load_provenance(uri: str, manifest: Manifest, columns: list[str]) -> pa.Tabl
     """Returns the provenance of all rows, with the columns `split` and `row` (its index in the split) before it."""
     tables = []
     for name, split in manifest.splits.items():
-        parts = [read_table(storage.join(uri, shard.provenance_path), columns) for shard in split.shards]
-        table = pa.concat_tables(parts)
+        table = read_tables([storage.join(uri, shard.provenance_path) for shard in split.shards], columns)
         table = table.add_column(0, "row", pa.array(np.arange(table.num_rows)))
         tables.append(table.add_column(0, "split", pa.array([name] * table.num_rows)))
     return pa.concat_tables(tables)

@@ -6,6 +6,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,8 @@ from pipeline.images import THUMBNAIL_PX, Stored
 from pipeline.manifest import Split
 
 Rows = npt.NDArray[np.int64]
+
+_TABLE_READERS = 16
 
 # Where each row came from and what is known of its pixels, in the order of the shard's rows.
 PROVENANCE_SCHEMA = pa.schema(
@@ -195,6 +198,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Returns a small Parquet file as a table."""
     return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns)
+
+
+def read_tables(uris: list[str], columns: list[str]) -> pa.Table:
+    """Returns many small Parquet files as one table, in their order; they are read many at a time."""
+    with ThreadPoolExecutor(_TABLE_READERS) as pool:
+        return pa.concat_tables(pool.map(lambda uri: read_table(uri, columns), uris))
 
 
 def open_shard(uri: str) -> pq.ParquetFile:

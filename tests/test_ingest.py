@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline import manifest, storage
 from pipeline.diff import compare
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, SourceError
 from pipeline.images import Handling, encode_planes
 from pipeline.ingest import WORK, Receipt, ShardContext, _check_counts, _check_quarantined, make_shard, planned
 from pipeline.manifest import load
@@ -224,6 +224,21 @@ def test_a_target_in_use_is_left_alone(tmp_path: Path, prepare, message: str) ->
     with pytest.raises(DatasetError, match=message), planned("digits", str(out), layout="digits"):
         pass
     assert (tree_files(out) if out.is_dir() else {}) == before
+
+
+def test_a_target_inside_the_source_is_refused(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree")
+    with pytest.raises(DatasetError, match="lies inside the source"), planned(str(tree), str(tree / "out")):
+        pass
+    assert not (tree / "out").exists()
+
+
+def test_a_source_that_cannot_be_used_leaves_no_folder_behind(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "x.csv").write_text("1")
+    with pytest.raises(SourceError, match="no known layout"), planned(str(tmp_path / "source"), str(tmp_path / "out")):
+        pass
+    assert not (tmp_path / "out").exists()
 
 
 # --- finished data sets ------------------------------------------------------------------------------------------
