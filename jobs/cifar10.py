@@ -66,4 +66,5 @@ def _dataset(args: Args, display: command.Display) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, Args, __doc__ or "")
+    again = "the same command with the same --run-dir goes on from the last checkpoint"
+    command.run(main, Args, __doc__ or "", again)

@@ -32,14 +32,18 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 _LINE_EVERY_SECONDS = 10.0
 
 
-def run(main: Callable[[Args], None], args_type: type[Args], description: str) -> None:
-    """Parses the command line into `args_type` and calls `main`; ends with 2 on a user's error, 130 on Ctrl-C."""
+def run(main: Callable[[Args], None], args_type: type[Args], description: str, again: str = "") -> None:
+    """Parses the command line into `args_type` and calls `main`; ends with 2 on a user's error, 130 on Ctrl-C.
+
+    again: what the same command does after Ctrl-C, for the last line.
+    """
     arguments = tyro.cli(args_type, description=description, config=(tyro.conf.FlagCreatePairsOff,))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     try:
         main(arguments)
     except KeyboardInterrupt:
-        console.print("interrupted; the same command with the same run directory goes on from the last checkpoint")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one has nothing left to end
+        console.print(f"interrupted; {again}" if again else "interrupted")
         sys.exit(130)
     except Exception as error:
         message = user_message(error)
@@ -47,6 +51,7 @@ def run(main: Callable[[Args], None], args_type: type[Args], description: str) -
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # done: nothing is lost any more
 
 
 def user_message(error: BaseException) -> str | None:
@@ -203,6 +208,8 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
     # 107 bytes long and temporary folders have long names on some machines.
     _remove_stale_sessions()
     folder = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = folder  # for what Ray's processes leave in temporary folders when they are ended
     try:
         ray.init(
             address="local",
@@ -212,15 +219,24 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
             logging_level=logging.WARNING,
             _temp_dir=folder,
         )
+        _restore_variable("TMPDIR", before)
         quieten_ray()
         yield
     finally:
+        _restore_variable("TMPDIR", before)
         ray.shutdown()
         for _ in range(20):  # Ray's processes may still be writing their last lines
             shutil.rmtree(folder, ignore_errors=True)
             if not os.path.exists(folder):
                 break
             time.sleep(0.1)
+
+
+def _restore_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def _remove_stale_sessions() -> None:

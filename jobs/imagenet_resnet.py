@@ -50,4 +50,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, Args, __doc__ or "")
+    again = "the same command with the same --run-name goes on from the last checkpoint"
+    command.run(main, Args, __doc__ or "", again)

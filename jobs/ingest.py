@@ -188,4 +188,4 @@ def _some(keys: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, Args, __doc__ or "")
+    command.run(main, Args, __doc__ or "", again="the same command goes on where it stopped")

@@ -279,9 +279,11 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
         command("ingest", "--source", "tree", "--out", "out"), cwd=tmp_path, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    time.sleep(9)
+    assert process.stdout is not None
+    assert any(line.startswith("write") for line in process.stdout)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) in (0, 130)
+    assert process.wait(timeout=60) == 130
+    assert "interrupted; the same command goes on" in process.stdout.read()
     left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout
     assert left == ""
     assert set(Path("/tmp").glob("ray-*")) <= sessions
