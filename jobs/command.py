@@ -199,6 +199,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         quieten_ray()
+        _quieten_ray_data()
         try:
             yield
         finally:
@@ -221,6 +222,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
         )
         _restore_variable("TMPDIR", before)
         quieten_ray()
+        _quieten_ray_data()
         yield
     finally:
         _restore_variable("TMPDIR", before)
@@ -277,6 +279,12 @@ def quieten_ray() -> None:
         "ray.data._internal.util",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _quieten_ray_data() -> None:
+    from ray.data import DataContext
+
+    DataContext.get_current().issue_detectors_config.detectors = []  # they warn of memory that was asked for
 
 
 # --- the end -----------------------------------------------------------------------------------------------------

@@ -117,6 +117,7 @@ def _print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
         f"\n{result['recipe']['name']} on {data.name}{stand_in}",
         [
             ("top-1", f"{val['top1']:.4f}  ({val['correct']:,} of {val['rows']:,} validation images)"),
+            *_without_leaked(result),
             ("top-5", f"{val['top5']:.4f}"),
             ("loss", f"{val['loss']:.4f}"),
             ("training", f"{result['train_seconds']:.0f} s, {result['epochs']} epochs, {result['steps']:,} steps"),
@@ -129,6 +130,14 @@ def _print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
             ("report", storage.join(run, "report.html")),
         ],
     )
+
+
+def _without_leaked(result: dict[str, Any]) -> list[tuple[str, str]]:
+    clean = result["val_without_leaked"]
+    if clean is None:
+        return []
+    left_out = result["val"]["rows"] - clean["rows"]
+    return [("", f"{clean['top1']:.4f}  without the {left_out:,} that have a duplicate or near duplicate in train")]
 
 
 def describe_dataset(uri: str) -> Manifest:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import checkpoint, evaluate, storage
+from pipeline import checkpoint, evaluate, shards, storage
 from pipeline.manifest import Manifest
 from pipeline.train import MODEL_NAME, PREDICTIONS_NAME, TrainJob
 
@@ -37,6 +37,7 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     model = checkpoint.load(job.run, MODEL_NAME)
     state = model["state"]
     train_rows = data.split("train").rows
+    predictions = read_predictions(job.run)
     return {
         "dataset": {
             "name": data.name,
@@ -52,12 +53,28 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
         "train_seconds": state["train_seconds"],
         "images_per_second": state["epochs"] * train_rows / state["train_seconds"],
         "data_wait_fraction": state["wait_seconds"] / state["train_seconds"],
-        "val": evaluate.metrics(read_predictions(job.run), data.classes),
+        "val": evaluate.metrics(predictions, data.classes),
+        "val_without_leaked": without_leaked(job.dataset, data, predictions),
         "history": state["history"],
         "evaluations": state["evaluations"],
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def without_leaked(dataset: str, data: Manifest, predictions: evaluate.Predictions) -> dict[str, Any] | None:
+    """Returns rows, correct and top1 over the val images that have no duplicate or near duplicate in train.
+
+    None where the manifest lists none that have, or where nothing would be left.
+    """
+    leaked = data.leaked.get("val", ())
+    rows = shards.rows_of(dataset, data.split("val"), leaked)
+    clean = ~np.isin(predictions.row, rows)
+    if not len(rows) or not clean.any():
+        return None
+    right = predictions.classes[clean, 0] == predictions.label[clean]
+    correct, count = int(right.sum()), int(clean.sum())
+    return {"rows": count, "correct": correct, "top1": correct / count}
 
 
 def write_result(run: str, result: dict[str, Any]) -> str:

@@ -107,7 +107,7 @@ class _Hashing(io.RawIOBase):
 def _target(uri: str) -> Iterator[IO[bytes]]:
     """Yields a file that is at `uri`, in whole, when the block ends well: through memory where there are no files."""
     if storage.is_local(uri):
-        with storage.new_file(uri) as stream:
+        with storage.new_file(uri, direct=True) as stream:
             yield stream
         return
     memory = io.BytesIO()
@@ -204,6 +204,14 @@ def read_tables(uris: list[str], columns: list[str]) -> pa.Table:
     """Returns many small Parquet files as one table, in their order; they are read many at a time."""
     with ThreadPoolExecutor(_TABLE_READERS) as pool:
         return pa.concat_tables(pool.map(lambda uri: read_table(uri, columns), uris))
+
+
+def rows_of(uri: str, split: Split, keys: Sequence[str]) -> Rows:
+    """Returns the indices in their split of the rows with these keys, in ascending order."""
+    if not keys:
+        return np.empty(0, dtype=np.int64)
+    table = read_tables([storage.join(uri, shard.provenance_path) for shard in split.shards], ["key"])
+    return np.flatnonzero(pa.compute.is_in(table["key"], value_set=pa.array(keys)).to_numpy())
 
 
 def open_shard(uri: str) -> pq.ParquetFile:

@@ -6,8 +6,11 @@ may carry `?endpoint_override=host:port&scheme=http` and never a secret. What S3
 `pipeline/objects.py`; other schemes are read through pyarrow.
 """
 
+import errno
 import fcntl
 import hashlib
+import io
+import mmap
 import os
 import posixpath
 import uuid
@@ -17,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from pyarrow import fs
@@ -26,6 +29,8 @@ from pipeline import objects
 from pipeline.errors import PipelineError
 
 LISTING_THREADS = 32
+DIRECT_BYTES, DIRECT_ALIGNMENT = 4 << 20, 4096
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
 _SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss")
 
 
@@ -165,9 +170,10 @@ def _list_s3(uri: str) -> list[Entry]:
         for entry in found
         if len(entry["path"]) > start
     ]
-    # An empty object NAME/ stands for a folder, by some tools' custom; obstore leaves out the slash.
+    # An empty object NAME/ stands for a folder, by some tools' custom, and obstore leaves out the slash: what is empty
+    # and has files below it, or no suffix, is taken for one.
     folders = {folder for entry in entries for folder in _folders(entry.name)}
-    return sorted(entry for entry in entries if entry.size or entry.name not in folders)
+    return sorted(e for e in entries if e.size or (e.name not in folders and posixpath.splitext(e.name)[1]))
 
 
 def _folders(name: str) -> Iterator[str]:
@@ -268,16 +274,82 @@ def write_bytes(uri: str, data: Any) -> None:
 
 
 @contextmanager
-def new_file(path: str) -> Iterator[IO[bytes]]:
-    """Yields a file that is at `path` when the block ends well, and nowhere if it doesn't."""
+def new_file(path: str, direct: bool = False) -> Iterator[IO[bytes]]:
+    """Yields a file that is at `path` when the block ends well, and nowhere if it doesn't.
+
+    direct: for large files that nobody reads soon: past the page cache, and on the disk when the block ends.
+    """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        with open(temporary, "wb") as stream:
-            yield stream
+        with DirectFile(temporary) if direct else open(temporary, "wb") as stream:
+            yield cast(IO[bytes], stream)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+class DirectFile(io.RawIOBase):
+    """A new file, written once from its beginning with O_DIRECT, where system and file system know it.
+
+    The page cache costs more CPU than all else that an ingest does to a photograph (docs/log.md).
+    """
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            self._fd = os.open(path, flags | _O_DIRECT, 0o666)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            Path(path).unlink(missing_ok=True)  # a file system without it may have made the file before it says so
+            self._fd = os.open(path, flags, 0o666)
+        self._block = mmap.mmap(-1, DIRECT_BYTES)  # O_DIRECT takes whole pages of memory, at whole blocks of the disk
+        self._filled = self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), DIRECT_BYTES):
+            self._put(view[start : start + DIRECT_BYTES])
+        return len(view)
+
+    def _put(self, view: memoryview) -> None:
+        fits = min(len(view), DIRECT_BYTES - self._filled)
+        self._block[self._filled : self._filled + fits] = view[:fits]
+        self._filled += fits
+        if self._filled == DIRECT_BYTES:
+            self._flush_block(DIRECT_BYTES)
+            self._put(view[fits:])
+
+    def _flush_block(self, length: int) -> None:
+        with memoryview(self._block) as block:
+            done = 0
+            while done < length:
+                try:
+                    done += os.write(self._fd, block[done:length])
+                except OSError as error:
+                    flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+                    if error.errno != errno.EINVAL or not flags & _O_DIRECT:
+                        raise
+                    fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~_O_DIRECT)  # it wants larger blocks than ours
+        self._size += self._filled
+        self._filled = 0
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            if self._filled:
+                self._flush_block(-(-self._filled // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT)
+            os.ftruncate(self._fd, self._size)
+            os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
+            self._block.close()
+            super().close()
 
 
 def write_once(uri: str, data: bytes) -> bool:

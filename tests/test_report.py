@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image
 
 from pipeline import manifest, report, result
 from pipeline.evaluate import metrics
+from pipeline.shards import read_rows
 from tests.test_evaluate import part
 
 
@@ -34,7 +36,8 @@ def make_result(name: str, classes: tuple[str, ...], predictions: Any) -> dict[s
         "dataset": {"name": name, "digest": "ab" * 32, "rows": {"train": 9, "val": 3}, "classes": list(classes)},
         "recipe": {"name": "r", "model": "m", "fit_seconds": 0, "augment": {"flip_probability": 0.5}},
         "seed": 0, "world_size": 2, "epochs": 1, "steps": 4, "train_seconds": 2.0, "images_per_second": 4.5,
-        "data_wait_fraction": 0.1, "val": metrics(predictions, classes), "evaluations": [],
+        "data_wait_fraction": 0.1, "val": metrics(predictions, classes), "val_without_leaked": None,
+        "evaluations": [],
         "history": [{"step": 4, "epoch": 1.0, "loss": 2.0, "learning_rate": 0.1, "images_per_second": 4.0}],
         "versions": result.versions(), "git_commit": "unknown",
     }  # fmt: skip
@@ -67,6 +70,20 @@ def test_the_page_says_what_happened(page: str) -> None:
                   "bee taken for ant , 51 times", "ab" * 32, "augment.flip_probability 0.5"):  # fmt: skip
         assert words in text, words
     assert "CIFAR" not in text
+
+
+def test_leaked_images_are_taken_out_once_more(tree_dataset: str) -> None:
+    data = manifest.load(tree_dataset)
+    keys = read_rows(tree_dataset, data.split("val"), np.arange(51), ("key",))["key"].to_pylist()
+    predictions = part(list(range(51)))  # all taken for class 0
+    predictions.label[:] = [1, 1, 1] + [0] * 48
+    assert result.without_leaked(tree_dataset, data, predictions) is None
+    data = replace(data, leaked={"val": (keys[50], keys[0], keys[2])})
+    clean = result.without_leaked(tree_dataset, data, predictions)
+    assert clean == {"rows": 48, "correct": 47, "top1": 47 / 48}
+    values = {**make_result("raw", data.classes, predictions), "val_without_leaked": clean}
+    assert "Without the 3 of them" in report.render(tree_dataset, data, values, predictions)
+    assert result.without_leaked(tree_dataset, replace(data, leaked={"val": tuple(keys)}), predictions) is None
 
 
 def test_the_worst_mistakes_show_the_stored_images(page: str) -> None:

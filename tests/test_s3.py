@@ -116,6 +116,11 @@ def test_a_bucket_is_listed_in_full_page_after_page_and_prefix_by_prefix(s3: str
     assert storage.kind(f"{s3}/man") == "missing"
 
 
+def test_markers_of_folders_are_no_files(s3: str) -> None:
+    upload({"full/": b"", "full/a.jpg": b"", "full/b": b"x", "hollow/": b""}, "marked")
+    assert storage.list_files(f"{s3}/marked") == [("full/a.jpg", 0), ("full/b", 1)]
+
+
 @pytest.mark.parametrize(
     ("wait", "attempts"), [("503", 2), ("reset", 2), ("cut", 2), ("stall", 1)]
 )  # a stall is waited out
