@@ -1,16 +1,15 @@
 """Parquet shards and the provenance beside them: the bytes of a data set, the same every time."""
 
 import hashlib
-import io
 import json
+import mmap
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from pipeline.manifest import Split
 Rows = npt.NDArray[np.int64]
 
 _TABLE_READERS = 16
+_OVERHEAD_BYTES = 256  # most that Parquet adds to a row, its row group's share included
 
 # Where each row came from and what is known of its pixels, in the order of the shard's rows.
 PROVENANCE_SCHEMA = pa.schema(
@@ -84,44 +84,26 @@ class Written:
     row_group_bytes: tuple[int, ...]
 
 
-class _Hashing(io.RawIOBase):
-    """A file that hashes and counts what is written through it."""
-
-    def __init__(self, inner: IO[bytes]) -> None:
-        self._inner, self.sha256, self.num_bytes = inner, hashlib.sha256(), 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        self._inner.write(data)
-        self.num_bytes += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self.num_bytes
+_memory = threading.local()
 
 
-@contextmanager
-def _target(uri: str) -> Iterator[IO[bytes]]:
-    """Yields a file that is at `uri`, in whole, when the block ends well: through memory where there are no files."""
-    if storage.is_local(uri):
-        with storage.new_file(uri, direct=True) as stream:
-            yield stream
-        return
-    memory = io.BytesIO()
-    yield memory
-    storage.write_bytes(uri, memory.getbuffer())
+def _scratch(num_bytes: int) -> mmap.mmap:
+    """Returns a mapping of at least so many bytes, this thread's, and the same for the next shard: fresh memory costs
+    time."""
+    kept: mmap.mmap | None = getattr(_memory, "mapping", None)
+    if kept is None or len(kept) < num_bytes:
+        kept = _memory.mapping = mmap.mmap(-1, -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+    return kept
 
 
 def write_shard(uri: str, rows: deque[Row], classes: tuple[str, ...], row_group_rows: int) -> Written:
     """Writes the rows as one Parquet file; written rows are taken from `rows`, so that their memory is free again."""
     schema = shard_schema(classes)
-    with _target(uri) as stream:
-        sink = _Hashing(stream)
+    num_bytes = sum(len(row.image.data) + 2 * len(row.key.encode()) for row in rows)
+    memory = _scratch(num_bytes + _OVERHEAD_BYTES * len(rows) + 4 * len(schema.serialize()) + (1 << 20))
+    with pa.FixedSizeBufferWriter(pa.py_buffer(memory)) as sink:
         writer = pq.ParquetWriter(
-            pa.PythonFile(sink, mode="w"),
+            sink,
             schema,
             compression="none",  # JPEG and PNG are compressed; a second pass would only cost time
             use_dictionary=False,
@@ -132,7 +114,11 @@ def write_shard(uri: str, rows: deque[Row], classes: tuple[str, ...], row_group_
                 group = [rows.popleft() for _ in range(min(row_group_rows, len(rows)))]
                 writer.write_table(_table(group, schema), row_group_size=row_group_rows)
         groups = _row_groups(writer.writer.metadata)
-    return Written(sink.num_bytes, sink.sha256.hexdigest(), *groups)
+        size = sink.tell()
+    with memoryview(memory) as view, view[:size] as data:
+        digest = hashlib.sha256(data).hexdigest()
+    storage.write_mapped(uri, memory, size)
+    return Written(size, digest, *groups)
 
 
 def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:

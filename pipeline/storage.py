@@ -9,7 +9,6 @@ may carry `?endpoint_override=host:port&scheme=http` and never a secret. What S3
 import errno
 import fcntl
 import hashlib
-import io
 import mmap
 import os
 import posixpath
@@ -20,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal
 from urllib.parse import urlsplit
 
 from pyarrow import fs
@@ -29,7 +28,7 @@ from pipeline import objects
 from pipeline.errors import PipelineError
 
 LISTING_THREADS = 32
-DIRECT_BYTES, DIRECT_ALIGNMENT = 4 << 20, 4096
+_WRITE_BYTES = 8 << 20
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss")
 
@@ -269,87 +268,59 @@ def write_bytes(uri: str, data: Any) -> None:
         with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
         return
-    with new_file(path) as stream:
-        stream.write(data)
+    with _temporary_beside(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
 
 
 @contextmanager
-def new_file(path: str, direct: bool = False) -> Iterator[IO[bytes]]:
-    """Yields a file that is at `path` when the block ends well, and nowhere if it doesn't.
-
-    direct: for large files that nobody reads soon: past the page cache, and on the disk when the block ends.
-    """
+def _temporary_beside(path: str) -> Iterator[str]:
+    """Yields a path, whose file is moved to `path` when the block ends well, and removed if it doesn't."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        with DirectFile(temporary) if direct else open(temporary, "wb") as stream:
-            yield cast(IO[bytes], stream)
+        yield temporary
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
 
 
-class DirectFile(io.RawIOBase):
-    """A new file, written once from its beginning with O_DIRECT, where system and file system know it.
+def write_mapped(uri: str, memory: mmap.mmap, size: int) -> None:
+    """Writes the first `size` bytes of an anonymous mapping, as `write_bytes` does.
 
-    The page cache costs more CPU than all else that an ingest does to a photograph (docs/log.md).
+    On disks past the page cache, where they know O_DIRECT, and flushed: copying a shard there costs more CPU than all
+    else that is done to it (docs/log.md), and nobody reads it soon.
     """
+    if not is_local(uri):
+        with memoryview(memory) as view, view[:size] as data:
+            write_bytes(uri, data)
+        return
+    with _temporary_beside(uri) as temporary:
+        _write_direct(temporary, memory, size)
 
-    def __init__(self, path: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        try:
-            self._fd = os.open(path, flags | _O_DIRECT, 0o666)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            Path(path).unlink(missing_ok=True)  # a file system without it may have made the file before it says so
-            self._fd = os.open(path, flags, 0o666)
-        self._block = mmap.mmap(-1, DIRECT_BYTES)  # O_DIRECT takes whole pages of memory, at whole blocks of the disk
-        self._filled = self._size = 0
 
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        for start in range(0, len(view), DIRECT_BYTES):
-            self._put(view[start : start + DIRECT_BYTES])
-        return len(view)
-
-    def _put(self, view: memoryview) -> None:
-        fits = min(len(view), DIRECT_BYTES - self._filled)
-        self._block[self._filled : self._filled + fits] = view[:fits]
-        self._filled += fits
-        if self._filled == DIRECT_BYTES:
-            self._flush_block(DIRECT_BYTES)
-            self._put(view[fits:])
-
-    def _flush_block(self, length: int) -> None:
-        with memoryview(self._block) as block:
-            done = 0
-            while done < length:
+def _write_direct(path: str, memory: mmap.mmap, size: int) -> None:
+    flags = os.O_WRONLY | os.O_CREAT
+    try:
+        file = os.open(path, flags | _O_DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        file = os.open(path, flags, 0o666)  # this file system doesn't know it
+    try:
+        done, end = 0, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE  # whole blocks
+        while done < end:
+            with memoryview(memory) as view, view[done : min(end, done + _WRITE_BYTES)] as part:
                 try:
-                    done += os.write(self._fd, block[done:length])
+                    done += os.write(file, part)
                 except OSError as error:
-                    flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-                    if error.errno != errno.EINVAL or not flags & _O_DIRECT:
+                    now = fcntl.fcntl(file, fcntl.F_GETFL)
+                    if error.errno != errno.EINVAL or not now & _O_DIRECT:
                         raise
-                    fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~_O_DIRECT)  # it wants larger blocks than ours
-        self._size += self._filled
-        self._filled = 0
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        try:
-            if self._filled:
-                self._flush_block(-(-self._filled // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT)
-            os.ftruncate(self._fd, self._size)
-            os.fsync(self._fd)
-        finally:
-            os.close(self._fd)
-            self._block.close()
-            super().close()
+                    fcntl.fcntl(file, fcntl.F_SETFL, now & ~_O_DIRECT)  # its blocks are larger than our pages
+        os.ftruncate(file, size)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def write_once(uri: str, data: bytes) -> bool:
