@@ -12,7 +12,7 @@ import resource
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from pipeline.manifest import MANIFEST_NAME, Manifest, Split, is_dataset, parse_
 from pipeline.objects import Requests
 from pipeline.plan import Settings, ShardPlan, plan_id, plan_shards
 from pipeline.progress import Progress, silent
-from pipeline.shards import Row, parquet_bytes, provenance_table, read_tables, write_shard
+from pipeline.shards import ImageMemory, Row, parquet_bytes, provenance_table, read_tables, write_shard
 from pipeline.sources import Index, open_source
 
 CARD_NAME, QUARANTINE_NAME, QUALITY_NAME = "README.md", "quarantine.parquet", "quality.html"
@@ -80,6 +80,7 @@ def make_shard(samples: pa.Table, plan: ShardPlan, context: "ShardContext") -> R
     before = objects.sent()
     rows: list[Row | None] = [None] * samples.num_rows
     keys, labels, lengths = (samples[name].to_pylist() for name in ("key", "label", "length"))
+    memory = ImageMemory([min(length, MAX_IMAGE_BYTES) for length in lengths])
     quarantined, repaired = [], Counter[str]()
     histogram, num_pixels = np.zeros(768, dtype=np.int64), 0
 
@@ -89,7 +90,11 @@ def make_shard(samples: pa.Table, plan: ShardPlan, context: "ShardContext") -> R
         if isinstance(image, Refused):
             refuse(position, image.reason, image.source_sha256)
             return
-        rows[position] = Row(keys[position], labels[position], image)
+        place = None
+        if image.data is data:
+            place = memory.keep(position, data)
+            image = replace(image, data=memory.view[place : place + len(data)])
+        rows[position] = Row(keys[position], labels[position], image, place)
         if image.repair:
             repaired[_kind_of(image.repair)] += 1
         if image.facts is not None:
@@ -113,7 +118,7 @@ def make_shard(samples: pa.Table, plan: ShardPlan, context: "ShardContext") -> R
     provenance = parquet_bytes(provenance_table(kept))
     counts = np.bincount([row.label for row in kept], minlength=len(context.classes)).tolist()
     num_rows = len(kept)
-    written = write_shard(storage.join(context.out, plan.path), kept, context.classes, plan.row_group_rows)
+    written = write_shard(storage.join(context.out, plan.path), kept, context.classes, plan.row_group_rows, memory)
     storage.write_bytes(storage.join(context.out, plan.provenance_path), provenance)
     shard = {
         "path": plan.path,

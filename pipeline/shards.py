@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.images import THUMBNAIL_PX, Stored
+from pipeline.images import THUMBNAIL_PX, Buffer, Stored
 from pipeline.manifest import Split
 
 Rows = npt.NDArray[np.int64]
@@ -66,11 +66,12 @@ def shard_schema(classes: tuple[str, ...]) -> pa.Schema:
 
 @dataclass
 class Row:
-    """One row to be written."""
+    """One row to be written. place: where its image begins in the shard's `ImageMemory`, None if it isn't there."""
 
     key: str
     label: int
     image: Stored
+    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,24 +85,45 @@ class Written:
     row_group_bytes: tuple[int, ...]
 
 
-_memory = threading.local()
+_mappings = threading.local()
 
 
-def _scratch(num_bytes: int) -> mmap.mmap:
-    """Returns a mapping of at least so many bytes, this thread's, and the same for the next shard: fresh memory costs
+def _mapping(name: str, num_bytes: int) -> mmap.mmap:
+    """Returns a mapping of at least so many bytes, this thread's, and the same for its next shard: fresh memory costs
     time."""
-    kept: mmap.mmap | None = getattr(_memory, "mapping", None)
+    kept: mmap.mmap | None = getattr(_mappings, name, None)
     if kept is None or len(kept) < num_bytes:
-        kept = _memory.mapping = mmap.mmap(-1, -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+        kept = mmap.mmap(-1, max(1, -(-num_bytes // mmap.PAGESIZE)) * mmap.PAGESIZE)
+        setattr(_mappings, name, kept)
     return kept
 
 
-def write_shard(uri: str, rows: deque[Row], classes: tuple[str, ...], row_group_rows: int) -> Written:
-    """Writes the rows as one Parquet file; written rows are taken from `rows`, so that their memory is free again."""
+class ImageMemory:
+    """Holds the images of one shard that are stored as they come, each at its place in the order of the shard."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._starts = np.cumsum([0, *lengths]).tolist()
+        self.view = memoryview(_mapping("images", self._starts[-1]))
+
+    def keep(self, position: int, data: Buffer) -> int:
+        """Copies an image to its place, and returns that."""
+        start: int = self._starts[position]
+        self.view[start : start + len(data)] = data
+        return start
+
+
+def write_shard(
+    uri: str, rows: deque[Row], classes: tuple[str, ...], row_group_rows: int, memory: ImageMemory | None = None
+) -> Written:
+    """Writes the rows as one Parquet file; written rows are taken from `rows`, so that their memory is free again.
+
+    memory: where the rows that have a place lie.
+    """
     schema = shard_schema(classes)
     num_bytes = sum(len(row.image.data) + 2 * len(row.key.encode()) for row in rows)
-    memory = _scratch(num_bytes + _OVERHEAD_BYTES * len(rows) + 4 * len(schema.serialize()) + (1 << 20))
-    with pa.FixedSizeBufferWriter(pa.py_buffer(memory)) as sink:
+    most = num_bytes + _OVERHEAD_BYTES * len(rows) + 4 * len(schema.serialize()) + (1 << 20)
+    file = _mapping("file", most)
+    with pa.FixedSizeBufferWriter(pa.py_buffer(file)) as sink:
         writer = pq.ParquetWriter(
             sink,
             schema,
@@ -112,23 +134,27 @@ def write_shard(uri: str, rows: deque[Row], classes: tuple[str, ...], row_group_
         with writer:
             while rows:
                 group = [rows.popleft() for _ in range(min(row_group_rows, len(rows)))]
-                writer.write_table(_table(group, schema), row_group_size=row_group_rows)
+                writer.write_table(_table(group, schema, memory), row_group_size=row_group_rows)
         groups = _row_groups(writer.writer.metadata)
         size = sink.tell()
-    with memoryview(memory) as view, view[:size] as data:
+    with memoryview(file) as view, view[:size] as data:
         digest = hashlib.sha256(data).hexdigest()
-    storage.write_mapped(uri, memory, size)
+    storage.write_mapped(uri, file, size)
     return Written(size, digest, *groups)
 
 
-def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+def _table(rows: list[Row], schema: pa.Schema, memory: ImageMemory | None) -> pa.Table:
     images = [row.image.data for row in rows]
     ends = np.cumsum([0, *map(len, images)], dtype=np.int32)
+    first = rows[0].place
+    if memory is not None and first is not None and [row.place for row in rows] == (first + ends[:-1]).tolist():
+        values: Buffer = memory.view[first : first + int(ends[-1])]  # they lie one after another
+    else:
+        values = b"".join(images)
     columns = [
         pa.array([row.key for row in rows], pa.string()),
         pa.array([row.label for row in rows], pa.int32()),
-        # the images' only copy in memory, for all the time until they are written
-        pa.Array.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(images))]),
+        pa.Array.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(ends), pa.py_buffer(values)]),
         pa.array([row.image.height for row in rows], pa.int32()),
         pa.array([row.image.width for row in rows], pa.int32()),
     ]
