@@ -146,9 +146,10 @@ class Prices:
     per_1000_put_or_list: float = 0.005
     per_cpu_hour: float = 0.048
     per_gb_month: float = 0.023
-    seconds_per_image: float = 0.0006
-    decode_seconds_per_megabyte: float = 0.022
+    seconds_per_image: float = 0.0002
     seconds_per_megabyte: float = 0.004
+    decode_seconds_per_megabyte: float = 0.026
+    seconds_per_pair: float = 1e-8  # of images compared, in the search for near duplicates
     start_seconds: float = 8.0
 
 
@@ -186,6 +187,8 @@ def estimate(
     if settings.handling.checks == "decode" or settings.handling.reencodes:
         per_megabyte += prices.decode_seconds_per_megabyte
     cpu_seconds = index.num_rows * prices.seconds_per_image + megabytes * per_megabyte
+    if settings.handling.checks == "decode":
+        cpu_seconds += index.num_rows**2 / 2 * prices.seconds_per_pair
     seconds = prices.start_seconds + cpu_seconds / num_workers
     money = (
         reads / 1000 * prices.per_1000_get

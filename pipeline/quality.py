@@ -48,13 +48,16 @@ class Pair:
 
 
 @lru_cache(maxsize=8)
-def _crops(side: int, scales: tuple[float, ...], steps: int) -> list[tuple[Squares, Squares]]:
+def _crops(side: int, scales: tuple[float, ...], steps: int, one_sided: bool) -> list[tuple[Squares, Squares]]:
     """Returns (rows, columns): matrices that take crops out of a square and enlarge them to its size (bilinear)."""
-    crops = [(np.eye(side, dtype=np.float32), np.eye(side, dtype=np.float32))]
+    whole = np.eye(side, dtype=np.float32)
+    crops = [(whole, whole)]
     for scale in scales:
         starts = np.linspace(0, side * (1 - scale), steps)
         matrices = [_stretch(side, start, side * scale) for start in starts]
         crops += [(rows, columns) for rows in matrices for columns in matrices]
+        if one_sided:
+            crops += [pair for matrix in matrices for pair in ((matrix, whole), (whole, matrix))]
     return crops
 
 
@@ -73,15 +76,20 @@ def _normalised(squares: Squares) -> Squares:
 
 
 def correlations(
-    first: Squares, second: Squares, scales: tuple[float, ...] = (0.95, 0.9), steps: int = 3
+    first: Squares,
+    second: Squares,
+    scales: tuple[float, ...] = (0.95, 0.9),
+    steps: int = 3,
+    one_sided: bool = False,
 ) -> npt.NDArray[np.float32]:
     """first, second: float32 [N, S, S]. Returns float32 [N]: the highest correlation of each with a crop of the other.
 
-    scales: sides of the crops, as shares of the side; steps: places of the crop in each direction.
+    scales: sides of the crops, as shares of the side; steps: places of the crop in each direction; one_sided: also
+    crops of the height or the width alone.
     """
     best = np.full(len(first), -1.0, dtype=np.float32)
     fixed_first, fixed_second = _normalised(first), _normalised(second)
-    for rows, columns in _crops(first.shape[1], scales, steps):
+    for rows, columns in _crops(first.shape[1], scales, steps, one_sided):
         for moving, fixed in ((first, fixed_second), (second, fixed_first)):
             moved = _normalised(np.asarray(rows @ moving @ columns.T, dtype=np.float32))
             best = np.maximum(best, np.einsum("nij,nij->n", moved, fixed))
@@ -124,7 +132,7 @@ class _PixelCheck:
         images = sorted(set(pairs.ravel().tolist()))
         squares = dict(zip(images, self._squares(images), strict=True))
         first, second = (np.stack([squares[row] for row in column]) for column in pairs.T.tolist())
-        found = correlations(first, second, scales=(0.97, 0.95, 0.93, 0.9), steps=4)
+        found = correlations(first, second, scales=(0.97, 0.95, 0.93, 0.9), steps=4, one_sided=True)
         return pa.table([pairs[:, 0], pairs[:, 1], found], schema=PAIR_SCHEMA)
 
     def _squares(self, images: Sequence[int]) -> list[Squares]:
