@@ -39,20 +39,32 @@ def local_s3(bucket: str, parent: str = "/tmp") -> Iterator[subprocess.Popen[byt
     weed = Path(sys.executable).with_name("weed")
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [weed, "-logtostderr=true", "mini", *_flags(folder, ports)], stderr=log, stdout=log, cwd=folder
+            [weed, "-logtostderr=true", "mini", *_flags(folder, ports)],
+            stderr=log,
+            stdout=log,
+            cwd=folder,
+            env={**os.environ, "TMPDIR": str(folder)},
         )
     try:
         await_answer(f"{endpoint}/healthz")
         boto3.client("s3").create_bucket(Bucket=bucket)
         yield process
     finally:
-        process.terminate()
-        process.wait(timeout=20)
+        _end(process)
         shutil.rmtree(folder)
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:  # it waits half a minute for its own parts at times; the data go anyway
+        process.kill()
+        process.wait()
 
 
 def _flags(folder: Path, ports: list[int]) -> list[str]:
