@@ -1,12 +1,12 @@
 """Augmentation whose draws depend on (seed, epoch, row key) alone, so it is the same wherever it is made.
 
-Two ways to the same pixels: `augment_image` for one decoded image of any size (in Ray Data tasks), and
-`augment_batch` for a batch of equal-sized images (resident data, on the device). Both work on uint8. For images
-that need no resizing they agree to the bit (tests/test_augment.py).
+Images of any size are cropped and flipped while they are decoded (`crop_boxes`, `flips`, then `decode.decode_batch`);
+what else there is, and all of it for resident data, `augment_batch` does to batches of equal size, on any device. Both
+work on uint8 and make the same draws.
 """
 
 import math
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,51 +19,49 @@ from pipeline.draws import Keys, Stream, bits, uniform
 from pipeline.recipes import Augment
 
 Draws = npt.NDArray[np.float64]
+Ints = npt.NDArray[Any]
 
 _ANTIALIASED = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
 
 
-def crop_box(height: int, width: int, spec: Augment, draws: Draws) -> tuple[int, int, int, int]:
-    """Returns (top, left, height, width) of a random resized crop, distributed as torchvision's RandomResizedCrop.
+def crop_boxes(heights: Ints, widths: Ints, spec: Augment, draws: Draws) -> Ints:
+    """Returns int32 [N, 4]: top, left, height, width of random resized crops, as torchvision's RandomResizedCrop.
 
-    draws: float64 [40] in [0, 1): for each of ten tries area, log aspect ratio and top, then ten times left.
+    heights, widths: integers [N]; draws: float64 [N, 40] in [0, 1): for each of ten tries area, log aspect ratio and
+    top, then ten times left.
     """
     assert spec.resized_crop_area is not None
     low, high = spec.resized_crop_area
     log_low, log_high = (math.log(ratio) for ratio in spec.resized_crop_ratio)
+    heights, widths = heights.astype(np.int64), widths.astype(np.int64)
+    boxes = _central_boxes(heights, widths, spec.resized_crop_ratio)
+    todo = np.arange(len(heights))
     for attempt in range(10):
-        area = height * width * (low + (high - low) * draws[3 * attempt])
-        ratio = math.exp(log_low + (log_high - log_low) * draws[3 * attempt + 1])
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            top = int(draws[3 * attempt + 2] * (height - h + 1))
-            return top, int(draws[30 + attempt] * (width - w + 1)), h, w
-    in_ratio = width / height
-    w, h = width, height
-    if in_ratio < spec.resized_crop_ratio[0]:
-        h = round(w / spec.resized_crop_ratio[0])
-    elif in_ratio > spec.resized_crop_ratio[1]:
-        w = round(h * spec.resized_crop_ratio[1])
-    return (height - h) // 2, (width - w) // 2, h, w
+        height, width, draw = heights[todo], widths[todo], draws[todo]
+        area = height * width * (low + (high - low) * draw[:, 3 * attempt])
+        ratio = np.exp(log_low + (log_high - log_low) * draw[:, 3 * attempt + 1])
+        w, h = np.rint(np.sqrt(area * ratio)).astype(np.int64), np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        top = (draw[:, 3 * attempt + 2] * (height - h + 1)).astype(np.int64)
+        left = (draw[:, 30 + attempt] * (width - w + 1)).astype(np.int64)
+        boxes[todo[fits]] = np.stack([top, left, h, w], axis=1)[fits]
+        todo = todo[~fits]
+        if not len(todo):
+            break
+    return boxes.astype(np.int32)
 
 
-def evaluation_view(image: Tensor, size_px: int, resize_px: int) -> Tensor:
-    """image: uint8 [3, H, W]. Returns uint8 [3, S, S]: shorter side to `resize_px`, then the centre crop."""
-    height, width = image.shape[-2:]
-    if (height, width) == (size_px, size_px) == (resize_px, resize_px):
-        return image
-    return F.center_crop(F.resize(image, [resize_px], **_ANTIALIASED), [size_px, size_px])
+def _central_boxes(heights: Ints, widths: Ints, ratios: tuple[float, float]) -> npt.NDArray[np.int64]:
+    """What torchvision takes when no try fits: the middle, cut down to the nearest ratio that is allowed."""
+    ratio = widths / heights
+    h = np.where(ratio < ratios[0], np.rint(widths / ratios[0]), heights).astype(np.int64)
+    w = np.where(ratio > ratios[1], np.rint(heights * ratios[1]), widths).astype(np.int64)
+    return np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
 
 
-def augment_image(image: Tensor, spec: Augment, size_px: int, seed: int, epoch: int, key: Keys) -> Tensor:
-    """image: uint8 [3, H, W]; key: uint64 [1]. Returns uint8 [3, S, S]."""
-    if spec.resized_crop_area is not None:
-        draws = uniform(seed, epoch, Stream.RESIZED_CROP, key, 40)[0]
-        top, left, height, width = crop_box(image.shape[-2], image.shape[-1], spec, draws)
-        image = F.resized_crop(image, top, left, height, width, [size_px, size_px], **_ANTIALIASED)
-    else:
-        image = evaluation_view(image, size_px, size_px)
-    return augment_batch(image[None], replace(spec, resized_crop_area=None), seed, epoch, key)[0]
+def flips(spec: Augment, seed: int, epoch: int, keys: Keys) -> npt.NDArray[np.bool_]:
+    """Returns bool [N]: which samples are mirrored."""
+    return np.asarray(uniform(seed, epoch, Stream.FLIP, keys)[:, 0] < spec.flip_probability)
 
 
 def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: int, keys: Keys) -> Tensor:
@@ -87,7 +85,8 @@ def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: int, keys: Ke
 
 def _resized_crops(images: Tensor, spec: Augment, draws: Draws) -> Tensor:
     size = images.shape[-1]
-    boxes = [crop_box(size, size, spec, row) for row in draws]
+    sizes = np.full(len(images), size, dtype=np.int64)
+    boxes = crop_boxes(sizes, sizes, spec, draws).tolist()
     crops = [
         F.resized_crop(image, top, left, height, width, [size, size], **_ANTIALIASED)
         for image, (top, left, height, width) in zip(images, boxes, strict=True)
@@ -99,7 +98,7 @@ def _crop_and_flip(images: Tensor, spec: Augment, seed: int, epoch: int, keys: K
     """Crop after reflect-padding and flip as one gather: pixel (y, x) is read from where it came from."""
     size, padding = images.shape[-1], spec.crop_padding_px
     shift = (uniform(seed, epoch, Stream.CROP, keys, 2) * (2 * padding + 1)).astype(np.int64) - padding
-    flip = uniform(seed, epoch, Stream.FLIP, keys)[:, 0] < spec.flip_probability
+    flip = flips(spec, seed, epoch, keys)
     line = np.arange(size)
     y = shift[:, :1] + line
     x = shift[:, 1:] + np.where(flip[:, None], size - 1 - line, line)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import resource
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -113,16 +113,15 @@ def make_shard(samples: pa.Table, plan: ShardPlan, context: "ShardContext") -> R
     for position, data in gather(samples):
         take(position, data)
 
-    kept = deque(row for row in rows if row is not None)
-    rows.clear()
-    provenance = parquet_bytes(provenance_table(kept))
+    kept = [row for row in rows if row is not None]
     counts = np.bincount([row.label for row in kept], minlength=len(context.classes)).tolist()
-    num_rows = len(kept)
-    written = write_shard(storage.join(context.out, plan.path), kept, context.classes, plan.row_group_rows, memory)
+    place = storage.join(context.out, plan.path)
+    written, offsets = write_shard(place, kept, context.classes, plan.row_group_rows, memory)
+    provenance = parquet_bytes(provenance_table(kept, offsets))
     storage.write_bytes(storage.join(context.out, plan.provenance_path), provenance)
     shard = {
         "path": plan.path,
-        "rows": num_rows,
+        "rows": len(kept),
         **asdict(written),
         "provenance_path": plan.provenance_path,
         "provenance_sha256": hashlib.sha256(provenance).hexdigest(),

@@ -5,33 +5,32 @@ an evaluation unit a run of consecutive rows. Both ways of loading take the same
 A stream spans all epochs: it has one start, at the step to resume from, and no pause between epochs.
 """
 
-import io
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_dtype
 
-from pipeline import storage
-from pipeline.augment import augment_batch, augment_image, evaluation_view
-from pipeline.draws import Keys, key_hash
-from pipeline.errors import ClusterError, DatasetError, ExactnessError
-from pipeline.manifest import Manifest, Split, shard_starts
+from pipeline.augment import augment_batch, crop_boxes, flips
+from pipeline.decode import DecoderName, Views, check_decoder, decode_batch
+from pipeline.draws import Keys, Stream, uniform
+from pipeline.errors import ClusterError, ExactnessError
+from pipeline.manifest import Manifest, Split
 from pipeline.order import Order, Rows
 from pipeline.progress import Progress, silent
 from pipeline.recipes import Augment
-from pipeline.shards import open_shard, read_rows
+from pipeline.rows import RowIndex, load_index, read_images
 
 _STREAM_TASKS_AHEAD = 2
 # Ray Data plans every task of a stream before it starts, 1.3 ms each: a task makes several units of a long stream,
 # as many as leave this number of tasks, or as fit in this many bytes.
 _STREAM_TASKS = 2048
 _STREAM_TASK_BYTES = 256 << 20
+_RESIDENT_ROWS = 1000
 
 # Ray's blocks are read-only shared memory; nothing writes into a batch, so no copy is made to please torch.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -104,41 +103,37 @@ Units = TrainUnits | EvaluateUnits
 
 @dataclass(frozen=True)
 class View:
-    """How an image becomes a sample: `augment` and `seed` in training, None for evaluation."""
+    """How stored images become samples: `augment` and `seed` in training, None for evaluation."""
 
     size_px: int
     resize_px: int
     augment: Augment | None = None
     seed: int = 0
+    decoder: DecoderName = "simplejpeg"
 
-    def apply(self, image: Tensor, epoch: int, key: Keys) -> Tensor:
-        """image: uint8 [3, H, W]; key: uint64 [1]. Returns uint8 [3, S, S]."""
-        if self.augment is None:
-            return evaluation_view(image, self.size_px, self.resize_px)
-        return augment_image(image, self.augment, self.size_px, self.seed, epoch, key)
-
-
-def decode(data: bytes, key: str) -> Tensor:
-    """Returns uint8 [3, H, W]. EXIF rotation is not applied, as in torchvision. Raises DatasetError if it can't be."""
-    from torchvision.io import ImageReadMode, decode_image
-
-    try:
-        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except RuntimeError:
-        return _decode_by_pil(data, key)  # kinds that torchvision refuses
-    return image if image.dtype == torch.uint8 else to_dtype(image, torch.uint8, scale=True)  # 16-bit PNG
-
-
-def _decode_by_pil(data: bytes, key: str) -> Tensor:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(
-            f"{key}: the image can't be decoded ({error}); repair or remove it and ingest again"
-        ) from error
+    def batch(self, index: RowIndex, rows: Rows, epoch: int) -> npt.NDArray[np.uint8]:
+        """Reads, decodes and augments rows. Returns uint8 [N, S, S, 3], the same whatever the company."""
+        images = read_images(index, rows)
+        sizes = np.stack([index.height[rows], index.width[rows]], axis=1)
+        spec, keys = self.augment, index.key_hash[rows]
+        scaled = False
+        if spec is None:
+            views = Views.centred(self.size_px, self.resize_px, sizes)
+        elif spec.resized_crop_area is None:
+            views = Views.centred(self.size_px, self.size_px, sizes)
+        else:
+            boxes = crop_boxes(sizes[:, 0], sizes[:, 1], spec, uniform(self.seed, epoch, Stream.RESIZED_CROP, keys, 40))
+            mirror = np.zeros(len(rows), dtype=np.bool_)
+            if not spec.crop_padding_px:  # else crop and flip are one step, later
+                mirror = flips(spec, self.seed, epoch, keys)
+                spec = replace(spec, flip_probability=0.0)
+            views = Views.crops(self.size_px, sizes, boxes, mirror.astype(np.int32))
+            spec, scaled = replace(spec, resized_crop_area=None), True
+        pixels = decode_batch(images, views, [index.place(row) for row in rows.tolist()], self.decoder, scaled)
+        if spec is None or spec == Augment():
+            return pixels
+        augmented = augment_batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), spec, self.seed, epoch, keys)
+        return augmented.permute(0, 2, 3, 1).numpy()
 
 
 # --- resident: the decoded split in memory -----------------------------------------------------------------------
@@ -160,22 +155,16 @@ class Resident:
 def load_resident(uri: str, split: Split, view: View, progress: Progress = silent) -> Resident:
     """Decodes a whole split. `view` gives the size; its augmentation comes later, a batch at a time."""
     size = view.size_px
+    index = load_index(uri, split)
+    plain = View(size, view.resize_px if view.augment is None else size, decoder=view.decoder)
     images = np.empty((split.rows, size, size, 3), dtype=np.uint8)
-    labels = np.empty(split.rows, dtype=np.int64)
-    keys: list[str] = []
-    plain = View(size, view.resize_px if view.augment is None else size)
-    no_key = np.zeros(1, dtype=np.uint64)
-    for shard, start in zip(split.shards, shard_starts(split), strict=True):
-        table = open_shard(storage.join(uri, shard.path)).read(columns=["key", "label", "image"])
-        names = table["key"].to_pylist()
-        labels[start : start + shard.rows] = table["label"].to_numpy()
-        for row, (name, image) in enumerate(zip(names, table["image"], strict=True)):
-            if row % 1000 == 0:
-                progress("load", int(start) + row, split.rows)
-            images[start + row] = plain.apply(decode(image.as_py(), name), 0, no_key).permute(1, 2, 0).numpy()
-        keys += names
+    for start in range(0, split.rows, _RESIDENT_ROWS):
+        progress("load", start, split.rows)
+        rows = np.arange(start, min(start + _RESIDENT_ROWS, split.rows))
+        images[rows] = plain.batch(index, rows, 0)
     progress("load", split.rows, split.rows)
-    return Resident(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), key_hash(keys))
+    labels = torch.from_numpy(index.label.astype(np.int64))
+    return Resident(torch.from_numpy(images).permute(0, 3, 1, 2), labels, index.key_hash)
 
 
 def resident_batches(data: Resident, units: Units, view: View) -> Iterator[Batch]:
@@ -196,25 +185,25 @@ def resident_batches(data: Resident, units: Units, view: View) -> Iterator[Batch
 class _UnitTask:
     """Makes the batch of one unit; runs in a Ray task on any CPU of the cluster."""
 
-    uri: str
-    split: Split
+    index: Any  # an ObjectRef of RowIndex
     units: Units
     view: View
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """batch: {"id": int64 [1]}. Returns unit, row, label: int64 [N]; image: uint8 [N, S, S, 3]."""
+        import ray
+
         torch.set_num_threads(1)  # the task owns one CPU
+        check_decoder(self.view.decoder)
         unit = int(batch["id"][0])
-        rows, epoch = self.units.rows(unit), self.units.epoch(unit)
-        table = read_rows(self.uri, self.split, rows)
-        names = table["key"].to_pylist()
-        keys = key_hash(names)
-        images = np.empty((len(rows), self.view.size_px, self.view.size_px, 3), dtype=np.uint8)
-        for index, (name, image) in enumerate(zip(names, table["image"], strict=True)):
-            sample = self.view.apply(decode(image.as_py(), name), epoch, keys[index : index + 1])
-            images[index] = sample.permute(1, 2, 0).numpy()
-        labels = table["label"].to_numpy().astype(np.int64)
-        return {"unit": np.full(len(rows), unit), "row": rows, "label": labels, "image": images}
+        rows, index = self.units.rows(unit), ray.get(self.index)
+        images = self.view.batch(index, rows, self.units.epoch(unit))
+        return {
+            "unit": np.full(len(rows), unit),
+            "row": rows,
+            "label": index.label[rows].astype(np.int64),
+            "image": images,
+        }
 
 
 def stream_batches(uri: str, split: Split, units: Units, view: View) -> Iterator[Batch]:
@@ -229,11 +218,14 @@ def stream_batches(uri: str, split: Split, units: Units, view: View) -> Iterator
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    task = _UnitTask(uri, split, units, view)
+    task = _UnitTask(ray.put(load_index(uri, split)), units, view)
     unit_bytes = max(1, len(units.rows(0)) * 3 * view.size_px**2)
     context.target_max_block_size = max(1 << 20, unit_bytes)  # so that a task hands over unit by unit
+    num_tasks = num_stream_tasks(len(units), unit_bytes)
+    numbers = [{"id": unit} for unit in range(len(units))]
     with ray.data.DataContext.current(context):  # a data set keeps a copy of the context it was made in
-        source = ray.data.range(len(units), override_num_blocks=num_stream_tasks(len(units), unit_bytes))
+        # not `range`, whose reads are tasks of their own and start on half of the CPUs
+        source = ray.data.from_items(numbers, override_num_blocks=num_tasks)
         dataset = source.map_batches(task, batch_size=1, num_cpus=1)
     blocks = dataset.iter_batches(batch_size=None, prefetch_batches=_STREAM_TASKS_AHEAD, batch_format="numpy")
     yield from _units_from_blocks(iter(blocks), units)
@@ -279,10 +271,7 @@ def check_stream_resources(num_workers: int, cpus_per_worker: float, total_cpus:
 
 def sample_images(uri: str, manifest: Manifest, split: str, count: int, view: View) -> Tensor:
     """Returns uint8 [count, 3, S, S]: the first `count` rows of a split in evaluation view (rows are pre-shuffled)."""
-    plain = View(view.size_px, view.resize_px)
+    plain = View(view.size_px, view.resize_px, decoder=view.decoder)
     chosen = manifest.split(split)
-    table = read_rows(uri, chosen, np.arange(min(count, chosen.rows)))
-    no_key = np.zeros(1, dtype=np.uint64)
-    names = table["key"].to_pylist()
-    images = [plain.apply(decode(i.as_py(), n), 0, no_key) for n, i in zip(names, table["image"], strict=True)]
-    return torch.stack(images)
+    images = plain.batch(load_index(uri, chosen), np.arange(min(count, chosen.rows)), 0)
+    return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -5,8 +5,6 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from pipeline import storage
 from pipeline.errors import DatasetError
 
@@ -155,9 +153,3 @@ def load(uri: str) -> Manifest:
     if not storage.exists(place):
         raise DatasetError(f"{uri}: no {MANIFEST_NAME}, so no finished data set; run jobs/ingest.py first")
     return parse(storage.read_bytes(place), place)
-
-
-def shard_starts(split: Split) -> np.ndarray:
-    """Returns int64 [num_shards]: the index of each shard's first row in the split."""
-    rows = np.array([shard.rows for shard in split.shards], dtype=np.int64)
-    return np.cumsum(rows) - rows

@@ -48,6 +48,7 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
         "recipe": asdict(job.recipe),
         "seed": job.seed,
         "world_size": model["world_size"],
+        "decoder": job.decoder,
         "epochs": state["epochs"],
         "steps": state["step"],
         "train_seconds": state["train_seconds"],

@@ -4,7 +4,7 @@ import hashlib
 import json
 import mmap
 import threading
-from collections import deque
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from pipeline.manifest import Split
 Rows = npt.NDArray[np.int64]
 
 _TABLE_READERS = 16
+_IMAGE_COLUMN = 2
+_PAGE_HEADER_BYTES = 4096  # more than a page's header and its levels take
 _OVERHEAD_BYTES = 256  # most that Parquet adds to a row, its row group's share included
 
 # Where each row came from and what is known of its pixels, in the order of the shard's rows.
@@ -33,6 +35,8 @@ PROVENANCE_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("bytes", pa.int32()),
+        ("offset", pa.int64()),  # of the image's first byte in the shard
+        ("crc32", pa.uint32()),  # of the image
         ("source_sha256", pa.binary(32)),
         ("repair", pa.dictionary(pa.int32(), pa.string())),  # "" for nothing
         ("pixel_sha256", pa.binary(32)),  # this and what follows: null where nothing was decoded
@@ -113,9 +117,9 @@ class ImageMemory:
 
 
 def write_shard(
-    uri: str, rows: deque[Row], classes: tuple[str, ...], row_group_rows: int, memory: ImageMemory | None = None
-) -> Written:
-    """Writes the rows as one Parquet file; written rows are taken from `rows`, so that their memory is free again.
+    uri: str, rows: Sequence[Row], classes: tuple[str, ...], row_group_rows: int, memory: ImageMemory | None = None
+) -> tuple[Written, Rows]:
+    """Writes the rows as one Parquet file. Returns that, and where each image begins in it: int64 [N].
 
     memory: where the rows that have a place lie.
     """
@@ -130,20 +134,41 @@ def write_shard(
             compression="none",  # JPEG and PNG are compressed; a second pass would only cost time
             use_dictionary=False,
             write_statistics=["key", "label", "height", "width"],  # of image they would copy whole images
+            # one page a column of a row group: its images lie one after another, each behind its length
+            data_page_size=1 << 30,
+            write_batch_size=row_group_rows,
         )
         with writer:
-            while rows:
-                group = [rows.popleft() for _ in range(min(row_group_rows, len(rows)))]
-                writer.write_table(_table(group, schema, memory), row_group_size=row_group_rows)
+            for start in range(0, len(rows), row_group_rows):
+                table = _table(rows[start : start + row_group_rows], schema, memory)
+                writer.write_table(table, row_group_size=row_group_rows)
         groups = _row_groups(writer.writer.metadata)
+        offsets = _image_offsets(file, writer.writer.metadata, rows, row_group_rows)
         size = sink.tell()
     with memoryview(file) as view, view[:size] as data:
         digest = hashlib.sha256(data).hexdigest()
     storage.write_mapped(uri, file, size)
-    return Written(size, digest, *groups)
+    return Written(size, digest, *groups), offsets
 
 
-def _table(rows: list[Row], schema: pa.Schema, memory: ImageMemory | None) -> pa.Table:
+def _image_offsets(file: mmap.mmap, metadata: Any, rows: Sequence[Row], row_group_rows: int) -> Rows:
+    """Returns where each image begins. Fails if Parquet lays them out otherwise."""
+    offsets = [np.empty(0, dtype=np.int64)]
+    for number in range(metadata.num_row_groups):
+        group = rows[number * row_group_rows : (number + 1) * row_group_rows]
+        lengths = np.array([len(row.image.data) for row in group], dtype=np.int64)
+        page = metadata.row_group(number).column(_IMAGE_COLUMN).data_page_offset
+        first = int(lengths[0]).to_bytes(4, "little") + bytes(group[0].image.data[:64])
+        found = file.find(first, page, page + _PAGE_HEADER_BYTES + len(first))
+        starts = found + 4 + np.cumsum(lengths + 4) - (lengths + 4)
+        last = int(starts[-1])
+        if found < 0 or file[last - 4 : last] != int(lengths[-1]).to_bytes(4, "little"):
+            raise AssertionError("this pyarrow lays out pages of binary values in an unknown way")
+        offsets.append(starts)
+    return np.concatenate(offsets)
+
+
+def _table(rows: Sequence[Row], schema: pa.Schema, memory: ImageMemory | None) -> pa.Table:
     images = [row.image.data for row in rows]
     ends = np.cumsum([0, *map(len, images)], dtype=np.int32)
     first = rows[0].place
@@ -171,8 +196,8 @@ def _row_groups(metadata: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[
     )
 
 
-def provenance_table(rows: Sequence[Row]) -> pa.Table:
-    """Returns the provenance of rows, a table of PROVENANCE_SCHEMA."""
+def provenance_table(rows: Sequence[Row], offsets: Rows) -> pa.Table:
+    """Returns the provenance of rows, a table of PROVENANCE_SCHEMA. offsets: of their images in the shard."""
     facts = [row.image.facts for row in rows]
     columns: list[list[Any]] = [
         [row.key for row in rows],
@@ -180,6 +205,8 @@ def provenance_table(rows: Sequence[Row]) -> pa.Table:
         [row.image.height for row in rows],
         [row.image.width for row in rows],
         [len(row.image.data) for row in rows],
+        offsets.tolist(),
+        [zlib.crc32(row.image.data) for row in rows],
         [bytes.fromhex(row.image.source_sha256) for row in rows],
         [row.image.repair for row in rows],
         [f and bytes.fromhex(f.sha256) for f in facts],

@@ -15,7 +15,7 @@ import posixpath
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -241,6 +241,16 @@ def _read_local(path: str, offset: int, length: int) -> bytes:
     found = os.stat(path)
     stream = _open_local(path, found.st_ino, found.st_mtime_ns)
     return os.pread(stream.fileno(), length, offset)
+
+
+def will_need(path: str, offset: int, length: int) -> None:
+    """Tells the system that these bytes of a local file are going to be read. Raises nothing: the read will."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError):
+        found = os.stat(path)
+        file = _open_local(path, found.st_ino, found.st_mtime_ns).fileno()
+        os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
 
 
 @lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pipeline import checkpoint, evaluate, loader, manifest, shards, storage
 from pipeline.augment import dropout_seed
+from pipeline.decode import DecoderName, best_decoder
 from pipeline.errors import CheckpointError, RecipeError
 from pipeline.loader import Batch, EvaluateUnits, Resident, TrainUnits, View
 from pipeline.manifest import Manifest
@@ -40,7 +41,7 @@ _WHITENING_IMAGES = 5000
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A training run. dataset and run are absolute URIs; num_workers 0 means in this process."""
+    """A training run. dataset and run are absolute URIs; num_workers 0 means in this process; decoder: on all nodes."""
 
     dataset: str
     run: str
@@ -50,11 +51,17 @@ class TrainJob:
     use_gpu: bool = False
     cpus_per_worker: float = 1.0
     trace_rows: bool = False
+    decoder: DecoderName = field(default_factory=best_decoder)
     progress: Progress = silent
 
     def identity(self, digest: str) -> dict[str, Any]:
         """What a run is: two jobs of the same identity may continue each other's checkpoints."""
-        values = {"recipe": asdict(self.recipe), "seed": self.seed, "dataset_digest": digest}
+        values = {
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "dataset_digest": digest,
+            "decoder": self.decoder,
+        }
         identity: dict[str, Any] = json.loads(json.dumps(values))
         return identity
 
@@ -347,8 +354,8 @@ class Batches:
         self.order = Order(
             self.train.row_group_rows, job.seed, recipe.global_batch_size, recipe.shuffle_window_row_groups
         )
-        self.train_view = View(recipe.image_size_px, recipe.evaluate_resize_px, recipe.augment, job.seed)
-        self.val_view = View(recipe.image_size_px, recipe.evaluate_resize_px)
+        self.val_view = View(recipe.image_size_px, recipe.evaluate_resize_px, decoder=job.decoder)
+        self.train_view = replace(self.val_view, augment=recipe.augment, seed=job.seed)
         self.resident: dict[str, Resident] = {}
         if recipe.residency == "resident":
             for name, view in (("train", self.train_view), ("val", self.val_view)):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.augment import augment_batch, augment_image, crop_box, dropout_seed, evaluation_view
+from pipeline.augment import augment_batch, crop_boxes, dropout_seed
 from pipeline.draws import Stream, uniform
 from pipeline.errors import RecipeError
 from pipeline.recipes import Augment
@@ -40,7 +40,6 @@ def test_a_sample_does_not_depend_on_its_company(images: Tensor, spec: Augment) 
     assert together.dtype == torch.uint8
     for rows in (slice(0, 1), slice(7, 20), slice(63, 64)):
         assert torch.equal(augment_batch(images[rows], spec, 1, 2, KEYS[rows]), together[rows])
-    assert torch.equal(augment_image(images[5], spec, 32, 1, 2, KEYS[5:6]), together[5])
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
@@ -102,7 +101,7 @@ def test_resized_crops_are_distributed_as_torchvisions() -> None:
 
     spec = Augment(resized_crop_area=(0.08, 1.0))
     draws = uniform(0, 0, Stream.RESIZED_CROP, np.arange(4000, dtype=np.uint64), 40)
-    ours = np.array([crop_box(375, 500, spec, row) for row in draws])
+    ours = crop_boxes(np.full(4000, 375), np.full(4000, 500), spec, draws)
     torch.manual_seed(0)
     reference = v2.RandomResizedCrop(224, scale=(0.08, 1.0))
     image = torch.zeros(3, 375, 500)
@@ -115,20 +114,23 @@ def test_resized_crops_are_distributed_as_torchvisions() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(20, 400), (400, 20), (1, 1)])
 def test_extreme_shapes_get_a_crop(height: int, width: int) -> None:
-    draws = np.full(40, 0.999)
-    top, left, h, w = crop_box(height, width, Augment(resized_crop_area=(0.9, 1.0)), draws)
+    draws = np.full((1, 40), 0.999)
+    sizes = np.array([height]), np.array([width])
+    top, left, h, w = crop_boxes(*sizes, Augment(resized_crop_area=(0.9, 1.0)), draws)[0]
     assert 0 <= top <= height - h
     assert 0 <= left <= width - w
     assert h > 0
     assert w > 0
 
 
-def test_the_evaluation_view_is_torchvisions() -> None:
-    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
-    reference = v2.Compose([v2.Resize(72), v2.CenterCrop(64)])
-    assert torch.equal(evaluation_view(image, 64, 72), reference(image))
-    square = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    assert evaluation_view(square, 32, 32) is square
+def test_a_crop_does_not_depend_on_its_company() -> None:
+    spec = Augment(resized_crop_area=(0.5, 1.0))
+    heights, widths = np.array([20, 300, 40, 375]), np.array([400, 300, 35, 500])
+    draws = uniform(0, 0, Stream.RESIZED_CROP, np.arange(4, dtype=np.uint64), 40)
+    together = crop_boxes(heights, widths, spec, draws)
+    for row in range(4):
+        alone = crop_boxes(heights[row : row + 1], widths[row : row + 1], spec, draws[row : row + 1])
+        assert alone.tolist() == [together[row].tolist()]
 
 
 @pytest.mark.parametrize(

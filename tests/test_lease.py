@@ -40,7 +40,8 @@ def test_a_second_writer_is_refused_while_the_first_lives(place: str) -> None:
 
 
 def test_of_many_at_once_one_gets_it(place: str) -> None:
-    inside, most, outcomes = 0, 0, []
+    inside, most = 0, 0
+    outcomes: list[bool] = []
     lock = threading.Lock()
 
     def work() -> None:

@@ -34,7 +34,6 @@ def test_row_groups_are_counted_across_shards() -> None:
         ("train/0", 1),
         ("train/1", 0),
     ]
-    assert manifest.shard_starts(SPLIT).tolist() == [0, 3]
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from pipeline import loader, manifest, result, train
+from pipeline.decode import best_decoder
 from pipeline.errors import DatasetError
 from pipeline.ingest import ingest, planned
 from pipeline.loader import Batch, EvaluateUnits, TrainUnits, Units, View
 from pipeline.order import Order
 from pipeline.plan import SHARD_BYTES
 from pipeline.recipes import Augment, make_recipe
+from pipeline.rows import load_index
 from tests.conftest import ingest_here, make_tar, make_tree, shared, tree_files
 from tests.test_jobs import traced
 
@@ -68,7 +70,7 @@ def test_a_stream_holds_the_batches_of_the_order_for_any_world_size(
 ) -> None:
     """51 rows in batches of 12 over 3 epochs: nothing divides. The reference is computed here, without Ray."""
     split = manifest.load(tree_dataset).split("train")
-    order, view = Order(split.row_group_rows, 3, 12, 2), View(24, 24, AUGMENT, seed=3)
+    order, view = Order(split.row_group_rows, 3, 12, 2), View(24, 24, AUGMENT, seed=3, decoder=best_decoder())
     for rank in range(world_size):
         units = TrainUnits(order, 3 * order.steps_per_epoch, first_step, world_size, rank)
         streamed = [digest(batch) for batch in loader.stream_batches(tree_dataset, split, units, view)]
@@ -76,9 +78,10 @@ def test_a_stream_holds_the_batches_of_the_order_for_any_world_size(
 
 
 def reference(uri: str, units: Units, view: View, unit: int) -> Batch:
-    columns = loader._UnitTask(uri, manifest.load(uri).split("train"), units, view)({"id": np.array([unit])})
-    assert columns["row"].tolist() == units.rows(unit).tolist()
-    return loader._as_batch(unit, columns)
+    index, rows = load_index(uri, manifest.load(uri).split("train")), units.rows(unit)
+    images = view.batch(index, rows, units.epoch(unit))
+    labels = index.label[rows].astype(np.int64)
+    return loader._as_batch(unit, {"row": rows, "label": labels, "image": images})
 
 
 def test_streamed_and_resident_evaluation_see_the_same_pixels(tree_dataset: str) -> None:

@@ -35,7 +35,8 @@ def make_result(name: str, classes: tuple[str, ...], predictions: Any) -> dict[s
     return {
         "dataset": {"name": name, "digest": "ab" * 32, "rows": {"train": 9, "val": 3}, "classes": list(classes)},
         "recipe": {"name": "r", "model": "m", "fit_seconds": 0, "augment": {"flip_probability": 0.5}},
-        "seed": 0, "world_size": 2, "epochs": 1, "steps": 4, "train_seconds": 2.0, "images_per_second": 4.5,
+        "seed": 0, "decoder": "kernel", "world_size": 2, "epochs": 1, "steps": 4, "train_seconds": 2.0,
+        "images_per_second": 4.5,
         "data_wait_fraction": 0.1, "val": metrics(predictions, classes), "val_without_leaked": None,
         "evaluations": [],
         "history": [{"step": 4, "epoch": 1.0, "loss": 2.0, "learning_rate": 0.1, "images_per_second": 4.0}],

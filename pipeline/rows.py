@@ -1,0 +1,102 @@
+"""Any row of a split by itself: where its image lies, what is known of it, and its bytes.
+
+A shard's images lie one after another, uncompressed, so a row is one read of its own bytes: nothing is read that isn't
+needed, whatever the order, and a stream begins at any step at once.
+"""
+
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import storage
+from pipeline.draws import Keys, key_hash
+from pipeline.errors import DatasetError
+from pipeline.manifest import Split
+from pipeline.shards import Rows, read_tables
+
+REMOTE_READERS = 32
+_REMEDY = "jobs/verify.py lists all that is damaged: restore it, or ingest again"
+_COLUMNS = ["key", "label", "height", "width", "bytes", "offset", "crc32"]
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """Where the rows of a split are, in the order of the split; 40 bytes a row.
+
+    paths: of the shards, URIs; shard int32, offset int64, length int32: of each image; crc32 uint32: of its bytes;
+    label int32, height and width int32, key_hash uint64 (`draws.key_hash`); row_group_ends int64: of the split.
+    """
+
+    paths: tuple[str, ...]
+    shard: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int32]
+    crc32: npt.NDArray[np.uint32]
+    label: npt.NDArray[np.int32]
+    height: npt.NDArray[np.int32]
+    width: npt.NDArray[np.int32]
+    key_hash: Keys
+    row_group_ends: Rows
+
+    def place(self, row: int) -> str:
+        """Says where a row is, for messages: its shard, row group, and row in the split."""
+        group = int(np.searchsorted(self.row_group_ends, row, side="right"))
+        first = int(np.searchsorted(self.shard, self.shard[row], side="left"))  # of the shard
+        before = int(np.searchsorted(self.row_group_ends, first, side="right"))
+        return f"{self.paths[self.shard[row]].split('?')[0]}, row group {group - before}, row {row} of the split"
+
+
+def load_index(uri: str, split: Split) -> RowIndex:
+    """Reads the index of a split from its provenance."""
+    table = read_tables([storage.join(uri, shard.provenance_path) for shard in split.shards], _COLUMNS)
+    columns: dict[str, Any] = {name: table[name].to_numpy() for name in _COLUMNS[1:]}
+    return RowIndex(
+        paths=tuple(storage.join(uri, shard.path) for shard in split.shards),
+        shard=np.repeat(np.arange(len(split.shards), dtype=np.int32), [shard.rows for shard in split.shards]),
+        offset=columns["offset"],
+        length=columns["bytes"],
+        crc32=columns["crc32"],
+        label=columns["label"],
+        height=columns["height"],
+        width=columns["width"],
+        key_hash=key_hash(table["key"].to_pylist()),
+        row_group_ends=np.cumsum(split.row_group_rows),
+    )
+
+
+def read_images(index: RowIndex, rows: Rows) -> list[memoryview]:
+    """Returns the stored bytes of rows, in their order. Raises DatasetError, with the place, if they have changed."""
+    places = [
+        (index.paths[shard], offset, length)
+        for shard, offset, length in zip(
+            index.shard[rows].tolist(), index.offset[rows].tolist(), index.length[rows].tolist(), strict=True
+        )
+    ]
+    if storage.is_local(index.paths[0]):
+        for place in places:  # the disk fetches what isn't in memory while the first are being read
+            storage.will_need(*place)
+        images = [_read(index, row, place) for row, place in zip(rows.tolist(), places, strict=True)]
+    else:
+        images = list(_readers(os.getpid()).map(partial(_read, index), rows.tolist(), places))
+    for row, image, expected in zip(rows.tolist(), images, index.crc32[rows].tolist(), strict=True):
+        if zlib.crc32(image) != expected:
+            raise DatasetError(f"{index.place(row)}: not the bytes that were ingested (CRC-32); {_REMEDY}")
+    return images
+
+
+def _read(index: RowIndex, row: int, place: tuple[str, int, int]) -> memoryview:
+    try:
+        return storage.read_range(*place)
+    except OSError as error:
+        raise DatasetError(f"{index.place(row)}: can't be read ({error}); {_REMEDY}") from error
+
+
+@lru_cache(maxsize=1)
+def _readers(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(REMOTE_READERS, thread_name_prefix="read")
