@@ -58,7 +58,7 @@ class Timing:
 
 def main(args: Args) -> None:
     """Fills the bucket, measures, prints."""
-    images = _read_images(args.images)
+    images = read_tar(args.images)
     folder = tempfile.mkdtemp(prefix="bench-")
     try:
         with local_s3(BUCKET), command.ray_session():
@@ -71,7 +71,8 @@ def main(args: Args) -> None:
         Path(args.json_out).write_text(json.dumps([asdict(timing) for timing in timings], indent=1))
 
 
-def _read_images(path: str) -> list[bytes]:
+def read_tar(path: str) -> list[bytes]:
+    """Returns the images of a tar. Raises SourceError."""
     if not os.path.exists(path):
         raise SourceError(f"images={path}: no such file; give a tar of images")
     with tarfile.open(path) as tar:

@@ -1,0 +1,311 @@
+"""How fast the loader is beside its decoder and beside what people use: images/s into the trainer's process.
+
+uv run jobs/bench_loader.py --images ../shared/data/imagenet-fullsize-160.tar [--rows 4000] [--size-px 224] [--s3]
+
+The limit is the decoder alone: as many processes as there are CPUs, images in memory, crops drawn beforehand, nothing
+handed over. All ways make uint8 batches of random resized crops (area 0.08 to 1) with flips. Each runs in a process of
+its own, in rounds of all ways in turn; what comes in the first seconds, while it starts, isn't counted. Peers that
+aren't installed are left out, and named: `uv sync --group bench` installs them.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from jobs import command
+from jobs.bench_ingest import read_tar
+from pipeline import manifest, storage
+from pipeline.errors import PipelineError
+from pipeline.images import Handling
+from pipeline.ingest import ingest, planned
+from pipeline.plan import Settings
+from pipeline.recipes import Augment
+
+AUGMENT = Augment(resized_crop_area=(0.08, 1.0), flip_probability=0.5)
+BUCKET = "bench"
+
+
+@dataclass(frozen=True)
+class Args:
+    """The images are repeated, each time under other names, until there are so many rows."""
+
+    images: Annotated[str, command.option("a local tar of JPEGs", "TAR")]
+    rows: Annotated[int, command.option("images in the data set", "N", "4000")] = 4000
+    size_px: Annotated[int, command.option("of the crops", "N", "224")] = 224
+    batch_size: Annotated[int, command.option("images in a batch", "N", "256")] = 256
+    seconds: Annotated[float, command.option("of each pass that are counted", "N", "20")] = 20.0
+    rounds: Annotated[int, command.option("of all ways in turn", "N", "3")] = 3
+    only: Annotated[str | None, command.option("ways whose names begin so, besides the limit", "NAME", "all")] = None
+    s3: Annotated[bool, command.option("also from a real S3 on loopback", "")] = False
+    json_out: Annotated[str | None, command.option("where to write the figures", "FILE", "nowhere")] = None
+    plot_out: Annotated[str | None, command.option("where to draw them, as SVG", "FILE", "nowhere")] = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass needs to know. data: the data set; folder: the same JPEGs as class folders."""
+
+    way: str
+    data: str
+    folder: str
+    size_px: int
+    batch_size: int
+    seconds: float
+
+
+def main(args: Args) -> None:
+    """Makes the data set, runs all ways, prints."""
+    folder = tempfile.mkdtemp(prefix="bench-")
+    try:
+        data, tree = f"{folder}/data", f"{folder}/tree"
+        make_tree(read_tar(args.images), args.rows, tree)
+        with (
+            command.ray_session(),
+            command.Display() as display,
+            planned(tree, data, Settings(handling=Handling(checks="header")), progress=display) as plan,
+        ):
+            ingest(plan, progress=display)
+        rates = run_all(args, data, f"{tree}/train", folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print_rates(args, rates)
+    if args.json_out:
+        Path(args.json_out).write_text(json.dumps({"args": asdict(args), "rates": rates}, indent=1))
+    if args.plot_out:
+        plot(rates, args.plot_out)
+
+
+def make_tree(images: list[bytes], rows: int, folder: str) -> None:
+    """Writes the images as class folders, and a few for val, which an ingest wants."""
+    for number in range(rows + 20):
+        split = "train" if number < rows else "val"
+        path = Path(folder, split, f"class-{number % 10}", f"{number:07d}.JPEG")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(images[number % len(images)])
+
+
+def run_all(args: Args, data: str, tree: str, folder: str) -> dict[str, list[float]]:
+    """Returns {way: images/s of each round}, the limit first."""
+    from contextlib import nullcontext
+
+    from infra.local_s3 import local_s3
+
+    chosen = [way for way in WAYS if way == LIMIT or not args.only or way.startswith(args.only)]
+    missing = [way for way in chosen if not all(map(importlib.util.find_spec, NEEDS.get(way, ())))]
+    if missing:
+        command.console.print(f"left out, not installed: {', '.join(missing)} (uv sync --group bench)")
+    chosen = [way for way in chosen if way not in missing and (way != OURS_S3 or args.s3)]
+    rates: dict[str, list[float]] = {way: [] for way in chosen}
+    with local_s3(BUCKET) if args.s3 else nullcontext():
+        if args.s3:
+            for name, _ in storage.list_files(data):
+                storage.write_bytes(f"s3://{BUCKET}/data/{name}", storage.read_bytes(f"{data}/{name}"))
+        for number in range(args.rounds):
+            for way in chosen:
+                place = f"s3://{BUCKET}/data" if way == OURS_S3 else data
+                one = Pass(way, place, tree, args.size_px, args.batch_size, args.seconds)
+                rates[way].append(run_apart(one, folder))
+                command.console.print(f"round {number + 1}: {way}: {rates[way][-1]:,.0f} images/s")
+    return rates
+
+
+def run_apart(one: Pass, folder: str) -> float:
+    """Returns the images/s of one pass, run in a process of its own."""
+    code = f"from jobs.bench_loader import *; print('RATE', measure(Pass(**{asdict(one)!r})))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RATE ")]
+    if done.returncode or not lines:
+        raise PipelineError(f"{one.way}: failed: {' '.join(done.stderr.split())[-500:]}")
+    return float(lines[-1].split()[1])
+
+
+def measure(one: Pass) -> float:
+    """Returns images/s between the end of the start (5 s after the first batch) and the end of the pass."""
+    batches = WAYS[one.way](one)
+    next(batches)
+    warm = time.perf_counter() + 5
+    while time.perf_counter() < warm:
+        next(batches)
+    count, start = 0, time.perf_counter()
+    while (now := time.perf_counter()) < start + one.seconds:
+        count += next(batches)
+        now = time.perf_counter()
+    batches.close()  # type: ignore[attr-defined]
+    return count / (now - start)
+
+
+# --- the ways: each yields the number of images of batch after batch ---------------------------------------------
+
+
+def limit(one: Pass) -> Iterator[int]:
+    """The kernel (or the library that stands in for it) on images in memory, in as many processes as CPUs."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    queue: Any = context.Queue()
+    workers = [context.Process(target=_decode_for_ever, args=(one, queue), daemon=True) for _ in range(_cpus())]
+    for worker in workers:
+        worker.start()
+    try:
+        while True:
+            yield queue.get()
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def _decode_for_ever(one: Pass, queue: Any) -> None:
+    from pipeline.augment import crop_boxes
+    from pipeline.decode import Views, best_decoder, decode_batch
+    from pipeline.draws import Stream, uniform
+    from pipeline.rows import load_index, read_images
+
+    index, decoder = load_index(one.data, manifest.load(one.data).split("train")), best_decoder()
+    size = min(one.batch_size, len(index.length))
+    rows = np.arange(size)
+    images = read_images(index, rows)
+    sizes = np.stack([index.height[rows], index.width[rows]], axis=1)
+    views = []
+    for seed in range(8):
+        draws = uniform(seed, 0, Stream.RESIZED_CROP, rows.astype(np.uint64), 40)
+        boxes = crop_boxes(sizes[:, 0], sizes[:, 1], AUGMENT, draws)
+        views.append(Views.crops(one.size_px, sizes, boxes, np.arange(size, dtype=np.int32) % 2))
+    names = [""] * size
+    while True:
+        for each in views:
+            queue.put(len(decode_batch(images, each, names, decoder)))
+
+
+def ours(one: Pass) -> Iterator[int]:
+    """This project's stream, as one training worker gets it."""
+    from pipeline import loader
+    from pipeline.decode import best_decoder
+    from pipeline.order import Order
+
+    split = manifest.load(one.data).split("train")
+    order = Order(split.row_group_rows, 0, min(one.batch_size, split.rows))
+    units = loader.TrainUnits(order, 200 * order.steps_per_epoch)
+    view = loader.View(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
+    with command.ray_session():
+        for batch in loader.stream_batches(one.data, split, units, view):
+            yield len(batch.images)
+
+
+def torch_loader(one: Pass) -> Iterator[int]:
+    """torch's DataLoader over torchvision's ImageFolder, decode_jpeg and v2 transforms."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_image, read_file
+    from torchvision.transforms import v2
+
+    def load(path: str) -> torch.Tensor:
+        return decode_image(read_file(path), mode=ImageReadMode.RGB)
+
+    crop = v2.RandomResizedCrop(one.size_px, scale=(0.08, 1.0), antialias=True)
+    yield from _folder_loader(one, load, v2.Compose([crop, v2.RandomHorizontalFlip()]))
+
+
+def torch_loader_pil(one: Pass) -> Iterator[int]:
+    """The same with PIL, as the ImageNet example of PyTorch has it, without the conversion to floats."""
+    from torchvision.datasets.folder import pil_loader
+    from torchvision.transforms import v2
+
+    crop = v2.RandomResizedCrop(one.size_px, scale=(0.08, 1.0))
+    yield from _folder_loader(one, pil_loader, v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()]))
+
+
+def _folder_loader(one: Pass, load: Callable[[str], Any], transform: Any) -> Iterator[int]:
+    import torch
+    from torchvision.datasets import ImageFolder
+
+    dataset = ImageFolder(one.folder, transform, loader=load)
+    options: dict[str, Any] = {"shuffle": True, "num_workers": _cpus(), "persistent_workers": True}
+    batches = torch.utils.data.DataLoader(dataset, one.batch_size, worker_init_fn=_one_thread, **options)
+    while True:
+        for images, _ in batches:
+            yield len(images)
+
+
+def _one_thread(_: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def ray_data(one: Pass) -> Iterator[int]:
+    """Ray Data's read_parquet and a function for each row, as its documentation has it."""
+    import ray
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms import v2
+
+    crop = v2.RandomResizedCrop(one.size_px, scale=(0.08, 1.0), antialias=True)
+    transform = v2.Compose([crop, v2.RandomHorizontalFlip()])
+
+    def make(row: dict[str, Any]) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        image = decode_image(torch.frombuffer(bytearray(row["image"]), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return {"image": transform(image).permute(1, 2, 0).numpy(), "label": row["label"]}
+
+    with command.ray_session():
+        while True:
+            rows = ray.data.read_parquet(f"{one.data}/train", columns=["image", "label"]).map(make)
+            for batch in rows.iter_batches(batch_size=one.batch_size, local_shuffle_buffer_size=1000):
+                yield len(batch["image"])
+
+
+def _cpus() -> int:
+    return command.local_cpus()
+
+
+LIMIT, OURS, OURS_S3 = "limit: decoder alone", "this project", "this project, from S3"
+WAYS: dict[str, Callable[[Pass], Iterator[int]]] = {
+    LIMIT: limit,
+    OURS: ours,
+    OURS_S3: ours,
+    "torch DataLoader, torchvision v2": torch_loader,
+    "torch DataLoader, PIL": torch_loader_pil,
+    "Ray Data, a function a row": ray_data,
+}
+NEEDS: dict[str, tuple[str, ...]] = {}
+
+
+# --- the end -----------------------------------------------------------------------------------------------------
+
+
+def print_rates(args: Args, rates: dict[str, list[float]]) -> None:
+    """Prints the medians, and the median of the ratios to the limit in the same round."""
+    rows = []
+    for way, values in sorted(rates.items(), key=lambda item: -statistics.median(item[1])):
+        ratio = statistics.median(a / b for a, b in zip(values, rates[LIMIT], strict=True))
+        rows.append((way, f"{statistics.median(values):7,.0f} images/s  {ratio:.2f} of the limit"))
+    title = f"\n{Path(args.images).name}, {args.size_px} px, {_cpus()} CPUs, medians of {args.rounds} rounds"
+    command.print_table(title, rows)
+
+
+def plot(rates: dict[str, list[float]], path: str) -> None:
+    """Draws the medians as bars."""
+    from pipeline.charts import BLUE, GREY, axes
+
+    names = sorted(rates, key=lambda way: statistics.median(rates[way]))
+    figure, chart = axes(8, 0.8 + 0.35 * len(names))
+    bars = chart.barh(names, [statistics.median(rates[name]) for name in names], color=BLUE)
+    chart.bar_label(bars, fmt="%.0f", padding=3, color=GREY)
+    chart.set(xlabel="images/s")
+    figure.savefig(path, format="svg", bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    command.run(main, Args, __doc__ or "")
