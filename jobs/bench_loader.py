@@ -183,10 +183,9 @@ def _decode_for_ever(one: Pass, queue: Any) -> None:
         draws = uniform(seed, 0, Stream.RESIZED_CROP, rows.astype(np.uint64), 40)
         boxes = crop_boxes(sizes[:, 0], sizes[:, 1], AUGMENT, draws)
         views.append(Views.crops(one.size_px, sizes, boxes, np.arange(size, dtype=np.int32) % 2))
-    names = [""] * size
     while True:
         for each in views:
-            queue.put(len(decode_batch(images, each, names, decoder)))
+            queue.put(len(decode_batch(images, each, str, decoder)))
 
 
 def ours(one: Pass) -> Iterator[int]:

@@ -13,7 +13,7 @@ import io
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -75,12 +75,12 @@ class Views:
 
 
 def decode_batch(
-    images: Sequence[Buffer], views: Views, places: Sequence[str], decoder: DecoderName, scaled: bool = True
+    images: Sequence[Buffer], views: Views, place: Callable[[int], str], decoder: DecoderName, scaled: bool = True
 ) -> Batch:
     """Returns uint8 [N, S, S, 3].
 
-    places: what to call each image in messages. scaled: whether the kernel may decode large crops at 1/2, 1/4 or 1/8;
-    False decodes in full, for evaluation. Raises DatasetError if an image can't be decoded.
+    place: what to call the n-th image in messages. scaled: whether the kernel may decode large crops at 1/2, 1/4 or
+    1/8; False decodes in full, for evaluation. Raises DatasetError if an image can't be decoded.
     """
     out = np.empty((len(images), views.size_px, views.size_px, 3), dtype=np.uint8)
     if decoder == "simplejpeg":
@@ -90,9 +90,9 @@ def decode_batch(
         todo = np.flatnonzero(status).tolist()
         for index in todo:
             if status[index] != _UNSUPPORTED:
-                raise DatasetError(f"{places[index]}: {_REASONS[status[index]]}; ingest the data set again")
+                raise DatasetError(f"{place(index)}: {_REASONS[status[index]]}; ingest the data set again")
     for index in todo:
-        out[index] = _by_library(images[index], views, index, places[index])
+        out[index] = _by_library(images[index], views, index, place(index))
     return out
 
 

@@ -5,9 +5,11 @@ an evaluation unit a run of consecutive rows. Both ways of loading take the same
 A stream spans all epochs: it has one start, at the step to resume from, and no pause between epochs.
 """
 
+import ctypes
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,13 @@ from pipeline.recipes import Augment
 from pipeline.rows import RowIndex, load_index, read_images
 
 _STREAM_TASKS_AHEAD = 2
+_TASK_CPUS = 0.5  # two tasks on a CPU: one decodes while the other reads, or is between two units
 # Ray Data plans every task of a stream before it starts, 1.3 ms each: a task makes several units of a long stream,
 # as many as leave this number of tasks, or as fit in this many bytes.
 _STREAM_TASKS = 2048
 _STREAM_TASK_BYTES = 256 << 20
 _RESIDENT_ROWS = 1000
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 # Ray's blocks are read-only shared memory; nothing writes into a batch, so no copy is made to please torch.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -129,7 +133,7 @@ class View:
                 spec = replace(spec, flip_probability=0.0)
             views = Views.crops(self.size_px, sizes, boxes, mirror.astype(np.int32))
             spec, scaled = replace(spec, resized_crop_area=None), True
-        pixels = decode_batch(images, views, [index.place(row) for row in rows.tolist()], self.decoder, scaled)
+        pixels = decode_batch(images, views, lambda n: index.place(int(rows[n])), self.decoder, scaled)
         if spec is None or spec == Augment():
             return pixels
         augmented = augment_batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), spec, self.seed, epoch, keys)
@@ -193,7 +197,8 @@ class _UnitTask:
         """batch: {"id": int64 [1]}. Returns unit, row, label: int64 [N]; image: uint8 [N, S, S, 3]."""
         import ray
 
-        torch.set_num_threads(1)  # the task owns one CPU
+        torch.set_num_threads(1)  # there are others beside it
+        _keep_memory()
         check_decoder(self.view.decoder)
         unit = int(batch["id"][0])
         rows, index = self.units.rows(unit), ray.get(self.index)
@@ -226,9 +231,18 @@ def stream_batches(uri: str, split: Split, units: Units, view: View) -> Iterator
     with ray.data.DataContext.current(context):  # a data set keeps a copy of the context it was made in
         # not `range`, whose reads are tasks of their own and start on half of the CPUs
         source = ray.data.from_items(numbers, override_num_blocks=num_tasks)
-        dataset = source.map_batches(task, batch_size=1, num_cpus=1)
+        dataset = source.map_batches(task, batch_size=1, num_cpus=_TASK_CPUS)
     blocks = dataset.iter_batches(batch_size=None, prefetch_batches=_STREAM_TASKS_AHEAD, batch_format="numpy")
     yield from _units_from_blocks(iter(blocks), units)
+
+
+@lru_cache(maxsize=1)
+def _keep_memory() -> None:
+    """Has glibc keep what is freed: batches of the same size come again and again, and fresh pages cost 3 %."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def num_stream_tasks(num_units: int, unit_bytes: int) -> int:

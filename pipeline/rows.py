@@ -72,25 +72,36 @@ def load_index(uri: str, split: Split) -> RowIndex:
 
 def read_images(index: RowIndex, rows: Rows) -> list[memoryview]:
     """Returns the stored bytes of rows, in their order. Raises DatasetError, with the place, if they have changed."""
-    places = [
-        (index.paths[shard], offset, length)
-        for shard, offset, length in zip(
-            index.shard[rows].tolist(), index.offset[rows].tolist(), index.length[rows].tolist(), strict=True
-        )
-    ]
+    numbers = zip(index.shard[rows].tolist(), index.offset[rows].tolist(), index.length[rows].tolist(), strict=True)
     if storage.is_local(index.paths[0]):
-        for place in places:  # the disk fetches what isn't in memory while the first are being read
-            storage.will_need(*place)
-        images = [_read(index, row, place) for row, place in zip(rows.tolist(), places, strict=True)]
+        images = _read_local(index, rows, list(numbers))
     else:
-        images = list(_readers(os.getpid()).map(partial(_read, index), rows.tolist(), places))
+        places = [(index.paths[shard], offset, length) for shard, offset, length in numbers]
+        images = list(_readers(os.getpid()).map(partial(_read_range, index), rows.tolist(), places))
     for row, image, expected in zip(rows.tolist(), images, index.crc32[rows].tolist(), strict=True):
         if zlib.crc32(image) != expected:
             raise DatasetError(f"{index.place(row)}: not the bytes that were ingested (CRC-32); {_REMEDY}")
     return images
 
 
-def _read(index: RowIndex, row: int, place: tuple[str, int, int]) -> memoryview:
+def _read_local(index: RowIndex, rows: Rows, numbers: list[tuple[int, int, int]]) -> list[memoryview]:
+    files: dict[int, storage.MappedFile] = {}
+    images = []
+    for wanted in (False, True):  # first the disk is told of all
+        for row, (shard, offset, length) in zip(rows.tolist(), numbers, strict=True):
+            try:
+                if shard not in files:
+                    files[shard] = storage.map_file(index.paths[shard])
+                if wanted:
+                    images.append(files[shard].read(offset, length))
+                else:
+                    files[shard].will_need(offset, length)
+            except OSError as error:
+                raise DatasetError(f"{index.place(row)}: can't be read ({error}); {_REMEDY}") from error
+    return images
+
+
+def _read_range(index: RowIndex, row: int, place: tuple[str, int, int]) -> memoryview:
     try:
         return storage.read_range(*place)
     except OSError as error:

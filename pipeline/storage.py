@@ -15,7 +15,7 @@ import posixpath
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -243,14 +243,39 @@ def _read_local(path: str, offset: int, length: int) -> bytes:
     return os.pread(stream.fileno(), length, offset)
 
 
-def will_need(path: str, offset: int, length: int) -> None:
-    """Tells the system that these bytes of a local file are going to be read. Raises nothing: the read will."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with suppress(OSError):
-        found = os.stat(path)
-        file = _open_local(path, found.st_ino, found.st_mtime_ns).fileno()
-        os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
+class MappedFile:
+    """A local file as memory: what is read of it is not copied. Cut while it is read, it would end the process."""
+
+    def __init__(self, path: str) -> None:
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._view = memoryview(self._map)
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Returns `length` bytes at `offset`. Raises OSError if there are fewer."""
+        data = self._view[offset : offset + length]
+        if len(data) != length:
+            raise OSError(f"{len(data)} bytes at {offset}, {length} were expected; the file is cut")
+        return data
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Tells the system what is going to be read, so that it fetches what isn't in memory."""
+        if hasattr(self._map, "madvise") and offset + length <= len(self._view):
+            start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
+
+
+def map_file(path: str) -> MappedFile:
+    """Returns a local file as memory; the last 256 stay open. Raises OSError."""
+    found = os.stat(path)
+    if not found.st_size:
+        raise OSError(f"{path}: the file is empty")
+    return _map_file(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _map_file(path: str, inode: int, size: int, modified_ns: int) -> MappedFile:
+    return MappedFile(path)  # another file of this name is another file
 
 
 @lru_cache(maxsize=64)

@@ -30,8 +30,8 @@ BILINEAR: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "antial
 def decoder(request: pytest.FixtureRequest) -> DecoderName:
     if request.param == "kernel" and best_decoder() != "kernel":
         pytest.skip("no C compiler or no libjpeg-turbo headers here")
-    name: DecoderName = request.param
-    return name
+    chosen: DecoderName = request.param
+    return chosen
 
 
 def encoded(height: int, width: int, seed: int = 0, kind: str = "JPEG", **options: Any) -> bytes:
@@ -51,8 +51,8 @@ def sizes_of(images: list[bytes]) -> Any:
     return np.array([Image.open(io.BytesIO(image)).size[::-1] for image in images], dtype=np.int32)
 
 
-def photographs(name: str, count: int) -> list[bytes]:
-    with tarfile.open(shared(name)) as tar:
+def photographs(archive: str, count: int) -> list[bytes]:
+    with tarfile.open(shared(archive)) as tar:
         streams = [tar.extractfile(info) for info in tar if info.isfile()]
         images = [stream.read() for stream in streams[:count] if stream]
     return [image for image in images if Image.open(io.BytesIO(image)).mode == "RGB"]
@@ -74,8 +74,8 @@ def random_crops(images: list[bytes], size: int, seed: int = 0) -> Views:
     return Views.crops(size, sizes, boxes, np.zeros(len(images), np.int32))
 
 
-def names(images: list[bytes]) -> list[str]:
-    return [f"image {number}" for number in range(len(images))]
+def name(number: int) -> str:
+    return f"image {number}"
 
 
 @pytest.mark.parametrize("source", ["made", "imagenet-fullsize-160.tar", "imagenette-mini.tar"])
@@ -83,7 +83,7 @@ def names(images: list[bytes]) -> list[str]:
 def test_random_crops_are_torchvisions_within_the_tolerance(decoder: DecoderName, source: str, size: int) -> None:
     images = MADE * 6 if source == "made" else photographs(source, 160)
     views = random_crops(images, size)
-    ours = decode_batch(images, views, names(images), decoder)
+    ours = decode_batch(images, views, name, decoder)
     reference = [
         F.resized_crop(in_full(image), *box, [size, size], **BILINEAR)
         for image, box in zip(images, views.boxes.tolist(), strict=True)
@@ -97,7 +97,7 @@ def test_random_crops_are_torchvisions_within_the_tolerance(decoder: DecoderName
 @pytest.mark.parametrize("source", ["made", "imagenet-fullsize-160.tar"])
 def test_evaluation_decodes_in_full_and_is_torchvisions(decoder: DecoderName, source: str) -> None:
     images = MADE if source == "made" else photographs(source, 160)
-    ours = decode_batch(images, Views.centred(64, 73, sizes_of(images)), names(images), decoder, scaled=False)
+    ours = decode_batch(images, Views.centred(64, 73, sizes_of(images)), name, decoder, scaled=False)
     reference = [F.center_crop(F.resize(in_full(image), [73], **BILINEAR), [64, 64]) for image in images]
     assert errors(ours, reference).max() < 0.5
 
@@ -108,7 +108,7 @@ def test_an_image_of_the_right_size_is_not_touched(decoder: DecoderName, image: 
     side = min(whole.shape[1:])
     box = np.array([[whole.shape[1] - side, whole.shape[2] - side, side, side]], dtype=np.int32)
     views = Views.crops(side, sizes_of([image]), box, np.zeros(1, np.int32))
-    ours = decode_batch([image], views, [""], decoder)[0].astype(int)
+    ours = decode_batch([image], views, name, decoder)[0].astype(int)
     difference = np.abs(ours - whole[:, -side:, -side:].permute(1, 2, 0).numpy())
     assert difference[8:-8, 8:-8].max(initial=0) <= 2  # two builds of libjpeg-turbo; chroma at the crop's edge
 
@@ -116,7 +116,7 @@ def test_an_image_of_the_right_size_is_not_touched(decoder: DecoderName, image: 
 def test_a_flip_mirrors(decoder: DecoderName) -> None:
     views = random_crops(MADE, 50)
     flipped = replace(views, flip=np.array([1, 0, 1, 0, 1, 0], np.int32))
-    plain, mirrored = (decode_batch(MADE, each, names(MADE), decoder) for each in (views, flipped))
+    plain, mirrored = (decode_batch(MADE, each, name, decoder) for each in (views, flipped))
     assert np.array_equal(mirrored[::2], plain[::2, :, ::-1])
     assert np.array_equal(mirrored[1::2], plain[1::2])
 
@@ -125,17 +125,17 @@ def test_a_flip_mirrors(decoder: DecoderName) -> None:
 def test_tiny_images_become_samples(decoder: DecoderName, shape: tuple[int, int]) -> None:
     image = encoded(*shape)
     box = np.array([[0, 0, *shape]], dtype=np.int32)
-    ours = decode_batch([image], Views.crops(32, sizes_of([image]), box, np.zeros(1, np.int32)), [""], decoder)
+    ours = decode_batch([image], Views.crops(32, sizes_of([image]), box, np.zeros(1, np.int32)), name, decoder)
     assert errors(ours, [F.resize(in_full(image), [32, 32], **BILINEAR)]).max() < 1
 
 
 def test_a_png_beside_jpegs(decoder: DecoderName) -> None:
     images = [MADE[0], encoded(70, 90, 7, "PNG"), MADE[2]]
     views = Views.centred(64, 64, sizes_of(images))
-    ours = decode_batch(images, views, names(images), decoder)
+    ours = decode_batch(images, views, name, decoder)
     for index in range(3):
         alone = decode_batch(
-            images[index : index + 1], Views.centred(64, 64, views.sizes[index : index + 1]), ["x"], decoder
+            images[index : index + 1], Views.centred(64, 64, views.sizes[index : index + 1]), name, decoder
         )
         assert np.array_equal(alone[0], ours[index])
 
@@ -145,7 +145,7 @@ def test_an_exif_rotation_is_not_applied(decoder: DecoderName) -> None:
     exif[0x0112] = 6
     image = encoded(70, 90, 7, exif=exif.tobytes())
     plain = encoded(70, 90, 7)
-    both = [decode_batch([each], Views.centred(64, 64, sizes_of([each])), [""], decoder) for each in (image, plain)]
+    both = [decode_batch([each], Views.centred(64, 64, sizes_of([each])), name, decoder) for each in (image, plain)]
     assert np.array_equal(*both)
 
 
@@ -153,7 +153,7 @@ def test_what_is_damaged_is_named(decoder: DecoderName) -> None:
     images = [MADE[0], MADE[2][: len(MADE[2]) // 2]]
     views = Views.centred(64, 64, sizes_of(MADE[::2][:2]))
     with pytest.raises(DatasetError, match=r"^image 1: .*ingest the data set again"):
-        decode_batch(images, views, names(images), decoder)
+        decode_batch(images, views, name, decoder)
 
 
 def test_sizes_and_boxes_that_do_not_fit_are_refused() -> None:
@@ -168,7 +168,7 @@ def test_sizes_and_boxes_that_do_not_fit_are_refused() -> None:
     ):
         bad = replace(good, sizes=np.array([size], np.int32), boxes=np.array([box], np.int32))
         with pytest.raises(DatasetError, match=message):
-            decode_batch(MADE[:1], bad, ["x"], "kernel")
+            decode_batch(MADE[:1], bad, name, "kernel")
 
 
 def test_without_a_compiler_the_library_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_without_a_compiler_the_library_decodes(tmp_path: Path, monkeypatch: pyt
     source = tmp_path / "decode.c"
     shutil.copy(decode._SOURCE, source)
     monkeypatch.setattr(decode, "_SOURCE", source)
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda command: None)
     decode._kernel.cache_clear()
     try:
         assert best_decoder() == "simplejpeg"
