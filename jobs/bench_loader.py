@@ -26,6 +26,7 @@ import numpy as np
 
 from jobs import command
 from jobs.bench_ingest import read_tar
+from jobs.bench_peers import NEEDS, PEERS
 from pipeline import manifest, storage
 from pipeline.errors import PipelineError
 from pipeline.images import Handling
@@ -102,8 +103,8 @@ def run_all(args: Args, data: str, tree: str, folder: str) -> dict[str, list[flo
 
     from infra.local_s3 import local_s3
 
-    chosen = [way for way in WAYS if way == LIMIT or not args.only or way.startswith(args.only)]
-    missing = [way for way in chosen if not all(map(importlib.util.find_spec, NEEDS.get(way, ())))]
+    chosen = [way for way in (*WAYS, *PEERS) if way == LIMIT or not args.only or way.startswith(args.only)]
+    missing = [way for way in chosen if way in NEEDS and not _is_installed(NEEDS[way])]
     if missing:
         command.console.print(f"left out, not installed: {', '.join(missing)} (uv sync --group bench)")
     chosen = [way for way in chosen if way not in missing and (way != OURS_S3 or args.s3)]
@@ -121,11 +122,21 @@ def run_all(args: Args, data: str, tree: str, folder: str) -> dict[str, list[flo
     return rates
 
 
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent
+        return False
+
+
 def run_apart(one: Pass, folder: str) -> float:
     """Returns the images/s of one pass, run in a process of its own."""
+    os.makedirs(place := f"{folder}/pass")  # what a loader writes for itself goes with it
     code = f"from jobs.bench_loader import *; print('RATE', measure(Pass(**{asdict(one)!r})))"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TMPDIR": place}
+    command_line = [sys.executable, "-c", code]
+    done = subprocess.run(command_line, cwd=place, env=environment, capture_output=True, text=True)
+    shutil.rmtree(place)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RATE ")]
     if done.returncode or not lines:
         raise PipelineError(f"{one.way}: failed: {' '.join(done.stderr.split())[-500:]}")
@@ -134,7 +145,10 @@ def run_apart(one: Pass, folder: str) -> float:
 
 def measure(one: Pass) -> float:
     """Returns images/s between the end of the start (5 s after the first batch) and the end of the pass."""
-    batches = WAYS[one.way](one)
+    if one.way in WAYS:
+        batches = WAYS[one.way](one)
+    else:
+        batches = PEERS[one.way](one.data, one.folder, one.size_px, one.batch_size)
     next(batches)
     warm = time.perf_counter() + 5
     while time.perf_counter() < warm:
@@ -156,7 +170,9 @@ def limit(one: Pass) -> Iterator[int]:
 
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
-    workers = [context.Process(target=_decode_for_ever, args=(one, queue), daemon=True) for _ in range(_cpus())]
+    workers = [
+        context.Process(target=_decode_for_ever, args=(one, queue), daemon=True) for _ in range(command.local_cpus())
+    ]
     for worker in workers:
         worker.start()
     try:
@@ -203,82 +219,8 @@ def ours(one: Pass) -> Iterator[int]:
             yield len(batch.images)
 
 
-def torch_loader(one: Pass) -> Iterator[int]:
-    """torch's DataLoader over torchvision's ImageFolder, decode_jpeg and v2 transforms."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_image, read_file
-    from torchvision.transforms import v2
-
-    def load(path: str) -> torch.Tensor:
-        return decode_image(read_file(path), mode=ImageReadMode.RGB)
-
-    crop = v2.RandomResizedCrop(one.size_px, scale=(0.08, 1.0), antialias=True)
-    yield from _folder_loader(one, load, v2.Compose([crop, v2.RandomHorizontalFlip()]))
-
-
-def torch_loader_pil(one: Pass) -> Iterator[int]:
-    """The same with PIL, as the ImageNet example of PyTorch has it, without the conversion to floats."""
-    from torchvision.datasets.folder import pil_loader
-    from torchvision.transforms import v2
-
-    crop = v2.RandomResizedCrop(one.size_px, scale=(0.08, 1.0))
-    yield from _folder_loader(one, pil_loader, v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()]))
-
-
-def _folder_loader(one: Pass, load: Callable[[str], Any], transform: Any) -> Iterator[int]:
-    import torch
-    from torchvision.datasets import ImageFolder
-
-    dataset = ImageFolder(one.folder, transform, loader=load)
-    options: dict[str, Any] = {"shuffle": True, "num_workers": _cpus(), "persistent_workers": True}
-    batches = torch.utils.data.DataLoader(dataset, one.batch_size, worker_init_fn=_one_thread, **options)
-    while True:
-        for images, _ in batches:
-            yield len(images)
-
-
-def _one_thread(_: int) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def ray_data(one: Pass) -> Iterator[int]:
-    """Ray Data's read_parquet and a function for each row, as its documentation has it."""
-    import ray
-    import torch
-    from torchvision.io import ImageReadMode, decode_image
-    from torchvision.transforms import v2
-
-    crop = v2.RandomResizedCrop(one.size_px, scale=(0.08, 1.0), antialias=True)
-    transform = v2.Compose([crop, v2.RandomHorizontalFlip()])
-
-    def make(row: dict[str, Any]) -> dict[str, Any]:
-        torch.set_num_threads(1)
-        image = decode_image(torch.frombuffer(bytearray(row["image"]), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        return {"image": transform(image).permute(1, 2, 0).numpy(), "label": row["label"]}
-
-    with command.ray_session():
-        while True:
-            rows = ray.data.read_parquet(f"{one.data}/train", columns=["image", "label"]).map(make)
-            for batch in rows.iter_batches(batch_size=one.batch_size, local_shuffle_buffer_size=1000):
-                yield len(batch["image"])
-
-
-def _cpus() -> int:
-    return command.local_cpus()
-
-
 LIMIT, OURS, OURS_S3 = "limit: decoder alone", "this project", "this project, from S3"
-WAYS: dict[str, Callable[[Pass], Iterator[int]]] = {
-    LIMIT: limit,
-    OURS: ours,
-    OURS_S3: ours,
-    "torch DataLoader, torchvision v2": torch_loader,
-    "torch DataLoader, PIL": torch_loader_pil,
-    "Ray Data, a function a row": ray_data,
-}
-NEEDS: dict[str, tuple[str, ...]] = {}
+WAYS: dict[str, Callable[[Pass], Iterator[int]]] = {LIMIT: limit, OURS: ours, OURS_S3: ours}
 
 
 # --- the end -----------------------------------------------------------------------------------------------------
@@ -290,7 +232,9 @@ def print_rates(args: Args, rates: dict[str, list[float]]) -> None:
     for way, values in sorted(rates.items(), key=lambda item: -statistics.median(item[1])):
         ratio = statistics.median(a / b for a, b in zip(values, rates[LIMIT], strict=True))
         rows.append((way, f"{statistics.median(values):7,.0f} images/s  {ratio:.2f} of the limit"))
-    title = f"\n{Path(args.images).name}, {args.size_px} px, {_cpus()} CPUs, medians of {args.rounds} rounds"
+    title = (
+        f"\n{Path(args.images).name}, {args.size_px} px, {command.local_cpus()} CPUs, medians of {args.rounds} rounds"
+    )
     command.print_table(title, rows)
 
 
