@@ -23,8 +23,9 @@
 #endif
 
 enum { OK = 0, DAMAGED = 1, UNSUPPORTED = 2, OTHER_SIZE = 3, NO_MEMORY = 4, BAD_BOX = 5 };
-enum { CHANNELS = 4, MAX_SIDE = 65500 };
+enum { CHANNELS = 3, MAX_SIDE = 65500 };
 typedef float pixel __attribute__((vector_size(16)));
+typedef int32_t integers __attribute__((vector_size(16)));
 
 /* One image's part of a batch, in pixels. The box is resized to full_height x full_width, of which the output shows
  * out_size x out_size from (out_top, out_left). */
@@ -99,11 +100,28 @@ static int make_filter(filter *f, double start, double length, int full, int out
     return OK;
 }
 
-FAST static void add_row(float *restrict sum, const uint8_t *restrict row, float weight, int count, int is_first) {
-    if (is_first)
-        for (int i = 0; i < count; i++) sum[i] = weight * (float)row[i];
-    else
-        for (int i = 0; i < count; i++) sum[i] += weight * (float)row[i];
+/* sum[i] = weight[0] * rows[0][i] + weight[1] * rows[1][i] + ..., a few rows at a time. */
+FAST static void add_rows(float *restrict sum, const uint8_t *restrict row, size_t stride, const float *restrict weight,
+                          int taps, int count) {
+    int k = 0;
+    if (taps == 1) {
+        for (int i = 0; i < count; i++) sum[i] = weight[0] * (float)row[i];
+        return;
+    }
+    if (taps % 2) {
+        const uint8_t *b = row + stride, *c = b + stride;
+        for (int i = 0; i < count; i++)
+            sum[i] = weight[0] * (float)row[i] + weight[1] * (float)b[i] + weight[2] * (float)c[i];
+        k = 3;
+    } else {
+        const uint8_t *b = row + stride;
+        for (int i = 0; i < count; i++) sum[i] = weight[0] * (float)row[i] + weight[1] * (float)b[i];
+        k = 2;
+    }
+    for (; k < taps; k += 2) {
+        const uint8_t *a = row + stride * (size_t)k, *b = a + stride;
+        for (int i = 0; i < count; i++) sum[i] += weight[k] * (float)a[i] + weight[k + 1] * (float)b[i];
+    }
 }
 
 FAST static void resize_row(uint8_t *restrict out, const float *restrict row, const filter *f, int size, int flip) {
@@ -112,12 +130,15 @@ FAST static void resize_row(uint8_t *restrict out, const float *restrict row, co
         const float *from = row + (size_t)(f->start[x] - f->first) * CHANNELS;
         pixel sum = {0.5f, 0.5f, 0.5f, 0.5f};
         for (int k = 0; k < f->count[x]; k++) {
-            pixel value;
+            pixel value; /* and the red of the next, which isn't used */
             memcpy(&value, from + (size_t)k * CHANNELS, sizeof value);
             sum += weight[k] * value;
         }
         uint8_t *to = out + 3 * (size_t)(flip ? size - 1 - x : x);
-        for (int c = 0; c < 3; c++) to[c] = sum[c] >= 255 ? 255 : (uint8_t)sum[c];
+        integers whole = __builtin_convertvector(sum, integers); /* below 256: the weights add up to 1 */
+        to[0] = (uint8_t)whole[0];
+        to[1] = (uint8_t)whole[1];
+        to[2] = (uint8_t)whole[2];
     }
 }
 
@@ -164,7 +185,7 @@ static int decode_one(const uint8_t *data, size_t length, const view *v, int siz
             shrink *= 2;
     info.scale_num = 1;
     info.scale_denom = shrink;
-    info.out_color_space = JCS_EXT_RGBX;
+    info.out_color_space = JCS_RGB;
     info.dct_method = JDCT_ISLOW;
     info.do_fancy_upsampling = TRUE;
     jpeg_start_decompress(&info);
@@ -184,7 +205,7 @@ static int decode_one(const uint8_t *data, size_t length, const view *v, int siz
     int count = down->last - down->first, skip = across->first - (int)left;
     size_t stride = (size_t)info.output_width * CHANNELS;
     rows = malloc(stride * count);
-    sum = malloc(sizeof(float) * CHANNELS * (size_t)(across->last - across->first));
+    sum = calloc((size_t)CHANNELS * (size_t)(across->last - across->first) + 1, sizeof(float)); /* +1: see resize_row */
     if (!rows || !sum) goto end;
     status = DAMAGED;
     if (down->first) jpeg_skip_scanlines(&info, down->first);
@@ -200,9 +221,8 @@ static int decode_one(const uint8_t *data, size_t length, const view *v, int siz
 
     for (int y = 0; y < size; y++) {
         int values = CHANNELS * (across->last - across->first);
-        for (int k = 0; k < down->count[y]; k++)
-            add_row(sum, rows + stride * (size_t)(down->start[y] - down->first + k) + (size_t)skip * CHANNELS,
-                    down->weight[(size_t)y * down->most + k], values, k == 0);
+        add_rows(sum, rows + stride * (size_t)(down->start[y] - down->first) + (size_t)skip * CHANNELS, stride,
+                 down->weight + (size_t)y * down->most, down->count[y], values);
         resize_row(out + 3 * (size_t)size * y, sum, across, size, v->flip);
     }
     status = OK;
