@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -157,14 +158,14 @@ def measure(one: Pass) -> float:
     while (now := time.perf_counter()) < start + one.seconds:
         count += next(batches)
         now = time.perf_counter()
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     return count / (now - start)
 
 
 # --- the ways: each yields the number of images of batch after batch ---------------------------------------------
 
 
-def limit(one: Pass) -> Iterator[int]:
+def limit(one: Pass) -> Generator[int]:
     """The kernel (or the library that stands in for it) on images in memory, in as many processes as CPUs."""
     import multiprocessing
 
@@ -204,7 +205,7 @@ def _decode_for_ever(one: Pass, queue: Any) -> None:
             queue.put(len(decode_batch(images, each, str, decoder)))
 
 
-def ours(one: Pass) -> Iterator[int]:
+def ours(one: Pass) -> Generator[int]:
     """This project's stream, as one training worker gets it."""
     from pipeline import loader
     from pipeline.decode import best_decoder
@@ -214,13 +215,13 @@ def ours(one: Pass) -> Iterator[int]:
     order = Order(split.row_group_rows, 0, min(one.batch_size, split.rows))
     units = loader.TrainUnits(order, 200 * order.steps_per_epoch)
     view = loader.View(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
-    with command.ray_session():
-        for batch in loader.stream_batches(one.data, split, units, view):
+    with command.ray_session(), closing(loader.stream_batches(one.data, split, units, view)) as stream:
+        for batch in stream:
             yield len(batch.images)
 
 
 LIMIT, OURS, OURS_S3 = "limit: decoder alone", "this project", "this project, from S3"
-WAYS: dict[str, Callable[[Pass], Iterator[int]]] = {LIMIT: limit, OURS: ours, OURS_S3: ours}
+WAYS: dict[str, Callable[[Pass], Generator[int]]] = {LIMIT: limit, OURS: ours, OURS_S3: ours}
 
 
 # --- the end -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ flips, uint8. What a loader wants its data stored as is written before its first
 
 import glob
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from jobs import command
 AREA = (0.08, 1.0)
 
 
-def torch_loader(data: str, folder: str, size_px: int, batch_size: int) -> Iterator[int]:
+def torch_loader(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int]:
     """torch's DataLoader over torchvision's ImageFolder, decode_jpeg and v2 transforms."""
     from torchvision.io import ImageReadMode, decode_image, read_file
 
@@ -25,7 +25,7 @@ def torch_loader(data: str, folder: str, size_px: int, batch_size: int) -> Itera
     yield from _folder_loader(folder, batch_size, load, _transform(size_px))
 
 
-def torch_loader_pil(data: str, folder: str, size_px: int, batch_size: int) -> Iterator[int]:
+def torch_loader_pil(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int]:
     """The same with PIL, as the ImageNet example of PyTorch has it, without the conversion to floats."""
     from torchvision.datasets.folder import pil_loader
     from torchvision.transforms import v2
@@ -47,7 +47,7 @@ def _decode(data: bytes) -> Any:
     return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
 
 
-def _folder_loader(folder: str, batch_size: int, load: Callable[[str], Any], transform: Any) -> Iterator[int]:
+def _folder_loader(folder: str, batch_size: int, load: Callable[[str], Any], transform: Any) -> Generator[int]:
     import torch
     from torchvision.datasets import ImageFolder
 
@@ -65,7 +65,7 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def ray_data(data: str, folder: str, size_px: int, batch_size: int) -> Iterator[int]:
+def ray_data(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int]:
     """Ray Data's read_parquet and a function for each row."""
     import ray
     import torch
@@ -83,7 +83,7 @@ def ray_data(data: str, folder: str, size_px: int, batch_size: int) -> Iterator[
                 yield len(batch["image"])
 
 
-def webdataset(data: str, folder: str, size_px: int, batch_size: int) -> Iterator[int]:
+def webdataset(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int]:
     """WebDataset's tars and WebLoader, with torchvision's decode_jpeg and v2 transforms."""
     import webdataset as wds
 
@@ -100,7 +100,7 @@ def webdataset(data: str, folder: str, size_px: int, batch_size: int) -> Iterato
         yield len(images)
 
 
-def litdata(data: str, folder: str, size_px: int, batch_size: int) -> Iterator[int]:
+def litdata(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int]:
     """litdata's chunks and StreamingDataLoader, with torchvision's decode_jpeg and v2 transforms."""
     import litdata as ld
 
@@ -121,7 +121,7 @@ def _litdata_crop(transform: Any, sample: dict[str, Any]) -> Any:
     return transform(_decode(sample["jpg"]))
 
 
-def dali(data: str, folder: str, size_px: int, batch_size: int) -> Iterator[int]:
+def dali(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int]:
     """NVIDIA DALI's CPU pipeline: fused decode and random crop, antialiased resize."""
     from nvidia.dali import fn, pipeline_def, types
 
@@ -141,7 +141,7 @@ def dali(data: str, folder: str, size_px: int, batch_size: int) -> Iterator[int]
         yield len(images)
 
 
-def tf_data(data: str, folder: str, size_px: int, batch_size: int) -> Iterator[int]:
+def tf_data(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int]:
     """tf.data with decode_and_crop_jpeg: its default DCT is the fast inexact one, its resize is aliased."""
     import tensorflow as tf
 
@@ -168,7 +168,7 @@ def _files(folder: str) -> list[str]:
     return sorted(glob.glob(os.path.join(folder, "*", "*")))
 
 
-PEERS: dict[str, Callable[[str, str, int, int], Iterator[int]]] = {
+PEERS: dict[str, Callable[[str, str, int, int], Generator[int]]] = {
     "torch DataLoader, torchvision v2": torch_loader,
     "torch DataLoader, PIL": torch_loader_pil,
     "Ray Data, a function a row": ray_data,

@@ -6,8 +6,9 @@ A stream spans all epochs: it has one start, at the step to resume from, and no 
 """
 
 import ctypes
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -211,7 +212,7 @@ class _UnitTask:
         }
 
 
-def stream_batches(uri: str, split: Split, units: Units, view: View) -> Iterator[Batch]:
+def stream_batches(uri: str, split: Split, units: Units, view: View) -> Generator[Batch]:
     """Yields the units' batches as Ray Data makes them, in order, each checked against the order's rows.
 
     Needs Ray. Raises ExactnessError if a row is missing, doubled or out of place.
@@ -232,8 +233,15 @@ def stream_batches(uri: str, split: Split, units: Units, view: View) -> Iterator
         # not `range`, whose reads are tasks of their own and start on half of the CPUs
         source = ray.data.from_items(numbers, override_num_blocks=num_tasks)
         dataset = source.map_batches(task, batch_size=1, num_cpus=_TASK_CPUS)
-    blocks = dataset.iter_batches(batch_size=None, prefetch_batches=_STREAM_TASKS_AHEAD, batch_format="numpy")
-    yield from _units_from_blocks(iter(blocks), units)
+    ahead, before = _STREAM_TASKS_AHEAD, set(threading.enumerate())
+    blocks = iter(dataset.iter_batches(batch_size=None, prefetch_batches=ahead, batch_format="numpy"))
+    try:
+        yield from _units_from_blocks(blocks, units)
+    finally:
+        blocks.close()  # ends its tasks, also where nobody wants the rest, and tells its threads to end
+        for thread in set(threading.enumerate()) - before:
+            if thread.name == "iter_threaded":  # one that still asked for blocks after ray.shutdown() ended the process
+                thread.join(timeout=10)
 
 
 @lru_cache(maxsize=1)
