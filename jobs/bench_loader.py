@@ -155,11 +155,11 @@ def measure(one: Pass) -> float:
     while time.perf_counter() < warm:
         next(batches)
     count, start = 0, time.perf_counter()
-    while (now := time.perf_counter()) < start + one.seconds:
+    while time.perf_counter() < start + one.seconds:
         count += next(batches)
-        now = time.perf_counter()
+    seconds = time.perf_counter() - start
     batches.close()
-    return count / (now - start)
+    return count / seconds
 
 
 # --- the ways: each yields the number of images of batch after batch ---------------------------------------------

@@ -9,7 +9,6 @@ the same pixels, so a run uses one of them on all nodes, and says which.
 
 import ctypes
 import hashlib
-import io
 import os
 import shutil
 import subprocess
@@ -22,7 +21,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import images
 from pipeline.errors import ClusterError, DatasetError
+from pipeline.images import Buffer
 
 MAX_ERROR = 0.6  # mean absolute difference to torchvision, of 255, over many images; 3.0 for any one
 DecoderName = Literal["kernel", "simplejpeg"]
@@ -30,7 +31,6 @@ _SOURCE = Path(__file__).parent / "native" / "decode.c"
 _FLAGS = ("-O3", "-ffp-contract=off", "-fPIC", "-shared")
 _OK, _DAMAGED, _UNSUPPORTED, _OTHER_SIZE, _NO_MEMORY, _BAD_BOX = range(6)
 
-Buffer = bytes | memoryview
 Ints = npt.NDArray[np.int32]
 Batch = npt.NDArray[np.uint8]
 
@@ -75,24 +75,24 @@ class Views:
 
 
 def decode_batch(
-    images: Sequence[Buffer], views: Views, place: Callable[[int], str], decoder: DecoderName, scaled: bool = True
+    encoded: Sequence[Buffer], views: Views, place: Callable[[int], str], decoder: DecoderName, scaled: bool = True
 ) -> Batch:
     """Returns uint8 [N, S, S, 3].
 
     place: what to call the n-th image in messages. scaled: whether the kernel may decode large crops at 1/2, 1/4 or
     1/8; False decodes in full, for evaluation. Raises DatasetError if an image can't be decoded.
     """
-    out = np.empty((len(images), views.size_px, views.size_px, 3), dtype=np.uint8)
+    out = np.empty((len(encoded), views.size_px, views.size_px, 3), dtype=np.uint8)
     if decoder == "simplejpeg":
-        todo = list(range(len(images)))
+        todo = list(range(len(encoded)))
     else:
-        status = _run_kernel(images, views, scaled, out)
+        status = _run_kernel(encoded, views, scaled, out)
         todo = np.flatnonzero(status).tolist()
         for index in todo:
             if status[index] != _UNSUPPORTED:
                 raise DatasetError(f"{place(index)}: {_REASONS[status[index]]}; ingest the data set again")
     for index in todo:
-        out[index] = _by_library(images[index], views, index, place(index))
+        out[index] = _by_library(encoded[index], views, index, place(index))
     return out
 
 
@@ -123,17 +123,17 @@ def check_decoder(decoder: DecoderName) -> None:
         )
 
 
-def _run_kernel(images: Sequence[Buffer], views: Views, scaled: bool, out: Batch) -> Ints:
+def _run_kernel(encoded: Sequence[Buffer], views: Views, scaled: bool, out: Batch) -> Ints:
     kernel = _kernel()
     assert kernel is not None
-    arrays = [np.frombuffer(image, dtype=np.uint8) for image in images]
+    arrays = [np.frombuffer(image, dtype=np.uint8) for image in encoded]
     pointers = np.array([array.ctypes.data for array in arrays], dtype=np.uint64)
     lengths = np.array([len(array) for array in arrays], dtype=np.uint64)
-    status = np.zeros(len(images), dtype=np.int32)
+    status = np.zeros(len(encoded), dtype=np.int32)
     lines = views.lines()
     addresses = [ctypes.c_void_p(each.ctypes.data) for each in (pointers, lengths, lines)]
     kernel.decode_batch(
-        len(images),
+        len(encoded),
         *addresses,
         views.size_px,
         int(scaled),
@@ -169,25 +169,6 @@ def _compile(library: Path) -> bool:
 # --- the library -------------------------------------------------------------------------------------------------
 
 
-def decode_image(data: Buffer, place: str) -> Batch:
-    """Returns uint8 [H, W, 3]. EXIF rotation is not applied, as in torchvision. Raises DatasetError."""
-    import simplejpeg
-    from PIL import Image
-
-    try:
-        if data[:2] == b"\xff\xd8":
-            try:
-                return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True), dtype=np.uint8)
-            except ValueError as error:
-                if "extraneous bytes" not in str(error):  # too many bytes change no pixel
-                    raise
-                return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=False), dtype=np.uint8)
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{place}: can't be decoded ({error}); ingest the data set again") from error
-
-
 def _by_library(data: Buffer, views: Views, index: int, place: str) -> Batch:
     import torch
     from torchvision.transforms.v2 import InterpolationMode
@@ -195,7 +176,10 @@ def _by_library(data: Buffer, views: Views, index: int, place: str) -> Batch:
 
     top, left, height, width = views.boxes[index].tolist()
     y, x = views.window[index].tolist()
-    pixels = decode_image(data, place)
+    try:
+        pixels = images.decode(data)
+    except images.BadImageError as error:
+        raise DatasetError(f"{place}: can't be decoded ({error}); ingest the data set again") from error
     if pixels.shape[:2] != tuple(views.sizes[index].tolist()):
         raise DatasetError(f"{place}: {_REASONS[_OTHER_SIZE]}; ingest the data set again")
     box = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1)

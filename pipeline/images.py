@@ -90,8 +90,8 @@ class Refused:
     source_sha256: str
 
 
-class _BadImageError(Exception):
-    """The reason for which an image is refused."""
+class BadImageError(Exception):
+    """The reason for which an image is refused. Never leaves `pipeline` as it is."""
 
 
 def examine(data: Buffer, name: str, handling: Handling) -> Stored | Refused:
@@ -107,7 +107,7 @@ def examine(data: Buffer, name: str, handling: Handling) -> Stored | Refused:
             if remark:
                 repair = "; ".join(filter(None, (repair, remark)))
                 stored, pixels = smaller, decode(smaller)
-    except _BadImageError as bad:
+    except BadImageError as bad:
         return Refused(str(bad), digest)
     height, width = size if pixels is None else pixels.shape[:2]
     return Stored(stored, height, width, digest, repair, None if pixels is None else pixel_facts(pixels))
@@ -121,11 +121,11 @@ def examine_planes(planes: bytes, handling: Handling) -> Stored:
 
 
 def _as_stored(data: Buffer, name: str, handling: Handling) -> tuple[Buffer, str, tuple[int, int]]:
-    """Returns (bytes, repair, (height, width)). Raises _BadImageError."""
+    """Returns (bytes, repair, (height, width)). Raises BadImageError."""
     if not data:
-        raise _BadImageError("empty: zero bytes")
+        raise BadImageError("empty: zero bytes")
     if len(data) > MAX_IMAGE_BYTES:
-        raise _BadImageError(f"too large: {len(data):,} bytes, the limit is {MAX_IMAGE_BYTES:,}")
+        raise BadImageError(f"too large: {len(data):,} bytes, the limit is {MAX_IMAGE_BYTES:,}")
     if data[:2] == _SOI:
         height, width, space = _jpeg_header(data)
         if space in ("YCbCr", "RGB"):
@@ -151,7 +151,7 @@ def _jpeg_header(data: Buffer) -> tuple[int, int, str]:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError) as error:  # KeyError: of a colour space that it doesn't know
-        raise _BadImageError("damaged: no readable JPEG header") from error
+        raise BadImageError("damaged: no readable JPEG header") from error
     _check_pixels(height, width)
     return height, width, space
 
@@ -163,18 +163,18 @@ def _other_header(data: Buffer) -> tuple[str, str, tuple[int, int]]:
             width, height = image.size
             depth16 = kind == "PNG" and data[24:25] == b"\x10"
     except UnidentifiedImageError as error:
-        raise _BadImageError(f"no image: it begins with {bytes(data[:16])!r}") from error
+        raise BadImageError(f"no image: it begins with {bytes(data[:16])!r}") from error
     except Image.DecompressionBombError as error:
-        raise _BadImageError(f"too many pixels: {error}") from error
+        raise BadImageError(f"too many pixels: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise _BadImageError(f"damaged: no readable header ({error})") from error
+        raise BadImageError(f"damaged: no readable header ({error})") from error
     _check_pixels(height, width)
     return kind, "16-bit" if depth16 else mode, (height, width)
 
 
 def _check_pixels(height: int, width: int) -> None:
     if height * width > MAX_IMAGE_PIXELS:
-        raise _BadImageError(f"too many pixels: {width}x{height}, the limit is {MAX_IMAGE_PIXELS:,}")
+        raise BadImageError(f"too many pixels: {width}x{height}, the limit is {MAX_IMAGE_PIXELS:,}")
 
 
 def _segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
@@ -214,7 +214,7 @@ def _is_readable_exif(data: Buffer) -> bool:
 
 
 def decode(data: Buffer) -> Pixels:
-    """Returns uint8 [H, W, 3], RGB. Raises _BadImageError unless the image decodes in full."""
+    """Returns uint8 [H, W, 3], RGB. Raises BadImageError unless the image decodes in full."""
     if data[:2] == _SOI:
         space = _jpeg_header(data)[2]
         pixels = _decode_jpeg(data, "CMYK" if space in ("CMYK", "YCCK") else "RGB")
@@ -232,7 +232,7 @@ def _decode_jpeg(data: Buffer, space: str) -> Pixels:
         if "extraneous bytes" in str(error):
             return simplejpeg.decode_jpeg(data, colorspace=space, strict=False)
         what = "truncated" if "remature end" in str(error) else "damaged"
-        raise _BadImageError(f"{what}: {error}") from error
+        raise BadImageError(f"{what}: {error}") from error
 
 
 def _decode_by_pil(data: Buffer) -> Pixels:
@@ -245,7 +245,7 @@ def _decode_by_pil(data: Buffer) -> Pixels:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
         what = "truncated" if "truncated" in str(error) else "damaged"
-        raise _BadImageError(f"{what}: {error}") from error
+        raise BadImageError(f"{what}: {error}") from error
 
 
 @contextmanager

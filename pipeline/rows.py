@@ -52,8 +52,9 @@ class RowIndex:
         return f"{self.paths[self.shard[row]].split('?')[0]}, row group {group - before}, row {row} of the split"
 
 
+@lru_cache(maxsize=4)
 def load_index(uri: str, split: Split) -> RowIndex:
-    """Reads the index of a split from its provenance."""
+    """Reads the index of a split from its provenance, once for all the streams of a process."""
     table = read_tables([storage.join(uri, shard.provenance_path) for shard in split.shards], _COLUMNS)
     columns: dict[str, Any] = {name: table[name].to_numpy() for name in _COLUMNS[1:]}
     return RowIndex(
