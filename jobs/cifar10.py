@@ -45,7 +45,16 @@ def main(args: Args) -> None:
     workers = gpus if args.workers is None else args.workers
     default_run = f"runs/{recipe.name}-{data.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = storage.absolute(args.run_dir or default_run)
-    job = TrainJob(dataset, run, recipe, args.seed, workers, use_gpu=0 < workers <= gpus, trace_rows=args.trace_rows)
+    job = TrainJob(
+        dataset,
+        run,
+        recipe,
+        args.seed,
+        workers,
+        use_gpu=0 < workers <= gpus,
+        trace_rows=args.trace_rows,
+        on_corrupt=args.on_corrupt,
+    )
     if not workers and recipe.residency == "resident":
         command.quieten_ray()
         training.train_and_report(job)

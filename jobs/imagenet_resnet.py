@@ -44,7 +44,14 @@ def main(args: Args) -> None:
 
         run = storage.join(root, "runs", args.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         job = TrainJob(
-            dataset, run, recipe, args.seed, workers, use_gpu=0 < workers <= gpus, trace_rows=args.trace_rows
+            dataset,
+            run,
+            recipe,
+            args.seed,
+            workers,
+            use_gpu=0 < workers <= gpus,
+            trace_rows=args.trace_rows,
+            on_corrupt=args.on_corrupt,
         )
         training.train_and_report(training.with_cluster(job, training.total_cpus()))
 

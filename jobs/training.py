@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from jobs.command import Display, console, option, print_table, remote_progress
 from jobs.ingest import ingest_source
-from pipeline import storage
+from pipeline import storage, timing
 from pipeline.errors import RecipeError, SourceError
 from pipeline.manifest import Manifest, is_dataset
 from pipeline.manifest import load as load_manifest
 from pipeline.plan import Settings
 from pipeline.progress import Progress
-from pipeline.recipes import MODELS, RECIPES, LossName, OptimizerName, Recipe, ScheduleName, check_batch, make_recipe
+from pipeline.recipes import (
+    MODELS,
+    RECIPES,
+    LossName,
+    OnCorrupt,
+    OptimizerName,
+    Recipe,
+    ScheduleName,
+    check_batch,
+    make_recipe,
+)
 from pipeline.sources import LAYOUTS, digits
 
 if TYPE_CHECKING:  # torch takes seconds to load, and not every error needs it
@@ -47,6 +57,9 @@ class TrainingArgs:
     md5: Annotated[str | None, option("expected of a CIFAR archive; any: don't check", "HEX", "the official one")] = (
         None
     )
+    on_corrupt: Annotated[
+        OnCorrupt, option("stop, or quarantine: go on without images whose bytes have changed", "WHAT", "stop")
+    ] = "stop"
     trace_rows: Annotated[bool, option("write the keys of every step's images to RUN/rows/", "")] = False
 
     def make_recipe(self, default: str) -> Recipe:
@@ -125,11 +138,21 @@ def _print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
                 "speed",
                 f"{result['images_per_second']:,.0f} images/s, {result['data_wait_fraction']:.1%} waiting for data",
             ),
+            ("time went to", timing.remark(result["seconds"])),
+            *_quarantined(result),
             ("data set", data.digest[:16]),
             ("result", storage.join(run, "result.json")),
             ("report", storage.join(run, "report.html")),
         ],
     )
+
+
+def _quarantined(result: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = result["quarantined"]
+    if not lines:
+        return []
+    counts = ", ".join(f"{sum(line['split'] == split for line in lines):,} {split}" for split in ("train", "val"))
+    return [("LEFT OUT", f"{counts} images whose bytes are damaged; first {lines[0]['key']} in {lines[0]['place']}")]
 
 
 def _without_leaked(result: dict[str, Any]) -> list[tuple[str, str]]:

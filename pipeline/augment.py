@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from pipeline.auto_augment import rand_augment, trivial_augment
 from pipeline.draws import Keys, Stream, bits, uniform
 from pipeline.recipes import Augment
 
@@ -65,11 +66,16 @@ def flips(spec: Augment, seed: int, epoch: int, keys: Keys) -> npt.NDArray[np.bo
 
 
 def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: int, keys: Keys) -> Tensor:
-    """images: uint8 [N, 3, S, S], any memory format; keys: uint64 [N]. Returns the same shape and dtype."""
+    """images: uint8 [N, 3, S, S], any memory format; keys: uint64 [N]. Returns the same shape and dtype.
+
+    Does what is done sample by sample; erasing and mixing come later, on the device (`mix.on_device`).
+    """
     if spec.resized_crop_area is not None:
         images = _resized_crops(images, spec, uniform(seed, epoch, Stream.RESIZED_CROP, keys, 40))
     if spec.crop_padding_px or spec.flip_probability:
         images = _crop_and_flip(images, spec, seed, epoch, keys)
+    if spec.auto != "none":
+        images = _auto_augment(images, spec, seed, epoch, keys)
     if spec.rotation_degrees:
         angles = (2 * uniform(seed, epoch, Stream.ROTATION, keys)[:, 0] - 1) * spec.rotation_degrees
         images = torch.stack([_rotate(image, angle) for image, angle in zip(images, angles, strict=True)])
@@ -78,8 +84,6 @@ def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: int, keys: Ke
         images = torch.stack([_jitter(image, spec, row) for image, row in zip(images, draws, strict=True)])
     if spec.salt_and_pepper:
         images = _salt_and_pepper(images, spec.salt_and_pepper, seed, epoch, keys)
-    if spec.erase_probability:
-        images = _erase(images, spec.erase_probability, uniform(seed, epoch, Stream.ERASE, keys, 5))
     return images
 
 
@@ -114,6 +118,19 @@ def _reflect(index: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
     return np.minimum(index, period - index)
 
 
+def _auto_augment(images: Tensor, spec: Augment, seed: int, epoch: int, keys: Keys) -> Tensor:
+    if spec.auto == "trivial":
+        lines = uniform(seed, epoch, Stream.AUTO, keys, 3)
+        samples = [trivial_augment(image, draws) for image, draws in zip(images, lines, strict=True)]
+    else:
+        lines = uniform(seed, epoch, Stream.AUTO, keys, 2 * spec.rand_ops)
+        samples = [
+            rand_augment(image, spec.rand_ops, spec.rand_strength, draws)
+            for image, draws in zip(images, lines, strict=True)
+        ]
+    return torch.stack(samples).contiguous(memory_format=torch.channels_last)
+
+
 def _rotate(image: Tensor, degrees: float) -> Tensor:
     return F.rotate(image, float(degrees), interpolation=InterpolationMode.BILINEAR)
 
@@ -139,7 +156,9 @@ def _salt_and_pepper(images: Tensor, share: float, seed: int, epoch: int, keys: 
     return torch.where(noise >= 1 - share / 2, torch.full_like(images, 255), images)
 
 
-def _erase(images: Tensor, probability: float, draws: Draws) -> Tensor:
+def erase(images: Tensor, probability: float, seed: int, epoch: int, keys: Keys) -> Tensor:
+    """images: uint8 [N, 3, S, S], keys: uint64 [N]. Returns images of which a share has a grey rectangle."""
+    draws = uniform(seed, epoch, Stream.ERASE, keys, 5)
     size = images.shape[-1]
     area = size * size * (0.02 + (0.33 - 0.02) * draws[:, 1])
     ratio = np.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * draws[:, 2])

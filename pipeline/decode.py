@@ -75,25 +75,40 @@ class Views:
 
 
 def decode_batch(
-    encoded: Sequence[Buffer], views: Views, place: Callable[[int], str], decoder: DecoderName, scaled: bool = True
+    encoded: Sequence[Buffer],
+    views: Views,
+    place: Callable[[int], str],
+    decoder: DecoderName,
+    scaled: bool = True,
+    corrupt: set[int] | None = None,
 ) -> Batch:
     """Returns uint8 [N, S, S, 3].
 
     place: what to call the n-th image in messages. scaled: whether the kernel may decode large crops at 1/2, 1/4 or
-    1/8; False decodes in full, for evaluation. Raises DatasetError if an image can't be decoded.
+    1/8; False decodes in full, for evaluation. Raises DatasetError if an image can't be decoded. corrupt: a set, to
+    note such images instead, which are black then; those in it already aren't looked at.
     """
     out = np.empty((len(encoded), views.size_px, views.size_px, 3), dtype=np.uint8)
-    if decoder == "simplejpeg":
-        todo = list(range(len(encoded)))
-    else:
+    status = np.full(len(encoded), _UNSUPPORTED, dtype=np.int32)
+    if decoder == "kernel":
         status = _run_kernel(encoded, views, scaled, out)
-        todo = np.flatnonzero(status).tolist()
-        for index in todo:
-            if status[index] != _UNSUPPORTED:
-                raise DatasetError(f"{place(index)}: {_REASONS[status[index]]}; ingest the data set again")
-    for index in todo:
-        out[index] = _by_library(encoded[index], views, index, place(index))
+    for index in np.flatnonzero(status).tolist():
+        try:
+            if corrupt is None or index not in corrupt:
+                if status[index] != _UNSUPPORTED:
+                    raise _CorruptError(_REASONS[status[index]])
+                out[index] = _by_library(encoded[index], views, index)
+        except _CorruptError as error:
+            if corrupt is None or status[index] in (_NO_MEMORY, _BAD_BOX):
+                raise DatasetError(f"{place(index)}: {error}; ingest the data set again") from error
+            corrupt.add(index)
+    for index in corrupt or ():
+        out[index] = 0
     return out
+
+
+class _CorruptError(Exception):
+    """What the bytes of an image say that they can't."""
 
 
 _REASONS = {
@@ -169,7 +184,7 @@ def _compile(library: Path) -> bool:
 # --- the library -------------------------------------------------------------------------------------------------
 
 
-def _by_library(data: Buffer, views: Views, index: int, place: str) -> Batch:
+def _by_library(data: Buffer, views: Views, index: int) -> Batch:
     import torch
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as F
@@ -179,9 +194,9 @@ def _by_library(data: Buffer, views: Views, index: int, place: str) -> Batch:
     try:
         pixels = images.decode(data)
     except images.BadImageError as error:
-        raise DatasetError(f"{place}: can't be decoded ({error}); ingest the data set again") from error
+        raise _CorruptError(f"can't be decoded ({error})") from error
     if pixels.shape[:2] != tuple(views.sizes[index].tolist()):
-        raise DatasetError(f"{place}: {_REASONS[_OTHER_SIZE]}; ingest the data set again")
+        raise _CorruptError(_REASONS[_OTHER_SIZE])
     box = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1)
     full = F.resize(box, views.full[index].tolist(), interpolation=InterpolationMode.BILINEAR, antialias=True)
     shown = full.permute(1, 2, 0).numpy()[y : y + views.size_px, x : x + views.size_px]

@@ -34,6 +34,8 @@ class Stream(IntEnum):
     JITTER = 15
     ERASE = 16
     DROPOUT = 17
+    AUTO = 18
+    MIX = 19
 
 
 def key_hash(keys: list[str]) -> Keys:

@@ -5,7 +5,7 @@ the totals of one checkpoint are the same to the last bit for any number of work
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,13 +71,16 @@ def _concatenate(parts: list[Predictions]) -> Predictions:
     return Predictions(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
 
 
-def merge(parts: list[Predictions], num_rows: int) -> Predictions:
-    """Returns all workers' lines in row order. Raises ExactnessError unless each of `num_rows` rows is there once."""
+def merge(parts: list[Predictions], num_rows: int, left_out: Sequence[int] = ()) -> Predictions:
+    """Returns all workers' lines in row order. Raises ExactnessError unless each of `num_rows` rows is there once.
+
+    left_out: rows that must not be there, for their images can't be used.
+    """
     together = _concatenate(parts)
     order = np.argsort(together.row, kind="stable")
     merged = Predictions(**{name: getattr(together, name)[order] for name in Predictions.__dataclass_fields__})
-    if not np.array_equal(merged.row, np.arange(num_rows)):
-        counts = np.bincount(merged.row, minlength=num_rows)
+    if not np.array_equal(merged.row, np.setdiff1d(np.arange(num_rows), np.asarray(left_out, dtype=np.int64))):
+        counts = np.bincount(np.concatenate([merged.row, np.asarray(left_out, dtype=np.int64)]), minlength=num_rows)
         missing, doubled = np.flatnonzero(counts[:num_rows] == 0), np.flatnonzero(counts > 1)
         raise ExactnessError(
             f"evaluated {len(merged.row)} rows of {num_rows}: missing {missing[:5].tolist()}, "

@@ -9,7 +9,8 @@ Pure numpy, no Ray. The definition, for anyone who wants to recompute it:
 4. The epoch's n rows are cut into S = ceil(n / global_batch_size) consecutive global batches: batch s holds the
    positions from s*n//S to (s+1)*n//S. Their sizes differ by one row at most and none is larger than
    `global_batch_size`, so there is no tiny last batch, nothing is dropped and nothing repeated.
-5. Rank r of W takes the positions from r*m//W to (r+1)*m//W of a global batch of m rows.
+5. Rank r of W takes the positions from r*m//W to (r+1)*m//W of a global batch of m rows. Where samples are mixed
+   (`pairs`), positions 2k and 2k+1 belong together: rank r takes the pairs from r*p//W to (r+1)*p//W of p = ceil(m/2).
 
 World size enters at 5 alone, so the global batches are the same for any number of workers.
 """
@@ -40,13 +41,14 @@ def num_steps(num_rows: int, global_batch_size: int) -> int:
 class Order:
     """The order of one split's rows in every epoch.
 
-    row_group_rows: rows of each row group, in manifest order.
+    row_group_rows: rows of each row group, in manifest order. pairs: whether workers take whole pairs of rows.
     """
 
     row_group_rows: tuple[int, ...]
     seed: int
     global_batch_size: int
     window_row_groups: int | None = None
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         if self.num_rows < 1:
@@ -81,7 +83,10 @@ class Order:
             raise ValueError(f"rank={rank} must lie in [0, {world_size})")
         epoch, step = divmod(global_step, self.steps_per_epoch)
         start, stop = cut(self.num_rows, self.steps_per_epoch, step)
-        first, last = cut(stop - start, world_size, rank)
+        size = stop - start
+        first, last = cut(size, world_size, rank)
+        if self.pairs:
+            first, last = (min(size, 2 * place) for place in cut(-(-size // 2), world_size, rank))
         return self.epoch_rows(epoch)[start + first : start + last]
 
 

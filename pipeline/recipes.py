@@ -13,6 +13,8 @@ OptimizerName = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw
 ScheduleName = Literal["constant", "step", "cosine", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Residency = Literal["resident", "stream"]
+OnCorrupt = Literal["stop", "quarantine"]
+AutoName = Literal["none", "rand", "trivial"]
 
 # The networks that pipeline/models.py makes. Named here, so that a typing error is found before torch is loaded.
 MODELS = (
@@ -36,7 +38,10 @@ class Augment:
     salt_and_pepper: expected share of pixels set to white or black, half each.
     brightness, contrast, saturation: factor uniform in [1-x, 1+x], as torchvision's ColorJitter; hue: shift in
     [-x, x], x <= 0.5.
+    auto: "rand" is RandAugment: `rand_ops` operations of strength `rand_strength`, of 30; "trivial" is TrivialAugment.
     erase_probability: of erasing a rectangle of 2 to 33 % of the area (Zhong et al., arXiv 1708.04896), to grey.
+    mixup_alpha, cutmix_alpha: of the Beta distribution that an image's share of a sample is drawn from; 0 for none.
+    With both, each sample has one of them, by halves.
     """
 
     resized_crop_area: tuple[float, float] | None = None
@@ -50,8 +55,18 @@ class Augment:
     saturation: float = 0.0
     hue: float = 0.0
     erase_probability: float = 0.0
+    auto: AutoName = "none"
+    rand_ops: int = 2
+    rand_strength: int = 9
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
 
     def __post_init__(self) -> None:
+        check_choice("augment.auto", self.auto, get_args(AutoName))
+        if self.rand_ops < 1 or not 0 <= self.rand_strength <= 30:
+            raise RecipeError("augment.rand_ops must be 1 or more and augment.rand_strength in [0, 30]")
+        if self.mixup_alpha < 0 or self.cutmix_alpha < 0:
+            raise RecipeError("augment.mixup_alpha and augment.cutmix_alpha must not be negative")
         shares = ("flip_probability", "salt_and_pepper", "brightness", "contrast", "saturation", "erase_probability")
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
@@ -65,9 +80,43 @@ class Augment:
             raise RecipeError(f"augment.resized_crop_area={area} must be two rising numbers in (0, 1]")
 
     @property
+    def changes_samples(self) -> bool:
+        """Whether anything is done sample by sample; erasing and mixing are done to a batch."""
+        return replace(self, erase_probability=0.0, mixup_alpha=0.0, cutmix_alpha=0.0) != Augment()
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are made of two images each."""
+        return bool(self.mixup_alpha or self.cutmix_alpha)
+
+    @property
     def jitters(self) -> bool:
         """Whether any colour changes."""
         return bool(self.brightness or self.contrast or self.saturation or self.hue)
+
+
+@dataclass(frozen=True)
+class SizeRamp:
+    """Small images first: `from_px` up to `first_epoch`, then evenly, in steps of `multiple_px`, to the recipe's size,
+    which it has from `last_epoch` on. Epochs count from 0. FFCV's recipes do so (Leclerc et al., arXiv 2306.12517).
+    """
+
+    from_px: int
+    first_epoch: int
+    last_epoch: int
+    multiple_px: int = 32
+
+    def __post_init__(self) -> None:
+        if self.from_px < 8 or self.multiple_px < 1 or not 0 <= self.first_epoch <= self.last_epoch:
+            raise RecipeError(f"size_ramp={self} needs from_px >= 8, multiple_px >= 1, 0 <= first_epoch <= last_epoch")
+
+    def size_px(self, epoch: int, last_px: int) -> int:
+        """Returns the size of an epoch's images where the recipe's own is `last_px`."""
+        if epoch >= self.last_epoch:
+            return last_px
+        grown = max(0, epoch - self.first_epoch) / max(1, self.last_epoch - self.first_epoch)
+        size = self.from_px + (last_px - self.from_px) * grown
+        return min(last_px, max(self.from_px, round(size / self.multiple_px) * self.multiple_px))
 
 
 @dataclass(frozen=True)
@@ -78,6 +127,7 @@ class Recipe:
     the largest of FIT_EPOCHS that fits in this many seconds is taken, written down, and kept when resuming.
     residency: "resident" holds the decoded images in each worker's memory; "stream" reads them with Ray Data.
     shuffle_window_row_groups: how many row groups are mixed at a time; None mixes everything.
+    size_ramp: smaller images in the first epochs; None for one size. Needs residency "stream".
     evaluate_resize_px: the shorter side before the centre crop of `image_size_px`.
     precision: of the forward pass in training; "auto" is bfloat16 where the device computes in it, else float32.
     """
@@ -98,6 +148,7 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
     residency: Residency = "stream"
     shuffle_window_row_groups: int | None = 32
+    size_ramp: SizeRamp | None = None
     evaluate_resize_px: int = 0
     precision: Precision = "auto"
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -124,6 +175,8 @@ class Recipe:
         for name in ("optimizer", "schedule", "loss", "precision", "residency"):
             check_choice(name, getattr(self, name), get_args(hints[name]))
         check_choice("model", self.model, MODELS)
+        if self.size_ramp is not None and (self.residency != "stream" or self.size_ramp.from_px > self.image_size_px):
+            raise RecipeError("size_ramp needs residency='stream' and a from_px of at most image_size_px")
         if not self.evaluate_resize_px:
             object.__setattr__(self, "evaluate_resize_px", self.image_size_px)
 
@@ -240,7 +293,7 @@ def check_batch(recipe: Recipe, num_workers: int, num_rows: int | None = None) -
     if num_rows is None:
         return
     smallest = num_rows // -(-num_rows // size)
-    if smallest < num_workers:
+    if smallest < num_workers * (2 if recipe.augment.mixes else 1):  # mixing takes pairs
         raise RecipeError(
             f"global_batch_size={size} with {num_rows} training rows leaves steps of {smallest} rows for "
             f"{num_workers} workers; use a larger batch or fewer workers"

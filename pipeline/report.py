@@ -11,6 +11,7 @@ from pipeline.evaluate import Predictions
 from pipeline.manifest import Manifest
 from pipeline.shards import read_rows
 from pipeline.sources import digits
+from pipeline.timing import MEANINGS, STAGES, TRAINING, WAITING, training_seconds, waiting_seconds
 
 REPORT_NAME = "report.html"
 _NUM_MISTAKES = 24
@@ -34,6 +35,9 @@ def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Pr
         pairs=confused_pairs(matrix, data.classes),
         classes=sorted(((v["recall"], v["rows"], name) for name, v in result["val"]["per_class"].items())),
         curves=_curves(result),
+        time_bars=_time_bars(result),
+        time_words=_time_words(result),
+        stages=[(name, result["seconds"][name], MEANINGS[name]) for name in STAGES if result["seconds"].get(name)],
         bars=_recall_bars(result),
         matrix=_matrix(matrix, data.classes) if len(data.classes) <= _MAX_MATRIX_CLASSES else None,
         mistakes=_mistakes(dataset, data, predictions),
@@ -95,6 +99,29 @@ def _curves(result: dict[str, Any]) -> list[tuple[str, str]]:
     axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     pictures.append((svg(figure), "Learning rate over the epochs"))
     return pictures
+
+
+def _time_words(result: dict[str, Any]) -> str:
+    """Returns the sentence that says what to conclude."""
+    seconds, trained = result["seconds"], training_seconds(result["seconds"])
+    waited = waiting_seconds(seconds) / trained
+    largest = max(TRAINING, key=lambda name: seconds.get(name, 0.0))
+    text = f"{largest} took {seconds[largest] / trained:.0%} of the {trained:,.0f} s of training"
+    if waited < 0.02:
+        return f"{text}; the data were there nearly always ({waited:.1%} of the time was spent waiting for them)."
+    slowest = max(WAITING, key=lambda name: seconds.get(name, 0.0))
+    return f"{text}; {waited:.0%} was spent waiting for data, most of it for {slowest}."
+
+
+def _time_bars(result: dict[str, Any]) -> str:
+    stages = [name for name in reversed(STAGES) if result["seconds"].get(name)]
+    values = [result["seconds"][name] for name in stages]
+    figure, axes = new_axes(5.2, 0.8 + 0.3 * len(stages))
+    bars = axes.barh(stages, values, color=[ORANGE if name in WAITING else BLUE for name in stages])
+    axes.bar_label(bars, [f"{value:,.1f} s" for value in values], padding=3, color=GREY)
+    axes.margins(x=0.18)
+    axes.set(xlabel="seconds (orange: waiting for data)")
+    return svg(figure)
 
 
 def _recall_bars(result: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import checkpoint, evaluate, shards, storage
+from pipeline import checkpoint, evaluate, shards, storage, timing
 from pipeline.manifest import Manifest
+from pipeline.rows import load_index
 from pipeline.train import MODEL_NAME, PREDICTIONS_NAME, TrainJob
 
 RESULT_NAME = "result.json"
@@ -51,9 +52,11 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
         "decoder": job.decoder,
         "epochs": state["epochs"],
         "steps": state["step"],
-        "train_seconds": state["train_seconds"],
-        "images_per_second": state["epochs"] * train_rows / state["train_seconds"],
-        "data_wait_fraction": state["wait_seconds"] / state["train_seconds"],
+        "train_seconds": (trained := timing.training_seconds(state["seconds"])),
+        "images_per_second": state["epochs"] * train_rows / trained,
+        "data_wait_fraction": timing.waiting_seconds(state["seconds"]) / trained,
+        "seconds": state["seconds"],
+        "quarantined": quarantined(job.dataset, data, state["quarantined"]),
         "val": evaluate.metrics(predictions, data.classes),
         "val_without_leaked": without_leaked(job.dataset, data, predictions),
         "history": state["history"],
@@ -77,6 +80,21 @@ def without_leaked(dataset: str, data: Manifest, predictions: evaluate.Predictio
     right = predictions.classes[clean, 0] == predictions.label[clean]
     correct, count = int(right.sum()), int(clean.sum())
     return {"rows": count, "correct": correct, "top1": correct / count}
+
+
+def quarantined(dataset: str, data: Manifest, rows: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    """Returns split, row, key and place of each image that training or evaluation left out."""
+    lines = []
+    for split in data.splits:
+        numbers = np.array([row for name, row in rows if name == split], dtype=np.int64)
+        if len(numbers):
+            index = load_index(dataset, data.split(split))
+            keys = shards.read_rows(dataset, data.split(split), numbers, ("key",))["key"].to_pylist()
+            lines += [
+                {"split": split, "row": row, "key": key, "place": index.place(row)}
+                for row, key in zip(numbers.tolist(), keys, strict=True)
+            ]
+    return lines
 
 
 def write_result(run: str, result: dict[str, Any]) -> str:

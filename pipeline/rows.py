@@ -21,6 +21,7 @@ from pipeline.manifest import Split
 from pipeline.shards import Rows, read_tables
 
 REMOTE_READERS = 32
+_CHANGED = "not the bytes that were ingested (CRC-32)"
 _REMEDY = "jobs/verify.py lists all that is damaged: restore it, or ingest again"
 _COLUMNS = ["key", "label", "height", "width", "bytes", "offset", "crc32"]
 
@@ -71,17 +72,23 @@ def load_index(uri: str, split: Split) -> RowIndex:
     )
 
 
-def read_images(index: RowIndex, rows: Rows) -> list[memoryview]:
-    """Returns the stored bytes of rows, in their order. Raises DatasetError, with the place, if they have changed."""
+def read_images(index: RowIndex, rows: Rows, corrupt: set[int] | None = None) -> list[memoryview]:
+    """Returns the stored bytes of rows, in their order. Raises DatasetError, with the place, if they have changed.
+
+    corrupt: a set, to note where in `rows` there are changed bytes, instead.
+    """
     numbers = zip(index.shard[rows].tolist(), index.offset[rows].tolist(), index.length[rows].tolist(), strict=True)
     if storage.is_local(index.paths[0]):
         images = _read_local(index, rows, list(numbers))
     else:
         places = [(index.paths[shard], offset, length) for shard, offset, length in numbers]
         images = list(_readers(os.getpid()).map(partial(_read_range, index), rows.tolist(), places))
-    for row, image, expected in zip(rows.tolist(), images, index.crc32[rows].tolist(), strict=True):
+    for number, (image, expected) in enumerate(zip(images, index.crc32[rows].tolist(), strict=True)):
         if zlib.crc32(image) != expected:
-            raise DatasetError(f"{index.place(row)}: not the bytes that were ingested (CRC-32); {_REMEDY}")
+            if corrupt is None:
+                instead = "--on-corrupt quarantine goes on without such images"
+                raise DatasetError(f"{index.place(int(rows[number]))}: {_CHANGED}; {_REMEDY}; {instead}")
+            corrupt.add(number)
     return images
 
 

@@ -6,12 +6,11 @@ it leaves behind lies below the job's run URI: checkpoints, `model.pt`, `predict
 
 import copy
 import json
-import math
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -27,11 +26,14 @@ from pipeline.decode import DecoderName, best_decoder
 from pipeline.errors import CheckpointError, RecipeError
 from pipeline.loader import Batch, EvaluateUnits, Resident, TrainUnits, View
 from pipeline.manifest import Manifest
+from pipeline.meter import Meter, RayMetrics
+from pipeline.mix import Normalise, on_device
 from pipeline.models import FastResNet, make_model
 from pipeline.optim import learning_rate_factor, make_optimizers, sample_losses, set_learning_rates
 from pipeline.order import Order
 from pipeline.progress import Progress, silent
-from pipeline.recipes import Recipe, check_batch
+from pipeline.recipes import OnCorrupt, Recipe, check_batch
+from pipeline.timing import remark
 
 CONFIG_NAME, MODEL_NAME, PREDICTIONS_NAME = "config.json", "model.pt", "predictions.parquet"
 FIT_EPOCHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32)
@@ -41,7 +43,10 @@ _WHITENING_IMAGES = 5000
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A training run. dataset and run are absolute URIs; num_workers 0 means in this process; decoder: on all nodes."""
+    """A training run. dataset and run are absolute URIs; num_workers 0 means in this process; decoder: on all nodes.
+
+    on_corrupt: "stop", or "quarantine" to go on without images whose bytes have changed; they are counted and named.
+    """
 
     dataset: str
     run: str
@@ -51,6 +56,7 @@ class TrainJob:
     use_gpu: bool = False
     cpus_per_worker: float = 1.0
     trace_rows: bool = False
+    on_corrupt: OnCorrupt = "stop"
     decoder: DecoderName = field(default_factory=best_decoder)
     progress: Progress = silent
 
@@ -66,23 +72,6 @@ class TrainJob:
         return identity
 
 
-class Normalise(nn.Module):
-    """uint8 [N, 3, S, S] -> float32 of the same shape: (x / 255 - mean) / std, on the device."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        mean, std = torch.tensor(recipe.pixel_mean), torch.tensor(recipe.pixel_std)
-        self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
-        self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Keeps the memory format."""
-        return torch.addcmul(self.shift, images.to(self.scale.device, non_blocking=True).float(), self.scale)
-
-
 # --- the loop ----------------------------------------------------------------------------------------------------
 
 
@@ -90,6 +79,7 @@ def train_loop(config: dict[str, Any]) -> None:
     """What each worker runs. config: {"job": TrainJob}."""
     import ray.train.torch
 
+    begin = time.perf_counter()
     job: TrainJob = config["job"]
     recipe, context = job.recipe, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -101,7 +91,7 @@ def train_loop(config: dict[str, Any]) -> None:
     data = manifest.load(job.dataset)
     torch.manual_seed(job.seed)
     net = make_model(recipe.model, len(data.classes), recipe.image_size_px)
-    normalise = Normalise(recipe).to(device)
+    normalise = Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
     batches = Batches(job, data, world_size, rank, device, progress)
     resumed = checkpoint.latest(job.run)
     if resumed is None and isinstance(net, FastResNet):
@@ -110,16 +100,24 @@ def train_loop(config: dict[str, Any]) -> None:
     model = ray.train.torch.prepare_model(net)
     optimizers = make_optimizers(net, recipe.optimizer, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     autocast = make_autocast(recipe, device)
+    order = batches.order
 
-    def train_step(batch: Batch, factor: float, global_rows: int) -> Tensor:
+    def train_step(batch: Batch, step: int, factor: float) -> Tensor:
         """One step of gradient descent; returns the sum of this rank's sample losses."""
         set_learning_rates(optimizers, factor)
+        epoch = step // order.steps_per_epoch
+        mixed = on_device(
+            batch.images, batch.labels, batch.positions, normalise, recipe.augment, job.seed, epoch, batch.keys
+        )
         with autocast():
-            logits = model(normalise(batch.images))
-        losses = sample_losses(recipe.loss, logits.float(), batch.labels.to(device), recipe.label_smoothing)
+            logits = model(mixed.images).float()
+        losses = sample_losses(recipe.loss, logits, batch.labels, recipe.label_smoothing)
+        if mixed.share is not None and mixed.partner is not None:
+            others = sample_losses(recipe.loss, logits, mixed.partner, recipe.label_smoothing)
+            losses = mixed.share * losses + (1 - mixed.share) * others
         total = losses.sum()
         # DDP averages gradients over the ranks; this makes that the mean over the global batch, however it is split.
-        (total * (world_size / global_rows)).backward()
+        (total * (world_size / order.batch_size(step))).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -132,40 +130,49 @@ def train_loop(config: dict[str, Any]) -> None:
         progress("fit", 0, 0, "timing a few steps")
         state.epochs = _fit_epochs(job, net, optimizers, train_step, batches)
         progress("fit", 1, 1, f"{state.epochs} epochs fit in {recipe.fit_seconds:g} s")
-    order = batches.order
     num_steps, steps_per_epoch = state.epochs * order.steps_per_epoch, order.steps_per_epoch
     warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
     report_every = max(1, steps_per_epoch // _HISTORY_POINTS_PER_EPOCH)
     trace = _Trace(job, data, rank, world_size, state.step) if job.trace_rows else None
 
-    stream = batches.training(state.step, num_steps)
-    meter = _Meter(state)
+    stream, published = batches.training(state.step, num_steps), RayMetrics(storage.basename(job.run))
+    meter = Meter(state.seconds, device, world_size, time.perf_counter() - begin)
     while state.step < num_steps:
         model.train()
         step = state.step
-        with meter.waiting():
-            batch = next(stream)
+        batch = meter.next_batch(stream)
         if trace:
             trace.write(step, batch)
+        batch = batch.to(device)
+        meter.until_now("copy")
         torch.manual_seed(dropout_seed(job.seed, step, rank))
         factor = learning_rate_factor(recipe.schedule, step, num_steps, warmup_steps)
-        meter.add(train_step(batch, factor, order.batch_size(step)), order.batch_size(step))
+        meter.add(train_step(batch, step, factor), order.batch_size(step))
+        meter.until_now("compute")
         state.step = step + 1
 
         ends_epoch = state.step % steps_per_epoch == 0
         if state.step % report_every == 0 or ends_epoch:
-            state.history.append(meter.line(order, factor * recipe.learning_rate, world_size))
-            progress("train", state.step, num_steps, _remark(state.history[-1]))
+            state.history.append(meter.line(state.step, order, factor * recipe.learning_rate))
+            state.quarantined = batches.quarantined(state.quarantined)
+            progress("train", state.step, num_steps, _remark(state))
+            if rank == 0:
+                published.report(state.history[-1], len(state.quarantined))
         if ends_epoch and state.step < num_steps and batches.evaluates_after(state.step // steps_per_epoch):
-            meter.tick()
+            meter.until_now("other")
             scores = evaluate.metrics(_evaluate(net, batches, normalise, progress), data.classes)
             state.evaluations.append({"step": state.step, **{k: scores[k] for k in ("loss", "top1", "top5")}})
-            meter.skip()
+            meter.until_now("evaluate")
         if state.step % recipe.checkpoint_every_steps == 0 or ends_epoch:
-            meter.tick()
+            meter.settle()
+            state.quarantined = batches.quarantined(state.quarantined)
             _save(job, state, net, optimizers, rank)
+            meter.until_now("checkpoint")
 
     predictions = _evaluate(net, batches, normalise, progress)
+    meter.until_now("evaluate")
+    meter.settle()
+    state.quarantined = batches.quarantined(state.quarantined)
     if rank == 0:
         _write_outputs(job, data, net, state, world_size, predictions)
     ray.train.report({"step": state.step})  # a barrier: no worker leaves before the outputs are there
@@ -173,14 +180,17 @@ def train_loop(config: dict[str, Any]) -> None:
 
 @dataclass
 class _State:
-    """What a checkpoint holds besides weights: all that the rest of the run depends on, and what was seen so far."""
+    """What a checkpoint holds besides weights: all that the rest of the run depends on, and what was seen so far.
+
+    seconds: by stage (`timing.STAGES`); quarantined: (split, row) of each image that was left out.
+    """
 
     epochs: int
     step: int = 0
-    train_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    quarantined: list[tuple[str, int]] = field(default_factory=list)
 
 
 def _restore(saved: dict[str, Any], net: nn.Module, optimizers: list[torch.optim.Optimizer]) -> _State:
@@ -242,7 +252,7 @@ def _fit_epochs(job: TrainJob, net: nn.Module, optimizers: Any, train_step: Any,
     stream, seconds = batches.training(0, 7), []
     for step, batch in enumerate(stream):
         start = time.perf_counter()
-        train_step(batch, 1.0, batches.order.batch_size(step))
+        train_step(batch.to(batches.device), step, 1.0)
         if batches.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -256,70 +266,6 @@ def _fit_epochs(job: TrainJob, net: nn.Module, optimizers: Any, train_step: Any,
     epoch_seconds = float(slowest) * batches.order.steps_per_epoch * 1.05
     choices = [epochs for epochs in FIT_EPOCHS if epochs <= job.recipe.epochs]
     return max([epochs for epochs in choices if epochs * epoch_seconds <= job.recipe.fit_seconds], default=1)
-
-
-class _Meter:
-    """Keeps the run's seconds in its state, and rows, losses and seconds since the last line of the history."""
-
-    def __init__(self, state: _State) -> None:
-        self._state, self._last = state, time.perf_counter()
-        self._reset()
-
-    def _reset(self) -> None:
-        self._seconds = self._waited = 0.0
-        self._rows = 0
-        self._losses: list[Tensor] = []
-
-    def tick(self) -> None:
-        """Counts the time since the last tick or skip as training."""
-        now = time.perf_counter()
-        self._seconds += now - self._last
-        self._state.train_seconds += now - self._last
-        self._last = now
-
-    def skip(self) -> None:
-        """Leaves the time since the last tick out (an evaluation)."""
-        self._last = time.perf_counter()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time inside as waiting for data."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-        self._state.wait_seconds += time.perf_counter() - start
-
-    def add(self, loss_sum: Tensor, global_rows: int) -> None:
-        """Notes one step: the sum of this rank's losses, and the rows of the global batch."""
-        self._losses.append(loss_sum)
-        self._rows += global_rows
-
-    def line(self, order: Order, learning_rate: float, world_size: int) -> dict[str, float]:
-        """Returns a line of the history; sums the loss over the ranks. Raises RecipeError if it isn't finite."""
-        total = torch.stack(self._losses).sum()
-        if world_size > 1:
-            torch.distributed.all_reduce(total)
-        loss, step = float(total) / self._rows, self._state.step
-        if not math.isfinite(loss):
-            raise RecipeError(f"loss is {loss} at step {step}: training diverged; lower learning_rate")
-        self.tick()
-        line = {
-            "step": step,
-            "epoch": step / order.steps_per_epoch,
-            "loss": loss,
-            "learning_rate": learning_rate,
-            "images_per_second": self._rows / self._seconds,
-            "data_wait": self._waited / self._seconds,
-        }
-        self._reset()
-        return line
-
-
-def _remark(line: dict[str, float]) -> str:
-    return (
-        f"epoch {line['epoch']:.2f}  loss {line['loss']:.3f}  {line['images_per_second']:,.0f} images/s  "
-        f"waiting for data {line['data_wait']:.0%}"
-    )
 
 
 class _Trace:
@@ -339,6 +285,13 @@ class _Trace:
         self._file.write(json.dumps({"step": step, "keys": [self._keys[row] for row in batch.rows]}) + "\n")
 
 
+def _remark(state: _State) -> str:
+    line = state.history[-1]
+    text = f"epoch {line['epoch']:.2f}  loss {line['loss']:.3f}  {line['images_per_second']:,.0f} images/s  "
+    left_out = f"  {len(state.quarantined):,} images left out" if state.quarantined else ""
+    return text + remark(line["seconds"]) + left_out
+
+
 # --- data --------------------------------------------------------------------------------------------------------
 
 
@@ -351,22 +304,26 @@ class Batches:
         recipe = job.recipe
         self.job, self.data, self.world_size, self.rank, self.device = job, data, world_size, rank, device
         self.train, self.val = data.split("train"), data.split("val")
-        self.order = Order(
-            self.train.row_group_rows, job.seed, recipe.global_batch_size, recipe.shuffle_window_row_groups
-        )
+        groups, window = self.train.row_group_rows, recipe.shuffle_window_row_groups
+        self.order = Order(groups, job.seed, recipe.global_batch_size, window, pairs=recipe.augment.mixes)
+        self._corrupt: set[tuple[str, int]] = set()
         self.val_view = View(recipe.image_size_px, recipe.evaluate_resize_px, decoder=job.decoder)
-        self.train_view = replace(self.val_view, augment=recipe.augment, seed=job.seed)
+        self.train_view = replace(self.val_view, augment=recipe.augment, seed=job.seed, ramp=recipe.size_ramp)
         self.resident: dict[str, Resident] = {}
         if recipe.residency == "resident":
             for name, view in (("train", self.train_view), ("val", self.val_view)):
-                self.resident[name] = loader.load_resident(job.dataset, data.split(name), view, progress).to(device)
+                split = data.split(name)
+                whole = loader.load_resident(job.dataset, split, view, progress, job.on_corrupt)
+                self.resident[name] = whole.to(device)
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Yields this rank's batches of the steps from `first_step` to `num_steps`."""
         units = TrainUnits(self.order, num_steps, first_step, self.world_size, self.rank)
         if self.resident:
-            return loader.resident_batches(self.resident["train"], units, self.train_view)
-        return loader.stream_batches(self.job.dataset, self.train, units, self.train_view)
+            batches = loader.resident_batches(self.resident["train"], units, self.train_view)
+        else:
+            batches = loader.stream_batches(self.job.dataset, self.train, units, self.train_view, self.job.on_corrupt)
+        return self._noting("train", batches)
 
     def validation(self, progress: Progress) -> Iterator[Batch]:
         """Yields this rank's part of the val split."""
@@ -374,10 +331,23 @@ class Batches:
         if self.resident:
             batches = loader.resident_batches(self.resident["val"], units, self.val_view)
         else:
-            batches = loader.stream_batches(self.job.dataset, self.val, units, self.val_view)
-        for batch in batches:
+            batches = loader.stream_batches(self.job.dataset, self.val, units, self.val_view, self.job.on_corrupt)
+        for batch in self._noting("val", batches):
             yield batch
             progress("evaluate", batch.unit + 1, len(units))
+
+    def _noting(self, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._corrupt.update((split, row) for row in batch.corrupt.tolist())
+            yield batch
+
+    def quarantined(self, before: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Returns (split, row) of all images that any worker left out, those of `before` too. All ranks together."""
+        parts: list[Any] = [self._corrupt]
+        if self.job.on_corrupt == "quarantine" and self.world_size > 1:
+            parts = [None] * self.world_size
+            torch.distributed.all_gather_object(parts, self._corrupt)
+        return sorted({(split, row) for split, row in before}.union(*parts))
 
     def evaluates_after(self, epoch: int) -> bool:
         """Whether the curve gets a point after this many epochs: after each of the first two, then every other."""
@@ -401,7 +371,8 @@ def _evaluate(net: nn.Module, batches: Batches, normalise: nn.Module, progress: 
     if batches.world_size > 1:
         parts = [None] * batches.world_size
         torch.distributed.all_gather_object(parts, part)
-    return evaluate.merge(parts, batches.val.rows)
+    left_out = [row for split, row in batches.quarantined([]) if split == "val"]
+    return evaluate.merge(parts, batches.val.rows, left_out)
 
 
 def _write_outputs(

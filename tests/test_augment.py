@@ -7,7 +7,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.augment import augment_batch, crop_boxes, dropout_seed
+from pipeline import auto_augment
+from pipeline.augment import augment_batch, crop_boxes, dropout_seed, erase
 from pipeline.draws import Stream, uniform
 from pipeline.errors import RecipeError
 from pipeline.recipes import Augment
@@ -19,9 +20,10 @@ SPECS = {
     "rotation": Augment(rotation_degrees=30),
     "salt and pepper": Augment(salt_and_pepper=0.1),
     "jitter": Augment(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
-    "erasing": Augment(erase_probability=0.5),
+    "rand": Augment(auto="rand", rand_ops=2, rand_strength=20),
+    "trivial": Augment(auto="trivial"),
     "resized crop": Augment(resized_crop_area=(0.3, 1.0)),
-    "all": Augment((0.3, 1.0), (3 / 4, 4 / 3), 2, 0.5, 15, 0.05, 0.2, 0.2, 0.2, 0.05, 0.5),
+    "all": Augment((0.3, 1.0), (3 / 4, 4 / 3), 2, 0.5, 15, 0.05, 0.2, 0.2, 0.2, 0.05, auto="trivial"),
 }
 KEYS = np.arange(100, 164, dtype=np.uint64)
 
@@ -88,11 +90,60 @@ def test_salt_and_pepper_sets_the_stated_share_of_pixels(images: Tensor) -> None
 
 def test_erasing_hits_its_share_of_images_and_area(images: Tensor) -> None:
     white = torch.full((2000, 3, 32, 32), 255, dtype=torch.uint8)
-    erased = (augment_batch(white, Augment(erase_probability=0.5), 0, 0, np.arange(2000, dtype=np.uint64)) == 127)[:, 0]
+    erased = (erase(white, 0.5, 0, 0, np.arange(2000, dtype=np.uint64)) == 127)[:, 0]
     area = erased.float().mean(dim=(1, 2))
     assert abs((area > 0).float().mean().item() - 0.5) < 0.04
     assert area[area > 0].min() > 0.01
     assert area.max() < 0.4
+
+
+NAMES = {"color": "Color", "auto-contrast": "AutoContrast"}
+
+
+def their_name(ours: str) -> str:
+    return NAMES.get(ours, "".join(word.capitalize() for word in ours.split("-")))
+
+
+@pytest.mark.parametrize("name", auto_augment.OPERATIONS)
+@pytest.mark.parametrize("bin_", [0, 1, 9, 17, 30])
+def test_each_operation_is_torchvisions_at_each_strength(images: Tensor, name: str, bin_: int) -> None:
+    theirs = their_name(name)
+    for reference, ours in (
+        (v2.RandAugment(), auto_augment._rand_strength(name, bin_, 32)),
+        (v2.TrivialAugmentWide(), auto_augment._trivial_strength(name, bin_)),
+    ):
+        strengths, signed = reference._AUGMENTATION_SPACE[theirs]
+        values = strengths(31, 32, 32)
+        value = 0.0 if values is None else float(values[bin_])
+        assert ours == value
+        assert signed == (name in auto_augment._SIGNED)
+        for sign in (1, -1) if signed else (1,):
+            expected = reference._apply_image_or_video_transform(
+                images[5], theirs, sign * value, interpolation=v2.InterpolationMode.NEAREST, fill=reference._fill
+            )
+            assert torch.equal(auto_augment.apply(images[5], name, sign * value), expected)
+
+
+def test_the_tables_have_torchvisions_operations_and_all_are_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {their_name(name) for name in auto_augment.OPERATIONS}
+    assert names == set(v2.RandAugment()._AUGMENTATION_SPACE) == set(v2.TrivialAugmentWide()._AUGMENTATION_SPACE)
+    seen: list[tuple[str, float]] = []
+
+    def note(image: Tensor, name: str, value: float) -> Tensor:
+        seen.append((name, value))
+        return image
+
+    monkeypatch.setattr(auto_augment, "apply", note)
+    keys = np.arange(5000, dtype=np.uint64)
+    image = torch.zeros((3, 8, 8), dtype=torch.uint8)
+    for draws in uniform(0, 0, Stream.AUTO, keys, 4):
+        auto_augment.rand_augment(image, 2, 9, draws)
+    for draws in uniform(0, 1, Stream.AUTO, keys, 3):
+        auto_augment.trivial_augment(image, draws)
+    counts = {name: sum(name == other for other, _ in seen) for name in auto_augment.OPERATIONS}
+    assert all(abs(count - 15_000 / 14) < 150 for count in counts.values()), counts  # a standard deviation of 32
+    signs = [value < 0 for name, value in seen if name == "rotate"]
+    assert abs(np.mean(signs) - 0.5) < 0.05
 
 
 def test_resized_crops_are_distributed_as_torchvisions() -> None:

@@ -10,9 +10,9 @@ from pipeline import checkpoint, evaluate, loader, manifest
 from pipeline.errors import CheckpointError, ExactnessError
 from pipeline.evaluate import Predictions
 from pipeline.loader import Batch, EvaluateUnits, View
+from pipeline.mix import Normalise
 from pipeline.models import FastResNet
-from pipeline.recipes import make_recipe
-from pipeline.train import Normalise
+from pipeline.recipes import CIFAR_MEAN, CIFAR_STD
 
 CLASSES = tuple("abcdefg")
 
@@ -21,7 +21,8 @@ def random_predictions(num_rows: int = 500) -> tuple[Predictions, np.ndarray]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(num_rows, 7, generator=generator)
     labels = torch.randint(0, 7, (num_rows,), generator=generator)
-    batch = Batch(0, np.arange(num_rows), logits[:, :, None, None], labels)
+    rows = np.arange(num_rows)
+    batch = Batch(0, rows, logits[:, :, None, None], labels, rows.astype(np.uint64), rows, rows[:0])
     return evaluate.predict(nn.Flatten(), [batch], nn.Identity(), 7), logits.softmax(1).numpy()
 
 
@@ -62,13 +63,21 @@ def test_a_doubled_missing_or_foreign_row_stops_the_evaluation(rows: list[list[i
         evaluate.merge([part(some) for some in rows], 3)
 
 
+def test_rows_that_are_left_out_must_not_be_there_and_the_others_must() -> None:
+    assert evaluate.merge([part([2]), part([0])], 3, [1]).row.tolist() == [0, 2]
+    with pytest.raises(ExactnessError, match=r"more than once \[1\]"):
+        evaluate.merge([part([0, 1, 2])], 3, [1])
+    with pytest.raises(ExactnessError, match=r"missing \[2\]"):
+        evaluate.merge([part([0])], 3, [1])
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_totals_are_the_same_to_the_last_bit_for_any_number_of_workers(digits_dataset: str, world_size: int) -> None:
     split = manifest.load(digits_dataset).split("val")
     view = View(32, 32)
     data = loader.load_resident(digits_dataset, split, view)
     torch.manual_seed(0)
-    model, normalise = FastResNet(10).to(memory_format=torch.channels_last), Normalise(make_recipe("digits"))
+    model, normalise = FastResNet(10).to(memory_format=torch.channels_last), Normalise((0.3,) * 3, (0.35,) * 3)
 
     def totals(num_workers: int) -> dict[str, object]:
         parts = []
@@ -81,10 +90,9 @@ def test_totals_are_the_same_to_the_last_bit_for_any_number_of_workers(digits_da
 
 
 def test_normalising_is_the_textbooks() -> None:
-    recipe = make_recipe("cifar10")
     images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.pixel_mean, recipe.pixel_std))
-    out = Normalise(recipe)(images)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CIFAR_MEAN, CIFAR_STD))
+    out = Normalise(CIFAR_MEAN, CIFAR_STD)(images)
     assert torch.allclose(out, (images / 255 - mean) / std, atol=1e-5)
     assert out.is_contiguous(memory_format=torch.channels_last)
 

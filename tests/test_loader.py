@@ -112,10 +112,14 @@ def test_a_sample_does_not_depend_on_its_company(tree_dataset: str, decoder: Dec
         assert not np.array_equal(view.batch(index, rows, 5), together)
 
 
+KEYS = np.arange(20, dtype=np.uint64)
+
+
 def blocks_of(units: TrainUnits, sizes: list[int], damage: Any = None) -> Iterator[dict[str, Any]]:
     rows = np.concatenate([units.rows(unit) for unit in range(len(units))])
     numbers = np.concatenate([np.full(len(units.rows(unit)), unit) for unit in range(len(units))])
     columns = {"unit": numbers, "row": rows, "label": rows, "image": np.zeros((len(rows), 2, 2, 3), np.uint8)}
+    columns |= {"corrupt": np.zeros(len(rows), np.bool_), "making": np.zeros((len(rows), 5))}
     if damage is not None:
         columns = {name: damage(column) for name, column in columns.items()}
     stops = np.cumsum(sizes)
@@ -126,7 +130,7 @@ def blocks_of(units: TrainUnits, sizes: list[int], damage: Any = None) -> Iterat
 @pytest.mark.parametrize("sizes", [[5, 5, 5, 5], [20], [1] * 20, [7, 2, 11]])
 def test_units_are_made_of_blocks_of_any_size(sizes: list[int]) -> None:
     units = TrainUnits(Order((20,), 0, 5), 4)
-    batches = list(loader._units_from_blocks(blocks_of(units, sizes), units))
+    batches = list(loader._units_from_blocks(blocks_of(units, sizes), units, KEYS))
     assert [batch.rows.tolist() for batch in batches] == [units.rows(unit).tolist() for unit in range(4)]
 
 
@@ -141,7 +145,7 @@ def test_units_are_made_of_blocks_of_any_size(sizes: list[int]) -> None:
 def test_a_stream_out_of_order_stops_the_run(damage: Any) -> None:
     units = TrainUnits(Order((20,), 0, 5), 4)
     with pytest.raises(ExactnessError):
-        list(loader._units_from_blocks(blocks_of(units, [5, 5, 5, 5], damage), units))
+        list(loader._units_from_blocks(blocks_of(units, [5, 5, 5, 5], damage), units, KEYS))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ def reference(uri: str, units: Units, view: View, unit: int) -> Batch:
     index, rows = load_index(uri, manifest.load(uri).split("train")), units.rows(unit)
     images = view.batch(index, rows, units.epoch(unit))
     labels = index.label[rows].astype(np.int64)
-    return loader._as_batch(unit, {"row": rows, "label": labels, "image": images})
+    columns = {"row": rows, "label": labels, "image": images, "corrupt": rows < 0, "making": np.zeros((len(rows), 5))}
+    return loader._as_batch(unit, columns, index.key_hash)
 
 
 def test_streamed_and_resident_evaluation_see_the_same_pixels(tree_dataset: str) -> None:
