@@ -185,7 +185,7 @@ def limit(one: Pass) -> Generator[int]:
 
 
 def _decode_for_ever(one: Pass, queue: Any) -> None:
-    from pipeline.augment import crop_boxes
+    from pipeline.crops import crop_boxes
     from pipeline.decode import Views, best_decoder, decode_batch
     from pipeline.draws import Stream, uniform
     from pipeline.rows import load_index, read_images
@@ -210,11 +210,13 @@ def ours(one: Pass) -> Generator[int]:
     from pipeline import loader
     from pipeline.decode import best_decoder
     from pipeline.order import Order
+    from pipeline.units import TrainUnits
+    from pipeline.view import View
 
     split = manifest.load(one.data).split("train")
     order = Order(split.row_group_rows, 0, min(one.batch_size, split.rows))
-    units = loader.TrainUnits(order, 200 * order.steps_per_epoch)
-    view = loader.View(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
+    units = TrainUnits(order, 200 * order.steps_per_epoch)
+    view = View(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
     with command.ray_session(), closing(loader.stream_batches(one.data, split, units, view)) as stream:
         for batch in stream:
             yield len(batch.images)

@@ -6,7 +6,6 @@ work on uint8 and make the same draws.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,53 +15,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.auto_augment import rand_augment, trivial_augment
+from pipeline.crops import Draws, crop_boxes, flips
 from pipeline.draws import Keys, Stream, bits, uniform
 from pipeline.recipes import Augment
 
-Draws = npt.NDArray[np.float64]
-Ints = npt.NDArray[Any]
-
 _ANTIALIASED = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
-
-
-def crop_boxes(heights: Ints, widths: Ints, spec: Augment, draws: Draws) -> Ints:
-    """Returns int32 [N, 4]: top, left, height, width of random resized crops, as torchvision's RandomResizedCrop.
-
-    heights, widths: integers [N]; draws: float64 [N, 40] in [0, 1): for each of ten tries area, log aspect ratio and
-    top, then ten times left.
-    """
-    assert spec.resized_crop_area is not None
-    low, high = spec.resized_crop_area
-    log_low, log_high = (math.log(ratio) for ratio in spec.resized_crop_ratio)
-    heights, widths = heights.astype(np.int64), widths.astype(np.int64)
-    boxes = _central_boxes(heights, widths, spec.resized_crop_ratio)
-    todo = np.arange(len(heights))
-    for attempt in range(10):
-        height, width, draw = heights[todo], widths[todo], draws[todo]
-        area = height * width * (low + (high - low) * draw[:, 3 * attempt])
-        ratio = np.exp(log_low + (log_high - log_low) * draw[:, 3 * attempt + 1])
-        w, h = np.rint(np.sqrt(area * ratio)).astype(np.int64), np.rint(np.sqrt(area / ratio)).astype(np.int64)
-        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-        top = (draw[:, 3 * attempt + 2] * (height - h + 1)).astype(np.int64)
-        left = (draw[:, 30 + attempt] * (width - w + 1)).astype(np.int64)
-        boxes[todo[fits]] = np.stack([top, left, h, w], axis=1)[fits]
-        todo = todo[~fits]
-        if not len(todo):
-            break
-    return boxes.astype(np.int32)
-
-
-def _central_boxes(heights: Ints, widths: Ints, ratios: tuple[float, float]) -> npt.NDArray[np.int64]:
-    """What torchvision takes when no try fits: the middle, cut down to the nearest ratio that is allowed."""
-    ratio = widths / heights
-    h = np.where(ratio < ratios[0], np.rint(widths / ratios[0]), heights).astype(np.int64)
-    w = np.where(ratio > ratios[1], np.rint(heights * ratios[1]), widths).astype(np.int64)
-    return np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
-
-
-def flips(spec: Augment, seed: int, epoch: int, keys: Keys) -> npt.NDArray[np.bool_]:
-    """Returns bool [N]: which samples are mirrored."""
-    return np.asarray(uniform(seed, epoch, Stream.FLIP, keys)[:, 0] < spec.flip_probability)
 
 
 def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: int, keys: Keys) -> Tensor:

@@ -1,16 +1,15 @@
 """Carries out the order: uint8 batches, from memory or by Ray Data, from any global step on.
 
-A `Units` value says which rows each unit of work holds: a training unit is one rank's part of one global batch,
-an evaluation unit a run of consecutive rows. Both ways of loading take the same units and yield the same batches.
+Both ways of loading take the same units and yield the same batches.
 A stream spans all epochs: it has one start, at the step to resume from, and no pause between epochs.
 """
 
-import ctypes
+import queue
 import threading
 import warnings
 from collections.abc import Generator, Iterator
-from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,25 +17,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.augment import augment_batch, crop_boxes, flips
-from pipeline.decode import DecoderName, Views, check_decoder, decode_batch
-from pipeline.draws import Keys, Stream, uniform
+from pipeline import errors
+from pipeline.augment import augment_batch
+from pipeline.draws import Keys
 from pipeline.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.manifest import Manifest, Split
-from pipeline.order import Order, Rows
+from pipeline.order import Rows
 from pipeline.progress import Progress, silent
-from pipeline.recipes import Augment, OnCorrupt, SizeRamp
-from pipeline.rows import RowIndex, load_index, read_images
-from pipeline.timing import Making, Stopwatch
+from pipeline.recipes import OnCorrupt
+from pipeline.rows import load_index
+from pipeline.timing import Making
+from pipeline.units import Units
+from pipeline.view import UnitTask, View
 
-_STREAM_TASKS_AHEAD = 2
+Block = dict[str, npt.NDArray[Any]]
+_BLOCKS_AHEAD = 2
 _TASK_CPUS = 0.5  # two tasks on a CPU: one decodes while the other reads, or is between two units
 # Ray Data plans every task of a stream before it starts, 1.3 ms each: a task makes several units of a long stream,
 # as many as leave this number of tasks, or as fit in this many bytes.
 _STREAM_TASKS = 2048
 _STREAM_TASK_BYTES = 256 << 20
 _RESIDENT_ROWS = 1000
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 # Ray's blocks are read-only shared memory; nothing writes into a batch, so no copy is made to please torch.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -64,111 +65,6 @@ class Batch:
         """Returns the batch with images and labels on `device`."""
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels))
         return replace(self, images=images, labels=labels)
-
-
-@dataclass(frozen=True)
-class TrainUnits:
-    """The units of one rank: unit u is its part of global step `first_step + u`, up to `num_steps` in all."""
-
-    order: Order
-    num_steps: int
-    first_step: int = 0
-    world_size: int = 1
-    rank: int = 0
-
-    def __len__(self) -> int:
-        return self.num_steps - self.first_step
-
-    def rows(self, unit: int) -> Rows:
-        """Row indices of a unit."""
-        return self.order.rows(self.first_step + unit, self.world_size, self.rank)
-
-    def epoch(self, unit: int) -> int:
-        """Epoch of a unit."""
-        return (self.first_step + unit) // self.order.steps_per_epoch
-
-
-@dataclass(frozen=True)
-class EvaluateUnits:
-    """Runs of `unit_rows` consecutive rows, dealt to the ranks in turn.
-
-    The runs are the same for any number of workers, so each row is computed in the same company and every worker
-    count gives the same numbers to the last bit.
-    """
-
-    num_rows: int
-    unit_rows: int
-    world_size: int = 1
-    rank: int = 0
-
-    def __len__(self) -> int:
-        num_runs = -(-self.num_rows // self.unit_rows)
-        return len(range(self.rank, num_runs, self.world_size))
-
-    def rows(self, unit: int) -> Rows:
-        """Row indices of a unit."""
-        start = (self.rank + unit * self.world_size) * self.unit_rows
-        return np.arange(start, min(start + self.unit_rows, self.num_rows), dtype=np.int64)
-
-    def epoch(self, unit: int) -> int:
-        """Evaluation knows no epochs."""
-        return 0
-
-
-Units = TrainUnits | EvaluateUnits
-
-
-@dataclass(frozen=True)
-class View:
-    """How stored images become samples: `augment`, `seed` and `ramp` in training, None for evaluation."""
-
-    size_px: int
-    resize_px: int
-    augment: Augment | None = None
-    seed: int = 0
-    decoder: DecoderName = "simplejpeg"
-    ramp: SizeRamp | None = None
-
-    def size_at(self, epoch: int) -> int:
-        """Returns the size S of the samples of an epoch, in pixels."""
-        return self.ramp.size_px(epoch, self.size_px) if self.ramp and self.augment is not None else self.size_px
-
-    def batch(
-        self, index: RowIndex, rows: Rows, epoch: int, corrupt: set[int] | None = None, watch: Stopwatch | None = None
-    ) -> npt.NDArray[np.uint8]:
-        """Reads, decodes and augments rows. Returns uint8 [N, S, S, 3], the same whatever the company.
-
-        corrupt: a set, to note where in `rows` an image can't be used, instead of raising DatasetError; it is black
-        then. watch: counts the seconds.
-        """
-        watch = watch or Stopwatch()
-        with watch.stage("storage"):
-            images = read_images(index, rows, corrupt)
-        with watch.stage("decode"):
-            views, spec = self._views(index, rows, epoch)
-            scaled = self.augment is not None and self.augment.resized_crop_area is not None
-            pixels = decode_batch(images, views, lambda n: index.place(int(rows[n])), self.decoder, scaled, corrupt)
-        if spec is None or not spec.changes_samples:
-            return pixels
-        with watch.stage("augment"):
-            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-            augmented = augment_batch(batch, spec, self.seed, epoch, index.key_hash[rows])
-            return augmented.permute(0, 2, 3, 1).contiguous().numpy()
-
-    def _views(self, index: RowIndex, rows: Rows, epoch: int) -> tuple[Views, Augment | None]:
-        """Returns what is decoded, and what of the augmentation is left to do then."""
-        sizes = np.stack([index.height[rows], index.width[rows]], axis=1)
-        spec, keys, size = self.augment, index.key_hash[rows], self.size_at(epoch)
-        if spec is None:
-            return Views.centred(size, self.resize_px, sizes), None
-        if spec.resized_crop_area is None:
-            return Views.centred(size, size, sizes), spec
-        boxes = crop_boxes(sizes[:, 0], sizes[:, 1], spec, uniform(self.seed, epoch, Stream.RESIZED_CROP, keys, 40))
-        mirror = np.zeros(len(rows), dtype=np.bool_)
-        if not spec.crop_padding_px:  # else crop and flip are one step, later
-            mirror = flips(spec, self.seed, epoch, keys)
-            spec = replace(spec, flip_probability=0.0)
-        return Views.crops(size, sizes, boxes, mirror.astype(np.int32)), replace(spec, resized_crop_area=None)
 
 
 # --- resident: the decoded split in memory -----------------------------------------------------------------------
@@ -232,39 +128,6 @@ def _readable(unit: int, corrupt: npt.NDArray[np.bool_]) -> Rows:
 # --- stream: Ray Data tasks read, decode and augment -------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _UnitTask:
-    """Makes the batch of one unit; runs in a Ray task on any CPU of the cluster."""
-
-    index: Any  # an ObjectRef of RowIndex
-    units: Units
-    view: View
-    on_corrupt: OnCorrupt
-
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """batch: {"id": int64 [1]}. Returns unit, row, label: int64 [N]; image: uint8 [N, S, S, 3]; corrupt: bool [N];
-        making: float64 [N, 5], the same for each (`timing.Making`)."""
-        import ray
-
-        torch.set_num_threads(1)  # there are others beside it
-        _keep_memory()
-        check_decoder(self.view.decoder)
-        unit, watch = int(batch["id"][0]), Stopwatch()
-        rows, index = self.units.rows(unit), ray.get(self.index)
-        left_out: set[int] | None = set() if self.on_corrupt == "quarantine" else None
-        images = self.view.batch(index, rows, self.units.epoch(unit), left_out, watch)
-        corrupt = np.zeros(len(rows), dtype=np.bool_)
-        corrupt[sorted(left_out or ())] = True
-        return {
-            "unit": np.full(len(rows), unit),
-            "row": rows,
-            "label": index.label[rows].astype(np.int64),
-            "image": images,
-            "corrupt": corrupt,
-            "making": np.tile(np.array(astuple(watch.making())), (len(rows), 1)),
-        }
-
-
 def stream_batches(
     uri: str, split: Split, units: Units, view: View, on_corrupt: OnCorrupt = "stop"
 ) -> Generator[Batch]:
@@ -281,33 +144,53 @@ def stream_batches(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     index = load_index(uri, split)
-    task = _UnitTask(ray.put(index), units, view, on_corrupt)
-    unit_bytes = max(1, len(units.rows(0)) * 3 * view.size_px**2)  # the largest: sizes only grow
-    context.target_max_block_size = max(1 << 20, unit_bytes)  # so that a task hands over unit by unit
-    num_tasks = num_stream_tasks(len(units), unit_bytes)
+    task = UnitTask(ray.put(index), units, view, on_corrupt)
+    context.target_max_block_size = 1  # so that a task hands over unit by unit: a row, which can't be split
+    num_tasks = num_stream_tasks(len(units), max(1, len(units.rows(0)) * 3 * view.size_px**2))
     numbers = [{"id": unit} for unit in range(len(units))]
     with ray.data.DataContext.current(context):  # a data set keeps a copy of the context it was made in
         # not `range`, whose reads are tasks of their own and start on half of the CPUs
         source = ray.data.from_items(numbers, override_num_blocks=num_tasks)
         dataset = source.map_batches(task, batch_size=1, num_cpus=_TASK_CPUS)
-    ahead, before = _STREAM_TASKS_AHEAD, set(threading.enumerate())
-    blocks = iter(dataset.iter_batches(batch_size=None, prefetch_batches=ahead, batch_format="numpy"))
+    # Ray's own prefetching gives a block out only when the next ones are there too.
+    blocks = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"))
+    with closing(_fetched(blocks)) as fetched:
+        yield from _units_from_blocks(fetched, units, index.key_hash)
+
+
+def _fetched(blocks: Generator[Block]) -> Generator[Block]:
+    """Yields the blocks, a few of which a thread fetches before they are asked for, as from other nodes."""
+    fetched: queue.Queue[Block | BaseException | None] = queue.Queue(maxsize=_BLOCKS_AHEAD)
+    unwanted = threading.Event()
+
+    def put(item: Block | BaseException | None) -> None:
+        while not unwanted.is_set():
+            with suppress(queue.Full):
+                fetched.put(item, timeout=0.1)
+                return
+
+    def fetch() -> None:
+        try:
+            for block in blocks:
+                put(block)
+                if unwanted.is_set():
+                    break
+            put(None)
+        except BaseException as error:  # raised again by the one who waits for it
+            put(error)
+        finally:
+            blocks.close()  # ends its tasks, also where nobody wants the rest
+
+    thread = threading.Thread(target=fetch, daemon=True, name="fetch-blocks")
+    thread.start()
     try:
-        yield from _units_from_blocks(blocks, units, index.key_hash)
+        while (item := fetched.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
     finally:
-        blocks.close()  # ends its tasks, also where nobody wants the rest, and tells its threads to end
-        for thread in set(threading.enumerate()) - before:
-            if thread.name == "iter_threaded":  # one that still asked for blocks after ray.shutdown() ended the process
-                thread.join(timeout=10)
-
-
-@lru_cache(maxsize=1)
-def _keep_memory() -> None:
-    """Has glibc keep what is freed: batches of the same size come again and again, and fresh pages cost 3 %."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        unwanted.set()
+        thread.join(timeout=10)  # one that still asked for blocks after ray.shutdown() would end the process
 
 
 def num_stream_tasks(num_units: int, unit_bytes: int) -> int:
@@ -317,30 +200,33 @@ def num_stream_tasks(num_units: int, unit_bytes: int) -> int:
     return -(-num_units // min(wanted, fitting))
 
 
-def _units_from_blocks(blocks: Iterator[dict[str, npt.NDArray[Any]]], units: Units, keys: Keys) -> Iterator[Batch]:
-    # A block usually is a unit, but Ray Data may split a large one or join small ones.
-    unit, held = 0, None
+def _units_from_blocks(blocks: Iterator[Block], units: Units, keys: Keys) -> Iterator[Batch]:
+    due = 0
     for block in blocks:
-        held = block if held is None else {name: np.concatenate([held[name], block[name]]) for name in block}
-        while unit < len(units) and len(held["row"]) >= len(expected := units.rows(unit)):
-            part = {name: column[: len(expected)] for name, column in held.items()}
-            held = {name: column[len(expected) :] for name, column in held.items()}
-            if not (np.array_equal(part["row"], expected) and (part["unit"] == unit).all()):
-                raise ExactnessError(f"unit {unit}: rows {part['row'][:8]}... came, {expected[:8]}... were due")
-            yield _as_batch(unit, part, keys)
-            unit += 1
-    if unit != len(units):
-        raise ExactnessError(f"the stream ended after {unit} of {len(units)} units")
+        for number, unit in enumerate(block["unit"].tolist()):
+            made = {name: column[number] for name, column in block.items()}
+            if made["error"]:
+                name, _, text = made["error"].partition(" ")
+                raise getattr(errors, name)(text)
+            expected = units.rows(due) if due < len(units) else np.empty(0, dtype=np.int64)
+            if unit != due or not np.array_equal(made["row"], expected):
+                raise ExactnessError(
+                    f"unit {unit} with rows {made['row'][:8]}... came, unit {due} with {expected[:8]}... was due"
+                )
+            yield _as_batch(unit, made, keys)
+            due += 1
+    if due != len(units):
+        raise ExactnessError(f"the stream ended after {due} of {len(units)} units")
 
 
-def _as_batch(unit: int, part: dict[str, npt.NDArray[Any]], keys: Keys) -> Batch:
-    making, corrupt = Making(*part["making"][0].tolist()), part["corrupt"]
-    positions, left_out = _readable(unit, corrupt), part["row"][corrupt]
+def _as_batch(unit: int, made: Block, keys: Keys) -> Batch:
+    positions = _readable(unit, made["corrupt"])
+    rows, images, labels = made["row"], made["image"], made["label"]
+    left_out = rows[made["corrupt"]]
     if len(left_out):
-        part = {name: column[positions] for name, column in part.items()}
-    images = torch.from_numpy(np.ascontiguousarray(part["image"])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(np.ascontiguousarray(part["label"]))
-    return Batch(unit, part["row"], images, labels, keys[part["row"]], positions, left_out, making)
+        rows, images, labels = rows[positions], images[positions], labels[positions]
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return Batch(unit, rows, pixels, torch.from_numpy(labels), keys[rows], positions, left_out, Making(*made["making"]))
 
 
 def check_stream_resources(num_workers: int, cpus_per_worker: float, total_cpus: float) -> None:

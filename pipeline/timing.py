@@ -1,8 +1,8 @@
 """Where the seconds go: by stage, in the tasks that make batches and in the loop that trains on them.
 
-The loop's seconds add up to its time on the wall. A second of waiting for a batch whose task had not begun is queue, for
-one that was already made hand-over; a second in between is blamed on storage, decode and augment, in the proportion in
-which this batch's making took them.
+The loop's seconds add up to its time on the wall. A second of waiting for a batch whose task had not begun is queue,
+for one that was already made hand-over; a second in between is blamed on storage, decode and augment, in the proportion
+in which this batch's making took them.
 """
 
 import time
@@ -42,7 +42,7 @@ class Making:
     def share(self, asked: float, arrived: float) -> dict[str, float]:
         """Returns whose the seconds of waiting from `asked` to `arrived` (since the epoch) are; they add up to that.
 
-        Clocks of different nodes may differ by milliseconds; what that moves is between queue, hand-over and the others.
+        Clocks of different nodes may differ by milliseconds, which moves as much between queue, hand-over and the rest.
         """
         arrived = max(asked, arrived)
         began, ended = (min(max(asked, when), arrived) for when in (self.started, self.ended))

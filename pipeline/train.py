@@ -24,7 +24,7 @@ from pipeline import checkpoint, evaluate, loader, manifest, shards, storage
 from pipeline.augment import dropout_seed
 from pipeline.decode import DecoderName, best_decoder
 from pipeline.errors import CheckpointError, RecipeError
-from pipeline.loader import Batch, EvaluateUnits, Resident, TrainUnits, View
+from pipeline.loader import Batch, Resident
 from pipeline.manifest import Manifest
 from pipeline.meter import Meter, RayMetrics
 from pipeline.mix import Normalise, on_device
@@ -34,6 +34,8 @@ from pipeline.order import Order
 from pipeline.progress import Progress, silent
 from pipeline.recipes import OnCorrupt, Recipe, check_batch
 from pipeline.timing import remark
+from pipeline.units import EvaluateUnits, TrainUnits
+from pipeline.view import View
 
 CONFIG_NAME, MODEL_NAME, PREDICTIONS_NAME = "config.json", "model.pt", "predictions.parquet"
 FIT_EPOCHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32)

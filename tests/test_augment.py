@@ -8,7 +8,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from pipeline import auto_augment
-from pipeline.augment import augment_batch, crop_boxes, dropout_seed, erase
+from pipeline.augment import augment_batch, dropout_seed, erase
+from pipeline.crops import crop_boxes
 from pipeline.draws import Stream, uniform
 from pipeline.errors import RecipeError
 from pipeline.recipes import Augment

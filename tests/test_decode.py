@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from pipeline import decode
-from pipeline.augment import crop_boxes
+from pipeline.crops import crop_boxes
 from pipeline.decode import MAX_ERROR, DecoderName, Views, best_decoder, decode_batch
 from pipeline.draws import Stream, uniform
 from pipeline.errors import ClusterError, DatasetError

@@ -9,10 +9,12 @@ from torch import nn
 from pipeline import checkpoint, evaluate, loader, manifest
 from pipeline.errors import CheckpointError, ExactnessError
 from pipeline.evaluate import Predictions
-from pipeline.loader import Batch, EvaluateUnits, View
+from pipeline.loader import Batch
 from pipeline.mix import Normalise
 from pipeline.models import FastResNet
 from pipeline.recipes import CIFAR_MEAN, CIFAR_STD
+from pipeline.units import EvaluateUnits
+from pipeline.view import View
 
 CLASSES = tuple("abcdefg")
 

@@ -1,5 +1,4 @@
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,13 @@ from torchvision.transforms import v2
 
 from pipeline import loader, manifest
 from pipeline.decode import DecoderName, best_decoder
-from pipeline.errors import ClusterError, ExactnessError
-from pipeline.loader import EvaluateUnits, TrainUnits, View
+from pipeline.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.order import Order
 from pipeline.recipes import Augment
 from pipeline.rows import load_index
 from pipeline.shards import read_rows
+from pipeline.units import EvaluateUnits, TrainUnits
+from pipeline.view import View
 
 
 def whole_split(uri: str, name: str) -> dict[str, list[Any]]:
@@ -115,37 +115,66 @@ def test_a_sample_does_not_depend_on_its_company(tree_dataset: str, decoder: Dec
 KEYS = np.arange(20, dtype=np.uint64)
 
 
-def blocks_of(units: TrainUnits, sizes: list[int], damage: Any = None) -> Iterator[dict[str, Any]]:
-    rows = np.concatenate([units.rows(unit) for unit in range(len(units))])
-    numbers = np.concatenate([np.full(len(units.rows(unit)), unit) for unit in range(len(units))])
-    columns = {"unit": numbers, "row": rows, "label": rows, "image": np.zeros((len(rows), 2, 2, 3), np.uint8)}
-    columns |= {"corrupt": np.zeros(len(rows), np.bool_), "making": np.zeros((len(rows), 5))}
-    if damage is not None:
-        columns = {name: damage(column) for name, column in columns.items()}
-    stops = np.cumsum(sizes)
-    for start, stop in zip(stops - sizes, stops, strict=True):
-        yield {name: column[start:stop] for name, column in columns.items()}
+def made(units: TrainUnits, unit: int) -> dict[str, Any]:
+    rows = units.rows(unit)
+    flat = {
+        "unit": np.array([unit]),
+        "row": rows[None],
+        "label": rows[None],
+        "making": np.zeros((1, 5)),
+        "error": np.array([""]),
+    }
+    return flat | {"image": np.zeros((1, len(rows), 2, 2, 3), np.uint8), "corrupt": np.zeros((1, len(rows)), np.bool_)}
 
 
-@pytest.mark.parametrize("sizes", [[5, 5, 5, 5], [20], [1] * 20, [7, 2, 11]])
-def test_units_are_made_of_blocks_of_any_size(sizes: list[int]) -> None:
+def joined(blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [4], [3, 1]])
+def test_a_block_may_hold_any_number_of_units(sizes: list[int]) -> None:
     units = TrainUnits(Order((20,), 0, 5), 4)
-    batches = list(loader._units_from_blocks(blocks_of(units, sizes), units, KEYS))
+    blocks, first = [], 0
+    for size in sizes:
+        blocks.append(joined([made(units, unit) for unit in range(first, first + size)]))
+        first += size
+    batches = list(loader._units_from_blocks(iter(blocks), units, KEYS))
     assert [batch.rows.tolist() for batch in batches] == [units.rows(unit).tolist() for unit in range(4)]
+    assert [batch.keys.tolist() for batch in batches] == [units.rows(unit).tolist() for unit in range(4)]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda column: column[::-1].copy(),
-        lambda column: np.concatenate([column[:3], column[2:-1]]),  # one doubled
-        lambda column: column[:-1],  # one lost
-    ],
-)
-def test_a_stream_out_of_order_stops_the_run(damage: Any) -> None:
+def test_corrupt_rows_are_taken_out_of_a_batch() -> None:
+    units = TrainUnits(Order((20,), 0, 5), 1)
+    block, rows = made(units, 0), units.rows(0)
+    block["corrupt"][0, [1, 4]] = True
+    (batch,) = loader._units_from_blocks(iter([block]), units, KEYS)
+    assert batch.rows.tolist() == batch.labels.tolist() == rows[[0, 2, 3]].tolist()
+    assert (batch.positions.tolist(), batch.corrupt.tolist()) == ([0, 2, 3], rows[[1, 4]].tolist())
+    assert len(batch.images) == 3
+
+
+def test_an_error_of_a_task_is_raised_as_it_was() -> None:
+    units = TrainUnits(Order((20,), 0, 5), 4)
+    block = made(units, 1) | {"error": np.array(["DatasetError a/b.parquet, row group 3: gone"])}
+    stream = loader._units_from_blocks(iter([made(units, 0), block]), units, KEYS)
+    next(stream)
+    with pytest.raises(DatasetError, match=r"^a/b\.parquet, row group 3: gone$"):
+        next(stream)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2, 3], [0, 1, 1, 2, 3], [0, 2, 3], [0, 1, 2, 3, 3]])
+def test_a_stream_out_of_order_stops_the_run(order: list[int]) -> None:
     units = TrainUnits(Order((20,), 0, 5), 4)
     with pytest.raises(ExactnessError):
-        list(loader._units_from_blocks(blocks_of(units, [5, 5, 5, 5], damage), units, KEYS))
+        list(loader._units_from_blocks((made(units, unit) for unit in order), units, KEYS))
+
+
+def test_a_batch_of_other_rows_stops_the_run() -> None:
+    units = TrainUnits(Order((20,), 0, 5), 4)
+    block = made(units, 0)
+    block["row"] = block["row"][:, ::-1]
+    with pytest.raises(ExactnessError, match="unit 0 with rows"):
+        list(loader._units_from_blocks(iter([block]), units, KEYS))
 
 
 @pytest.mark.parametrize(

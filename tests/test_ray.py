@@ -13,11 +13,13 @@ from pipeline import loader, manifest, result, train
 from pipeline.decode import best_decoder
 from pipeline.errors import DatasetError
 from pipeline.ingest import ingest, planned
-from pipeline.loader import Batch, EvaluateUnits, TrainUnits, Units, View
+from pipeline.loader import Batch
 from pipeline.order import Order
 from pipeline.plan import SHARD_BYTES
 from pipeline.recipes import Augment, make_recipe
 from pipeline.rows import load_index
+from pipeline.units import EvaluateUnits, TrainUnits, Units
+from pipeline.view import View
 from tests.conftest import ingest_here, make_tar, make_tree, shared, tree_files
 from tests.test_jobs import traced
 
@@ -81,7 +83,7 @@ def reference(uri: str, units: Units, view: View, unit: int) -> Batch:
     index, rows = load_index(uri, manifest.load(uri).split("train")), units.rows(unit)
     images = view.batch(index, rows, units.epoch(unit))
     labels = index.label[rows].astype(np.int64)
-    columns = {"row": rows, "label": labels, "image": images, "corrupt": rows < 0, "making": np.zeros((len(rows), 5))}
+    columns = {"row": rows, "label": labels, "image": images, "corrupt": rows < 0, "making": np.zeros(5)}
     return loader._as_batch(unit, columns, index.key_hash)
 
 

@@ -15,7 +15,7 @@ from pipeline.timing import STAGES, Making, Stopwatch, remark, training_seconds,
     ("making", "asked", "arrived", "expected"),
     [
         # began before it was asked for, ended 3 s after, 1 s on its way
-        (Making(1, 2, 1, started=6, ended=13), 10, 14, {"storage": 0.75, "decode": 1.5, "augment": 0.75, "hand-over": 1}),
+        (Making(1, 1, 2, started=6, ended=14), 10, 15, {"storage": 1, "decode": 1, "augment": 2, "hand-over": 1}),
         (Making(1, 2, 1, started=2, ended=6), 10, 14, {"hand-over": 4}),  # was made long ago
         (Making(0, 3, 0, started=11, ended=14), 10, 14, {"queue": 1, "decode": 3}),  # had not begun
         (Making(0, 0, 0, started=9, ended=12), 10, 14, {"hand-over": 4}),  # nothing of it took time
