@@ -4,7 +4,8 @@ uv run jobs/bench_loader.py --images ../shared/data/imagenet-fullsize-160.tar [-
 
 The limit is the decoder alone: as many processes as there are CPUs, images in memory, crops drawn beforehand, nothing
 handed over. All ways make uint8 batches of random resized crops (area 0.08 to 1) with flips. Each runs in a process of
-its own, in rounds of all ways in turn; what comes in the first seconds, while it starts, isn't counted. Peers that
+its own, in rounds of all ways in turn; what comes in the first seconds, while it starts, isn't counted. --resume and
+--soak-minutes ask other questions of the stream alone. Peers that
 aren't installed are left out, and named: `uv sync --group bench` installs them.
 """
 
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +52,8 @@ class Args:
     rounds: Annotated[int, command.option("of all ways in turn", "N", "3")] = 3
     only: Annotated[str | None, command.option("ways whose names begin so, besides the limit", "NAME", "all")] = None
     s3: Annotated[bool, command.option("also from a real S3 on loopback", "")] = False
+    resume: Annotated[bool, command.option("instead: begin at 90 % of an epoch, beside skipping up to it", "")] = False
+    soak_minutes: Annotated[float | None, command.option("instead: one stream for so long", "N", "no")] = None
     json_out: Annotated[str | None, command.option("where to write the figures", "FILE", "nowhere")] = None
     plot_out: Annotated[str | None, command.option("where to draw them, as SVG", "FILE", "nowhere")] = None
 
@@ -79,6 +82,13 @@ def main(args: Args) -> None:
             planned(tree, data, Settings(handling=Handling(checks="header")), progress=display) as plan,
         ):
             ingest(plan, progress=display)
+        one = Pass(OURS, data, f"{tree}/train", args.size_px, args.batch_size, args.seconds)
+        if args.soak_minutes:
+            soak(one, args.soak_minutes)
+            return
+        if args.resume:
+            resume(one)
+            return
         rates = run_all(args, data, f"{tree}/train", folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -207,19 +217,107 @@ def _decode_for_ever(one: Pass, queue: Any) -> None:
 
 def ours(one: Pass) -> Generator[int]:
     """This project's stream, as one training worker gets it."""
+    with command.ray_session(), closing(stream_from(one, 0)) as stream:
+        for batch in stream:
+            yield len(batch.images)
+
+
+def stream_from(one: Pass, first_step: int) -> Generator[Any]:
+    """Returns the batches of 200 epochs, from a step on."""
     from pipeline import loader
     from pipeline.decode import best_decoder
-    from pipeline.order import Order
     from pipeline.units import TrainUnits
     from pipeline.view import View
 
-    split = manifest.load(one.data).split("train")
-    order = Order(split.row_group_rows, 0, min(one.batch_size, split.rows))
-    units = TrainUnits(order, 200 * order.steps_per_epoch)
+    split, order = manifest.load(one.data).split("train"), order_of(one)
+    units = TrainUnits(order, 200 * order.steps_per_epoch, first_step)
     view = View(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
-    with command.ray_session(), closing(loader.stream_batches(one.data, split, units, view)) as stream:
-        for batch in stream:
-            yield len(batch.images)
+    return loader.stream_batches(one.data, split, units, view)
+
+
+def order_of(one: Pass) -> Any:
+    """Returns the order of the pass, seed 0."""
+    from pipeline.order import Order
+
+    split = manifest.load(one.data).split("train")
+    return Order(split.row_group_rows, 0, min(one.batch_size, split.rows))
+
+
+# --- other questions than how fast -------------------------------------------------------------------------------
+
+
+def resume(one: Pass) -> None:
+    """Prints what it takes to begin at 90 % of an epoch, beside drawing and throwing away all batches before."""
+    import ray
+    import ray.data  # loading modules isn't the question
+
+    from pipeline import loader  # noqa: F401
+    from pipeline.rows import load_index
+
+    order = order_of(one)
+    step = round(0.9 * order.steps_per_epoch)
+    index = load_index(one.data, manifest.load(one.data).split("train"))
+
+    @ray.remote(num_cpus=0.5)  # type: ignore[untyped-decorator]
+    def nothing() -> None:
+        pass
+
+    rows = []
+    for name, first, skipped in (("from the step on", step, 0), ("skipping up to it", 0, step)):
+        with command.ray_session():
+            ray.get([nothing.remote() for _ in range(16)])  # Ray's own start isn't the question
+            start, num_bytes = time.perf_counter(), 0
+            with closing(stream_from(one, first)) as stream:
+                for number in range(skipped + 1):
+                    batch = next(stream)
+                    num_bytes += int(index.length[batch.rows].sum())
+                    seconds = time.perf_counter() - start
+                    if number == skipped:
+                        break
+            assert np.array_equal(batch.rows, order.rows(step))
+            rows.append((name, f"first batch after {seconds:6.1f} s, {num_bytes / 1e6:9,.1f} MB read up to its end"))
+    command.print_table(f"\nstep {step} of {order.steps_per_epoch}, {order.num_rows:,} rows", rows)
+
+
+def soak(one: Pass, minutes: float) -> None:
+    """Prints speed and memory of one stream, ten times in `minutes`, beginning when it has been on its way a minute."""
+    with command.ray_session(), closing(stream_from(one, 0)) as stream:
+        begin = time.perf_counter()
+        while time.perf_counter() < begin + min(60, minutes * 6):
+            next(stream)
+        rates, memory = [], []
+        for number in range(10):
+            start, count = time.perf_counter(), 0
+            while time.perf_counter() < start + minutes * 6:
+                count += len(next(stream).images)
+            rates.append(count / (time.perf_counter() - start))
+            memory.append(tree_megabytes(os.getpid()))
+            command.console.print(f"{number + 1:3}/10  {rates[-1]:,.0f} images/s  {memory[-1]:,.0f} MB")
+    title = f"\none stream for {minutes:g} minutes"
+    change = f"{rates[0]:,.0f} -> {rates[-1]:,.0f} images/s, {memory[0]:,.0f} -> {memory[-1]:,.0f} MB"
+    command.print_table(title, [("first and last tenth", change), ("most memory", f"{max(memory):,.0f} MB")])
+
+
+def process_tree(root: int) -> list[int]:
+    """Returns a process and all below it."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            children.setdefault(int(path.read_text().rsplit(")")[-1].split()[1]), []).append(int(path.parent.name))
+    found = [root]
+    for process in found:
+        found += children.get(process, [])
+    return found
+
+
+def tree_megabytes(root: int) -> float:
+    """Returns the memory of a process and all below it, what they share counted once (Pss), in MB."""
+    total = 0
+    for process in process_tree(root):
+        with suppress(OSError):
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1e3
 
 
 LIMIT, OURS, OURS_S3 = "limit: decoder alone", "this project", "this project, from S3"
