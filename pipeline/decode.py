@@ -1,7 +1,7 @@
 """JPEGs -> uint8 batch: crop, antialiased resize and flip in one go, by the kernel or, without it, a library.
 
-The kernel (`native/decode.c`) decodes the rows and columns of the crop alone, at 1/2, 1/4 or 1/8 where the crop stays
-half as large again as the output. It is compiled at first use, in a second, beside its source, where there are a C
+The kernel (`native/decode.c`) decodes the rows and columns of the crop alone, photographs by its own code, the rest by
+libjpeg-turbo. It is compiled at first use, in a second, beside its source, where there are a C
 compiler and libjpeg-turbo's headers. Without them simplejpeg decodes in full and torchvision crops and resizes. Both
 stay within MAX_ERROR of torchvision's own decode and antialiased resize (tests/test_decode.py), but they don't give
 the same pixels, so a run uses one of them on all nodes, and says which.
@@ -161,7 +161,7 @@ def _run_kernel(encoded: Sequence[Buffer], views: Views, scaled: bool, out: Batc
 @lru_cache(maxsize=1)
 def _kernel() -> Any:
     """Returns the loaded kernel, compiled if it isn't there yet, or None."""
-    source = _SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in sorted(_SOURCE.parent.glob("*.[ch]")))
     name = f"decode-{hashlib.sha256(source + ' '.join(_FLAGS).encode()).hexdigest()[:16]}.so"
     library = _SOURCE.with_name(name)
     return ctypes.CDLL(str(library)) if library.exists() or _compile(library) else None

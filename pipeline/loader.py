@@ -33,10 +33,8 @@ from pipeline.view import UnitTask, View
 Block = dict[str, npt.NDArray[Any]]
 _BLOCKS_AHEAD = 2
 _TASK_CPUS = 0.5  # two tasks on a CPU: one decodes while the other reads, or is between two units
-# Ray Data plans every task of a stream before it starts, 1.3 ms each: a task makes several units of a long stream,
-# as many as leave this number of tasks, or as fit in this many bytes.
-_STREAM_TASKS = 2048
-_STREAM_TASK_BYTES = 256 << 20
+# Ray Data plans every task of an execution before it starts, and keeps some kilobytes of each that it ever did.
+_RUN_UNITS, _RUNS_OVERLAP = 1024, 64
 _RESIDENT_ROWS = 1000
 
 # Ray's blocks are read-only shared memory; nothing writes into a batch, so no copy is made to please torch.
@@ -140,64 +138,82 @@ def stream_batches(
 
     if not len(units):
         return
-    context = ray.data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
     index = load_index(uri, split)
     task = UnitTask(ray.put(index), units, view, on_corrupt)
-    context.target_max_block_size = 1  # so that a task hands over unit by unit: a row, which can't be split
-    num_tasks = num_stream_tasks(len(units), max(1, len(units.rows(0)) * 3 * view.size_px**2))
-    numbers = [{"id": unit} for unit in range(len(units))]
-    with ray.data.DataContext.current(context):  # a data set keeps a copy of the context it was made in
-        # not `range`, whose reads are tasks of their own and start on half of the CPUs
-        source = ray.data.from_items(numbers, override_num_blocks=num_tasks)
-        dataset = source.map_batches(task, batch_size=1, num_cpus=_TASK_CPUS)
-    # Ray's own prefetching gives a block out only when the next ones are there too.
-    blocks = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"))
-    with closing(_fetched(blocks)) as fetched:
-        yield from _units_from_blocks(fetched, units, index.key_hash)
+    with closing(_blocks(task, len(units))) as blocks:
+        yield from _units_from_blocks(blocks, units, index.key_hash)
 
 
-def _fetched(blocks: Generator[Block]) -> Generator[Block]:
-    """Yields the blocks, a few of which a thread fetches before they are asked for, as from other nodes."""
-    fetched: queue.Queue[Block | BaseException | None] = queue.Queue(maxsize=_BLOCKS_AHEAD)
-    unwanted = threading.Event()
-
-    def put(item: Block | BaseException | None) -> None:
-        while not unwanted.is_set():
-            with suppress(queue.Full):
-                fetched.put(item, timeout=0.1)
-                return
-
-    def fetch() -> None:
-        try:
-            for block in blocks:
-                put(block)
-                if unwanted.is_set():
-                    break
-            put(None)
-        except BaseException as error:  # raised again by the one who waits for it
-            put(error)
-        finally:
-            blocks.close()  # ends its tasks, also where nobody wants the rest
-
-    thread = threading.Thread(target=fetch, daemon=True, name="fetch-blocks")
-    thread.start()
+def _blocks(task: UnitTask, num_units: int) -> Generator[Block]:
+    """Yields all units' blocks, by one execution of Ray Data after another, each begun before the last one ends."""
+    runs = [range(first, min(first + _RUN_UNITS, num_units)) for first in range(0, num_units, _RUN_UNITS)]
+    fetching = [_Fetch(task, runs[0])]
     try:
-        while (item := fetched.get()) is not None:
+        for number, run in enumerate(runs):
+            for count, block in enumerate(fetching[-1].blocks()):
+                if count == max(0, len(run) - _RUNS_OVERLAP) and number + 1 < len(runs):
+                    fetching.append(_Fetch(task, runs[number + 1]))
+                    fetching.reverse()
+                yield block
+            fetching.pop().close()
+    finally:
+        for fetch in fetching:
+            fetch.close()
+
+
+class _Fetch:
+    """An execution of Ray Data that makes some units, and a thread that fetches their blocks a little ahead."""
+
+    def __init__(self, task: UnitTask, run: range) -> None:
+        self._fetched: queue.Queue[Block | BaseException | None] = queue.Queue(maxsize=_BLOCKS_AHEAD)
+        self._unwanted = threading.Event()
+        arguments = (task, run)
+        self._thread = threading.Thread(target=self._fetch, args=arguments, daemon=True, name="fetch-blocks")
+        self._thread.start()
+
+    def blocks(self) -> Iterator[Block]:
+        """Yields the blocks; raises what the execution raised."""
+        while (item := self._fetched.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
-    finally:
-        unwanted.set()
-        thread.join(timeout=10)  # one that still asked for blocks after ray.shutdown() would end the process
+
+    def close(self) -> None:
+        """Ends the execution, also where nobody wants the rest."""
+        self._unwanted.set()
+        self._thread.join(timeout=10)  # one that still asked for blocks after ray.shutdown() would end the process
+
+    def _fetch(self, task: UnitTask, run: range) -> None:
+        try:
+            with closing(_execute(task, run)) as blocks:
+                for block in blocks:
+                    self._put(block)
+                    if self._unwanted.is_set():
+                        break
+            self._put(None)
+        except BaseException as error:  # raised again by the one who waits for it
+            self._put(error)
+
+    def _put(self, item: Block | BaseException | None) -> None:
+        while not self._unwanted.is_set():
+            with suppress(queue.Full):
+                self._fetched.put(item, timeout=0.1)
+                return
 
 
-def num_stream_tasks(num_units: int, unit_bytes: int) -> int:
-    """Returns how many tasks make `num_units` units of `unit_bytes` bytes each."""
-    wanted = -(-num_units // _STREAM_TASKS)
-    fitting = max(1, _STREAM_TASK_BYTES // unit_bytes)
-    return -(-num_units // min(wanted, fitting))
+def _execute(task: UnitTask, run: range) -> Generator[Block]:
+    import ray
+
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # so that a task hands over unit by unit: a row, which can't be split
+    with ray.data.DataContext.current(context):  # a data set keeps a copy of the context it was made in
+        # not `range`, whose reads are tasks of their own and start on half of the CPUs
+        source = ray.data.from_items([{"id": unit} for unit in run], override_num_blocks=len(run))
+        dataset = source.map_batches(task, batch_size=1, num_cpus=_TASK_CPUS)
+    # Ray's own prefetching gives a block out only when the next ones are there too.
+    yield from dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy")
 
 
 def _units_from_blocks(blocks: Iterator[Block], units: Units, keys: Keys) -> Iterator[Batch]:

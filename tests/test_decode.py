@@ -110,7 +110,9 @@ def test_an_image_of_the_right_size_is_not_touched(decoder: DecoderName, image: 
     views = Views.crops(side, sizes_of([image]), box, np.zeros(1, np.int32))
     ours = decode_batch([image], views, name, decoder)[0].astype(int)
     difference = np.abs(ours - whole[:, -side:, -side:].permute(1, 2, 0).numpy())
-    assert difference[8:-8, 8:-8].max(initial=0) <= 2  # two builds of libjpeg-turbo; chroma at the crop's edge
+    # two builds of libjpeg-turbo; the kernel rounds once, where the reference rounds three times
+    assert difference[8:-8, 8:-8].max(initial=0) <= (3 if decoder == "kernel" else 2)
+    assert difference[8:-8, 8:-8].mean() < 0.4
 
 
 def test_a_flip_mirrors(decoder: DecoderName) -> None:

@@ -45,21 +45,6 @@ def test_evaluation_deals_every_row_once_in_the_same_company(world_size: int) ->
     assert sorted(row for run in runs for row in run) == list(range(1003))
 
 
-@pytest.mark.parametrize(
-    ("units", "unit_bytes", "tasks"),
-    [
-        (1, 1, 1),
-        (2048, 1, 2048),  # a short stream: a task for each unit
-        (2049, 1, 1025),
-        (110_000, 4 << 20, 2038),
-        (110_000, 38 << 20, 18_334),  # large units: no more than 256 MiB in a task
-        (10, 1 << 30, 10),
-    ],
-)
-def test_a_long_stream_has_tasks_of_several_units(units: int, unit_bytes: int, tasks: int) -> None:
-    assert loader.num_stream_tasks(units, unit_bytes) == tasks
-
-
 VIEW = View(32, 32, Augment(crop_padding_px=2, flip_probability=0.5), seed=5)
 
 

@@ -1,8 +1,9 @@
 /* JPEG -> crop -> antialiased resize -> flip -> uint8 batch, without a pixel decoded that isn't needed.
  *
- * libjpeg-turbo decodes the rows and columns of the crop alone, at 1/2, 1/4 or 1/8 where the crop stays at least half as
- * large again as the output: what it throws away then, the resize would have too. Then a triangle filter whose width follows the scale, as PIL and torchvision (antialias=True)
- * define it: vertically, row by row, and horizontally, straight into the batch.
+ * What nearly all photographs are is decoded by baseline.h. The rest, whatever is damaged, and what is to be decoded in
+ * full (evaluation) goes through libjpeg-turbo: the rows and columns of the crop alone, at 1/2, 1/4 or 1/8 where the crop
+ * stays at least half as large again as the output: what it throws away then, the resize would have too. Both resize with a
+ * triangle filter whose width follows the scale, as PIL and torchvision (antialias=True) define it.
  *
  * The bytes are hostile: every size is checked before it is used, and every error of libjpeg ends in `decode_one`.
  * Floats are added in one order and never contracted (-ffp-contract=off), so all CPUs give the same pixels.
@@ -100,6 +101,8 @@ static int make_filter(filter *f, double start, double length, int full, int out
     return OK;
 }
 
+#include "baseline.h"
+
 /* sum[i] = weight[0] * rows[0][i] + weight[1] * rows[1][i] + ..., a few rows at a time. */
 FAST static void add_rows(float *restrict sum, const uint8_t *restrict row, size_t stride, const float *restrict weight,
                           int taps, int count) {
@@ -150,7 +153,16 @@ static int is_bad(const view *v, int size) {
            v->out_left > v->full_width - size;
 }
 
-static int decode_one(const uint8_t *data, size_t length, const view *v, int size, int scaled, uint8_t *out) {
+/* 1, 2, 4 or 8: what the image may be decoded at, so that the box stays half as large again as what it is resized to. */
+static int shrink_of(const view *v) {
+    int shrink = 1;
+    while (shrink < 8 && v->box_height >= 3 * shrink * v->full_height && v->box_width >= 3 * shrink * v->full_width)
+        shrink *= 2;
+    return shrink;
+}
+
+static int decode_one(baseline *state, const uint8_t *data, size_t length, const view *v, int size, int scaled,
+                      uint8_t *out) {
     struct jpeg_decompress_struct info;
     errors handler;
     /* Changed after setjmp and used after a longjmp, hence volatile. */
@@ -161,6 +173,11 @@ static int decode_one(const uint8_t *data, size_t length, const view *v, int siz
 
     if (is_bad(v, size)) return BAD_BOX;
     if (length < 4 || data[0] != 0xFF || data[1] != 0xD8) return UNSUPPORTED;
+    const int shrink = scaled ? shrink_of(v) : 1;
+    if (scaled && shrink == 1) {
+        int by_us = decode_baseline(state, data, length, v, size, out);
+        if (by_us != USE_LIBJPEG) return by_us;
+    }
     memset(&info, 0, sizeof info);
     info.err = jpeg_std_error(&handler.base);
     handler.base.error_exit = on_error;
@@ -179,10 +196,6 @@ static int decode_one(const uint8_t *data, size_t length, const view *v, int siz
         status = OTHER_SIZE;
         goto end;
     }
-    int shrink = 1;
-    if (scaled)
-        while (shrink < 8 && v->box_height >= 3 * shrink * v->full_height && v->box_width >= 3 * shrink * v->full_width)
-            shrink *= 2;
     info.scale_num = 1;
     info.scale_denom = shrink;
     info.out_color_space = JCS_RGB;
@@ -243,9 +256,12 @@ end:
 int decode_batch(int count, const uint8_t *const *data, const size_t *lengths, const view *views, int size, int scaled,
                  uint8_t *out, int32_t *status) {
     int bad = 0;
+    baseline *state = calloc(1, sizeof(baseline));
     for (int i = 0; i < count; i++) {
-        status[i] = decode_one(data[i], lengths[i], &views[i], size, scaled, out + (size_t)i * 3 * size * size);
+        uint8_t *to = out + (size_t)i * 3 * size * size;
+        status[i] = state ? decode_one(state, data[i], lengths[i], &views[i], size, scaled, to) : NO_MEMORY;
         bad += status[i] != OK;
     }
+    free(state);
     return bad;
 }
