@@ -2,11 +2,12 @@
 
 uv run jobs/bench_loader.py --images ../shared/data/imagenet-fullsize-160.tar [--rows 4000] [--size-px 224] [--s3]
 
-The limit is the decoder alone: as many processes as there are CPUs, images in memory, crops drawn beforehand, nothing
-handed over. All ways make uint8 batches of random resized crops (area 0.08 to 1) with flips. Each runs in a process of
-its own, in rounds of all ways in turn; what comes in the first seconds, while it starts, isn't counted. --resume and
---soak-minutes ask other questions of the stream alone. Peers that
-aren't installed are left out, and named: `uv sync --group bench` installs them.
+The limit is libjpeg-turbo alone, made to decode the crop's rows and columns and no others: as many processes as there
+are CPUs, images in memory, crops drawn beforehand, nothing handed over. Beside it stands our own decoder, likewise. All
+ways make uint8 batches of random resized crops (area 0.08 to 1) with flips. Each runs in a process of its own, in
+rounds of all ways in turn; what comes in the first seconds, while it starts, isn't counted. Peers that aren't installed
+are left out, and named: `uv sync --group bench` installs them. --resume and --soak-minutes ask other questions of the
+stream alone.
 """
 
 import importlib.util
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -175,14 +177,15 @@ def measure(one: Pass) -> float:
 # --- the ways: each yields the number of images of batch after batch ---------------------------------------------
 
 
-def limit(one: Pass) -> Generator[int]:
-    """The kernel (or the library that stands in for it) on images in memory, in as many processes as CPUs."""
+def limit(one: Pass, decoder: str = "libjpeg") -> Generator[int]:
+    """A decoder on images in memory, in as many processes as CPUs; simplejpeg where there is no kernel."""
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
     workers = [
-        context.Process(target=_decode_for_ever, args=(one, queue), daemon=True) for _ in range(command.local_cpus())
+        context.Process(target=_decode_for_ever, args=(one, decoder, queue), daemon=True)
+        for _ in range(command.local_cpus())
     ]
     for worker in workers:
         worker.start()
@@ -194,13 +197,14 @@ def limit(one: Pass) -> Generator[int]:
             worker.kill()
 
 
-def _decode_for_ever(one: Pass, queue: Any) -> None:
+def _decode_for_ever(one: Pass, decoder: Any, queue: Any) -> None:
     from pipeline.crops import crop_boxes
     from pipeline.decode import Views, best_decoder, decode_batch
     from pipeline.draws import Stream, uniform
     from pipeline.rows import load_index, read_images
 
-    index, decoder = load_index(one.data, manifest.load(one.data).split("train")), best_decoder()
+    index = load_index(one.data, manifest.load(one.data).split("train"))
+    decoder = decoder if best_decoder() == "kernel" else "simplejpeg"
     size = min(one.batch_size, len(index.length))
     rows = np.arange(size)
     images = read_images(index, rows)
@@ -320,8 +324,14 @@ def tree_megabytes(root: int) -> float:
     return total / 1e3
 
 
-LIMIT, OURS, OURS_S3 = "limit: decoder alone", "this project", "this project, from S3"
-WAYS: dict[str, Callable[[Pass], Generator[int]]] = {LIMIT: limit, OURS: ours, OURS_S3: ours}
+LIMIT, DECODER = "limit: libjpeg-turbo alone", "our decoder alone"
+OURS, OURS_S3 = "this project", "this project, from S3"
+WAYS: dict[str, Callable[[Pass], Generator[int]]] = {
+    LIMIT: limit,
+    DECODER: partial(limit, decoder="kernel"),
+    OURS: ours,
+    OURS_S3: ours,
+}
 
 
 # --- the end -----------------------------------------------------------------------------------------------------

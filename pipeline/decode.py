@@ -1,10 +1,11 @@
 """JPEGs -> uint8 batch: crop, antialiased resize and flip in one go, by the kernel or, without it, a library.
 
-The kernel (`native/decode.c`) decodes the rows and columns of the crop alone, photographs by its own code, the rest by
-libjpeg-turbo. It is compiled at first use, in a second, beside its source, where there are a C
-compiler and libjpeg-turbo's headers. Without them simplejpeg decodes in full and torchvision crops and resizes. Both
-stay within MAX_ERROR of torchvision's own decode and antialiased resize (tests/test_decode.py), but they don't give
-the same pixels, so a run uses one of them on all nodes, and says which.
+The kernel (`native/decode.c`) decodes the rows and columns of the crop alone: photographs by code of our own, the rest,
+and all of evaluation, by libjpeg-turbo. "libjpeg" is the kernel without that code. It is compiled at first use, in a
+few seconds, beside its source, where there are a C compiler and libjpeg-turbo's headers. Without them simplejpeg
+decodes in full and torchvision crops and resizes. All three stay within MAX_ERROR of torchvision's own decode and
+antialiased resize (tests/test_decode.py), but they don't give the same pixels, so a run uses one of them on all nodes,
+and says which.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from pipeline.errors import ClusterError, DatasetError
 from pipeline.images import Buffer
 
 MAX_ERROR = 0.6  # mean absolute difference to torchvision, of 255, over many images; 3.0 for any one
-DecoderName = Literal["kernel", "simplejpeg"]
+DecoderName = Literal["kernel", "libjpeg", "simplejpeg"]
 _SOURCE = Path(__file__).parent / "native" / "decode.c"
 _FLAGS = ("-O3", "-ffp-contract=off", "-fPIC", "-shared")
 _OK, _DAMAGED, _UNSUPPORTED, _OTHER_SIZE, _NO_MEMORY, _BAD_BOX = range(6)
@@ -90,8 +91,8 @@ def decode_batch(
     """
     out = np.empty((len(encoded), views.size_px, views.size_px, 3), dtype=np.uint8)
     status = np.full(len(encoded), _UNSUPPORTED, dtype=np.int32)
-    if decoder == "kernel":
-        status = _run_kernel(encoded, views, scaled, out)
+    if decoder != "simplejpeg":
+        status = _run_kernel(encoded, views, scaled, decoder == "libjpeg", out)
     for index in np.flatnonzero(status).tolist():
         try:
             if corrupt is None or index not in corrupt:
@@ -123,22 +124,30 @@ _REASONS = {
 
 
 def best_decoder() -> DecoderName:
-    """Returns the decoder that this machine has. IMAGE_DECODER=simplejpeg in the environment forgoes the kernel."""
-    if os.environ.get("IMAGE_DECODER") == "simplejpeg":
-        return "simplejpeg"
+    """Returns the decoder that this machine has, or what IMAGE_DECODER in the environment asks for.
+
+    Raises ClusterError if that is no decoder or isn't there.
+    """
+    asked = os.environ.get("IMAGE_DECODER")
+    for name in get_args(DecoderName):
+        if asked == name:
+            check_decoder(name)
+            return name
+    if asked:
+        raise ClusterError(f"IMAGE_DECODER={asked} is no decoder; there are {', '.join(get_args(DecoderName))}")
     return "kernel" if _kernel() else "simplejpeg"
 
 
 def check_decoder(decoder: DecoderName) -> None:
     """Raises ClusterError if this machine lacks the decoder that the run has begun with."""
-    if decoder == "kernel" and not _kernel():
+    if decoder != "simplejpeg" and not _kernel():
         raise ClusterError(
             f"{os.uname().nodename}: has no C compiler or no libjpeg-turbo headers, but the run decodes with the "
             "kernel; install gcc and libjpeg-dev on every node, or set IMAGE_DECODER=simplejpeg for the job"
         )
 
 
-def _run_kernel(encoded: Sequence[Buffer], views: Views, scaled: bool, out: Batch) -> Ints:
+def _run_kernel(encoded: Sequence[Buffer], views: Views, scaled: bool, by_libjpeg: bool, out: Batch) -> Ints:
     kernel = _kernel()
     assert kernel is not None
     arrays = [np.frombuffer(image, dtype=np.uint8) for image in encoded]
@@ -152,6 +161,7 @@ def _run_kernel(encoded: Sequence[Buffer], views: Views, scaled: bool, out: Batc
         *addresses,
         views.size_px,
         int(scaled),
+        int(by_libjpeg),
         ctypes.c_void_p(out.ctypes.data),
         ctypes.c_void_p(status.ctypes.data),
     )

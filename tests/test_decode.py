@@ -26,9 +26,9 @@ from tests.conftest import picture, shared
 BILINEAR: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
 
 
-@pytest.fixture(params=["kernel", "simplejpeg"])
+@pytest.fixture(params=["kernel", "libjpeg", "simplejpeg"])
 def decoder(request: pytest.FixtureRequest) -> DecoderName:
-    if request.param == "kernel" and best_decoder() != "kernel":
+    if request.param != "simplejpeg" and best_decoder() != "kernel":
         pytest.skip("no C compiler or no libjpeg-turbo headers here")
     chosen: DecoderName = request.param
     return chosen
@@ -44,6 +44,7 @@ MADE = [
     encoded(200, 300, subsampling="4:2:0"), encoded(300, 200, 1, subsampling="4:2:2"),
     encoded(97, 131, 2, subsampling="4:4:4"), encoded(250, 250, 3, progressive=True),
     encoded(33, 500, 4), encoded(500, 33, 5, restart_marker_blocks=3),
+    encoded(240, 320, 6, subsampling="4:2:0", quality=98, optimize=True),
 ]  # fmt: skip
 
 
@@ -117,7 +118,7 @@ def test_an_image_of_the_right_size_is_not_touched(decoder: DecoderName, image: 
 
 def test_a_flip_mirrors(decoder: DecoderName) -> None:
     views = random_crops(MADE, 50)
-    flipped = replace(views, flip=np.array([1, 0, 1, 0, 1, 0], np.int32))
+    flipped = replace(views, flip=np.array([1, 0, 1, 0, 1, 0, 1], np.int32))
     plain, mirrored = (decode_batch(MADE, each, name, decoder) for each in (views, flipped))
     assert np.array_equal(mirrored[::2], plain[::2, :, ::-1])
     assert np.array_equal(mirrored[1::2], plain[1::2])
@@ -171,6 +172,77 @@ def test_sizes_and_boxes_that_do_not_fit_are_refused() -> None:
         bad = replace(good, sizes=np.array([size], np.int32), boxes=np.array([box], np.int32))
         with pytest.raises(DatasetError, match=message):
             decode_batch(MADE[:1], bad, name, "kernel")
+
+
+def noise(height: int, width: int, **options: Any) -> bytes:
+    """A JPEG with many coefficients, none of which leaves the range of colours: what does is cut off at other times."""
+    out = io.BytesIO()
+    pixels = np.random.default_rng(height).integers(100, 156, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, format="JPEG", **options)
+    return out.getvalue()
+
+
+def without_jfif(image: bytes) -> bytes:
+    length = int.from_bytes(image[4:6], "big")
+    assert image[2:4] == b"\xff\xe0"
+    return image[:2] + image[4 + length :]
+
+
+OWN = {
+    **{f"{name} {quality}": noise(61, 83, subsampling=name, quality=quality) for name in ("4:4:4", "4:2:2", "4:2:0")
+       for quality in (20, 75, 100)},
+    "restarts": noise(64, 80, restart_marker_blocks=2), "every row": noise(64, 80, restart_marker_rows=1),
+    "optimised": noise(50, 70, optimize=True), "no JFIF": without_jfif(noise(50, 70)),
+    "one block": noise(8, 8), "photograph": encoded(200, 300, quality=95),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("image", OWN.values(), ids=OWN.keys())
+def test_our_own_decoder_gives_the_pixels_of_libjpeg(image: bytes) -> None:
+    """Each pixel to a few steps, for there are fewer roundings; that none differs would mean it wasn't used."""
+    if best_decoder() != "kernel":
+        pytest.skip("no C compiler or no libjpeg-turbo headers here")
+    differ = False
+    height, width = sizes_of([image])[0]
+    for top, left, h, w in ((0, 0, height, width), (height // 3, width // 4, height // 2, width // 2)):
+        box = np.array([[top, left, h, w]], dtype=np.int32)
+        for size in (16, 64):
+            views = Views.crops(size, sizes_of([image]), box, np.zeros(1, np.int32))
+            ours, theirs = (decode_batch([image], views, name, which).astype(int) for which in ("kernel", "libjpeg"))
+            assert np.abs(ours - theirs).max() <= 5
+            assert np.abs(ours - theirs).mean() < 0.6
+            differ |= bool((ours != theirs).any())
+    assert differ
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        noise(40, 60, progressive=True),
+        noise(40, 60)[:-200],
+        encoded(30, 30, progressive=True),
+        noise(600, 900),  # to be decoded at 1/2
+    ],
+    ids=["progressive", "cut off", "progressive photograph", "large"],
+)
+def test_what_is_not_for_our_own_decoder_is_left_to_libjpeg(image: bytes) -> None:
+    if best_decoder() != "kernel":
+        pytest.skip("no C compiler or no libjpeg-turbo headers here")
+    sizes = sizes_of([image])
+    views = Views.crops(16, sizes, np.array([[0, 0, *sizes[0]]], dtype=np.int32), np.zeros(1, np.int32))
+    results = []
+    for which in ("kernel", "libjpeg"):
+        corrupt: set[int] = set()
+        results.append((decode_batch([image], views, name, which, True, corrupt).tobytes(), corrupt))
+    assert results[0] == results[1]
+
+
+def test_the_environment_may_ask_for_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_DECODER", "simplejpeg")
+    assert best_decoder() == "simplejpeg"
+    monkeypatch.setenv("IMAGE_DECODER", "turbo")
+    with pytest.raises(ClusterError, match="IMAGE_DECODER=turbo is no decoder; there are kernel, libjpeg, simplejpeg"):
+        best_decoder()
 
 
 def test_without_a_compiler_the_library_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

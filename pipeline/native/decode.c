@@ -161,6 +161,7 @@ static int shrink_of(const view *v) {
     return shrink;
 }
 
+/* state: NULL to leave all to libjpeg. */
 static int decode_one(baseline *state, const uint8_t *data, size_t length, const view *v, int size, int scaled,
                       uint8_t *out) {
     struct jpeg_decompress_struct info;
@@ -174,7 +175,7 @@ static int decode_one(baseline *state, const uint8_t *data, size_t length, const
     if (is_bad(v, size)) return BAD_BOX;
     if (length < 4 || data[0] != 0xFF || data[1] != 0xD8) return UNSUPPORTED;
     const int shrink = scaled ? shrink_of(v) : 1;
-    if (scaled && shrink == 1) {
+    if (state && scaled && shrink == 1) {
         int by_us = decode_baseline(state, data, length, v, size, out);
         if (by_us != USE_LIBJPEG) return by_us;
     }
@@ -252,14 +253,16 @@ end:
 }
 
 /* out: uint8 [count][size][size][3]. status: int32 [count]; what isn't OK is left as it was or half written.
- * scaled: whether images may be decoded at 1/2, 1/4 or 1/8. Returns the number of images that aren't OK. */
+ * scaled: whether images may be decoded at 1/2, 1/4 or 1/8, and by baseline.h; by_libjpeg: not by that. Returns the number
+ * of images that aren't OK. */
 int decode_batch(int count, const uint8_t *const *data, const size_t *lengths, const view *views, int size, int scaled,
-                 uint8_t *out, int32_t *status) {
+                 int by_libjpeg, uint8_t *out, int32_t *status) {
     int bad = 0;
-    baseline *state = calloc(1, sizeof(baseline));
+    baseline *state = by_libjpeg ? NULL : calloc(1, sizeof(baseline));
     for (int i = 0; i < count; i++) {
         uint8_t *to = out + (size_t)i * 3 * size * size;
-        status[i] = state ? decode_one(state, data[i], lengths[i], &views[i], size, scaled, to) : NO_MEMORY;
+        status[i] = NO_MEMORY;
+        if (state || by_libjpeg) status[i] = decode_one(state, data[i], lengths[i], &views[i], size, scaled, to);
         bad += status[i] != OK;
     }
     free(state);
