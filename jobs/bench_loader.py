@@ -48,6 +48,9 @@ class Args:
 
     images: Annotated[str, command.option("a local tar of JPEGs", "TAR")]
     rows: Annotated[int, command.option("images in the data set", "N", "4000")] = 4000
+    source_px: Annotated[int | None, command.option("shrink the images' shorter side to so much first", "N", "no")] = (
+        None
+    )
     size_px: Annotated[int, command.option("of the crops", "N", "224")] = 224
     batch_size: Annotated[int, command.option("images in a batch", "N", "256")] = 256
     seconds: Annotated[float, command.option("of each pass that are counted", "N", "20")] = 20.0
@@ -77,7 +80,10 @@ def main(args: Args) -> None:
     folder = tempfile.mkdtemp(prefix="bench-")
     try:
         data, tree = f"{folder}/data", f"{folder}/tree"
-        make_tree(read_tar(args.images), args.rows, tree)
+        images = read_tar(args.images)
+        if args.source_px:
+            images = [shrunk(image, args.source_px) for image in images]
+        make_tree(images, args.rows, tree)
         with (
             command.ray_session(),
             command.Display() as display,
@@ -99,6 +105,20 @@ def main(args: Args) -> None:
         Path(args.json_out).write_text(json.dumps({"args": asdict(args), "rates": rates}, indent=1))
     if args.plot_out:
         plot(rates, args.plot_out)
+
+
+def shrunk(image: bytes, shorter_side_px: int) -> bytes:
+    """Returns the image as a JPEG of quality 90 whose shorter side has so many pixels."""
+    import io
+
+    from PIL import Image
+
+    whole, out = Image.open(io.BytesIO(image)).convert("RGB"), io.BytesIO()
+    scale = shorter_side_px / min(whole.size)
+    whole.resize((round(whole.width * scale), round(whole.height * scale)), Image.Resampling.LANCZOS).save(
+        out, format="JPEG", quality=90
+    )
+    return out.getvalue()
 
 
 def make_tree(images: list[bytes], rows: int, folder: str) -> None:
@@ -344,7 +364,8 @@ def print_rates(args: Args, rates: dict[str, list[float]]) -> None:
         ratio = statistics.median(a / b for a, b in zip(values, rates[LIMIT], strict=True))
         rows.append((way, f"{statistics.median(values):7,.0f} images/s  {ratio:.2f} of the limit"))
     title = (
-        f"\n{Path(args.images).name}, {args.size_px} px, {command.local_cpus()} CPUs, medians of {args.rounds} rounds"
+        f"\n{Path(args.images).name}, {f'{args.source_px} -> ' if args.source_px else ''}{args.size_px} px, "
+        f"{command.local_cpus()} CPUs, medians of {args.rounds} rounds"
     )
     command.print_table(title, rows)
 

@@ -70,7 +70,7 @@ class Meter:
     def line(self, step: int, order: Order, learning_rate: float) -> dict[str, Any]:
         """Returns a line of the history, over all ranks. Raises RecipeError if the loss isn't finite.
 
-        step, epoch, loss, learning_rate, images_per_second, data_wait (a share), seconds (by stage).
+        step, epoch, images (since the last line), loss, learning_rate, images_per_second, data_wait (a share), seconds (by stage).
         """
         loss, seconds = self._gather() / self._rows, self._since_line
         if not math.isfinite(loss):
@@ -79,6 +79,7 @@ class Meter:
         line = {
             "step": step,
             "epoch": step / order.steps_per_epoch,
+            "images": self._rows,
             "loss": loss,
             "learning_rate": learning_rate,
             "images_per_second": self._rows / trained,
@@ -146,7 +147,7 @@ class RayMetrics:
         for name in TRAINING:
             if line["seconds"].get(name, 0.0) > 0:
                 self._seconds.inc(line["seconds"][name], {**self._tags, "stage": name})
-        self._images.inc(line["images_per_second"] * training_seconds(line["seconds"]), self._tags)
+        self._images.inc(line["images"], self._tags)
         self._quarantined.set(quarantined, self._tags)
         self._loss.set(line["loss"], self._tags)
         self._speed.set(line["images_per_second"], self._tags)

@@ -34,6 +34,7 @@ from pipeline.sources import Index, digits, open_source
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+os.environ["RAY_metrics_report_interval_ms"] = "500"  # noqa: SIM112 - Ray's own name
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"

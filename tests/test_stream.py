@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -212,3 +213,24 @@ def test_a_corrupt_row_stops_the_run_with_shard_and_row_group(
 def test_a_batch_of_which_nothing_is_left_stops_the_run() -> None:
     with pytest.raises(DatasetError, match="batch 4: none of its 3 images can be used"):
         loader._readable(4, np.ones(3, dtype=np.bool_))
+
+
+def test_the_seconds_of_a_run_are_metrics_of_ray(digits_dataset: str, tmp_path: Path) -> None:
+    import ray
+
+    values = run_it(job_on(digits_dataset, tmp_path / "measured", "resident"))
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    deadline, found = time.monotonic() + 30, dict[str, float]()
+    while time.monotonic() < deadline and "images" not in found:
+        time.sleep(0.5)
+        text = urllib.request.urlopen(url, timeout=10).read().decode()
+        lines = [line for line in text.splitlines() if 'run="measured"' in line or 'run="measured,' in line]
+        for line in lines:
+            name, value = line.split("{")[0].removeprefix("ray_image_pipeline_"), float(line.rsplit(" ", 1)[-1])
+            stage = line.partition('stage="')[2].partition('"')[0] or line.partition('stage="')[2]
+            found[stage or name.removesuffix("_total")] = value
+    assert found["images"] == pytest.approx(1438)
+    assert found["compute"] == pytest.approx(values["seconds"]["compute"], rel=0.01)
+    assert found["loss"] == pytest.approx(values["history"][-1]["loss"])
+    assert found["quarantined_rows"] == 0
