@@ -70,7 +70,8 @@ class Meter:
     def line(self, step: int, order: Order, learning_rate: float) -> dict[str, Any]:
         """Returns a line of the history, over all ranks. Raises RecipeError if the loss isn't finite.
 
-        step, epoch, images (since the last line), loss, learning_rate, images_per_second, data_wait (a share), seconds (by stage).
+        step, epoch, images (since the last line), loss, learning_rate, images_per_second, data_wait (a share), seconds
+        (by stage).
         """
         loss, seconds = self._gather() / self._rows, self._since_line
         if not math.isfinite(loss):

@@ -290,7 +290,7 @@ class _Trace:
 def _remark(state: _State) -> str:
     line = state.history[-1]
     text = f"epoch {line['epoch']:.2f}  loss {line['loss']:.3f}  {line['images_per_second']:,.0f} images/s  "
-    left_out = f"  {len(state.quarantined):,} images left out" if state.quarantined else ""
+    left_out = f"  left out: {len(state.quarantined):,}" if state.quarantined else ""
     return text + remark(line["seconds"]) + left_out
 
 
