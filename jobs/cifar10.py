@@ -39,22 +39,11 @@ def main(args: Args) -> None:
 
     import torch
 
-    from pipeline.train import TrainJob
-
     gpus = torch.cuda.device_count()
     workers = gpus if args.workers is None else args.workers
     default_run = f"runs/{recipe.name}-{data.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = storage.absolute(args.run_dir or default_run)
-    job = TrainJob(
-        dataset,
-        run,
-        recipe,
-        args.seed,
-        workers,
-        use_gpu=0 < workers <= gpus,
-        trace_rows=args.trace_rows,
-        on_corrupt=args.on_corrupt,
-    )
+    job = args.make_job(dataset, run, recipe, workers, gpus)
     if not workers and recipe.residency == "resident":
         command.quieten_ray()
         training.train_and_report(job)

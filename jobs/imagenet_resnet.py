@@ -40,19 +40,9 @@ def main(args: Args) -> None:
         with command.Display() as display:
             dataset = training.ready_dataset(args.data, storage.join(root, "datasets"), args.layout, args.md5, display)
         training.describe_dataset(dataset)
-        from pipeline.train import TrainJob
 
         run = storage.join(root, "runs", args.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        job = TrainJob(
-            dataset,
-            run,
-            recipe,
-            args.seed,
-            workers,
-            use_gpu=0 < workers <= gpus,
-            trace_rows=args.trace_rows,
-            on_corrupt=args.on_corrupt,
-        )
+        job = args.make_job(dataset, run, recipe, workers, gpus)
         training.train_and_report(training.with_cluster(job, training.total_cpus()))
 
 

@@ -71,6 +71,21 @@ class TrainingArgs:
         check_batch(recipe, max(1, self.workers or 1))
         return recipe
 
+    def make_job(self, dataset: str, run: str, recipe: Recipe, workers: int, gpus: int) -> "TrainJob":
+        """Returns the job. dataset, run: absolute URIs; gpus: that there are."""
+        from pipeline.train import TrainJob
+
+        return TrainJob(
+            dataset,
+            run,
+            recipe,
+            self.seed,
+            workers,
+            use_gpu=0 < workers <= gpus,
+            trace_rows=self.trace_rows,
+            on_corrupt=self.on_corrupt,
+        )
+
 
 def cache_folder() -> str:
     """Where downloads and ingested data sets are kept between runs."""

@@ -108,7 +108,9 @@ def _time_words(result: dict[str, Any]) -> str:
     largest = max(TRAINING, key=lambda name: seconds.get(name, 0.0))
     text = f"{largest} took {100 * seconds[largest] / trained:.0f} % of the {trained:,.0f} s of training"
     if waited < 0.02:
-        return f"{text}; the data were there nearly always ({100 * waited:.1f} % of the time was spent waiting for them)."
+        return (
+            f"{text}; the data were there nearly always ({100 * waited:.1f} % of the time was spent waiting for them)."
+        )
     slowest = max(WAITING, key=lambda name: seconds.get(name, 0.0))
     return f"{text}; {100 * waited:.0f} % was spent waiting for data, most of it for {slowest}."
 

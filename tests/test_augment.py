@@ -188,7 +188,8 @@ def test_a_crop_does_not_depend_on_its_company() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("flip_probability", 1.5), ("salt_and_pepper", -0.1), ("hue", 0.6), ("crop_padding_px", -1),
-     ("resized_crop_area", (0.5, 0.2)), ("rotation_degrees", -3.0)],
+     ("resized_crop_area", (0.5, 0.2)), ("rotation_degrees", -3.0), ("auto", "randaugment"), ("rand_ops", 0),
+     ("rand_strength", 31), ("mixup_alpha", -0.1), ("cutmix_alpha", -1.0)],
 )  # fmt: skip
 def test_impossible_values_are_refused(field: str, value: object) -> None:
     with pytest.raises(RecipeError, match=f"augment.{field}|{field}"):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,6 +29,30 @@ def test_a_global_batch_is_the_same_for_every_world_size(order: Order, world_siz
     assert np.array_equal(np.concatenate(parts), order.rows(step))
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
+
+
+world_sizes = st.sampled_from([1, 2, 3, 4, 7])
+
+
+@given(orders, st.booleans(), st.data())
+def test_world_sizes_may_change_at_any_step(order: Order, pairs: bool, data: st.DataObject) -> None:
+    """Two epochs, each step shared out among another number of workers: one sequence, every row twice."""
+    order = replace(order, pairs=pairs)
+    seen = []
+    for step in range(2 * order.steps_per_epoch):
+        world_size = data.draw(world_sizes)
+        parts = [order.rows(step, world_size, rank) for rank in range(world_size)]
+        assert np.array_equal(np.concatenate(parts), order.rows(step))
+        seen += np.concatenate(parts).tolist()
+    assert sorted(seen) == sorted([*range(order.num_rows)] * 2)
+
+
+@given(orders, world_sizes, st.integers(0, 100))
+def test_pairs_stay_together(order: Order, world_size: int, step: int) -> None:
+    order = replace(order, pairs=True)
+    sizes = [len(order.rows(step, world_size, rank)) for rank in range(world_size)]
+    assert all(size % 2 == 0 for size in sizes[:-1])
+    assert max(sizes) - min(sizes) <= 3
 
 
 @given(orders, st.integers(0, 100))

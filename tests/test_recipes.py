@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.recipes import RECIPES, Recipe, check_batch, make_recipe
+from pipeline.recipes import RECIPES, Augment, Recipe, SizeRamp, check_batch, make_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,6 +66,39 @@ def test_batches_that_cannot_be_shared_out_are_refused(
 def test_batches_that_can_be_shared_out_pass() -> None:
     check_batch(make_recipe("cifar10"), 2, 50_000)
     check_batch(make_recipe("cifar10", global_batch_size=4), 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("ramp", "last_px", "sizes"),
+    [
+        (SizeRamp(160, 5, 13), 192, [160] * 9 + [192] * 7),  # as FFCV's 16 epochs, in steps of 32
+        (SizeRamp(128, 0, 4), 224, [128, 160, 192, 192, 224, 224]),
+        (SizeRamp(96, 0, 2, 1), 177, [96, 136, 177, 177]),
+        (SizeRamp(64, 3, 3), 128, [64, 64, 64, 128]),
+    ],
+)
+def test_images_grow_from_epoch_to_epoch(ramp: SizeRamp, last_px: int, sizes: list[int]) -> None:
+    assert [ramp.size_px(epoch, last_px) for epoch in range(len(sizes))] == sizes
+
+
+@pytest.mark.parametrize("values", [(4, 0, 1), (32, 3, 2), (32, -1, 2), (32, 0, 1, 0)])
+def test_impossible_ramps_are_refused(values: tuple[int, ...]) -> None:
+    with pytest.raises(RecipeError, match="size_ramp=SizeRamp"):
+        SizeRamp(*values)
+
+
+def test_a_ramp_needs_a_stream() -> None:
+    with pytest.raises(RecipeError, match="size_ramp needs residency='stream' and a from_px of at most image_size_px"):
+        dataclasses.replace(RECIPES["cifar10"](), size_ramp=SizeRamp(16, 0, 2))
+    with pytest.raises(RecipeError, match="size_ramp needs"):
+        dataclasses.replace(RECIPES["resnet50"](), size_ramp=SizeRamp(256, 0, 2))
+
+
+def test_mixing_needs_a_pair_for_each_worker() -> None:
+    recipe = make_recipe("cifar10", global_batch_size=4)
+    check_batch(recipe, 4, 4)
+    with pytest.raises(RecipeError, match="leaves steps of 4 rows for 4 workers"):
+        check_batch(dataclasses.replace(recipe, augment=Augment(mixup_alpha=0.2)), 4, 4)
 
 
 def test_every_field_of_a_recipe_is_read_somewhere() -> None:
