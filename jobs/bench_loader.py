@@ -247,14 +247,14 @@ def ours(one: Pass) -> Generator[int]:
 
 
 def stream_from(one: Pass, first_step: int) -> Generator[Any]:
-    """Returns the batches of 200 epochs, from a step on."""
+    """Returns the batches of 10,000 epochs, from a step on."""
     from pipeline import loader
     from pipeline.decode import best_decoder
     from pipeline.units import TrainUnits
     from pipeline.view import View
 
     split, order = manifest.load(one.data).split("train"), order_of(one)
-    units = TrainUnits(order, 200 * order.steps_per_epoch, first_step)
+    units = TrainUnits(order, 10_000 * order.steps_per_epoch, first_step)
     view = View(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
     return loader.stream_batches(one.data, split, units, view)
 

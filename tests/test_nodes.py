@@ -16,7 +16,7 @@ from jobs.bench_loader import process_tree
 from pipeline import manifest
 from tests.test_jobs import ROOT
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # Streams the batches of two epochs on the cluster; a line each: step, node of the task, rows and pixels as SHA-256.
 CODE = """
