@@ -2,10 +2,11 @@
  * 8 bits, one scan of three components, 4:4:4, 4:2:2, 4:4:0 or 4:2:0. Whatever else it meets, damage above all, it leaves
  * to libjpeg, which then decides.
  *
- * Three things make it faster than decoding to pixels and resizing those. Code and value of a coefficient come from one
- * look-up; blocks outside the crop are only stepped over; and luma and chroma are resized each in its own resolution, so
- * that only pixels of the output are converted to RGB. Planes are stored column by column, as the second pass of the
- * inverse DCT leaves them, so that all that follows works on eight neighbours at a time.
+ * Three things make it faster than decoding to pixels and resizing those. One look-up says the lengths of a code and of
+ * its value, and the next look-up waits for nothing else; blocks outside the crop are only stepped over; and luma and
+ * chroma are resized each in its own resolution, so that only pixels of the output are converted to RGB. Planes are stored
+ * column by column, as the second pass of the inverse DCT leaves them, so that all that follows works on eight neighbours
+ * at a time.
  */
 
 typedef float lanes __attribute__((vector_size(32)));
