@@ -8,14 +8,13 @@ work on uint8 and make the same draws.
 import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.auto_augment import rand_augment, trivial_augment
-from pipeline.crops import Draws, crop_boxes, flips
+from pipeline.crops import Draws, crop_boxes, padded_crops
 from pipeline.draws import Keys, Stream, bits, uniform
 from pipeline.recipes import Augment
 
@@ -57,22 +56,12 @@ def _resized_crops(images: Tensor, spec: Augment, draws: Draws) -> Tensor:
 
 def _crop_and_flip(images: Tensor, spec: Augment, seed: int, epoch: int, keys: Keys) -> Tensor:
     """Crop after reflect-padding and flip as one gather: pixel (y, x) is read from where it came from."""
-    size, padding = images.shape[-1], spec.crop_padding_px
-    shift = (uniform(seed, epoch, Stream.CROP, keys, 2) * (2 * padding + 1)).astype(np.int64) - padding
-    flip = flips(spec, seed, epoch, keys)
-    line = np.arange(size)
-    y = shift[:, :1] + line
-    x = shift[:, 1:] + np.where(flip[:, None], size - 1 - line, line)
-    from_y, from_x = (torch.from_numpy(_reflect(index, size)).to(images.device) for index in (y, x))
+    from_y, from_x = (
+        torch.from_numpy(index).to(images.device) for index in padded_crops(images.shape[-1], spec, seed, epoch, keys)
+    )
     rows = torch.arange(len(images), device=images.device)[:, None, None]
     pixels = images.permute(0, 2, 3, 1)[rows, from_y[:, :, None], from_x[:, None, :]]  # one copy a pixel
     return pixels.permute(0, 3, 1, 2)
-
-
-def _reflect(index: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
-    period = 2 * (size - 1)
-    index = np.abs(index) % period
-    return np.minimum(index, period - index)
 
 
 def _auto_augment(images: Tensor, spec: Augment, seed: int, epoch: int, keys: Keys) -> Tensor:

@@ -11,6 +11,7 @@ from pipeline.recipes import Augment
 
 Draws = npt.NDArray[np.float64]
 Ints = npt.NDArray[Any]
+Index = npt.NDArray[np.int64]
 
 
 def crop_boxes(heights: Ints, widths: Ints, spec: Augment, draws: Draws) -> Ints:
@@ -51,3 +52,21 @@ def _central_boxes(heights: Ints, widths: Ints, ratios: tuple[float, float]) -> 
 def flips(spec: Augment, seed: int, epoch: int, keys: Keys) -> npt.NDArray[np.bool_]:
     """Returns bool [N]: which samples are mirrored."""
     return np.asarray(uniform(seed, epoch, Stream.FLIP, keys)[:, 0] < spec.flip_probability)
+
+
+def padded_crops(size: int, spec: Augment, seed: int, epoch: int, keys: Keys) -> tuple[Index, Index]:
+    """Returns from_y, from_x, int64 [N, size]: the row and column that each pixel of a crop comes from, after
+    reflect-padding by `crop_padding_px`, a crop back to `size` and a flip.
+    """
+    padding, line = spec.crop_padding_px, np.arange(size)
+    shift = (uniform(seed, epoch, Stream.CROP, keys, 2) * (2 * padding + 1)).astype(np.int64) - padding
+    flip = flips(spec, seed, epoch, keys)
+    y = shift[:, :1] + line
+    x = shift[:, 1:] + np.where(flip[:, None], size - 1 - line, line)
+    return _reflect(y, size), _reflect(x, size)
+
+
+def _reflect(index: Index, size: int) -> Index:
+    period = 2 * (size - 1)
+    index = np.abs(index) % period
+    return np.minimum(index, period - index)

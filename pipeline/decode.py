@@ -82,14 +82,16 @@ def decode_batch(
     decoder: DecoderName,
     scaled: bool = True,
     corrupt: set[int] | None = None,
+    out: Batch | None = None,
 ) -> Batch:
-    """Returns uint8 [N, S, S, 3].
+    """Returns uint8 [N, S, S, 3], which is `out`, contiguous, where it is given.
 
     place: what to call the n-th image in messages. scaled: whether the kernel may decode large crops at 1/2, 1/4 or
     1/8; False decodes in full, for evaluation. Raises DatasetError if an image can't be decoded. corrupt: a set, to
     note such images instead, which are black then; those in it already aren't looked at.
     """
-    out = np.empty((len(encoded), views.size_px, views.size_px, 3), dtype=np.uint8)
+    if out is None:
+        out = np.empty((len(encoded), views.size_px, views.size_px, 3), dtype=np.uint8)
     status = np.full(len(encoded), _UNSUPPORTED, dtype=np.int32)
     if decoder != "simplejpeg":
         status = _run_kernel(encoded, views, scaled, decoder == "libjpeg", out)

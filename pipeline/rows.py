@@ -6,9 +6,11 @@ needed, whatever the order, and a stream begins at any step at once.
 
 import os
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from pipeline.errors import DatasetError
 from pipeline.manifest import Split
 from pipeline.shards import Rows, read_tables
 
-REMOTE_READERS = 32
+REMOTE_READERS, REMOTE_PART_ROWS = 32, 32
 _CHANGED = "not the bytes that were ingested (CRC-32)"
 _REMEDY = "jobs/verify.py lists all that is damaged: restore it, or ingest again"
 _COLUMNS = ["key", "label", "height", "width", "bytes", "offset", "crc32"]
@@ -73,23 +75,43 @@ def load_index(uri: str, split: Split) -> RowIndex:
 
 
 def read_images(index: RowIndex, rows: Rows, corrupt: set[int] | None = None) -> list[memoryview]:
-    """Returns the stored bytes of rows, in their order. Raises DatasetError, with the place, if they have changed.
+    """Returns the stored bytes of rows, in their order. See `read_parts`."""
+    return [image for _, images in read_parts(index, rows, corrupt) for image in images]
 
-    corrupt: a set, to note where in `rows` there are changed bytes, instead.
+
+def read_parts(
+    index: RowIndex, rows: Rows, corrupt: set[int] | None = None
+) -> Iterator[tuple[slice, list[memoryview]]]:
+    """Yields the stored bytes of rows, in their order, part by part: local ones as one, for the system reads ahead.
+
+    Remote ones come as they arrive, all having been asked for: who works on one part doesn't wait for the next.
+
+    Raises DatasetError, with the place, if they have changed. corrupt: a set, to note where in `rows` there are changed
+    bytes, instead.
     """
     numbers = zip(index.shard[rows].tolist(), index.offset[rows].tolist(), index.length[rows].tolist(), strict=True)
     if storage.is_local(index.paths[0]):
         images = _read_local(index, rows, list(numbers))
-    else:
-        places = [(index.paths[shard], offset, length) for shard, offset, length in numbers]
-        images = list(_readers(os.getpid()).map(partial(_read_range, index), rows.tolist(), places))
-    for number, (image, expected) in enumerate(zip(images, index.crc32[rows].tolist(), strict=True)):
+        _check(index, rows, 0, images, corrupt)
+        yield slice(0, len(rows)), images
+        return
+    places = [(index.paths[shard], offset, length) for shard, offset, length in numbers]
+    arriving = _readers(os.getpid()).map(partial(_read_range, index), rows.tolist(), places)
+    for first in range(0, len(rows), REMOTE_PART_ROWS):
+        part = slice(first, min(first + REMOTE_PART_ROWS, len(rows)))
+        images = list(islice(arriving, part.stop - part.start))
+        _check(index, rows, first, images, corrupt)
+        yield part, images
+
+
+def _check(index: RowIndex, rows: Rows, first: int, images: list[memoryview], corrupt: set[int] | None) -> None:
+    crcs = index.crc32[rows[first : first + len(images)]].tolist()
+    for number, (image, expected) in enumerate(zip(images, crcs, strict=True), first):
         if zlib.crc32(image) != expected:
             if corrupt is None:
                 instead = "--on-corrupt quarantine goes on without such images"
                 raise DatasetError(f"{index.place(int(rows[number]))}: {_CHANGED}; {_REMEDY}; {instead}")
             corrupt.add(number)
-    return images
 
 
 def _read_local(index: RowIndex, rows: Rows, numbers: list[tuple[int, int, int]]) -> list[memoryview]:

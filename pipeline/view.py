@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.crops import crop_boxes, flips
+from pipeline.crops import crop_boxes, flips, padded_crops
 from pipeline.decode import DecoderName, Views, check_decoder, decode_batch
 from pipeline.draws import Keys, Stream, uniform
 from pipeline.errors import PipelineError
 from pipeline.order import Rows
 from pipeline.recipes import Augment, OnCorrupt, SizeRamp
-from pipeline.rows import RowIndex, read_images
+from pipeline.rows import RowIndex, read_parts
 from pipeline.timing import Stopwatch
 from pipeline.units import Units
 
@@ -49,16 +49,41 @@ class View:
         then. watch: counts the seconds.
         """
         watch = watch or Stopwatch()
+        size = self.size_at(epoch)
+        pixels, spec = np.empty((len(rows), size, size, 3), dtype=np.uint8), self.augment
         with watch.stage("storage"):
-            images = read_images(index, rows, corrupt)
-        with watch.stage("decode"):
-            views, spec = self._views(index, rows, epoch)
-            scaled = self.augment is not None and self.augment.resized_crop_area is not None
-            pixels = decode_batch(images, views, lambda n: index.place(int(rows[n])), self.decoder, scaled, corrupt)
+            parts = read_parts(index, rows, corrupt)
+        while True:
+            with watch.stage("storage"):
+                part, images = next(parts, (slice(0), []))
+            if not images:
+                break
+            with watch.stage("decode"):
+                spec = self._decode(index, rows, part, images, epoch, pixels, corrupt)
         if spec is None or not spec.changes_samples:
             return pixels
         with watch.stage("augment"):
             return _augmented(pixels, spec, self.seed, epoch, index.key_hash[rows])
+
+    def _decode(
+        self,
+        index: RowIndex,
+        rows: Rows,
+        part: slice,
+        images: list[memoryview],
+        epoch: int,
+        pixels: Pixels,
+        corrupt: set[int] | None,
+    ) -> Augment | None:
+        """Decodes some of `rows` to their place in `pixels`. Returns what of the augmentation is left to do."""
+        views, spec = self._views(index, rows[part], epoch)
+        scaled = self.augment is not None and self.augment.resized_crop_area is not None
+        unusable = None if corrupt is None else {n - part.start for n in corrupt if part.start <= n < part.stop}
+        place = lambda n: index.place(int(rows[part.start + n]))  # noqa: E731
+        decode_batch(images, views, place, self.decoder, scaled, unusable, pixels[part])
+        if corrupt is not None:
+            corrupt.update(n + part.start for n in unusable or ())
+        return spec
 
     def _views(self, index: RowIndex, rows: Rows, epoch: int) -> tuple[Views, Augment | None]:
         """Returns what is decoded, and what of the augmentation is left to do then."""
@@ -77,6 +102,10 @@ class View:
 
 
 def _augmented(pixels: Pixels, spec: Augment, seed: int, epoch: int, keys: Keys) -> Pixels:
+    if spec == Augment(crop_padding_px=spec.crop_padding_px, flip_probability=spec.flip_probability):
+        from_y, from_x = padded_crops(pixels.shape[1], spec, seed, epoch, keys)
+        return pixels[np.arange(len(pixels))[:, None, None], from_y[:, :, None], from_x[:, None, :]]
+
     import torch
 
     from pipeline.augment import augment_batch
