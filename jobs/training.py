@@ -10,22 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from jobs.command import Display, console, option, print_table, remote_progress
 from jobs.ingest import ingest_source
 from pipeline import storage, timing
+from pipeline.cookbook import RECIPES, make_recipe
 from pipeline.errors import RecipeError, SourceError
 from pipeline.manifest import Manifest, is_dataset
 from pipeline.manifest import load as load_manifest
 from pipeline.plan import Settings
 from pipeline.progress import Progress
-from pipeline.recipes import (
-    MODELS,
-    RECIPES,
-    LossName,
-    OnCorrupt,
-    OptimizerName,
-    Recipe,
-    ScheduleName,
-    check_batch,
-    make_recipe,
-)
+from pipeline.recipes import MODELS, LossName, OnCorrupt, OptimizerName, Recipe, ScheduleName, check_batch
 from pipeline.sources import LAYOUTS, digits
 
 if TYPE_CHECKING:  # torch takes seconds to load, and not every error needs it

@@ -51,7 +51,9 @@ def _central_boxes(heights: Ints, widths: Ints, ratios: tuple[float, float]) -> 
 
 def flips(spec: Augment, seed: int, epoch: int, keys: Keys) -> npt.NDArray[np.bool_]:
     """Returns bool [N]: which samples are mirrored."""
-    return np.asarray(uniform(seed, epoch, Stream.FLIP, keys)[:, 0] < spec.flip_probability)
+    drawn_in = 0 if spec.flip_alternates else epoch
+    mirrored = uniform(seed, drawn_in, Stream.FLIP, keys)[:, 0] < spec.flip_probability
+    return np.asarray(mirrored ^ bool(spec.flip_alternates and epoch % 2))
 
 
 def padded_crops(size: int, spec: Augment, seed: int, epoch: int, keys: Keys) -> tuple[Index, Index]:

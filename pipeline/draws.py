@@ -36,6 +36,7 @@ class Stream(IntEnum):
     DROPOUT = 17
     AUTO = 18
     MIX = 19
+    CUTOUT = 20
 
 
 def key_hash(keys: list[str]) -> Keys:

@@ -29,6 +29,10 @@ class CheckpointError(PipelineError):
     """A checkpoint or a run can't be continued with what was asked for."""
 
 
+class DivergedError(PipelineError):
+    """Training gave a loss or a gradient that isn't finite."""
+
+
 class ClusterError(PipelineError):
     """The Ray cluster lacks what the job needs."""
 

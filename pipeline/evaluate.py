@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.errors import ExactnessError
 from pipeline.loader import Batch
 from pipeline.optim import sample_losses
-from pipeline.recipes import LossName
+from pipeline.recipes import LossName, TestViews
 
 TOP = 5
 # Rows computed together: never dependent on the number of workers.
@@ -36,8 +37,30 @@ class Predictions:
     loss: npt.NDArray[np.float64]
 
 
+def view_logits(model: nn.Module, images: Tensor, views: TestViews) -> Tensor:
+    """images: float [N, 3, S, S], normalised. Returns float [N, C], the mean over the views of each image.
+
+    flip: itself and its mirror image. flip-and-shift: half of that, and half of the mean of the same for two images
+    shifted by a pixel, up and left and down and right, reflected at the edge (Jordan, arXiv 2404.00498).
+    """
+    if views == "none":
+        logits: Tensor = model(images).float()
+        return logits
+    both = 0.5 * (model(images).float() + model(images.flip(-1)).float())
+    if views == "flip":
+        return both
+    padded, size = F.pad(images, (1, 1, 1, 1), "reflect"), images.shape[-1]
+    shifted = [view_logits(model, padded[:, :, n : n + size, n : n + size], "flip") for n in (0, 2)]
+    return 0.5 * both + 0.25 * (shifted[0] + shifted[1])
+
+
 def predict(
-    model: nn.Module, batches: Iterable[Batch], normalise: nn.Module, num_classes: int, loss: LossName = "cross-entropy"
+    model: nn.Module,
+    batches: Iterable[Batch],
+    normalise: nn.Module,
+    num_classes: int,
+    loss: LossName = "cross-entropy",
+    views: TestViews = "none",
 ) -> Predictions:
     """Returns this worker's lines. The model is put into evaluation mode and left there; float32 throughout."""
     model.eval()
@@ -45,7 +68,7 @@ def predict(
     parts = [_no_predictions(top)]
     with torch.inference_mode():
         for batch in batches:
-            logits: Tensor = model(normalise(batch.images)).float()
+            logits = view_logits(model, normalise(batch.images), views)
             probabilities, classes = logits.softmax(dim=1).topk(top, dim=1)
             labels = batch.labels.to(logits.device)
             losses = sample_losses(loss, logits, labels)

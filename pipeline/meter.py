@@ -1,6 +1,5 @@
 """Measures a training loop: what each second went to, its loss, its speed; for its state, and as Ray's metrics."""
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import RecipeError
 from pipeline.loader import Batch
 from pipeline.order import Order
 from pipeline.timing import STAGES, TRAINING, training_seconds, waiting_seconds
@@ -20,18 +18,28 @@ class Meter:
     """Cuts the time of a loop into stages, mark by mark, so that they add up to all of it.
 
     On a GPU the marks are events of its own timeline: waiting is what the device was idle for, not the host.
-    seconds: by stage, of the whole run; grows at each `line`. Of several workers they are those of the one that
+    seconds: by stage, of the whole run, and losses: of each step, the mean over the global batch; both grow at each
+    `line` and `settle`. Of several workers they are those of the one that
     waited longest for data: the others waited for it.
     """
 
-    def __init__(self, seconds: dict[str, float], device: torch.device, world_size: int, start_seconds: float) -> None:
+    def __init__(
+        self,
+        seconds: dict[str, float],
+        losses: list[float],
+        device: torch.device,
+        world_size: int,
+        start_seconds: float,
+    ) -> None:
         self._seconds, self._cuda, self._world_size = seconds, device.type == "cuda", world_size
+        self._step_losses = losses
         self._device = device
         seconds["start"] = seconds.get("start", 0.0) + start_seconds
         self._last = self._mark()
         self._spans: list[tuple[dict[str, float], _Mark, _Mark]] = []
         self._losses: list[Tensor] = []
-        self._rows = 0
+        self._rows: list[int] = []
+        self._line_rows, self._line_loss = 0, 0.0
         self._since_line = dict.fromkeys(STAGES, 0.0)
 
     def _mark(self) -> _Mark:
@@ -65,38 +73,36 @@ class Meter:
     def add(self, loss_sum: Tensor, global_rows: int) -> None:
         """Notes one step: the sum of this rank's losses, and the rows of the global batch."""
         self._losses.append(loss_sum)
-        self._rows += global_rows
+        self._rows.append(global_rows)
 
     def line(self, step: int, order: Order, learning_rate: float) -> dict[str, Any]:
-        """Returns a line of the history, over all ranks. Raises RecipeError if the loss isn't finite.
+        """Returns a line of the history, over all ranks.
 
         step, epoch, images (since the last line), loss, learning_rate, images_per_second, data_wait (a share), seconds
         (by stage).
         """
-        loss, seconds = self._gather() / self._rows, self._since_line
-        if not math.isfinite(loss):
-            raise RecipeError(f"loss is {loss} at step {step}: training diverged; lower learning_rate")
+        self._gather()
+        rows, seconds = self._line_rows, self._since_line
         trained = training_seconds(seconds)
         line = {
             "step": step,
             "epoch": step / order.steps_per_epoch,
-            "images": self._rows,
-            "loss": loss,
+            "images": rows,
+            "loss": self._line_loss / rows,
             "learning_rate": learning_rate,
-            "images_per_second": self._rows / trained,
+            "images_per_second": rows / trained,
             "data_wait": waiting_seconds(seconds) / trained,
             "seconds": {name: round(value, 6) for name, value in seconds.items() if value},
         }
-        self._rows, self._losses, self._since_line = 0, [], dict.fromkeys(STAGES, 0.0)
+        self._line_rows, self._line_loss, self._since_line = 0, 0.0, dict.fromkeys(STAGES, 0.0)
         return line
 
     def settle(self) -> None:
-        """Adds what was marked to the run's seconds. All ranks together."""
+        """Adds what was noted to the run's seconds and losses. All ranks together."""
         self._gather()
 
-    def _gather(self) -> float:
-        """Returns the sum of the losses since the last line, over all ranks."""
-        loss = torch.stack(self._losses).sum().double() if self._losses else torch.zeros((), dtype=torch.float64)
+    def _gather(self) -> None:
+        """Adds up what was noted since the last time, over all ranks."""
         if self._cuda:
             torch.cuda.synchronize()
         local = dict.fromkeys(STAGES, 0.0)
@@ -105,18 +111,24 @@ class Meter:
             for name, share in shares.items():
                 local[name] += share * length
         self._spans = []
-        mine = torch.tensor([float(loss), *local.values()], dtype=torch.float64, device=self._device)
+        losses = torch.stack(self._losses).double() if self._losses else torch.zeros(0, dtype=torch.float64)
+        seconds = torch.tensor([*local.values()], dtype=torch.float64, device=self._device)
+        mine = torch.cat([seconds, losses.to(self._device)])
         everyone = [mine]
         if self._world_size > 1:
             everyone = [torch.empty_like(mine) for _ in range(self._world_size)]
             torch.distributed.all_gather(everyone, mine)
         table = torch.stack(everyone).cpu()
-        each = [dict(zip(STAGES, line[1:].tolist(), strict=True)) for line in table]
+        each = [dict(zip(STAGES, line[: len(STAGES)].tolist(), strict=True)) for line in table]
         chosen = max(each, key=waiting_seconds)
         for name, value in chosen.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + value
             self._since_line[name] += value
-        return float(table[:, 0].sum())
+        for loss, rows in zip(table[:, len(STAGES) :].sum(0).tolist(), self._rows, strict=True):
+            self._step_losses.append(loss / rows)
+            self._line_rows += rows
+            self._line_loss += loss
+        self._rows, self._losses = [], []
 
 
 class RayMetrics:

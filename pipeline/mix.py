@@ -65,6 +65,8 @@ def on_device(
     if spec.erase_probability:
         images = erase(images, spec.erase_probability, seed, epoch, keys)
     pixels = normalise(images)
+    if spec.cutout_px:
+        pixels = cut_out(pixels, spec.cutout_px, seed, epoch, keys)
     if not spec.mixes:
         return Mixed(pixels)
     partner = partners(positions)
@@ -90,6 +92,14 @@ def on_device(
         torch.from_numpy(kept).to(device, torch.float32),
         labels[other],
     )
+
+
+def cut_out(pixels: Tensor, side: int, seed: int, epoch: int, keys: Keys) -> Tensor:
+    """pixels: float [N, 3, S, S], normalised. Returns them with a square of mean colour each, anywhere inside."""
+    size = pixels.shape[-1]
+    first = (uniform(seed, epoch, Stream.CUTOUT, keys, 2) * (size - side + 1)).astype(np.int64)
+    box = torch.from_numpy(_inside(np.concatenate([first, first + side], axis=1), size)).to(pixels.device)
+    return pixels.masked_fill(box[:, None], 0.0)
 
 
 def partners(positions: Ints) -> Ints:

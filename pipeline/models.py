@@ -1,7 +1,10 @@
-"""Networks by name. Every one returns logits: softmax belongs to the loss."""
+"""Networks by name: our own, torchvision's, and any of timm's where timm is installed. Every one returns logits:
+softmax belongs to the loss.
+"""
 
+import importlib.util
+import io
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,82 +12,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.recipes import MODELS, check_choice
-
-
-class SeedCnn(nn.Module):
-    """The tutorial's CNN: 3x3 convolutions of 32, 64 and 64 with 2x2 max-pooling, dense 64, dense 10.
-
-    The tutorial ends in softmax and trains with `from_logits=True`, which applies softmax twice and flattens the
-    gradient: a bug. This one returns logits. Convolutions are unpadded, as Keras's default is.
-    """
-
-    def __init__(self, num_classes: int, image_size_px: int = 32) -> None:
-        super().__init__()
-        side = ((image_size_px - 2) // 2 - 2) // 2 - 2
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(64, 64, 3), nn.ReLU(),
-        )  # fmt: skip
-        self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(64 * side * side, 64), nn.ReLU(), nn.Linear(64, num_classes)
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):  # Keras's initialisation, on which the 10 epochs rest
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images: float [N, 3, S, S]. Returns logits [N, num_classes]."""
-        logits: Tensor = self.classifier(self.features(images))
-        return logits
-
-
-class _Block(nn.Module):
-    """Convolution, pooling before the elementwise work (which is what costs on a CPU), then a residual one."""
-
-    def __init__(self, num_in: int, num_out: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(num_in, num_out, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(num_out)
-        self.conv2 = nn.Conv2d(num_out, num_out, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(num_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(F.max_pool2d(self.conv1(x), 2)), inplace=True)
-        return x + F.relu(self.norm2(self.conv2(x)), inplace=True)
-
-
-class FastResNet(nn.Module):
-    """A small ResNet for 32-pixel images on a CPU: 32 million multiply-adds, most of them in large convolutions.
-
-    The first layer is a frozen whitening of 2x2 patches (each direction and its negative), as in Page's and
-    Jordan's CIFAR-10 speed runs (arXiv 2404.00498); `fit_whitening` sets it from training images.
-    """
-
-    def __init__(self, num_classes: int, widths: tuple[int, ...] = (32, 128, 128)) -> None:
-        super().__init__()
-        self.whitening = nn.Conv2d(3, 24, 2)
-        self.whitening.requires_grad_(False)
-        self.blocks = nn.Sequential(*[_Block(i, o) for i, o in pairwise((24, *widths))])
-        self.classifier = nn.Linear(widths[-1], num_classes, bias=False)
-
-    def fit_whitening(self, images: Tensor) -> None:
-        """images: float [N, 3, S, S], normalised. Sets the first layer to whiten their patches."""
-        patches = F.unfold(images.float(), 2).permute(0, 2, 1).reshape(-1, 12).double()
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        kernels = (vectors / (values + 5e-4).sqrt()).T.flip(0)
-        # The sign of an eigenvector is arbitrary; fix it, so that the same data gives the same network anywhere.
-        kernels = kernels * kernels.gather(1, kernels.abs().argmax(1, keepdim=True)).sign()
-        self.whitening.weight.data.copy_(torch.cat([kernels, -kernels]).reshape(24, 3, 2, 2))
-        nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images: float [N, 3, S, S]. Returns logits [N, num_classes]."""
-        x = self.blocks(F.relu(self.whitening(images), inplace=True))
-        logits: Tensor = self.classifier(x.amax(dim=(2, 3))) / 8
-        return logits
+from pipeline import checkpoint, storage
+from pipeline.errors import CheckpointError, RecipeError
+from pipeline.networks import Airbench, FastResNet, SeedCnn
+from pipeline.recipes import MODELS, Recipe, check_choice
 
 
 def _resnet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
@@ -125,6 +56,8 @@ def _alexnet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
 
 _MAKERS: dict[str, Callable[[str, int, int], nn.Module]] = {
     "fast-resnet": lambda _, num_classes, __: FastResNet(num_classes),
+    "airbench94": lambda _, num_classes, __: Airbench(num_classes),
+    "airbench96": lambda _, num_classes, __: Airbench(num_classes, (128, 512, 512), convolutions=3, norm_momentum=0.1),
     "seed-cnn": lambda _, num_classes, image_size_px: SeedCnn(num_classes, image_size_px),
     "alexnet": _alexnet,
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _resnet),
@@ -134,9 +67,82 @@ _MAKERS: dict[str, Callable[[str, int, int], nn.Module]] = {
 
 
 def make_model(name: str, num_classes: int, image_size_px: int) -> nn.Module:
-    """Returns an untrained network for float images [N, 3, S, S]. Raises RecipeError for an unknown name."""
+    """Returns an untrained network for float images [N, 3, S, S]; "timm:NAME" is timm's.
+
+    Raises RecipeError for an unknown name.
+    """
+    if name.startswith("timm:"):
+        return _timm(name.removeprefix("timm:"), num_classes)
     check_choice("model", name, MODELS)
     return _MAKERS[name](name, num_classes, image_size_px)
+
+
+def _timm(name: str, num_classes: int) -> nn.Module:
+    if importlib.util.find_spec("timm") is None:
+        raise RecipeError(f"model='timm:{name}' needs the package timm on every node; install it or take another model")
+    import timm
+
+    check_choice("model", f"timm:{name}", tuple(f"timm:{known}" for known in timm.list_models()))
+    model: nn.Module = timm.create_model(name, num_classes=num_classes)
+    return model
+
+
+def recipe_model(recipe: Recipe, num_classes: int) -> nn.Module:
+    """Returns the untrained network of a recipe."""
+    model = make_model(recipe.model, num_classes, recipe.image_size_px)
+    if recipe.blur_pool:
+        add_blur_pool(model)
+    return model
+
+
+def load_pretrained(model: nn.Module, uri: str) -> None:
+    """Puts the weights of a .safetensors file, or of a .pt file without code in it, into a network.
+
+    The last layer may have other classes, and begins anew then. Raises CheckpointError if anything else doesn't fit.
+    """
+    if uri.endswith(".safetensors"):
+        weights = checkpoint.read_tensors(uri)
+    else:
+        try:
+            weights = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises whatever it meets: RuntimeError, UnpicklingError, EOFError ...
+            raise CheckpointError(f"pretrained={uri}: no weights ({str(error)[:120]}); give a state_dict") from error
+        weights = weights.get("model", weights.get("state_dict", weights))
+    own = model.state_dict()
+    others = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    head = [name for name in own if name.rpartition(".")[0] == list(own)[-1].rpartition(".")[0]]
+    if missing or unknown or not set(others) <= set(head):
+        wrong = [f"{name}: missing" for name in missing] + [f"{name}: unknown" for name in unknown]
+        wrong += [f"{name}: {tuple(weights[name].shape)} for {tuple(own[name].shape)}" for name in others]
+        raise CheckpointError(f"pretrained={uri}: doesn't fit the model ({'; '.join(wrong[:3])}); give its own weights")
+    kept = {name: tensor for name, tensor in weights.items() if not (others and name in head)}
+    model.load_state_dict(kept, strict=False)
+
+
+class BlurPool(nn.Module):
+    """Blurs with [1 2 1] x [1 2 1] / 16 before a strided convolution (Zhang, arXiv 1904.11486)."""
+
+    blur: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        line = torch.tensor([1.0, 2.0, 1.0])
+        self.conv = conv
+        self.register_buffer("blur", (line[:, None] * line / 16).expand(conv.in_channels, 1, 3, 3).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the convolution's shapes."""
+        return self.conv(F.conv2d(x, self.blur.to(x.dtype), padding=1, groups=len(self.blur)))
+
+
+def add_blur_pool(model: nn.Module) -> None:
+    """Puts a blur before each strided convolution of 16 channels and more, as FFCV's recipes do."""
+    for name, child in list(model.named_children()):
+        if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
+            setattr(model, name, BlurPool(child))
+        else:
+            add_blur_pool(child)
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import RecipeError
-from pipeline.recipes import LossName, OptimizerName, ScheduleName
+from pipeline.optimizers import Lamb, Lars, Muon
+from pipeline.recipes import LossName, Recipe, ScheduleName
 
 
 def sample_losses(name: LossName, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -24,14 +26,17 @@ def sample_losses(name: LossName, logits: Tensor, labels: Tensor, label_smoothin
     return (logits.softmax(dim=1) - target).square().mean(dim=1)
 
 
-def learning_rate_factor(name: ScheduleName, step: int, num_steps: int, warmup_steps: int) -> float:
+def learning_rate_factor(
+    name: ScheduleName, step: int, num_steps: int, warmup_steps: int, warmup_from: float = 0.0
+) -> float:
     """Returns the share of the peak learning rate to use in `step` of `num_steps`.
 
-    Linear warm-up first. Then constant; step: x 0.1 after 1/2 and again after 3/4 of the rest (He et al.,
-    1512.03385, used 1/2 and 3/4 of 64k); cosine to zero (1608.03983); one-cycle: linear to zero (1708.07120).
+    Linear warm-up first, from `warmup_from` on. Then constant; step: x 0.1 after 1/2 and again after 3/4 of the rest
+    (He et al., 1512.03385, used 1/2 and 3/4 of 64k); cosine to zero (1608.03983); one-cycle: linear to zero
+    (1708.07120).
     """
     if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
+        return warmup_from + (1 - warmup_from) * (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     if name == "step":
         return 0.1 ** sum(progress >= milestone for milestone in (0.5, 0.75))
@@ -40,94 +45,101 @@ def learning_rate_factor(name: ScheduleName, step: int, num_steps: int, warmup_s
     return 1.0 if name == "constant" else 1.0 - progress
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) for convolution kernels.
+def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Returns the optimisers of the trainable parameters.
 
-    Momentum, then the update is replaced by the nearest orthogonal matrix, found by a quintic Newton-Schulz
-    iteration on the kernel as a matrix [out, in*h*w]. Each kernel is first rescaled to Frobenius norm sqrt(out),
-    as in the CIFAR-10 speed runs, so the learning rate is a step relative to the weights. torch.optim.Muon takes
-    two-dimensional parameters only and doesn't rescale.
+    Each group has a `name`, keeps its peak rate as `initial_lr`, and has `epochs`, for how long it is trained; 0 for
+    all. Weight decay goes to matrices and kernels; biases and normalisation have `bias_weight_decay`. With muon,
+    kernels of hidden convolutions are its, without decay, and the rest is Nesterov's.
     """
-
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.6) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Does one step; parameters without a gradient are left alone."""
-        for group in self.param_groups:
-            for kernel in group["params"]:
-                if kernel.grad is None:
-                    continue
-                state = self.state[kernel]
-                if not state:
-                    state["momentum"] = torch.zeros_like(kernel)
-                state["momentum"].mul_(group["momentum"]).add_(kernel.grad)
-                update = kernel.grad.add(state["momentum"], alpha=group["momentum"])
-                kernel.mul_(len(kernel) ** 0.5 / kernel.norm())
-                kernel.add_(orthogonalised(update.flatten(1)).view_as(update), alpha=-group["lr"])
-
-
-def orthogonalised(matrix: Tensor, num_iterations: int = 3) -> Tensor:
-    """matrix: float [M, N]. Returns about U V^T of its singular value decomposition U S V^T, same shape and dtype."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16()
-    x = x / (x.norm() + 1e-7)
-    transpose = x.shape[0] > x.shape[1]
-    x = x.T if transpose else x
-    for _ in range(num_iterations):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if transpose else x).to(matrix.dtype)
-
-
-def make_optimizers(
-    model: nn.Module, name: OptimizerName, learning_rate: float, momentum: float, weight_decay: float
-) -> list[torch.optim.Optimizer]:
-    """Returns the optimisers of the trainable parameters; each group keeps its peak rate as `initial_lr`.
-
-    Weight decay goes to matrices and kernels, never to biases and BatchNorm's scales. With muon, kernels of
-    hidden convolutions are its, and the rest is Nesterov's with a rate of its own: 0.2, linear layers 2.0.
-    """
+    whitening = {id(bias) for bias in whitening_biases(model)} if recipe.whitening_bias_epochs else set()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights = [parameter for parameter in trained if parameter.ndim > 1]
-    others = [parameter for parameter in trained if parameter.ndim <= 1]
-    optimizers: list[torch.optim.Optimizer]
-    if name == "muon":
-        kernels = [parameter for parameter in weights if parameter.ndim == 4]
-        if not kernels:
-            raise RecipeError("optimizer='muon' needs a model with trainable convolutions; use adam or nesterov")
-        rest = [
-            {
-                "params": [parameter for parameter in weights if parameter.ndim != 4],
-                "lr": 2.0,
-                "weight_decay": weight_decay,
-            },
-            {"params": others, "lr": 0.2},
-        ]
-        optimizers = [
-            Muon(kernels, learning_rate, momentum),
-            torch.optim.SGD([group for group in rest if group["params"]], lr=0.2, momentum=0.9, nesterov=True),
-        ]
-    else:
-        groups = [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
-            "sgd": lambda: torch.optim.SGD(groups, lr=learning_rate),
-            "momentum": lambda: torch.optim.SGD(groups, lr=learning_rate, momentum=momentum),
-            "nesterov": lambda: torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=True),
-            "rmsprop": lambda: torch.optim.RMSprop(groups, lr=learning_rate, alpha=0.9, momentum=momentum),
-            "adam": lambda: torch.optim.Adam(groups, lr=learning_rate),
-            "adamw": lambda: torch.optim.AdamW(groups, lr=learning_rate),
+    members = {
+        "kernels": [p for p in trained if p.ndim == 4],
+        "matrices": [p for p in trained if p.ndim > 1 and p.ndim != 4],
+        "biases and norms": [p for p in trained if p.ndim <= 1 and id(p) not in whitening],
+        "whitening bias": [p for p in trained if id(p) in whitening],
+    }
+    rate, bias_rate = recipe.learning_rate, recipe.bias_rate or recipe.learning_rate
+    groups: dict[str, dict[str, Any]] = {
+        "kernels": {"lr": rate, "weight_decay": recipe.weight_decay},
+        "matrices": {"lr": rate, "weight_decay": recipe.weight_decay},
+        "biases and norms": {"lr": bias_rate, "weight_decay": recipe.bias_weight_decay},
+        "whitening bias": {"lr": bias_rate, "weight_decay": recipe.bias_weight_decay},
+    }
+    for name, group in groups.items():
+        group |= {"name": name, "params": members[name], "initial_lr": group["lr"]}
+        group["epochs"] = recipe.whitening_bias_epochs if name == "whitening bias" else 0.0
+    present = {name: group for name, group in groups.items() if members[name]}
+    if recipe.optimizer != "muon":
+        return [_torch_optimizer(recipe, list(present.values()))]
+    if "kernels" not in present:
+        raise RecipeError("optimizer='muon' needs a model with trainable convolutions; use adam or nesterov")
+    kernels = present.pop("kernels")
+    del kernels["weight_decay"]
+    if "matrices" in present:
+        present["matrices"]["lr"] = present["matrices"]["initial_lr"] = recipe.head_rate or rate
+    rest = torch.optim.SGD(list(present.values()), lr=rate, momentum=recipe.rest_momentum, nesterov=True)
+    return [Muon([kernels], rate, recipe.momentum), *([rest] if present else [])]
+
+
+def _torch_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    rate, momentum = recipe.learning_rate, recipe.momentum
+    fused: dict[str, Any] = {"fused": True} if all(p.is_cuda for group in groups for p in group["params"]) else {}
+    makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
+        "sgd": lambda: torch.optim.SGD(groups, lr=rate, **fused),
+        "momentum": lambda: torch.optim.SGD(groups, lr=rate, momentum=momentum, **fused),
+        "nesterov": lambda: torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=True, **fused),
+        "rmsprop": lambda: torch.optim.RMSprop(groups, lr=rate, alpha=0.9, momentum=momentum),
+        "adam": lambda: torch.optim.Adam(groups, lr=rate, **fused),
+        "adamw": lambda: torch.optim.AdamW(groups, lr=rate, **fused),
+        "lars": lambda: Lars(groups, lr=rate, momentum=momentum),
+        "lamb": lambda: Lamb(groups, lr=rate),
+    }
+    return makers[recipe.optimizer]()
+
+
+def whitening_biases(model: nn.Module) -> list[nn.Parameter]:
+    """Returns the trainable biases of the model's whitening layer, if it has one."""
+    layer = getattr(model, "whitening", None)
+    bias = getattr(layer, "bias", None)
+    return [bias] if isinstance(bias, nn.Parameter) and bias.requires_grad else []
+
+
+def set_learning_rates(
+    optimizers: list[torch.optim.Optimizer], recipe: Recipe, step: int, num_steps: int, steps_per_epoch: int
+) -> float:
+    """Sets every group's rate for `step`, and returns the share of the peak that most of them have.
+
+    A group that is trained for some epochs only has its schedule end there, and a rate of 0 from then on.
+    """
+    warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
+    factor = learning_rate_factor(recipe.schedule, step, num_steps, warmup_steps, recipe.warmup_from)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            share = factor
+            if group["epochs"]:
+                last = min(num_steps, round(group["epochs"] * steps_per_epoch))
+                share = learning_rate_factor(recipe.schedule, step, last, 0) if step < last else 0.0
+            group["lr"] = group["initial_lr"] * share
+    return factor
+
+
+def describe_groups(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    """Returns a line for each parameter group: what the report shows of it. Rates are peaks."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [
+        {
+            "optimizer": type(optimizer).__name__,
+            "group": group["name"],
+            "tensors": len(group["params"]),
+            "parameters": sum(parameter.numel() for parameter in group["params"]),
+            "learning_rate": group["initial_lr"],
+            "weight_decay": group.get("weight_decay", 0.0),
+            "momentum": group.get("momentum", group.get("betas", (0.0,))[0]),
+            "epochs": group["epochs"],
+            "first": names[id(group["params"][0])],
         }
-        optimizers = [makers[name]()]
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-    return optimizers
-
-
-def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Sets every group's rate to `factor` times its peak."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    ]

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import checkpoint, evaluate, shards, storage, timing
+from pipeline import evaluate, shards, storage, timing
 from pipeline.manifest import Manifest
 from pipeline.rows import load_index
-from pipeline.train import MODEL_NAME, PREDICTIONS_NAME, TrainJob
+from pipeline.survive import read_starts
+from pipeline.train import OUTPUT_NAME, PREDICTIONS_NAME, TrainJob
 
 RESULT_NAME = "result.json"
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "scikit-learn")
@@ -35,10 +37,13 @@ def read_predictions(run: str) -> evaluate.Predictions:
 
 def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     """Returns the content of `result.json` for a finished run."""
-    model = checkpoint.load(job.run, MODEL_NAME)
-    state = model["state"]
+    output = json.loads(storage.read_bytes(storage.join(job.run, OUTPUT_NAME)))
+    state, operations, starts = output["state"], output["operations"], read_starts(job.run)
     train_rows = data.split("train").rows
     predictions = read_predictions(job.run)
+    stepping = sum(state["seconds"].get(name, 0.0) for name in ("copy", "compute"))
+    trained = timing.training_seconds(state["seconds"])
+    images_per_second = state["epochs"] * train_rows / trained
     return {
         "dataset": {
             "name": data.name,
@@ -48,14 +53,22 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
         },
         "recipe": asdict(job.recipe),
         "seed": job.seed,
-        "world_size": model["world_size"],
+        "world_size": output["world_size"],
         "decoder": job.decoder,
         "epochs": state["epochs"],
         "steps": state["step"],
-        "train_seconds": (trained := timing.training_seconds(state["seconds"])),
-        "images_per_second": state["epochs"] * train_rows / trained,
+        "train_seconds": trained,
+        "images_per_second": images_per_second,
         "data_wait_fraction": timing.waiting_seconds(state["seconds"]) / trained,
         "seconds": state["seconds"],
+        "operations": operations,
+        "utilisation": operations["per_image"]
+        * images_per_second
+        / (operations["peak_per_second"] * operations["devices"]),
+        "starts": starts,
+        "goodput": stepping / (time.time() - starts[0]["time"]),
+        "skipped_steps": state["skipped"],
+        "parameter_groups": output["parameter_groups"],
         "quarantined": quarantined(job.dataset, data, state["quarantined"]),
         "val": evaluate.metrics(predictions, data.classes),
         "val_without_leaked": without_leaked(job.dataset, data, predictions),

@@ -1,7 +1,7 @@
 """Training on Ray Train: one function a worker runs, and what starts it.
 
 Read `train_loop` top to bottom: it is the whole of training. What it needs from outside is in a `TrainJob`, what
-it leaves behind lies below the job's run URI: checkpoints, `model.pt`, `predictions.parquet`.
+it leaves behind lies below the job's run URI: checkpoints, `model.safetensors` and `model.json`, `predictions.parquet`.
 """
 
 import copy
@@ -9,45 +9,52 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline import checkpoint, evaluate, loader, manifest, shards, storage
+from pipeline import checkpoint, evaluate, manifest, shards, storage
 from pipeline.augment import dropout_seed
+from pipeline.averages import LookAhead, WeightAverage
+from pipeline.batches import Batches
 from pipeline.decode import DecoderName, best_decoder
-from pipeline.errors import CheckpointError, RecipeError
-from pipeline.loader import Batch, Resident
+from pipeline.errors import CheckpointError, DivergedError, PipelineError, RecipeError
+from pipeline.guard import FiniteGuard, Watchdog
+from pipeline.loader import Batch
 from pipeline.manifest import Manifest
 from pipeline.meter import Meter, RayMetrics
-from pipeline.mix import Normalise, on_device
-from pipeline.models import FastResNet, make_model
-from pipeline.optim import learning_rate_factor, make_optimizers, sample_losses, set_learning_rates
-from pipeline.order import Order
+from pipeline.mix import Normalise
+from pipeline.models import load_pretrained, recipe_model
+from pipeline.networks import Whitened
+from pipeline.operations import peak_operations, training_operations
+from pipeline.optim import describe_groups, make_optimizers
 from pipeline.progress import Progress, silent
 from pipeline.recipes import OnCorrupt, Recipe, check_batch
+from pipeline.state import Average, RunState, collect, is_of_rank_0, restore
+from pipeline.step import Step, num_threads, uses_bfloat16
+from pipeline.survive import Judge, Notice, note_start
 from pipeline.timing import remark
-from pipeline.units import EvaluateUnits, TrainUnits
-from pipeline.view import View
 
-CONFIG_NAME, MODEL_NAME, PREDICTIONS_NAME = "config.json", "model.pt", "predictions.parquet"
+CONFIG_NAME, PREDICTIONS_NAME = "config.json", "predictions.parquet"
+MODEL_NAME, OUTPUT_NAME = "model.safetensors", "model.json"
 FIT_EPOCHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32)
 _HISTORY_POINTS_PER_EPOCH = 20
-_WHITENING_IMAGES = 5000
 
 
 @dataclass(frozen=True)
 class TrainJob:
     """A training run. dataset and run are absolute URIs; num_workers 0 means in this process; decoder: on all nodes.
 
+    max_workers: as many as there is room for, from num_workers on; 0 for num_workers.
     on_corrupt: "stop", or "quarantine" to go on without images whose bytes have changed; they are counted and named.
+    max_skipped_steps: steps whose loss or gradient isn't finite that are left out; one more stops the run.
+    pretrained: URI of weights to begin with; hang_seconds: without any progress, before a worker ends itself; 0 for
+    never.
     """
 
     dataset: str
@@ -55,10 +62,14 @@ class TrainJob:
     recipe: Recipe
     seed: int = 0
     num_workers: int = 0
+    max_workers: int = 0
     use_gpu: bool = False
     cpus_per_worker: float = 1.0
     trace_rows: bool = False
     on_corrupt: OnCorrupt = "stop"
+    max_skipped_steps: int = 0
+    pretrained: str = ""
+    hang_seconds: float = 1800
     decoder: DecoderName = field(default_factory=best_decoder)
     progress: Progress = silent
 
@@ -69,6 +80,7 @@ class TrainJob:
             "seed": self.seed,
             "dataset_digest": digest,
             "decoder": self.decoder,
+            "pretrained": self.pretrained,
         }
         identity: dict[str, Any] = json.loads(json.dumps(values))
         return identity
@@ -89,172 +101,160 @@ def train_loop(config: dict[str, Any]) -> None:
     if device.type == "cpu" and (job.num_workers or recipe.residency == "stream"):
         torch.set_num_threads(num_threads(recipe, context.get_local_world_size()))
     progress = job.progress if rank == 0 else silent
+    watchdog = Watchdog(job.hang_seconds, lambda line: progress("watch", 0, 0, line))
 
     data = manifest.load(job.dataset)
+    identity = job.identity(data.digest)
     torch.manual_seed(job.seed)
-    net = make_model(recipe.model, len(data.classes), recipe.image_size_px)
+    net = recipe_model(recipe, len(data.classes))
     normalise = Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
     batches = Batches(job, data, world_size, rank, device, progress)
+    order = batches.order
     resumed = checkpoint.latest(job.run)
-    if resumed is None and isinstance(net, FastResNet):
+    if resumed is None and job.pretrained:
+        load_pretrained(net, job.pretrained)
+    elif resumed is None and isinstance(net, Whitened):
         net.fit_whitening(normalise(batches.whitening_images().to(device)).cpu())
     net = net.to(memory_format=torch.channels_last)
-    model = ray.train.torch.prepare_model(net)
-    optimizers = make_optimizers(net, recipe.optimizer, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
-    autocast = make_autocast(recipe, device)
-    order = batches.order
+    model = ray.train.torch.prepare_model(net, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+    optimizers = make_optimizers(net, recipe)
+    average = make_average(recipe, net)
+    called = torch.compile(model) if recipe.compile else model
+    train_step = Step(recipe, called, optimizers, normalise, order, job.seed, world_size, device)
 
-    def train_step(batch: Batch, step: int, factor: float) -> Tensor:
-        """One step of gradient descent; returns the sum of this rank's sample losses."""
-        set_learning_rates(optimizers, factor)
-        epoch = step // order.steps_per_epoch
-        mixed = on_device(
-            batch.images, batch.labels, batch.positions, normalise, recipe.augment, job.seed, epoch, batch.keys
-        )
-        with autocast():
-            logits = model(mixed.images).float()
-        losses = sample_losses(recipe.loss, logits, batch.labels, recipe.label_smoothing)
-        if mixed.share is not None and mixed.partner is not None:
-            others = sample_losses(recipe.loss, logits, mixed.partner, recipe.label_smoothing)
-            losses = mixed.share * losses + (1 - mixed.share) * others
-        total = losses.sum()
-        # DDP averages gradients over the ranks; this makes that the mean over the global batch, however it is split.
-        (total * (world_size / order.batch_size(step))).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        return total.detach()
-
-    state = _State(epochs=recipe.epochs)
+    state = RunState(epochs=recipe.epochs)
     if resumed is not None:
-        state = _restore(checkpoint.load(resumed), net, optimizers)
+        saved = checkpoint.load(resumed)
+        checkpoint.check_same(resumed, saved.state.pop("identity"), identity)
+        state = restore(saved, net, optimizers, average)
     elif recipe.fit_seconds:
         progress("fit", 0, 0, "timing a few steps")
-        state.epochs = _fit_epochs(job, net, optimizers, train_step, batches)
+        state.epochs = _fit_epochs(job, net, train_step, batches)
         progress("fit", 1, 1, f"{state.epochs} epochs fit in {recipe.fit_seconds:g} s")
     num_steps, steps_per_epoch = state.epochs * order.steps_per_epoch, order.steps_per_epoch
-    warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
     report_every = max(1, steps_per_epoch // _HISTORY_POINTS_PER_EPOCH)
     trace = _Trace(job, data, rank, world_size, state.step) if job.trace_rows else None
+    token = note_start(job.run, rank, world_size, state.step)
+    writer = checkpoint.Writer(job.run, rank, world_size, token, lambda line: progress("checkpoint", 0, 0, line))
+    notice, guard = Notice(rank), FiniteGuard(job.max_skipped_steps, world_size, device)
+
+    def save(score: float | None = None, alone: bool = False) -> None:
+        """Begins to write a checkpoint; steps go on."""
+        tensors = collect(net, optimizers, average, state)
+        values = {**state.as_json(), "identity": identity}
+        writer.save(state.step, tensors, values, score, is_of_rank_0, alone)
 
     stream, published = batches.training(state.step, num_steps), RayMetrics(storage.basename(job.run))
-    meter = Meter(state.seconds, device, world_size, time.perf_counter() - begin)
+    meter = Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - begin)
     while state.step < num_steps:
         model.train()
         step = state.step
         batch = meter.next_batch(stream)
+        watchdog.beat(f"batch {step}")
         if trace:
             trace.write(step, batch)
         batch = batch.to(device)
         meter.until_now("copy")
         torch.manual_seed(dropout_seed(job.seed, step, rank))
-        factor = learning_rate_factor(recipe.schedule, step, num_steps, warmup_steps)
-        meter.add(train_step(batch, step, factor), order.batch_size(step))
+        loss, norm = train_step.gradients(batch, step)
+        try:
+            if guard.may_update(loss, norm, step, state.skipped):
+                rate = train_step.update(norm, step, num_steps)
+            else:
+                train_step.forget()
+        except DivergedError as error:
+            writer.wait()
+            raise _diverged(error, job, data, batch, step, rank) from None
+        if average is not None:
+            average.update(net, step + 1, num_steps)
+        meter.add(loss, order.batch_size(step))
         meter.until_now("compute")
         state.step = step + 1
+        watchdog.beat(f"step {step}")
 
-        ends_epoch = state.step % steps_per_epoch == 0
+        ends_epoch, score = state.step % steps_per_epoch == 0, None
         if state.step % report_every == 0 or ends_epoch:
-            state.history.append(meter.line(state.step, order, factor * recipe.learning_rate))
+            state.history.append(meter.line(state.step, order, rate))
             state.quarantined = batches.quarantined(state.quarantined)
             progress("train", state.step, num_steps, _remark(state))
             if rank == 0:
                 published.report(state.history[-1], len(state.quarantined))
         if ends_epoch and state.step < num_steps and batches.evaluates_after(state.step // steps_per_epoch):
             meter.until_now("other")
-            scores = evaluate.metrics(_evaluate(net, batches, normalise, progress), data.classes)
+            scores = evaluate.metrics(_evaluate(net, average, batches, normalise, progress, watchdog), data.classes)
             state.evaluations.append({"step": state.step, **{k: scores[k] for k in ("loss", "top1", "top5")}})
+            score = scores["top1"]
             meter.until_now("evaluate")
         if state.step % recipe.checkpoint_every_steps == 0 or ends_epoch:
             meter.settle()
             state.quarantined = batches.quarantined(state.quarantined)
-            _save(job, state, net, optimizers, rank)
+            save(score)
             meter.until_now("checkpoint")
+        elif (line := notice.seen(writer, lambda: collect(net, optimizers, average, state))) is not None:
+            progress("notice", 0, 0, line)
+            if notice.saves:
+                save(alone=True)
+            meter.until_now("checkpoint")
+        if ends_epoch:
+            ray.train.report({"step": state.step, **state.history[-1]})
 
-    predictions = _evaluate(net, batches, normalise, progress)
+    predictions = _evaluate(net, average, batches, normalise, progress, watchdog)
     meter.until_now("evaluate")
+    writer.wait()
+    meter.until_now("checkpoint")
     meter.settle()
     state.quarantined = batches.quarantined(state.quarantined)
     if rank == 0:
-        _write_outputs(job, data, net, state, world_size, predictions)
+        images = order.num_rows * state.epochs
+        operations = training_operations(net, [batches.train_view.size_at(e) for e in range(state.epochs)], images)
+        peak, source = peak_operations(device, uses_bfloat16(recipe, device))
+        more = {
+            "operations": {**operations, "peak_per_second": peak, "peak_source": source, "devices": world_size},
+            "parameter_groups": describe_groups(net, optimizers),
+        }
+        _write_outputs(job, data, evaluated(net, average), state, world_size, predictions, more)
+    watchdog.end()
     ray.train.report({"step": state.step})  # a barrier: no worker leaves before the outputs are there
 
 
-@dataclass
-class _State:
-    """What a checkpoint holds besides weights: all that the rest of the run depends on, and what was seen so far.
-
-    seconds: by stage (`timing.STAGES`); quarantined: (split, row) of each image that was left out.
-    """
-
-    epochs: int
-    step: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    quarantined: list[tuple[str, int]] = field(default_factory=list)
+def make_average(recipe: Recipe, net: nn.Module) -> Average | None:
+    """Returns the average of weights that a recipe asks for."""
+    if recipe.ema_decay:
+        return WeightAverage(net, recipe.ema_decay, recipe.ema_every_steps)
+    return LookAhead(net, recipe.look_ahead_every_steps) if recipe.look_ahead_every_steps else None
 
 
-def _restore(saved: dict[str, Any], net: nn.Module, optimizers: list[torch.optim.Optimizer]) -> _State:
-    net.load_state_dict(saved["model"])
-    for optimizer, values in zip(optimizers, saved["optimizers"], strict=True):
-        optimizer.load_state_dict(values)
-    return _State(**saved["state"])
+def evaluated(net: nn.Module, average: Average | None) -> nn.Module:
+    """Returns the network that is evaluated: a copy with the averaged weights where they are apart."""
+    if not isinstance(average, WeightAverage):
+        return net
+    twin = copy.deepcopy(net)
+    twin.load_state_dict({**net.state_dict(), **average.values})
+    return twin
 
 
-def _save(job: TrainJob, state: _State, net: nn.Module, optimizers: list[torch.optim.Optimizer], rank: int) -> None:
-    import ray.train
-
-    reported = None
-    if rank == 0:
-        values = {
-            "model": net.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "state": asdict(state),
-        }
-        filesystem, path = storage.open_filesystem(checkpoint.save(job.run, state.step, values))
-        reported = ray.train.Checkpoint(path, filesystem)
-        if not job.num_workers:  # elsewhere Ray Train removes what it no longer keeps
-            checkpoint.prune(job.run)
-    ray.train.report(
-        {"step": state.step, **(state.history[-1] if state.history else {})},
-        checkpoint=reported,
-        checkpoint_dir_name=checkpoint.name(state.step),
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,  # it lies in storage_path already
+def _diverged(error: DivergedError, job: TrainJob, data: Manifest, batch: Batch, step: int, rank: int) -> DivergedError:
+    """Says everything about a step that gave no finite numbers, and writes down its keys."""
+    keys = shards.read_rows(job.dataset, data.split("train"), np.sort(batch.rows), ("key",))["key"].to_pylist()
+    place = storage.join(job.run, f"diverged-step-{step}-rank-{rank}.json")
+    storage.write_bytes(place, json.dumps({"step": step, "rank": rank, "keys": keys}).encode())
+    last = checkpoint.latest(job.run)
+    return DivergedError(
+        f"{error} on rank {rank}; nothing was updated. Images {', '.join(keys[:3])} and {max(0, len(keys) - 3)} more "
+        f"({place}); last good checkpoint: {last or 'none'}; lower learning_rate, or leave such steps out with "
+        "--max-skipped-steps"
     )
 
 
-def num_threads(recipe: Recipe, local_world_size: int) -> int:
-    """Returns the threads of a CPU worker: its share of the machine's cores, of which reading needs one.
-
-    More threads than cores are far worse than fewer: OpenMP's threads spin while they wait for one another.
-    """
-    cores = (os.cpu_count() or 1) - (recipe.residency == "stream")
-    return max(1, cores // local_world_size)
-
-
-def make_autocast(recipe: Recipe, device: torch.device) -> Any:
-    """Returns a maker of contexts for the forward pass in the recipe's precision on `device`."""
-    computes_bfloat16 = (
-        torch.cuda.is_bf16_supported(including_emulation=False)
-        if device.type == "cuda"
-        else bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
-    )
-    enabled = recipe.precision == "bfloat16" or (recipe.precision == "auto" and computes_bfloat16)
-
-    def autocast() -> AbstractContextManager[None]:
-        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-    return autocast
-
-
-def _fit_epochs(job: TrainJob, net: nn.Module, optimizers: Any, train_step: Any, batches: "Batches") -> int:
+def _fit_epochs(job: TrainJob, net: nn.Module, train_step: Step, batches: Batches) -> int:
     """Times some steps, undoes them, and returns the most epochs that fit in `fit_seconds`, the same on each rank."""
+    optimizers = train_step.optimizers
     before = copy.deepcopy([net.state_dict(), *(optimizer.state_dict() for optimizer in optimizers)])
     stream, seconds = batches.training(0, 7), []
     for step, batch in enumerate(stream):
         start = time.perf_counter()
-        train_step(batch.to(batches.device), step, 1.0)
+        _, norm = train_step.gradients(batch.to(batches.device), step)
+        train_step.update(norm, step, 7)
         if batches.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -287,88 +287,34 @@ class _Trace:
         self._file.write(json.dumps({"step": step, "keys": [self._keys[row] for row in batch.rows]}) + "\n")
 
 
-def _remark(state: _State) -> str:
+def _remark(state: RunState) -> str:
     line = state.history[-1]
     text = f"epoch {line['epoch']:.2f}  loss {line['loss']:.3f}  {line['images_per_second']:,.0f} images/s  "
     left_out = f"  left out: {len(state.quarantined):,}" if state.quarantined else ""
-    return text + remark(line["seconds"]) + left_out
+    skipped = f"  steps skipped: {len(state.skipped):,}" if state.skipped else ""
+    return text + remark(line["seconds"]) + left_out + skipped
 
 
-# --- data --------------------------------------------------------------------------------------------------------
-
-
-class Batches:
-    """The batches of one worker, resident or streamed by recipe."""
-
-    def __init__(
-        self, job: TrainJob, data: Manifest, world_size: int, rank: int, device: torch.device, progress: Progress
-    ) -> None:
-        recipe = job.recipe
-        self.job, self.data, self.world_size, self.rank, self.device = job, data, world_size, rank, device
-        self.train, self.val = data.split("train"), data.split("val")
-        groups, window = self.train.row_group_rows, recipe.shuffle_window_row_groups
-        self.order = Order(groups, job.seed, recipe.global_batch_size, window, pairs=recipe.augment.mixes)
-        self._corrupt: set[tuple[str, int]] = set()
-        self.val_view = View(recipe.image_size_px, recipe.evaluate_resize_px, decoder=job.decoder)
-        self.train_view = replace(self.val_view, augment=recipe.augment, seed=job.seed, ramp=recipe.size_ramp)
-        self.resident: dict[str, Resident] = {}
-        if recipe.residency == "resident":
-            for name, view in (("train", self.train_view), ("val", self.val_view)):
-                split = data.split(name)
-                whole = loader.load_resident(job.dataset, split, view, progress, job.on_corrupt)
-                self.resident[name] = whole.to(device)
-
-    def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """Yields this rank's batches of the steps from `first_step` to `num_steps`."""
-        units = TrainUnits(self.order, num_steps, first_step, self.world_size, self.rank)
-        if self.resident:
-            batches = loader.resident_batches(self.resident["train"], units, self.train_view)
-        else:
-            batches = loader.stream_batches(self.job.dataset, self.train, units, self.train_view, self.job.on_corrupt)
-        return self._noting("train", batches)
-
-    def validation(self, progress: Progress) -> Iterator[Batch]:
-        """Yields this rank's part of the val split."""
-        units = EvaluateUnits(self.val.rows, evaluate.UNIT_ROWS, self.world_size, self.rank)
-        if self.resident:
-            batches = loader.resident_batches(self.resident["val"], units, self.val_view)
-        else:
-            batches = loader.stream_batches(self.job.dataset, self.val, units, self.val_view, self.job.on_corrupt)
-        for batch in self._noting("val", batches):
-            yield batch
-            progress("evaluate", batch.unit + 1, len(units))
-
-    def _noting(self, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            self._corrupt.update((split, row) for row in batch.corrupt.tolist())
-            yield batch
-
-    def quarantined(self, before: list[tuple[str, int]]) -> list[tuple[str, int]]:
-        """Returns (split, row) of all images that any worker left out, those of `before` too. All ranks together."""
-        parts: list[Any] = [self._corrupt]
-        if self.job.on_corrupt == "quarantine" and self.world_size > 1:
-            parts = [None] * self.world_size
-            torch.distributed.all_gather_object(parts, self._corrupt)
-        return sorted({(split, row) for split, row in before}.union(*parts))
-
-    def evaluates_after(self, epoch: int) -> bool:
-        """Whether the curve gets a point after this many epochs: after each of the first two, then every other."""
-        return epoch <= 2 or epoch % 2 == 0
-
-    def whitening_images(self) -> Tensor:
-        """uint8 [<=5000, 3, S, S] of the train split, the same on every rank."""
-        if self.resident:
-            return self.resident["train"].images[:_WHITENING_IMAGES]
-        return loader.sample_images(self.job.dataset, self.data, "train", _WHITENING_IMAGES, self.val_view)
-
-
-def _evaluate(net: nn.Module, batches: Batches, normalise: nn.Module, progress: Progress) -> evaluate.Predictions:
+def _evaluate(
+    net: nn.Module,
+    average: Average | None,
+    batches: Batches,
+    normalise: nn.Module,
+    progress: Progress,
+    watchdog: Watchdog,
+) -> evaluate.Predictions:
     """Returns the merged predictions on rank 0 and on all others alike."""
+
+    def moving(stage: str, done: int, total: int, remark: str = "") -> None:
+        watchdog.beat(f"evaluation batch {done}")
+        progress(stage, done, total, remark)
+
+    judged = evaluated(net, average)
     if batches.world_size > 1:  # BatchNorm's running statistics differ between ranks; rank 0's are the model's
-        for buffer in net.buffers():
+        for buffer in judged.buffers():
             torch.distributed.broadcast(buffer, 0)
-    num_classes, loss = len(batches.data.classes), batches.job.recipe.loss
-    part = evaluate.predict(net, batches.validation(progress), normalise, num_classes, loss)
+    num_classes, recipe = len(batches.data.classes), batches.job.recipe
+    part = evaluate.predict(judged, batches.validation(moving), normalise, num_classes, recipe.loss, recipe.test_views)
     parts: list[Any] = [part]
     if batches.world_size > 1:
         parts = [None] * batches.world_size
@@ -378,16 +324,14 @@ def _evaluate(net: nn.Module, batches: Batches, normalise: nn.Module, progress: 
 
 
 def _write_outputs(
-    job: TrainJob, data: Manifest, net: nn.Module, state: _State, world_size: int, predictions: evaluate.Predictions
+    job: TrainJob,
+    data: Manifest,
+    net: nn.Module,
+    state: RunState,
+    world_size: int,
+    predictions: evaluate.Predictions,
+    more: dict[str, Any],
 ) -> None:
-    values = {
-        "model": {name: tensor.cpu() for name, tensor in net.state_dict().items()},
-        "recipe": asdict(job.recipe),
-        "classes": list(data.classes),
-        "dataset_digest": data.digest,
-        "world_size": world_size,
-        "state": asdict(state),
-    }
     table = pa.table(
         {
             "row": predictions.row,
@@ -400,7 +344,17 @@ def _write_outputs(
     out = pa.BufferOutputStream()
     pq.write_table(table, out)
     storage.write_bytes(storage.join(job.run, PREDICTIONS_NAME), out.getvalue().to_pybytes())
-    storage.write_bytes(storage.join(job.run, MODEL_NAME), checkpoint.dump(values))
+    weights = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
+    storage.write_bytes(storage.join(job.run, MODEL_NAME), checkpoint.tensors_bytes(weights))
+    values = {
+        "recipe": asdict(job.recipe),
+        "classes": list(data.classes),
+        "dataset_digest": data.digest,
+        "world_size": world_size,
+        "state": asdict(state),
+        **more,
+    }
+    storage.write_bytes(storage.join(job.run, OUTPUT_NAME), json.dumps(values).encode())
 
 
 # --- starting it -------------------------------------------------------------------------------------------------
@@ -411,45 +365,35 @@ def check_job(job: TrainJob) -> Manifest:
     data = manifest.load(job.dataset)
     for split in ("train", "val"):
         data.split(split)
-    check_batch(job.recipe, max(1, job.num_workers), data.split("train").rows)
+    check_batch(job.recipe, max(1, job.num_workers, job.max_workers), data.split("train").rows)
+    if job.pretrained and not storage.exists(job.pretrained):
+        raise CheckpointError(f"pretrained={job.pretrained}: no such file; give a .safetensors or .pt file of weights")
     return data
 
 
 def claim_run(job: TrainJob, data: Manifest) -> None:
     """Writes the run's identity at the first start. Raises CheckpointError if it is another's."""
     place, mine = storage.join(job.run, CONFIG_NAME), job.identity(data.digest)
-    if storage.write_once(place, json.dumps(mine, indent=1).encode()):
-        return
-    theirs = json.loads(storage.read_bytes(place))
-    differences = list(_differences(theirs, mine))
-    if differences:
-        raise CheckpointError(
-            f"{job.run}: holds another run ({'; '.join(differences[:4])}); give another --run-dir or --run-name, "
-            "or the same settings to continue it"
-        )
-
-
-def _differences(theirs: dict[str, Any], mine: dict[str, Any], path: str = "") -> Iterator[str]:
-    for key in sorted({*theirs, *mine}):
-        old, new = theirs.get(key), mine.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{path}{key}.")
-        elif old != new:
-            yield f"{path}{key} was {old}, now {new}"
+    if not storage.write_once(place, json.dumps(mine, indent=1).encode()):
+        checkpoint.check_same(job.run, json.loads(storage.read_bytes(place)), mine)
 
 
 def run(job: TrainJob) -> None:
-    """Trains and evaluates; returns when the outputs lie in the run. Needs Ray unless resident and without workers."""
+    """Trains and evaluates; returns when the outputs lie in the run. Needs Ray unless resident and without workers.
+
+    Raises the PipelineError that a worker met, if it is one.
+    """
     import ray.train
     import ray.train.torch
 
     filesystem, path = storage.open_filesystem(job.run)
     parent, name = os.path.split(path)
+    elastic = job.max_workers > job.num_workers > 0
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.num_workers,
+            num_workers=(job.num_workers, job.max_workers) if elastic else job.num_workers,
             use_gpu=job.use_gpu,
             resources_per_worker={"CPU": job.cpus_per_worker, **({"GPU": 1} if job.use_gpu else {})},
         ),
@@ -457,8 +401,8 @@ def run(job: TrainJob) -> None:
             name=name,
             storage_path=parent,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=checkpoint.KEPT),
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # Judge says when it is enough
+            callbacks=[Judge(job.run)] if job.num_workers else [],
         ),
     )
     if job.num_workers:
@@ -481,4 +425,5 @@ def _fit_in_thread(trainer: Any) -> None:
     thread.start()
     thread.join()
     if errors:
-        raise errors[0]
+        cause = getattr(errors[0], "controller_failure", None)
+        raise cause if isinstance(cause, PipelineError) else errors[0]

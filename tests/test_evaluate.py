@@ -1,17 +1,15 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 from torch import nn
 
-from pipeline import checkpoint, evaluate, loader, manifest
-from pipeline.errors import CheckpointError, ExactnessError
+from pipeline import evaluate, loader, manifest
+from pipeline.errors import ExactnessError
 from pipeline.evaluate import Predictions
 from pipeline.loader import Batch
 from pipeline.mix import Normalise
-from pipeline.models import FastResNet
+from pipeline.networks import FastResNet
 from pipeline.recipes import CIFAR_MEAN, CIFAR_STD
 from pipeline.units import EvaluateUnits
 from pipeline.view import View
@@ -97,50 +95,3 @@ def test_normalising_is_the_textbooks() -> None:
     out = Normalise(CIFAR_MEAN, CIFAR_STD)(images)
     assert torch.allclose(out, (images / 255 - mean) / std, atol=1e-5)
     assert out.is_contiguous(memory_format=torch.channels_last)
-
-
-# --- checkpoints -------------------------------------------------------------------------------------------------
-
-
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
-    state = {"weights": torch.randn(3), "step": 7, "history": [{"loss": 0.5}]}
-    loaded = checkpoint.load(checkpoint.save(str(tmp_path), 7, state))
-    assert torch.equal(loaded["weights"], state["weights"])
-    assert loaded["history"] == [{"loss": 0.5}]
-
-
-def test_the_newest_whole_checkpoint_is_the_latest_and_old_ones_go(tmp_path: Path) -> None:
-    run = str(tmp_path)
-    assert checkpoint.latest(run) is None
-    for step in (100, 9, 20):
-        checkpoint.save(run, step, {"step": step})
-    (tmp_path / checkpoint.name(200)).mkdir()  # begun, never written
-    assert checkpoint.all_steps(run) == [9, 20, 100]
-    checkpoint.prune(run)
-    assert checkpoint.all_steps(run) == [20, 100]
-    latest = checkpoint.latest(run)
-    assert latest is not None
-    assert checkpoint.load(latest)["step"] == 100
-
-
-class Hostile:
-    """Writes a file when unpickled."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (Path("hacked"),)
-
-
-def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    checkpoint.save(str(tmp_path), 1, {"bait": Hostile()})
-    with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
-        checkpoint.load(str(tmp_path / checkpoint.name(1)))
-    assert not (tmp_path / "hacked").exists()
-
-
-def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
-    place = tmp_path / checkpoint.name(1)
-    checkpoint.save(str(tmp_path), 1, {"weights": torch.randn(1000)})
-    (place / "state.pt").write_bytes((place / "state.pt").read_bytes()[:500])
-    with pytest.raises(CheckpointError, match="damaged"):
-        checkpoint.load(str(place))

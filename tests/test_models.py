@@ -2,9 +2,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.cookbook import RECIPES
 from pipeline.errors import RecipeError
-from pipeline.models import FastResNet, SeedCnn, make_model, num_parameters
-from pipeline.recipes import MODELS, RECIPES
+from pipeline.models import make_model, num_parameters
+from pipeline.networks import FastResNet, SeedCnn
+from pipeline.recipes import MODELS
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

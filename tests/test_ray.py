@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from pipeline import loader, manifest, result, train
+from pipeline.cookbook import make_recipe
 from pipeline.decode import best_decoder
 from pipeline.errors import DatasetError
 from pipeline.ingest import ingest, planned
 from pipeline.loader import Batch
 from pipeline.order import Order
 from pipeline.plan import SHARD_BYTES
-from pipeline.recipes import Augment, make_recipe
+from pipeline.recipes import Augment
 from pipeline.rows import load_index
 from pipeline.units import EvaluateUnits, TrainUnits, Units
 from pipeline.view import View
@@ -134,7 +135,7 @@ def test_a_checkpoint_has_the_same_totals_on_any_number_of_workers(
 ) -> None:
     """The finished run's checkpoint is continued with other worker counts: nothing is left to train."""
     run = tmp_path / "again"
-    shutil.copytree(trained.run, run, ignore=shutil.ignore_patterns("*.parquet", "model.pt", "*snapshot*", "rows"))
+    shutil.copytree(trained.run, run, ignore=shutil.ignore_patterns("*.parquet", "model.*", "*snapshot*", "rows"))
     job = replace(trained, run=str(run), num_workers=num_workers, cpus_per_worker=0.3, trace_rows=False)
     data = train.check_job(job)
     train.claim_run(job, data)

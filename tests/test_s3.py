@@ -13,10 +13,10 @@ import pytest
 from infra.local_s3 import ACCESS_KEY, SECRET_KEY
 from jobs.command import user_message
 from pipeline import checkpoint, manifest, objects, result, storage, train
+from pipeline.cookbook import make_recipe
 from pipeline.errors import StorageError
 from pipeline.ingest import ingest, planned
 from pipeline.plan import Settings, estimate
-from pipeline.recipes import make_recipe
 from pipeline.sources import open_source
 from tests.conftest import jpeg, make_tar, make_tree, sample_bytes, tree_files
 from tests.faults import fault_proxy
@@ -74,7 +74,7 @@ def test_a_run_lives_in_a_bucket_and_continues_from_there(s3: str, digits_datase
     train.run(job)
     first = result.build_result(job, data)
     assert first["val"]["rows"] == 359
-    assert checkpoint.all_steps(job.run) == [12]
+    assert checkpoint.steps(job.run) == [12]
     train.run(replace(job, num_workers=0))  # nothing is left to train; evaluates the checkpoint again
     assert result.build_result(job, data)["val"]["confusion_matrix"] == first["val"]["confusion_matrix"]
 

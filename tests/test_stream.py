@@ -15,11 +15,12 @@ import torch
 
 from pipeline import loader, manifest, result, train
 from pipeline import view as view_module
+from pipeline.cookbook import make_recipe
 from pipeline.decode import best_decoder
 from pipeline.errors import DatasetError
 from pipeline.meter import Meter
 from pipeline.order import Order
-from pipeline.recipes import Augment, SizeRamp, make_recipe
+from pipeline.recipes import Augment, SizeRamp
 from pipeline.rows import load_index
 from pipeline.timing import Stopwatch
 from pipeline.units import TrainUnits
@@ -122,7 +123,7 @@ def test_the_slow_stage_is_blamed(
         monkeypatch.setattr(loader, function, slowed(getattr(loader, function)))
     stream = loader.stream_batches(tree_dataset, split, TrainUnits(order, 16), view)
     seconds: dict[str, float] = {}
-    meter = Meter(seconds, torch.device("cpu"), 1, 0)
+    meter = Meter(seconds, [], torch.device("cpu"), 1, 0)
     for _ in range(16):
         meter.next_batch(stream)
         if stage == "compute":

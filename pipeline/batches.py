@@ -1,0 +1,86 @@
+"""The batches of one worker: of training and evaluation, from memory or as streams, by recipe."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pipeline import evaluate, loader
+from pipeline.loader import Batch, Resident
+from pipeline.manifest import Manifest
+from pipeline.order import Order
+from pipeline.progress import Progress
+from pipeline.units import EvaluateUnits, TrainUnits
+from pipeline.view import View
+
+if TYPE_CHECKING:
+    from pipeline.train import TrainJob
+
+_WHITENING_IMAGES = 5000
+
+
+class Batches:
+    """The batches of one worker, resident or streamed by recipe."""
+
+    def __init__(
+        self, job: "TrainJob", data: Manifest, world_size: int, rank: int, device: torch.device, progress: Progress
+    ) -> None:
+        recipe = job.recipe
+        self.job, self.data, self.world_size, self.rank, self.device = job, data, world_size, rank, device
+        self.train, self.val = data.split("train"), data.split("val")
+        groups, window = self.train.row_group_rows, recipe.shuffle_window_row_groups
+        self.order = Order(groups, job.seed, recipe.global_batch_size, window, pairs=recipe.augment.mixes)
+        self._corrupt: set[tuple[str, int]] = set()
+        self.val_view = View(recipe.image_size_px, recipe.evaluate_resize_px, decoder=job.decoder)
+        self.train_view = replace(self.val_view, augment=recipe.augment, seed=job.seed, ramp=recipe.size_ramp)
+        self.resident: dict[str, Resident] = {}
+        if recipe.residency == "resident":
+            for name, view in (("train", self.train_view), ("val", self.val_view)):
+                split = data.split(name)
+                whole = loader.load_resident(job.dataset, split, view, progress, job.on_corrupt)
+                self.resident[name] = whole.to(device)
+
+    def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
+        """Yields this rank's batches of the steps from `first_step` to `num_steps`."""
+        units = TrainUnits(self.order, num_steps, first_step, self.world_size, self.rank)
+        if self.resident:
+            batches = loader.resident_batches(self.resident["train"], units, self.train_view)
+        else:
+            batches = loader.stream_batches(self.job.dataset, self.train, units, self.train_view, self.job.on_corrupt)
+        return self._noting("train", batches)
+
+    def validation(self, progress: Progress) -> Iterator[Batch]:
+        """Yields this rank's part of the val split."""
+        units = EvaluateUnits(self.val.rows, evaluate.UNIT_ROWS, self.world_size, self.rank)
+        if self.resident:
+            batches = loader.resident_batches(self.resident["val"], units, self.val_view)
+        else:
+            batches = loader.stream_batches(self.job.dataset, self.val, units, self.val_view, self.job.on_corrupt)
+        for batch in self._noting("val", batches):
+            yield batch
+            progress("evaluate", batch.unit + 1, len(units))
+
+    def _noting(self, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._corrupt.update((split, row) for row in batch.corrupt.tolist())
+            yield batch
+
+    def quarantined(self, before: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Returns (split, row) of all images that any worker left out, those of `before` too. All ranks together."""
+        parts: list[Any] = [self._corrupt]
+        if self.job.on_corrupt == "quarantine" and self.world_size > 1:
+            parts = [None] * self.world_size
+            torch.distributed.all_gather_object(parts, self._corrupt)
+        return sorted({(split, row) for split, row in before}.union(*parts))
+
+    def evaluates_after(self, epoch: int) -> bool:
+        """Whether the curve gets a point after this many epochs: after each of the first two, then every other."""
+        return epoch <= 2 or epoch % 2 == 0
+
+    def whitening_images(self) -> Tensor:
+        """uint8 [<=5000, 3, S, S] of the train split, the same on every rank."""
+        if self.resident:
+            return self.resident["train"].images[:_WHITENING_IMAGES]
+        return loader.sample_images(self.job.dataset, self.data, "train", _WHITENING_IMAGES, self.val_view)

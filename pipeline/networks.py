@@ -1,0 +1,143 @@
+"""Our own networks for small images. Every one returns logits."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SeedCnn(nn.Module):
+    """The tutorial's CNN: 3x3 convolutions of 32, 64 and 64 with 2x2 max-pooling, dense 64, dense 10.
+
+    The tutorial ends in softmax and trains with `from_logits=True`, which applies softmax twice and flattens the
+    gradient: a bug. This one returns logits. Convolutions are unpadded, as Keras's default is.
+    """
+
+    def __init__(self, num_classes: int, image_size_px: int = 32) -> None:
+        super().__init__()
+        side = ((image_size_px - 2) // 2 - 2) // 2 - 2
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(64, 64, 3), nn.ReLU(),
+        )  # fmt: skip
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(64 * side * side, 64), nn.ReLU(), nn.Linear(64, num_classes)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):  # Keras's initialisation, on which the 10 epochs rest
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: float [N, 3, S, S]. Returns logits [N, num_classes]."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+class _Block(nn.Module):
+    """Convolution, pooling before the elementwise work (which is what costs on a CPU), then a residual one."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_in, num_out, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(num_out)
+        self.conv2 = nn.Conv2d(num_out, num_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(num_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(F.max_pool2d(self.conv1(x), 2)), inplace=True)
+        return x + F.relu(self.norm2(self.conv2(x)), inplace=True)
+
+
+class Whitened(nn.Module):
+    """A network whose first layer whitens patches of 2x2 pixels: frozen weights, set from training images.
+
+    As in Page's and Jordan's CIFAR-10 speed runs (arXiv 2404.00498): each direction, and its negative.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whitening = nn.Conv2d(3, 24, 2)
+        self.whitening.weight.requires_grad_(False)
+
+    def fit_whitening(self, images: Tensor) -> None:
+        """images: float [N, 3, S, S], normalised. Sets the first layer to whiten their patches."""
+        patches = F.unfold(images.float(), 2).permute(0, 2, 1).reshape(-1, 12).double()
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        kernels = (vectors / (values + 5e-4).sqrt()).T.flip(0)
+        # The sign of an eigenvector is arbitrary; fix it, so that the same data gives the same network anywhere.
+        kernels = kernels * kernels.gather(1, kernels.abs().argmax(1, keepdim=True)).sign()
+        self.whitening.weight.data.copy_(torch.cat([kernels, -kernels]).reshape(24, 3, 2, 2))
+
+
+class FastResNet(Whitened):
+    """A small ResNet for 32-pixel images on a CPU: 32 million multiply-adds, most of them in large convolutions."""
+
+    def __init__(self, num_classes: int, widths: tuple[int, ...] = (32, 128, 128)) -> None:
+        super().__init__()
+        self.whitening.requires_grad_(False)
+        nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]
+        self.blocks = nn.Sequential(*[_Block(i, o) for i, o in pairwise((24, *widths))])
+        self.classifier = nn.Linear(widths[-1], num_classes, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: float [N, 3, S, S]. Returns logits [N, num_classes]."""
+        x = self.blocks(F.relu(self.whitening(images), inplace=True))
+        logits: Tensor = self.classifier(x.amax(dim=(2, 3))) / 8
+        return logits
+
+
+class _Group(nn.Module):
+    """Convolution, pooling and one or two more; the last of three is added to what came before it (airbench96)."""
+
+    def __init__(self, num_in: int, num_out: int, convolutions: int, norm_momentum: float) -> None:
+        super().__init__()
+        widths = [num_in, *[num_out] * convolutions]
+        self.convs = nn.ModuleList([nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(widths)])
+        self.norms = nn.ModuleList(
+            [nn.BatchNorm2d(num_out, eps=1e-12, momentum=norm_momentum) for _ in range(convolutions)]
+        )
+        for conv in self.convs:
+            nn.init.dirac_(conv.weight.data[: conv.weight.shape[1]])  # type: ignore[index]  # the first outputs are the inputs
+        for norm in self.norms:
+            norm.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norms[0](F.max_pool2d(self.convs[0](x), 2)))
+        y = self.norms[1](self.convs[1](x))
+        if len(self.convs) == 3:
+            y = self.norms[2](self.convs[2](F.gelu(y))) + x
+        return F.gelu(y)
+
+
+class Airbench(Whitened):
+    """The network of Jordan's CIFAR-10 speed runs (arXiv 2404.00498 and its repository), for images of 32 pixels.
+
+    The defaults are those of 94 %, in its version for Muon; 96 % has widths 128, 512, 512, three convolutions a group
+    and BatchNorm's usual momentum. BatchNorm's scales stay 1.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        widths: tuple[int, ...] = (64, 256, 256),
+        convolutions: int = 2,
+        norm_momentum: float = 0.4,
+    ) -> None:
+        super().__init__()
+        groups = [_Group(i, o, convolutions, norm_momentum) for i, o in pairwise((24, *widths))]
+        self.groups = nn.Sequential(*groups)
+        self.head = nn.Linear(widths[-1], num_classes, bias=False)
+        self.scale = 1 / 9 if convolutions == 3 else 1 / widths[-1]
+        if convolutions == 2:
+            self.head.weight.data /= self.head.weight.data.std()
+        else:
+            nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: float [N, 3, 32, 32]. Returns logits [N, num_classes]."""
+        x = F.max_pool2d(self.groups(F.gelu(self.whitening(images))), 3)
+        logits: Tensor = self.head(x.flatten(1)) * self.scale
+        return logits
