@@ -20,7 +20,7 @@ from pipeline.recipes import MODELS, LossName, OnCorrupt, OptimizerName, Recipe,
 from pipeline.sources import LAYOUTS, digits
 
 if TYPE_CHECKING:  # torch takes seconds to load, and not every error needs it
-    from pipeline.train import TrainJob
+    from pipeline.job import TrainJob
 
 
 def _names(literal: Any) -> str:
@@ -64,7 +64,7 @@ class TrainingArgs:
 
     def make_job(self, dataset: str, run: str, recipe: Recipe, workers: int, gpus: int) -> "TrainJob":
         """Returns the job. dataset, run: absolute URIs; gpus: that there are."""
-        from pipeline.train import TrainJob
+        from pipeline.job import TrainJob
 
         return TrainJob(
             dataset,

@@ -2,21 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline import evaluate, loader
+from pipeline.job import TrainJob
 from pipeline.loader import Batch, Resident
 from pipeline.manifest import Manifest
 from pipeline.order import Order
 from pipeline.progress import Progress
 from pipeline.units import EvaluateUnits, TrainUnits
 from pipeline.view import View
-
-if TYPE_CHECKING:
-    from pipeline.train import TrainJob
 
 _WHITENING_IMAGES = 5000
 
@@ -25,7 +23,7 @@ class Batches:
     """The batches of one worker, resident or streamed by recipe."""
 
     def __init__(
-        self, job: "TrainJob", data: Manifest, world_size: int, rank: int, device: torch.device, progress: Progress
+        self, job: TrainJob, data: Manifest, world_size: int, rank: int, device: torch.device, progress: Progress
     ) -> None:
         recipe = job.recipe
         self.job, self.data, self.world_size, self.rank, self.device = job, data, world_size, rank, device

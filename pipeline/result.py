@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import evaluate, shards, storage, timing
+from pipeline.job import TrainJob
 from pipeline.manifest import Manifest
 from pipeline.rows import load_index
 from pipeline.survive import read_starts
-from pipeline.train import OUTPUT_NAME, PREDICTIONS_NAME, TrainJob
+from pipeline.train import OUTPUT_NAME, PREDICTIONS_NAME
 
 RESULT_NAME = "result.json"
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "scikit-learn")

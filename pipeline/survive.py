@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from ray.train import UserCallback
 
 from pipeline import checkpoint, storage
 from pipeline.checkpoint import Tensors, Writer
@@ -18,8 +17,8 @@ _MOST_FAILURES = 3
 _USED_SHARE = 0.8  # of the notice; the rest is for what can't be foreseen
 
 
-class Judge(UserCallback):  # type: ignore[misc]
-    """Lives beside Ray Train's controller, which starts failed workers again without end, and says when it is enough.
+class Judge:
+    """Asked by Ray Train's controller, which starts failed workers again without end; says when it is enough.
 
     An error that is the user's to mend is raised at once: the same would happen again. Anything else may happen as
     often as it likes while checkpoints get on; after three failures between two checkpoints the run ends.
@@ -28,8 +27,18 @@ class Judge(UserCallback):  # type: ignore[misc]
     def __init__(self, run: str) -> None:
         self._run, self._last, self._failures = run, "", 0
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train; what it raises ends the run."""
+    def as_callback(self) -> Any:
+        """Returns it as a callback of Ray Train."""
+        from ray.train import UserCallback
+
+        class Callback(UserCallback):  # type: ignore[misc]
+            def after_exception(callback, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: N805
+                self.judge(worker_exceptions)
+
+        return Callback()
+
+    def judge(self, worker_exceptions: dict[int, Exception]) -> None:
+        """Raises what ends the run, if anything does. worker_exceptions: by rank."""
         for error in worker_exceptions.values():
             if (mine := _users_error(error)) is not None:
                 raise mine

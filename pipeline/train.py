@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from pipeline import checkpoint, evaluate, manifest, shards, storage
 from pipeline.augment import dropout_seed
 from pipeline.averages import LookAhead, WeightAverage
 from pipeline.batches import Batches
-from pipeline.decode import DecoderName, best_decoder
 from pipeline.errors import CheckpointError, DivergedError, PipelineError, RecipeError
 from pipeline.guard import FiniteGuard, Watchdog
+from pipeline.job import TrainJob
 from pipeline.loader import Batch
 from pipeline.manifest import Manifest
 from pipeline.meter import Meter, RayMetrics
@@ -34,7 +34,7 @@ from pipeline.networks import Whitened
 from pipeline.operations import peak_operations, training_operations
 from pipeline.optim import describe_groups, make_optimizers
 from pipeline.progress import Progress, silent
-from pipeline.recipes import OnCorrupt, Recipe, check_batch
+from pipeline.recipes import Recipe, check_batch
 from pipeline.state import Average, RunState, collect, is_of_rank_0, restore
 from pipeline.step import Step, num_threads, uses_bfloat16
 from pipeline.survive import Judge, Notice, note_start
@@ -44,46 +44,6 @@ CONFIG_NAME, PREDICTIONS_NAME = "config.json", "predictions.parquet"
 MODEL_NAME, OUTPUT_NAME = "model.safetensors", "model.json"
 FIT_EPOCHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32)
 _HISTORY_POINTS_PER_EPOCH = 20
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """A training run. dataset and run are absolute URIs; num_workers 0 means in this process; decoder: on all nodes.
-
-    max_workers: as many as there is room for, from num_workers on; 0 for num_workers.
-    on_corrupt: "stop", or "quarantine" to go on without images whose bytes have changed; they are counted and named.
-    max_skipped_steps: steps whose loss or gradient isn't finite that are left out; one more stops the run.
-    pretrained: URI of weights to begin with; hang_seconds: without any progress, before a worker ends itself; 0 for
-    never.
-    """
-
-    dataset: str
-    run: str
-    recipe: Recipe
-    seed: int = 0
-    num_workers: int = 0
-    max_workers: int = 0
-    use_gpu: bool = False
-    cpus_per_worker: float = 1.0
-    trace_rows: bool = False
-    on_corrupt: OnCorrupt = "stop"
-    max_skipped_steps: int = 0
-    pretrained: str = ""
-    hang_seconds: float = 1800
-    decoder: DecoderName = field(default_factory=best_decoder)
-    progress: Progress = silent
-
-    def identity(self, digest: str) -> dict[str, Any]:
-        """What a run is: two jobs of the same identity may continue each other's checkpoints."""
-        values = {
-            "recipe": asdict(self.recipe),
-            "seed": self.seed,
-            "dataset_digest": digest,
-            "decoder": self.decoder,
-            "pretrained": self.pretrained,
-        }
-        identity: dict[str, Any] = json.loads(json.dumps(values))
-        return identity
 
 
 # --- the loop ----------------------------------------------------------------------------------------------------
@@ -402,7 +362,7 @@ def run(job: TrainJob) -> None:
             storage_path=parent,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=-1),  # Judge says when it is enough
-            callbacks=[Judge(job.run)] if job.num_workers else [],
+            callbacks=[Judge(job.run).as_callback()] if job.num_workers else [],
         ),
     )
     if job.num_workers:

@@ -14,6 +14,7 @@ from pipeline.cookbook import make_recipe
 from pipeline.decode import best_decoder
 from pipeline.errors import DatasetError
 from pipeline.ingest import ingest, planned
+from pipeline.job import TrainJob
 from pipeline.loader import Batch
 from pipeline.order import Order
 from pipeline.plan import SHARD_BYTES
@@ -97,11 +98,11 @@ def test_streamed_and_resident_evaluation_see_the_same_pixels(tree_dataset: str)
 
 
 @pytest.fixture(scope="module")
-def trained(digits_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> train.TrainJob:
+def trained(digits_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
     """A finished run of two workers, two epochs of the digits."""
     recipe = make_recipe("digits", epochs=2, global_batch_size=126)
     run = str(tmp_path_factory.mktemp("runs") / "two-workers")
-    job = train.TrainJob(digits_dataset, run, recipe, seed=4, num_workers=2, cpus_per_worker=0.5, trace_rows=True)
+    job = TrainJob(digits_dataset, run, recipe, seed=4, num_workers=2, cpus_per_worker=0.5, trace_rows=True)
     train.claim_run(job, train.check_job(job))
     train.run(job)
     return job
@@ -120,7 +121,7 @@ def global_batches(run: Path) -> dict[int, list[str]]:
     return steps
 
 
-def test_one_and_two_workers_train_on_the_same_global_batches(trained: train.TrainJob, tmp_path: Path) -> None:
+def test_one_and_two_workers_train_on_the_same_global_batches(trained: TrainJob, tmp_path: Path) -> None:
     alone = replace(trained, run=str(tmp_path / "alone"), num_workers=0)
     train.claim_run(alone, train.check_job(alone))
     train.run(alone)
@@ -131,7 +132,7 @@ def test_one_and_two_workers_train_on_the_same_global_batches(trained: train.Tra
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_a_checkpoint_has_the_same_totals_on_any_number_of_workers(
-    trained: train.TrainJob, tmp_path: Path, num_workers: int
+    trained: TrainJob, tmp_path: Path, num_workers: int
 ) -> None:
     """The finished run's checkpoint is continued with other worker counts: nothing is left to train."""
     run = tmp_path / "again"
@@ -152,7 +153,7 @@ def test_a_small_network_learns_real_imagenet_photographs_from_a_stream(tmp_path
     assert {name: split.rows for name, split in data.splits.items()} == {"train": 1200, "val": 400}
     recipe = make_recipe("resnet18-smoke", epochs=1, model="fast-resnet", optimizer="muon", learning_rate=0.1)
     recipe = replace(recipe, image_size_px=32, evaluate_resize_px=36, schedule="one-cycle", momentum=0.6)
-    job = train.TrainJob(str(tmp_path / "data"), str(tmp_path / "run"), recipe)
+    job = TrainJob(str(tmp_path / "data"), str(tmp_path / "run"), recipe)
     train.claim_run(job, train.check_job(job))
     train.run(job)
     values = result.build_result(job, data)

@@ -16,6 +16,7 @@ from pipeline import checkpoint, manifest, objects, result, storage, train
 from pipeline.cookbook import make_recipe
 from pipeline.errors import StorageError
 from pipeline.ingest import ingest, planned
+from pipeline.job import TrainJob
 from pipeline.plan import Settings, estimate
 from pipeline.sources import open_source
 from tests.conftest import jpeg, make_tar, make_tree, sample_bytes, tree_files
@@ -68,7 +69,7 @@ def test_a_folder_a_tar_and_a_bucket_give_the_same_data_set(s3: str, tmp_path: P
 def test_a_run_lives_in_a_bucket_and_continues_from_there(s3: str, digits_dataset: str) -> None:
     for name, _ in storage.list_files(digits_dataset):
         storage.write_bytes(f"{s3}/digits/{name}", storage.read_bytes(f"{digits_dataset}/{name}"))
-    job = train.TrainJob(f"{s3}/digits", f"{s3}/runs/one", make_recipe("digits", epochs=1), num_workers=1)
+    job = TrainJob(f"{s3}/digits", f"{s3}/runs/one", make_recipe("digits", epochs=1), num_workers=1)
     data = train.check_job(job)
     train.claim_run(job, data)
     train.run(job)

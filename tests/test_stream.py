@@ -18,6 +18,7 @@ from pipeline import view as view_module
 from pipeline.cookbook import make_recipe
 from pipeline.decode import best_decoder
 from pipeline.errors import DatasetError
+from pipeline.job import TrainJob
 from pipeline.meter import Meter
 from pipeline.order import Order
 from pipeline.recipes import Augment, SizeRamp
@@ -165,12 +166,12 @@ def damaged(tree_dataset: str, tmp_path: Path) -> tuple[str, list[tuple[str, int
 CROPS = Augment((0.5, 1.0))  # cut while decoding: tasks that need no torch start soonest
 
 
-def job_on(uri: str, run: Path, residency: str, **changes: Any) -> train.TrainJob:
+def job_on(uri: str, run: Path, residency: str, **changes: Any) -> TrainJob:
     recipe = replace(make_recipe("digits", epochs=1, global_batch_size=16), residency=residency, augment=CROPS)
-    return train.TrainJob(uri, str(run), recipe, trace_rows=True, **changes)
+    return TrainJob(uri, str(run), recipe, trace_rows=True, **changes)
 
 
-def run_it(job: train.TrainJob) -> dict[str, Any]:
+def run_it(job: TrainJob) -> dict[str, Any]:
     data = train.check_job(job)
     train.claim_run(job, data)
     train.run(job)
