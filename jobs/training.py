@@ -51,6 +51,10 @@ class TrainingArgs:
     on_corrupt: Annotated[
         OnCorrupt, option("stop, or quarantine: go on without images whose bytes have changed", "WHAT", "stop")
     ] = "stop"
+    pretrained: Annotated[str | None, option("weights to begin with: .safetensors or plain .pt", "URI", "none")] = None
+    max_workers: Annotated[int | None, option("as many as there is room for, up to this", "N", "--workers")] = None
+    max_skipped_steps: Annotated[int, option("steps that aren't finite to leave out before stopping", "N", "0")] = 0
+    hang_minutes: Annotated[float, option("without progress before a worker starts again; 0: never", "N", "30")] = 30
     trace_rows: Annotated[bool, option("write the keys of every step's images to RUN/rows/", "")] = False
 
     def make_recipe(self, default: str) -> Recipe:
@@ -58,8 +62,13 @@ class TrainingArgs:
         names = ("epochs", "global_batch_size", "learning_rate", "model", "optimizer", "schedule", "loss")
         if self.workers is not None and self.workers < 0:
             raise RecipeError(f"workers={self.workers} must be 0 (this process) or more")
+        for name in ("max_skipped_steps", "hang_minutes"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name.replace('_', '-')}={getattr(self, name)} must be 0 or more")
+        if self.max_workers is not None and self.max_workers < max(1, self.workers or 0):
+            raise RecipeError(f"max-workers={self.max_workers} must be at least workers={self.workers or 1}")
         recipe = make_recipe(self.recipe or default, **{name: getattr(self, name) for name in names})
-        check_batch(recipe, max(1, self.workers or 1))
+        check_batch(recipe, max(1, self.workers or 1, self.max_workers or 1))
         return recipe
 
     def make_job(self, dataset: str, run: str, recipe: Recipe, workers: int, gpus: int) -> "TrainJob":
@@ -75,6 +84,10 @@ class TrainingArgs:
             use_gpu=0 < workers <= gpus,
             trace_rows=self.trace_rows,
             on_corrupt=self.on_corrupt,
+            max_workers=self.max_workers or 0,
+            max_skipped_steps=self.max_skipped_steps,
+            pretrained=storage.absolute(self.pretrained) if self.pretrained else "",
+            hang_seconds=60 * self.hang_minutes,
         )
 
 
@@ -135,7 +148,7 @@ def _print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
     print_table(
         f"\n{result['recipe']['name']} on {data.name}{stand_in}",
         [
-            ("top-1", f"{val['top1']:.4f}  ({val['correct']:,} of {val['rows']:,} validation images)"),
+            ("top-1", f"{val['top1']:.4f}  ({val['correct']:,} of {val['rows']:,} validation images{_views(result)})"),
             *_without_leaked(result),
             ("top-5", f"{val['top5']:.4f}"),
             ("loss", f"{val['loss']:.4f}"),
@@ -145,6 +158,8 @@ def _print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
                 f"{result['images_per_second']:,.0f} images/s, {result['data_wait_fraction']:.1%} waiting for data",
             ),
             ("time went to", timing.remark(result["seconds"])),
+            ("operations", _operations(result)),
+            ("goodput", f"{result['goodput']:.0%} of the time since the first start, {len(result['starts'])} start(s)"),
             *_quarantined(result),
             ("data set", data.digest[:16]),
             ("result", storage.join(run, "result.json")),
@@ -153,12 +168,22 @@ def _print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
     )
 
 
+def _operations(result: dict[str, Any]) -> str:
+    total = result["operations"]["total"]
+    return f"{total:.3g} in training, {result['utilisation']:.0%} of what the device can do"
+
+
 def _quarantined(result: dict[str, Any]) -> list[tuple[str, str]]:
     lines = result["quarantined"]
     if not lines:
         return []
     counts = ", ".join(f"{sum(line['split'] == split for line in lines):,} {split}" for split in ("train", "val"))
     return [("LEFT OUT", f"{counts} images whose bytes are damaged; first {lines[0]['key']} in {lines[0]['place']}")]
+
+
+def _views(result: dict[str, Any]) -> str:
+    views = result["recipe"]["test_views"]
+    return "" if views == "none" else f", test views: {views}"
 
 
 def _without_leaked(result: dict[str, Any]) -> list[tuple[str, str]]:

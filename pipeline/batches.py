@@ -1,7 +1,6 @@
 """The batches of one worker: of training and evaluation, from memory or as streams, by recipe."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,8 +30,12 @@ class Batches:
         groups, window = self.train.row_group_rows, recipe.shuffle_window_row_groups
         self.order = Order(groups, job.seed, recipe.global_batch_size, window, pairs=recipe.augment.mixes)
         self._corrupt: set[tuple[str, int]] = set()
-        self.val_view = View(recipe.image_size_px, recipe.evaluate_resize_px, decoder=job.decoder)
-        self.train_view = replace(self.val_view, augment=recipe.augment, seed=job.seed, ramp=recipe.size_ramp)
+        self.val_view = View(
+            recipe.evaluate_size_px or recipe.image_size_px, recipe.evaluate_resize_px, decoder=job.decoder
+        )
+        self.train_view = View(
+            recipe.image_size_px, recipe.image_size_px, recipe.augment, job.seed, job.decoder, recipe.size_ramp
+        )
         self.resident: dict[str, Resident] = {}
         if recipe.residency == "resident":
             for name, view in (("train", self.train_view), ("val", self.val_view)):

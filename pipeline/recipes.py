@@ -149,7 +149,8 @@ class Recipe:
     residency: "resident" holds the decoded images in each worker's memory; "stream" reads them with Ray Data.
     shuffle_window_row_groups: how many row groups are mixed at a time; None mixes everything.
     size_ramp: smaller images in the first epochs; None for one size. Needs residency "stream".
-    evaluate_resize_px: the shorter side before the centre crop of `image_size_px`.
+    evaluate_resize_px: the shorter side before the centre crop of `evaluate_size_px`, which is image_size_px where it
+    is 0.
     precision: of the forward pass in training; "auto" is bfloat16 where the device computes in it, else float32.
     """
 
@@ -181,6 +182,7 @@ class Recipe:
     residency: Residency = "stream"
     shuffle_window_row_groups: int | None = 32
     size_ramp: SizeRamp | None = None
+    evaluate_size_px: int = 0
     evaluate_resize_px: int = 0
     test_views: TestViews = "none"
     blur_pool: bool = False
@@ -224,7 +226,7 @@ class Recipe:
         if self.size_ramp is not None and (self.residency != "stream" or self.size_ramp.from_px > self.image_size_px):
             raise RecipeError("size_ramp needs residency='stream' and a from_px of at most image_size_px")
         if not self.evaluate_resize_px:
-            object.__setattr__(self, "evaluate_resize_px", self.image_size_px)
+            object.__setattr__(self, "evaluate_resize_px", self.evaluate_size_px or self.image_size_px)
 
 
 def check_choice(field_name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -274,7 +274,7 @@ def test_a_diverging_run_is_told_what_to_change(tmp_path: Path, digits_dataset: 
 def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     sessions = set(Path("/tmp").glob("ray-*"))
     tree = make_tree(tmp_path / "tree")
-    for number in range(3000):
+    for number in range(9000):
         (tree / "train" / "ant" / f"x{number}.jpg").write_bytes(jpeg(0))
     process = subprocess.Popen(
         command("ingest", "--source", "tree", "--out", "out"), cwd=tmp_path, stdout=subprocess.PIPE, text=True,

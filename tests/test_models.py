@@ -12,7 +12,7 @@ from pipeline.recipes import MODELS
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_builds_a_network_that_gives_a_logit_for_each_class(recipe: str) -> None:
     made = RECIPES[recipe]()
-    model = make_model(made.model, 7, made.image_size_px).eval()
+    model = recipe_model(made, 7).eval()
     with torch.inference_mode():
         logits = model(torch.randn(2, 3, made.image_size_px, made.image_size_px))
     assert logits.shape == (2, 7)
