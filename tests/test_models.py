@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from pipeline.cookbook import RECIPES
 from pipeline.errors import RecipeError
-from pipeline.models import make_model, num_parameters
+from pipeline.models import make_model, num_parameters, recipe_model
 from pipeline.networks import FastResNet, SeedCnn
 from pipeline.recipes import MODELS
 
