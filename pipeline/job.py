@@ -16,6 +16,8 @@ class TrainJob:
     max_workers: as many as there is room for, from num_workers on; 0 for num_workers.
     on_corrupt: "stop", or "quarantine" to go on without images whose bytes have changed; they are counted and named.
     max_skipped_steps: steps whose loss or gradient isn't finite that are left out; one more stops the run.
+    replay_steps: 0 trains; otherwise so many steps after the run's checkpoint are repeated, and nothing but their
+    losses is written.
     pretrained: URI of weights to begin with; hang_seconds: without any progress, before a worker ends itself; 0 for
     never.
     """
@@ -33,6 +35,7 @@ class TrainJob:
     max_skipped_steps: int = 0
     pretrained: str = ""
     hang_seconds: float = 1800
+    replay_steps: int = 0
     decoder: DecoderName = field(default_factory=best_decoder)
     progress: Progress = silent
 

@@ -6,7 +6,7 @@ The recipes themselves are in `pipeline/cookbook.py`.
 import difflib
 import typing
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pipeline.errors import RecipeError
 
@@ -227,6 +227,17 @@ class Recipe:
             raise RecipeError("size_ramp needs residency='stream' and a from_px of at most image_size_px")
         if not self.evaluate_resize_px:
             object.__setattr__(self, "evaluate_resize_px", self.evaluate_size_px or self.image_size_px)
+
+
+def recipe_from_json(values: dict[str, Any]) -> Recipe:
+    """Returns the recipe whose `asdict` became `values` by way of JSON, where tuples are lists."""
+
+    def tuples(fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+    ramp = values["size_ramp"]
+    own = {"augment": Augment(**tuples(values["augment"])), "size_ramp": SizeRamp(**ramp) if ramp else None}
+    return Recipe(**{**tuples(values), **own})
 
 
 def check_choice(field_name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -41,7 +41,7 @@ from pipeline.survive import Judge, Notice, note_start
 from pipeline.timing import remark
 
 CONFIG_NAME, PREDICTIONS_NAME = "config.json", "predictions.parquet"
-MODEL_NAME, OUTPUT_NAME = "model.safetensors", "model.json"
+MODEL_NAME, OUTPUT_NAME, REPLAY_NAME = "model.safetensors", "model.json", "replayed.json"
 FIT_EPOCHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32)
 _HISTORY_POINTS_PER_EPOCH = 20
 
@@ -85,6 +85,7 @@ def train_loop(config: dict[str, Any]) -> None:
     state = RunState(epochs=recipe.epochs)
     if resumed is not None:
         saved = checkpoint.load(resumed)
+        del saved.state["world_size"]
         checkpoint.check_same(resumed, saved.state.pop("identity"), identity)
         state = restore(saved, net, optimizers, average)
     elif recipe.fit_seconds:
@@ -101,12 +102,13 @@ def train_loop(config: dict[str, Any]) -> None:
     def save(score: float | None = None, alone: bool = False) -> None:
         """Begins to write a checkpoint; steps go on."""
         tensors = collect(net, optimizers, average, state)
-        values = {**state.as_json(), "identity": identity}
+        values = {**state.as_json(), "identity": identity, "world_size": world_size}
         writer.save(state.step, tensors, values, score, is_of_rank_0, alone)
 
-    stream, published = batches.training(state.step, num_steps), RayMetrics(storage.basename(job.run))
+    last_step = min(num_steps, state.step + job.replay_steps) if job.replay_steps else num_steps
+    stream, published = batches.training(state.step, last_step), RayMetrics(storage.basename(job.run))
     meter = Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - begin)
-    while state.step < num_steps:
+    while state.step < last_step:
         model.train()
         step = state.step
         batch = meter.next_batch(stream)
@@ -132,6 +134,9 @@ def train_loop(config: dict[str, Any]) -> None:
         state.step = step + 1
         watchdog.beat(f"step {step}")
 
+        if job.replay_steps:
+            progress("replay", state.step - last_step + job.replay_steps, job.replay_steps)
+            continue
         ends_epoch, score = state.step % steps_per_epoch == 0, None
         if state.step % report_every == 0 or ends_epoch:
             state.history.append(meter.line(state.step, order, rate))
@@ -158,6 +163,13 @@ def train_loop(config: dict[str, Any]) -> None:
         if ends_epoch:
             ray.train.report({"step": state.step, **state.history[-1]})
 
+    if job.replay_steps:
+        meter.settle()
+        if rank == 0:
+            storage.write_bytes(storage.join(job.run, REPLAY_NAME), json.dumps(state.losses).encode())
+        watchdog.end()
+        ray.train.report({"step": state.step})
+        return
     predictions = _evaluate(net, average, batches, normalise, progress, watchdog)
     meter.until_now("evaluate")
     writer.wait()

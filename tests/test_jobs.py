@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,6 +252,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path, dig
         assert name in values
     assert values["val"]["rows"] == 359
     assert "NOT CIFAR-10" in quiet.stdout
+
+    # the steps after a checkpoint give the recorded losses again, to the last bit; and it would be seen if they didn't
+    replay = ["--checkpoint", "quiet", "--data", digits_dataset, "--steps", "5"]
+    same = run_job("replay", *replay, cwd=tmp_path)
+    assert same.returncode == 0, same.stderr
+    assert "5 of 5" in same.stdout
+    shutil.copytree(tmp_path / "quiet", tmp_path / "altered")
+    output = json.loads((tmp_path / "altered" / "model.json").read_text())
+    output["state"]["losses"] = [loss * (1 + 1e-12) for loss in output["state"]["losses"]]
+    (tmp_path / "altered" / "model.json").write_text(json.dumps(output))
+    different = run_job("replay", *replay, "--checkpoint", "altered", cwd=tmp_path)
+    assert different.returncode == 1
+    assert "DIFFERENT from step" in different.stdout
 
     # finished: said so, nothing trained, nothing changed; and another recipe is refused with the difference
     before = (tmp_path / "quiet" / "result.json").read_bytes()

@@ -123,7 +123,7 @@ def test_a_stage_imports_only_what_stands_before_it() -> None:
         "images", "plan", "gather", "shards", "quality", "charts", "quality_report", "ingest", "verify", "diff",
         "timing", "rows", "decode", "recipes", "cookbook", "crops", "auto_augment", "augment", "mix",
         "optimizers", "optim", "averages", "networks", "checkpoint", "models", "operations", "units", "view",
-        "loader", "meter", "evaluate", "job", "batches", "step", "guard", "state", "survive", "train",
+        "loader", "meter", "evaluate", "job", "batches", "step", "guard", "state", "survive", "train", "replay",
         "result", "report",
     ]  # fmt: skip
     for path in (ROOT / "pipeline").rglob("*.py"):

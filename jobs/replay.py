@@ -1,0 +1,65 @@
+"""Repeats the steps after a checkpoint and compares their losses with those that the run wrote down.
+
+uv run jobs/replay.py --checkpoint RUN/checkpoints/STEP --data URI --steps 20
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from jobs import command, training
+from pipeline import storage
+from pipeline.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Args:
+    """On a CPU, with as many workers as the run had, the same to the last bit. Ends with status 1 where they differ."""
+
+    checkpoint: Annotated[str, command.option("a folder below RUN/checkpoints/, or a run, for its oldest", "URI")]
+    data: Annotated[str, command.option("the data set of the run", "URI")]
+    steps: Annotated[int, command.option("to repeat, as far as the run got", "N", "20")] = 20
+    tolerance: Annotated[float, command.option("of a loss, relative; for GPUs", "X", "0")] = 0.0
+
+
+def main(args: Args) -> None:
+    """Repeats, compares, says how it went."""
+    if args.steps < 1:
+        raise RecipeError(f"steps={args.steps} must be 1 or more")
+    import torch
+
+    from pipeline import checkpoint
+    from pipeline.replay import prepare, replay
+
+    uri = storage.absolute(args.checkpoint).rstrip("/")
+    if f"/{checkpoint.FOLDER}/" not in uri and (steps := checkpoint.steps(uri)):
+        uri = checkpoint.folder(uri, steps[0])
+    with tempfile.TemporaryDirectory(prefix="replay-") as scratch, command.Display() as display:
+        job, recorded = prepare(uri, storage.absolute(args.data), scratch, args.steps)
+        gpus = torch.cuda.device_count()
+        alone = not gpus and job.num_workers == 1  # as a run in its own process has it
+        job = replace(job, num_workers=0 if alone else job.num_workers, use_gpu=0 < job.num_workers <= gpus)
+        if not job.num_workers and job.recipe.residency == "resident":
+            command.quieten_ray()
+            done = replay(replace(job, progress=display), recorded)
+        else:
+            with command.ray_session(job.num_workers), command.remote_progress(display) as progress:
+                done = replay(training.with_cluster(replace(job, progress=progress), training.total_cpus()), recorded)
+    pairs = list(zip(done.recorded, done.repeated, strict=True))
+    worst = max(abs(new - old) / max(abs(old), 1e-12) for old, new in pairs)
+    command.print_table(
+        f"\n{len(pairs)} steps after {uri}",
+        [
+            ("same to the last bit", f"{len(pairs) - len(done.differing)} of {len(pairs)}"),
+            ("largest difference", f"{worst:.3g}, relative"),
+            ("first and last loss", f"{done.repeated[0]:.6f}, {done.repeated[-1]:.6f}"),
+        ],
+    )
+    if worst > args.tolerance:
+        command.console.print(f"DIFFERENT from step {done.differing[0]} on", style="bold red")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    command.run(main, Args, __doc__ or "")
