@@ -366,6 +366,7 @@ def run(job: TrainJob) -> None:
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
             num_workers=(job.num_workers, job.max_workers) if elastic else job.num_workers,
+            elastic_resize_monitor_interval_s=job.resize_seconds,
             use_gpu=job.use_gpu,
             resources_per_worker={"CPU": job.cpus_per_worker, **({"GPU": 1} if job.use_gpu else {})},
         ),

@@ -1,20 +1,27 @@
 """Two real Ray nodes on this machine, one of them with CPUs alone: both make batches, and it may die."""
 
 import hashlib
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.bench_loader import process_tree
 from pipeline import manifest
+from pipeline.order import Order
+from pipeline.shards import read_rows
 from tests.test_jobs import ROOT
+from tests.test_survival import trained_on
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -63,19 +70,21 @@ def free_port() -> int:
 class Nodes:
     """A head and a node beside it, as `ray start` starts them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port, self.folder = free_port(), folder
+    def __init__(self, folder: Path, cpus: int = 1) -> None:
+        self.port, self.folder, self.cpus = free_port(), folder, cpus
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64}
         self.environment["RAY_ADDRESS"] = f"127.0.0.1:{self.port}"
         self.environment["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
         self.processes: list[subprocess.Popen[bytes]] = []
-        self._start("--head", f"--port={self.port}", f"--temp-dir={folder}", "--include-dashboard=false")
-        self._start(f"--address=127.0.0.1:{self.port}")
+        self.environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"  # Ray's default, which other tests switch off
+        self.start("--head", f"--port={self.port}", f"--temp-dir={folder}", "--include-dashboard=false")
+        self.start(f"--address=127.0.0.1:{self.port}")
 
-    def _start(self, *arguments: str) -> None:
+    def start(self, *arguments: str) -> None:
+        """Starts a node, and returns when it has joined."""
         ray = str(Path(sys.executable).with_name("ray"))
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
-        command = [ray, "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=1", *arguments]
+        command = [ray, "start", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={self.cpus}", *arguments]
         command.append("--object-store-memory=300000000")
         log = open(self.folder / f"node-{len(self.processes)}.log", "wb")  # noqa: SIM115 - the process's
         self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
@@ -96,13 +105,11 @@ class Nodes:
                 self.kill(number)
 
 
-@pytest.fixture
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    import shutil
-    import tempfile
-
+@pytest.fixture(params=[1])
+def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
+    """Two nodes of as many CPUs as the parameter says."""
     folder = Path(tempfile.mkdtemp(prefix="ray-nodes-", dir="/tmp"))
-    both = Nodes(folder)
+    both = Nodes(folder, request.param)
     yield both
     both.end()
     shutil.rmtree(folder, ignore_errors=True)
@@ -110,10 +117,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 def expected(uri: str) -> list[tuple[str, str]]:
     """Returns (rows, SHA-256 of the pixels) of every step, computed here, without Ray."""
-    import numpy as np
-
     from pipeline.decode import best_decoder
-    from pipeline.order import Order
     from pipeline.recipes import Augment
     from pipeline.rows import load_index
     from pipeline.view import View
@@ -151,3 +155,96 @@ def test_a_node_dies_in_the_middle_of_an_epoch_and_no_row_is_lost_or_doubled(
     assert len(workers) == 2
     assert killed_at < 80
     assert lines == expected(tree_dataset)
+
+
+# Trains digits with one to two workers and prints what it is told, and where the workers' nodes are.
+TRAIN = """
+import sys
+from dataclasses import replace
+from jobs import command
+from pipeline import train
+from pipeline.cookbook import make_recipe
+from pipeline.job import TrainJob
+
+class Printing(command.Display):
+    def __call__(self, stage, done, total, remark=""):
+        print("PROGRESS", stage, done, total, remark, flush=True)
+
+if __name__ == "__main__":
+    recipe = replace(make_recipe("digits", epochs=20, global_batch_size=7), checkpoint_every_steps=100000)
+    job = TrainJob(sys.argv[1], sys.argv[2], recipe, 4, 1, max_workers=2, cpus_per_worker=2, trace_rows=True,
+                   resize_seconds=3)
+    with command.ray_session(2):
+        data = train.check_job(job)
+        train.claim_run(job, data)
+        with Printing() as display, command.remote_progress(display) as progress:
+            train.run(replace(job, progress=progress))
+        print("DONE", flush=True)
+"""
+
+
+def second_node(nodes: Nodes) -> str:
+    """Returns the id of the node that isn't the head."""
+    code = (
+        "import ray; ray.init(log_to_driver=False)\n"
+        "print('NODE', *[n['NodeID'] for n in ray.nodes() if 'node:__internal_head__' not in n['Resources']])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], env=nodes.environment, capture_output=True, text=True).stdout
+    return out.split("NODE ")[1].split()[0]
+
+
+@pytest.mark.parametrize("nodes", [2], indirect=True)
+def test_after_a_notice_a_node_goes_and_another_comes_and_the_order_stays(
+    nodes: Nodes, digits_dataset: str, tmp_path: Path
+) -> None:
+    """2 workers; a spot notice of 60 s, then SIGKILL to the node; 1 worker; a new node; 2 workers again."""
+    run, script = tmp_path / "run", tmp_path / "job.py"
+    script.write_text(TRAIN)
+    command = [sys.executable, str(script), digits_dataset, str(run)]
+    process = subprocess.Popen(
+        command,
+        env=nodes.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    ray = str(Path(sys.executable).with_name("ray"))
+    told: list[str] = []
+    noticed_step = killed_at = 0.0
+    drained = added = False
+    for line in process.stdout:
+        told.append(line.strip())
+        words = line.split()
+        starts = [json.loads(path.read_text()) for path in sorted((run / "starts").glob("*.json"))]
+        if words[:2] == ["PROGRESS", "train"] and not drained and int(words[2]) > 20:
+            assert [start["world_size"] for start in starts] == [2]
+            subprocess.run(
+                [ray, "drain-node", f"--address=127.0.0.1:{nodes.port}", f"--node-id={second_node(nodes)}",
+                 "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"],
+                env=nodes.environment, check=True,
+            )  # fmt: skip
+            drained = True
+        if words[:2] == ["PROGRESS", "notice"]:
+            while not (run / "latest.json").exists():
+                time.sleep(0.05)
+            noticed_step = json.loads((run / "latest.json").read_text())["step"]
+            nodes.kill(1)
+            killed_at = time.time()
+        if len(starts) == 2 and not added:
+            nodes.start(f"--address=127.0.0.1:{nodes.port}")
+            added = True
+    assert process.wait(60) == 0, told[-20:]
+    assert "DONE" in told
+    starts = [json.loads(path.read_text()) for path in sorted((run / "starts").glob("*.json"))]
+    assert [start["world_size"] for start in starts] == [2, 1, 2], told
+    assert starts[1]["step"] == noticed_step  # what the notice saved, in the middle of an epoch
+    assert noticed_step % 206
+    print(f"notice: checkpoint at step {noticed_step}; back {starts[1]['time'] - killed_at:.1f} s after the kill")
+
+    split = manifest.load(digits_dataset).split("train")
+    order = Order(split.row_group_rows, 4, 7, None)
+    seen = trained_on(run)
+    keys = read_rows(digits_dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
+    assert sorted(seen) == list(range(20 * order.steps_per_epoch))
+    for step, batch in seen.items():
+        assert batch == [keys[row] for row in order.rows(step)]

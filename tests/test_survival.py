@@ -53,14 +53,15 @@ def workers() -> list[int]:
 
 def trained_on(run: Path) -> dict[int, list[str]]:
     """Returns {step: keys of the global batch}; of a step that was done twice, the last time counts."""
-    starts: dict[str, dict[int, list[list[str]]]] = {}
+    starts: dict[tuple[str, int], dict[int, list[list[str]]]] = {}
     for path in sorted((run / "rows").iterdir()):  # a start's files lie together, rank by rank
+        start = (path.name.split("-rank-")[0], int(path.stem.split("-of-")[1]))
         for line in path.read_text().splitlines():
             entry = json.loads(line)
-            starts.setdefault(path.name.split("-rank-")[0], {}).setdefault(entry["step"], []).append(entry["keys"])
+            starts.setdefault(start, {}).setdefault(entry["step"], []).append(entry["keys"])
     done: dict[int, list[str]] = {}
-    for steps in starts.values():
-        done |= {step: list(chain.from_iterable(ranks)) for step, ranks in steps.items() if len(ranks) == 2}
+    for (_, ranks), steps in starts.items():
+        done |= {step: list(chain.from_iterable(keys)) for step, keys in steps.items() if len(keys) == ranks}
     return done
 
 
