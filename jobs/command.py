@@ -132,18 +132,26 @@ class Display:
 
 
 class Board:
-    """A Ray actor that keeps the last word of a remote stage, for a display elsewhere to read."""
+    """A Ray actor that keeps, for a display elsewhere to read, the last word of a remote stage and all that is said once:
+    what has no total.
+    """
 
     def __init__(self) -> None:
         self._last: tuple[str, int, int, str] | None = None
+        self._once: list[tuple[str, int, int, str]] = []
 
     def post(self, stage: str, done: int, total: int, remark: str) -> None:
         """Called by the worker."""
-        self._last = (stage, done, total, remark)
+        if total:
+            self._last = (stage, done, total, remark)
+        else:
+            self._once.append((stage, done, total, remark))
 
-    def last(self) -> tuple[str, int, int, str] | None:
-        """Called by the display."""
-        return self._last
+    def take(self) -> list[tuple[str, int, int, str]]:
+        """Called by the display: what it hasn't shown yet."""
+        new, self._once = [*self._once, *([self._last] if self._last else [])], []
+        self._last = None
+        return new
 
 
 class RemoteProgress:
@@ -165,12 +173,9 @@ def remote_progress(display: Display) -> Iterator[RemoteProgress]:
     done = threading.Event()
 
     def follow() -> None:
-        shown = None
         while not done.wait(0.5):
-            last = ray.get(board.last.remote())
-            if last is not None and last != shown:
-                shown = last
-                display(*last)
+            for words in ray.get(board.take.remote()):
+                display(*words)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
