@@ -132,8 +132,8 @@ class Display:
 
 
 class Board:
-    """A Ray actor that keeps, for a display elsewhere to read, the last word of a remote stage and all that is said once:
-    what has no total.
+    """A Ray actor that keeps, for a display elsewhere to read, the last word of a remote stage and all that is said
+    once: what has no total.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,10 @@ def remote_progress(display: Display) -> Iterator[RemoteProgress]:
     """Shows on `display` what remote workers report to the value it yields. Needs Ray."""
     import ray
 
-    board = ray.remote(Board).options(num_cpus=0).remote()
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
+    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     done = threading.Event()
 
     def follow() -> None:
