@@ -168,7 +168,6 @@ class RemoteProgress:
 def remote_progress(display: Display) -> Iterator[RemoteProgress]:
     """Shows on `display` what remote workers report to the value it yields. Needs Ray."""
     import ray
-
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
