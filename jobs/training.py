@@ -18,6 +18,7 @@ from pipeline.plan import Settings
 from pipeline.progress import Progress
 from pipeline.recipes import MODELS, LossName, OnCorrupt, OptimizerName, Recipe, ScheduleName, check_batch
 from pipeline.sources import LAYOUTS, digits
+from pipeline.tracking import MakeTracker, make_mlflow, ray_metrics, tensorboard
 
 if TYPE_CHECKING:  # torch takes seconds to load, and not every error needs it
     from pipeline.job import TrainJob
@@ -55,6 +56,7 @@ class TrainingArgs:
     max_workers: Annotated[int | None, option("as many as there is room for, up to this", "N", "--workers")] = None
     max_skipped_steps: Annotated[int, option("steps that aren't finite to leave out before stopping", "N", "0")] = 0
     hang_minutes: Annotated[float, option("without progress before a worker starts again; 0: never", "N", "30")] = 30
+    mlflow: Annotated[str | None, option("tracking server to log to, too", "URI", "none")] = None
     trace_rows: Annotated[bool, option("write the keys of every step's images to RUN/rows/", "")] = False
 
     def make_recipe(self, default: str) -> Recipe:
@@ -71,6 +73,10 @@ class TrainingArgs:
         check_batch(recipe, max(1, self.workers or 1, self.max_workers or 1))
         return recipe
 
+    def trackers(self) -> tuple[MakeTracker, ...]:
+        """Returns who is told how the run gets on. Raises RecipeError."""
+        return (ray_metrics, tensorboard, *([make_mlflow(self.mlflow)] if self.mlflow else []))
+
     def make_job(self, dataset: str, run: str, recipe: Recipe, workers: int, gpus: int) -> "TrainJob":
         """Returns the job. dataset, run: absolute URIs; gpus: that there are."""
         from pipeline.job import TrainJob
@@ -86,6 +92,7 @@ class TrainingArgs:
             on_corrupt=self.on_corrupt,
             max_workers=self.max_workers or 0,
             max_skipped_steps=self.max_skipped_steps,
+            trackers=self.trackers(),
             pretrained=storage.absolute(self.pretrained) if self.pretrained else "",
             hang_seconds=60 * self.hang_minutes,
         )

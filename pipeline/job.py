@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.decode import DecoderName, best_decoder
 from pipeline.progress import Progress, silent
 from pipeline.recipes import OnCorrupt, Recipe
+from pipeline.tracking import MakeTracker
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class TrainJob:
     max_skipped_steps: steps whose loss or gradient isn't finite that are left out; one more stops the run.
     replay_steps: 0 trains; otherwise so many steps after the run's checkpoint are repeated, and nothing but their
     losses is written.
+    trackers: who is told how it gets on; they don't change what a run is.
     pretrained: URI of weights to begin with; hang_seconds: without any progress, before a worker ends itself; 0 for
     never.
     """
@@ -38,6 +40,7 @@ class TrainJob:
     resize_seconds: float = 60
     replay_steps: int = 0
     decoder: DecoderName = field(default_factory=best_decoder)
+    trackers: tuple[MakeTracker, ...] = ()
     progress: Progress = silent
 
     def identity(self, digest: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Measures a training loop: what each second went to, its loss, its speed; for its state, and as Ray's metrics."""
+"""Measures a training loop: what each second went to, its loss, its speed."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.loader import Batch
 from pipeline.order import Order
-from pipeline.timing import STAGES, TRAINING, training_seconds, waiting_seconds
+from pipeline.timing import STAGES, training_seconds, waiting_seconds
 
 _Mark = Any  # a time in seconds, or a CUDA event
 
@@ -129,38 +129,3 @@ class Meter:
             self._line_rows += rows
             self._line_loss += loss
         self._rows, self._losses = [], []
-
-
-class RayMetrics:
-    """The same for Prometheus, by Ray: counters of images and seconds; gauges of loss, speed and rows left out.
-
-    Their names begin with ray_image_pipeline_; the tag `run` is the run's name. Does nothing where Ray doesn't run.
-    """
-
-    def __init__(self, run: str) -> None:
-        import ray
-        from ray.util.metrics import Counter, Gauge
-
-        self._on = ray.is_initialized()
-        if not self._on:
-            return
-
-        self._tags = {"run": run}
-        keys = ("run",)
-        self._seconds = Counter("image_pipeline_seconds", "of the training loop, by stage", ("run", "stage"))
-        self._images = Counter("image_pipeline_images", "trained on", keys)
-        self._quarantined = Gauge("image_pipeline_quarantined_rows", "left out, corrupt", keys)
-        self._loss = Gauge("image_pipeline_loss", "of training, since the last report", keys)
-        self._speed = Gauge("image_pipeline_images_per_second", "since the last report", keys)
-
-    def report(self, line: dict[str, Any], quarantined: int) -> None:
-        """Adds a line of the history. quarantined: rows left out so far."""
-        if not self._on:
-            return
-        for name in TRAINING:
-            if line["seconds"].get(name, 0.0) > 0:
-                self._seconds.inc(line["seconds"][name], {**self._tags, "stage": name})
-        self._images.inc(line["images"], self._tags)
-        self._quarantined.set(quarantined, self._tags)
-        self._loss.set(line["loss"], self._tags)
-        self._speed.set(line["images_per_second"], self._tags)

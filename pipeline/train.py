@@ -27,7 +27,7 @@ from pipeline.guard import FiniteGuard, Watchdog
 from pipeline.job import TrainJob
 from pipeline.loader import Batch
 from pipeline.manifest import Manifest
-from pipeline.meter import Meter, RayMetrics
+from pipeline.meter import Meter
 from pipeline.mix import Normalise
 from pipeline.models import load_pretrained, recipe_model
 from pipeline.networks import Whitened
@@ -39,9 +39,11 @@ from pipeline.state import Average, RunState, collect, is_of_rank_0, restore
 from pipeline.step import Step, num_threads, uses_bfloat16
 from pipeline.survive import Judge, Notice, note_start
 from pipeline.timing import remark
+from pipeline.tracking import Trackers
 
 CONFIG_NAME, PREDICTIONS_NAME = "config.json", "predictions.parquet"
 MODEL_NAME, OUTPUT_NAME, REPLAY_NAME = "model.safetensors", "model.json", "replayed.json"
+SCORES = ("loss", "top1", "top5")
 FIT_EPOCHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32)
 _HISTORY_POINTS_PER_EPOCH = 20
 
@@ -106,7 +108,9 @@ def train_loop(config: dict[str, Any]) -> None:
         writer.save(state.step, tensors, values, score, is_of_rank_0, alone)
 
     last_step = min(num_steps, state.step + job.replay_steps) if job.replay_steps else num_steps
-    stream, published = batches.training(state.step, last_step), RayMetrics(storage.basename(job.run))
+    stream = batches.training(state.step, last_step)
+    makers = () if rank or job.replay_steps else job.trackers
+    trackers = Trackers(makers, job, state.step, lambda line: progress("tracking", 0, 0, line))
     meter = Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - begin)
     while state.step < last_step:
         model.train()
@@ -142,12 +146,12 @@ def train_loop(config: dict[str, Any]) -> None:
             state.history.append(meter.line(state.step, order, rate))
             state.quarantined = batches.quarantined(state.quarantined)
             progress("train", state.step, num_steps, _remark(state))
-            if rank == 0:
-                published.report(state.history[-1], len(state.quarantined))
+            trackers.line(state.history[-1], len(state.quarantined))
         if ends_epoch and state.step < num_steps and batches.evaluates_after(state.step // steps_per_epoch):
             meter.until_now("other")
             scores = evaluate.metrics(_evaluate(net, average, batches, normalise, progress, watchdog), data.classes)
-            state.evaluations.append({"step": state.step, **{k: scores[k] for k in ("loss", "top1", "top5")}})
+            state.evaluations.append({"step": state.step, **{k: scores[k] for k in SCORES}})
+            trackers.evaluation(state.step, {k: scores[k] for k in SCORES})
             score = scores["top1"]
             meter.until_now("evaluate")
         if state.step % recipe.checkpoint_every_steps == 0 or ends_epoch:
@@ -185,6 +189,9 @@ def train_loop(config: dict[str, Any]) -> None:
             "parameter_groups": describe_groups(net, optimizers),
         }
         _write_outputs(job, data, evaluated(net, average), state, world_size, predictions, more)
+        scores = evaluate.metrics(predictions, data.classes)
+        trackers.evaluation(state.step, {k: scores[k] for k in SCORES})
+    trackers.end()
     watchdog.end()
     ray.train.report({"step": state.step})  # a barrier: no worker leaves before the outputs are there
 

@@ -18,6 +18,7 @@ from pipeline.manifest import load
 from pipeline.order import Order
 from pipeline.sources import open_source
 from tests.conftest import ingest_here, jpeg, make_tar, make_tree, tree_files
+from tests.test_tracking import scalars
 
 ROOT = Path(__file__).parent.parent
 
@@ -193,6 +194,9 @@ def test_the_readmes_first_command_works_offline(tmp_path: Path) -> None:
     values = json.loads((run / "result.json").read_text())
     assert values["dataset"]["name"] == "digits-not-cifar10"
     assert values["val"]["top1"] >= 0.97
+    shown = scalars(str(run / "tensorboard"), "val/top1")
+    assert shown[-1] == (values["steps"], round(values["val"]["top1"], 6))
+    assert len(shown) == len(values["evaluations"]) + 1
     assert "not CIFAR-10" in (run / "report.html").read_text()
     assert str(run / "report.html") in finished.stdout.replace("\n", "").replace(" ", "")
 

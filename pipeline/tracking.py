@@ -1,0 +1,254 @@
+"""Tells others how a run gets on: Ray's metrics, TensorBoard, MLflow, and whoever else is named in the job.
+
+A tracker is anything with the three methods of `Tracker`; a job names functions that make them, (job, step) -> tracker.
+They are made and called in the training process of rank 0.
+"""
+
+import importlib.util
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline import storage
+from pipeline.errors import RecipeError
+from pipeline.timing import TRAINING
+
+if TYPE_CHECKING:
+    from pipeline.job import TrainJob
+
+TENSORBOARD_FOLDER, MLFLOW_NAME = "tensorboard", "mlflow.json"
+_UPLOAD_SECONDS = 60
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # training waits meanwhile
+
+
+class Tracker(Protocol):
+    """What is told of a run. After a restart, steps since the last checkpoint are told again."""
+
+    def line(self, line: dict[str, Any], quarantined: int) -> None:
+        """A line of the history (`Meter.line`), some twenty an epoch. quarantined: rows left out so far."""
+
+    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """top1, top5 and loss on the val split after `step` steps."""
+
+    def end(self) -> None:
+        """The run is finished."""
+
+
+MakeTracker = Callable[["TrainJob", int], Tracker | None]
+
+
+class Trackers:
+    """Several as one. One that fails is said once and left out from then on: no run ends for its tracker."""
+
+    def __init__(self, makers: tuple[MakeTracker, ...], job: "TrainJob", step: int, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._trackers: list[Tracker] = []
+        for make in makers:
+            try:
+                made = make(job, step)
+            except Exception as error:  # theirs may be anything
+                self._leave_out(getattr(make, "__name__", type(make).__name__), error)
+                continue
+            self._trackers += [made] if made is not None else []
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        self._say(f"{name}: {text}; this tracker is left out, training goes on")
+
+    def _tell(self, method: str, *values: Any) -> None:
+        for tracker in list(self._trackers):
+            try:
+                getattr(tracker, method)(*values)
+            except Exception as error:  # theirs may be anything
+                self._trackers.remove(tracker)
+                self._leave_out(type(tracker).__name__, error)
+
+    def line(self, line: dict[str, Any], quarantined: int) -> None:
+        """See `Tracker`."""
+        self._tell("line", line, quarantined)
+
+    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """See `Tracker`."""
+        self._tell("evaluation", step, scores)
+
+    def end(self) -> None:
+        """See `Tracker`."""
+        self._tell("end")
+
+
+# --- Ray's metrics -----------------------------------------------------------------------------------------------
+
+
+def ray_metrics(job: "TrainJob", step: int) -> Tracker | None:
+    """Makes a `RayMetrics`, where Ray runs."""
+    import ray
+
+    return RayMetrics(storage.basename(job.run)) if ray.is_initialized() else None
+
+
+class RayMetrics:
+    """For Prometheus, by Ray: counters of images and seconds; gauges of loss, speed and rows left out.
+
+    Their names begin with ray_image_pipeline_; the tag `run` is the run's name.
+    """
+
+    def __init__(self, run: str) -> None:
+        from ray.util.metrics import Counter, Gauge
+
+        self._tags = {"run": run}
+        keys = ("run",)
+        self._seconds = Counter("image_pipeline_seconds", "of the training loop, by stage", ("run", "stage"))
+        self._images = Counter("image_pipeline_images", "trained on", keys)
+        self._quarantined = Gauge("image_pipeline_quarantined_rows", "left out, corrupt", keys)
+        self._loss = Gauge("image_pipeline_loss", "of training, since the last report", keys)
+        self._speed = Gauge("image_pipeline_images_per_second", "since the last report", keys)
+        self._top1 = Gauge("image_pipeline_top1", "on the val split, of the last evaluation", keys)
+
+    def line(self, line: dict[str, Any], quarantined: int) -> None:
+        """See `Tracker`."""
+        for name in TRAINING:
+            if line["seconds"].get(name, 0.0) > 0:
+                self._seconds.inc(line["seconds"][name], {**self._tags, "stage": name})
+        self._images.inc(line["images"], self._tags)
+        self._quarantined.set(quarantined, self._tags)
+        self._loss.set(line["loss"], self._tags)
+        self._speed.set(line["images_per_second"], self._tags)
+
+    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """See `Tracker`."""
+        self._top1.set(scores["top1"], self._tags)
+
+    def end(self) -> None:
+        """Nothing: the numbers stay."""
+
+
+# --- TensorBoard -------------------------------------------------------------------------------------------------
+
+
+def tensorboard(job: "TrainJob", step: int) -> Tracker | None:
+    """Makes a `TensorBoard`, where the package is installed."""
+    return TensorBoard(job, step) if importlib.util.find_spec("tensorboard") else None
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard. A run that goes on writes another file, which takes back the steps after `step`.
+
+    Where the run isn't in a local folder, the file is written here and copied there every minute and at the end.
+    """
+
+    def __init__(self, job: "TrainJob", step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._target, self._scratch = storage.join(job.run, TENSORBOARD_FOLDER), None
+        folder = self._target
+        if not storage.is_local(job.run):
+            self._scratch = tempfile.TemporaryDirectory(prefix="tensorboard-")
+            folder = self._scratch.name
+        self._writer: Any = SummaryWriter(folder, purge_step=step + 1 if step else None)
+        self._copied = time.monotonic()
+        self._writer.add_text("recipe", f"```\n{json.dumps(asdict(job.recipe), indent=1)}\n```", step)
+
+    def line(self, line: dict[str, Any], quarantined: int) -> None:
+        """See `Tracker`."""
+        for name in ("loss", "learning_rate"):
+            self._writer.add_scalar(f"train/{name}", line[name], line["step"])
+        for name in ("images_per_second", "data_wait"):
+            self._writer.add_scalar(f"speed/{name}", line[name], line["step"])
+        self._writer.add_scalar("train/quarantined_rows", quarantined, line["step"])
+        self._copy(_UPLOAD_SECONDS)
+
+    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """See `Tracker`."""
+        for name, value in scores.items():
+            self._writer.add_scalar(f"val/{name}", value, step)
+        self._writer.flush()
+
+    def end(self) -> None:
+        """Closes the file, and copies it a last time."""
+        self._writer.close()
+        self._copy(0)
+        if self._scratch:
+            self._scratch.cleanup()
+
+    def _copy(self, every_seconds: float) -> None:
+        if self._scratch and time.monotonic() - self._copied >= every_seconds:
+            self._writer.flush()
+            for file in Path(self._scratch.name).iterdir():
+                storage.write_bytes(storage.join(self._target, file.name), file.read_bytes())
+            self._copied = time.monotonic()
+
+
+# --- MLflow ------------------------------------------------------------------------------------------------------
+
+
+def check_mlflow(uri: str) -> None:
+    """Raises RecipeError where the package isn't installed."""
+    if importlib.util.find_spec("mlflow") is None:
+        raise RecipeError(f"mlflow={uri}: needs the package mlflow or mlflow-skinny; install it, or leave the flag out")
+
+
+@dataclass(frozen=True)
+class MakeMlflow:
+    """Makes an `Mlflow`. uri: of the tracking server; environment: MLFLOW_... variables, for workers elsewhere."""
+
+    uri: str
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self, job: "TrainJob", step: int) -> Tracker:
+        """Needs the package on the node of rank 0."""
+        os.environ.update({**_PATIENCE, **dict(self.environment)})
+        return Mlflow(self.uri, job)
+
+
+def make_mlflow(uri: str) -> MakeMlflow:
+    """Returns a maker that takes this process's MLFLOW_... variables along, credentials among them."""
+    check_mlflow(uri)
+    return MakeMlflow(uri, tuple((name, value) for name, value in os.environ.items() if name.startswith("MLFLOW_")))
+
+
+class Mlflow:
+    """A run of MLflow in the experiment "image-pipeline"; RUN/mlflow.json keeps its id for when the run goes on."""
+
+    def __init__(self, uri: str, job: "TrainJob") -> None:
+        from mlflow import MlflowClient
+
+        self._client: Any = MlflowClient(uri)
+        place = storage.join(job.run, MLFLOW_NAME)
+        if storage.exists(place):
+            self._id = str(json.loads(storage.read_bytes(place))["run_id"])
+            return
+        known = self._client.get_experiment_by_name("image-pipeline")
+        experiment = known.experiment_id if known else self._client.create_experiment("image-pipeline")
+        self._id = self._client.create_run(
+            experiment, run_name=storage.basename(job.run), tags={"run": job.run, "dataset": job.dataset}
+        ).info.run_id
+        storage.write_bytes(place, json.dumps({"run_id": self._id, "tracking_uri": uri}).encode())
+        for name, value in {**asdict(job.recipe), "seed": job.seed}.items():
+            inner = {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+            for key, each in inner.items():
+                self._client.log_param(self._id, key, each)
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        self._client.log_batch(self._id, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+
+    def line(self, line: dict[str, Any], quarantined: int) -> None:
+        """See `Tracker`."""
+        names = ("loss", "learning_rate", "images_per_second", "data_wait")
+        values = {f"train.{name}": line[name] for name in names}
+        self._log(line["step"], {**values, "train.quarantined_rows": quarantined})
+
+    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """See `Tracker`."""
+        self._log(step, {f"val.{name}": value for name, value in scores.items()})
+
+    def end(self) -> None:
+        """Says that the run is finished."""
+        self._client.set_terminated(self._id, "FINISHED")
