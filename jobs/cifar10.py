@@ -32,7 +32,7 @@ def main(args: Args) -> None:
     """The whole path, from raw images to a report."""
     recipe = args.make_recipe("cifar10")
     with command.Display() as display:
-        dataset = _dataset(args, display)
+        dataset = training.dataset_or_default(args.data, args.layout, args.md5, display)
     data = training.describe_dataset(dataset)
     if args.recipe is None and data.name == digits.NAME:
         recipe = args.make_recipe("digits")
@@ -50,17 +50,6 @@ def main(args: Args) -> None:
         return
     with command.ray_session(workers):
         training.train_and_report(training.with_cluster(job, training.total_cpus()))
-
-
-def _dataset(args: Args, display: command.Display) -> str:
-    cache = training.cache_folder()
-    if args.data is not None:
-        return training.ready_dataset(args.data, storage.join(cache, "datasets"), args.layout, args.md5, display)
-    from jobs.download import cifar10_archive
-
-    archive = cifar10_archive(cache, display)
-    source, layout = (archive, "cifar-binary") if archive else ("digits", "digits")
-    return training.ready_dataset(source, storage.join(cache, "datasets"), layout, None, display)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+import pipeline.progress
 from pipeline.errors import PipelineError
+from pipeline.progress import silent
 
 Args = TypeVar("Args")
 # Lines are never broken: paths are there to be copied, and logs to be searched.
@@ -111,6 +113,9 @@ class Display:
         if console.is_terminal:
             self._bars.stop()
 
+    def __reduce__(self) -> Any:
+        return _no_display, ()  # Ray Tune pickles what it is given; a screen is this process's
+
     def __call__(self, stage: str, done: int, total: int, remark: str = "") -> None:
         """A `pipeline.progress.Progress`."""
         if not console.is_terminal:
@@ -129,6 +134,10 @@ class Display:
         if line != last_line and (new_stage or ended or time.monotonic() - last > _LINE_EVERY_SECONDS):
             console.print(line)
             self._last_line = (time.monotonic(), line)
+
+
+def _no_display() -> pipeline.progress.Progress:
+    return silent
 
 
 class Board:
@@ -267,6 +276,7 @@ def _prepare_environment() -> None:
         ("RAY_USAGE_STATS_ENABLED", "0"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
         ("RAY_CHDIR_TO_TRIAL_DIR", "0"),
+        ("RAY_ENABLE_AUTO_CONNECT", "0"),  # a thread that outlives a session must not start another
         ("RAY_DATA_LOG_LEVEL", "WARNING"),
     ):
         os.environ.setdefault(name, value)

@@ -53,6 +53,7 @@ class TrainingArgs:
         OnCorrupt, option("stop, or quarantine: go on without images whose bytes have changed", "WHAT", "stop")
     ] = "stop"
     pretrained: Annotated[str | None, option("weights to begin with: .safetensors or plain .pt", "URI", "none")] = None
+    hold_out: Annotated[float, option("share of train to evaluate instead of val, untrained on", "X", "0")] = 0.0
     max_workers: Annotated[int | None, option("as many as there is room for, up to this", "N", "--workers")] = None
     max_skipped_steps: Annotated[int, option("steps that aren't finite to leave out before stopping", "N", "0")] = 0
     hang_minutes: Annotated[float, option("without progress before a worker starts again; 0: never", "N", "30")] = 30
@@ -92,6 +93,7 @@ class TrainingArgs:
             on_corrupt=self.on_corrupt,
             max_workers=self.max_workers or 0,
             max_skipped_steps=self.max_skipped_steps,
+            hold_out=self.hold_out,
             trackers=self.trackers(),
             pretrained=storage.absolute(self.pretrained) if self.pretrained else "",
             hang_seconds=60 * self.hang_minutes,
@@ -126,6 +128,18 @@ def ready_dataset(data: str, parent: str, layout: str, md5: str | None, progress
     return target
 
 
+def dataset_or_default(data: str | None, layout: str, md5: str | None, progress: Progress) -> str:
+    """Returns the URI of the data set of `data`, or of CIFAR-10: cached, else downloaded, else (offline) the digits."""
+    parent = storage.join(cache_folder(), "datasets")
+    if data is not None:
+        return ready_dataset(data, parent, layout, md5, progress)
+    from jobs.download import cifar10_archive
+
+    archive = cifar10_archive(cache_folder(), progress)
+    source, layout = (archive, "cifar-binary") if archive else ("digits", "digits")
+    return ready_dataset(source, parent, layout, None, progress)
+
+
 def train_and_report(job: "TrainJob") -> None:
     """Runs the job unless it is finished, writes result and report, and prints where they are."""
     from pipeline import report, result, train
@@ -155,7 +169,10 @@ def _print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
     print_table(
         f"\n{result['recipe']['name']} on {data.name}{stand_in}",
         [
-            ("top-1", f"{val['top1']:.4f}  ({val['correct']:,} of {val['rows']:,} validation images{_views(result)})"),
+            (
+                "top-1",
+                f"{val['top1']:.4f}  ({val['correct']:,} of {val['rows']:,} {_evaluated(result)}{_views(result)})",
+            ),
             *_without_leaked(result),
             ("top-5", f"{val['top5']:.4f}"),
             ("loss", f"{val['loss']:.4f}"),
@@ -186,6 +203,10 @@ def _quarantined(result: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     counts = ", ".join(f"{sum(line['split'] == split for line in lines):,} {split}" for split in ("train", "val"))
     return [("LEFT OUT", f"{counts} images whose bytes are damaged; first {lines[0]['key']} in {lines[0]['place']}")]
+
+
+def _evaluated(result: dict[str, Any]) -> str:
+    return "images held out of train" if result["evaluated"]["held_out"] else "validation images"
 
 
 def _views(result: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pipeline.loader import Batch, Resident
 from pipeline.manifest import Manifest
 from pipeline.order import Order
 from pipeline.progress import Progress
-from pipeline.units import EvaluateUnits, TrainUnits
+from pipeline.units import EvaluateUnits, TrainUnits, parts_of
 from pipeline.view import View
 
 _WHITENING_IMAGES = 5000
@@ -26,9 +26,11 @@ class Batches:
     ) -> None:
         recipe = job.recipe
         self.job, self.data, self.world_size, self.rank, self.device = job, data, world_size, rank, device
-        self.train, self.val = data.split("train"), data.split("val")
-        groups, window = self.train.row_group_rows, recipe.shuffle_window_row_groups
-        self.order = Order(groups, job.seed, recipe.global_batch_size, window, pairs=recipe.augment.mixes)
+        self.parts = parts_of(data, job.hold_out)
+        self.train, window = data.split("train"), recipe.shuffle_window_row_groups
+        self.order = Order(
+            self.parts.train_groups, job.seed, recipe.global_batch_size, window, pairs=recipe.augment.mixes
+        )
         self._corrupt: set[tuple[str, int]] = set()
         self.val_view = View(
             recipe.evaluate_size_px or recipe.image_size_px, recipe.evaluate_resize_px, decoder=job.decoder
@@ -38,9 +40,9 @@ class Batches:
         )
         self.resident: dict[str, Resident] = {}
         if recipe.residency == "resident":
-            for name, view in (("train", self.train_view), ("val", self.val_view)):
-                split = data.split(name)
-                whole = loader.load_resident(job.dataset, split, view, progress, job.on_corrupt)
+            views = {"train": ("train", self.train_view), "evaluated": (self.parts.split, self.val_view)}
+            for name, (split, view) in views.items():
+                whole = loader.load_resident(job.dataset, data.split(split), view, progress, job.on_corrupt)
                 self.resident[name] = whole.to(device)
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
@@ -53,13 +55,15 @@ class Batches:
         return self._noting("train", batches)
 
     def validation(self, progress: Progress) -> Iterator[Batch]:
-        """Yields this rank's part of the val split."""
-        units = EvaluateUnits(self.val.rows, evaluate.UNIT_ROWS, self.world_size, self.rank)
+        """Yields this rank's part of what is evaluated."""
+        name, first, rows = self.parts.split, self.parts.first_row, self.parts.rows
+        units = EvaluateUnits(rows, evaluate.UNIT_ROWS, self.world_size, self.rank, first)
         if self.resident:
-            batches = loader.resident_batches(self.resident["val"], units, self.val_view)
+            batches = loader.resident_batches(self.resident["evaluated"], units, self.val_view)
         else:
-            batches = loader.stream_batches(self.job.dataset, self.val, units, self.val_view, self.job.on_corrupt)
-        for batch in self._noting("val", batches):
+            split = self.data.split(name)
+            batches = loader.stream_batches(self.job.dataset, split, units, self.val_view, self.job.on_corrupt)
+        for batch in self._noting(name, batches):
             yield batch
             progress("evaluate", batch.unit + 1, len(units))
 

@@ -1,10 +1,13 @@
 """The recipes, by name."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pipeline.recipes import CIFAR_MEAN, CIFAR_STD, Augment, Recipe, SizeRamp, check_choice
+from pipeline import storage
+from pipeline.errors import RecipeError
+from pipeline.recipes import CIFAR_MEAN, CIFAR_STD, Augment, Recipe, SizeRamp, check_choice, recipe_from_json
 
 
 def cifar10() -> Recipe:
@@ -155,13 +158,30 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
+def read_recipe(uri: str) -> Recipe:
+    """Returns the recipe in a .json file. Raises RecipeError with what is wrong with it."""
+    if not storage.exists(uri):
+        raise RecipeError(f"recipe={uri}: no such file")
+    try:
+        values = json.loads(storage.read_bytes(uri))
+        return recipe_from_json(values.get("recipe", values))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(f"recipe={uri}: holds no recipe of this version ({error})") from error
+
+
 def make_recipe(name: str, **changes: Any) -> Recipe:
     """Returns the named recipe with fields changed; `epochs` given by hand switches `fit_seconds` off.
 
-    Raises RecipeError for an unknown name (with the nearest) or a value that can't work.
+    name: of a recipe, or the URI of a .json that holds one (`jobs/tune.py` writes them, and each run's config.json has
+    one). Raises RecipeError for an unknown name (with the nearest) or a value that can't work.
     """
-    check_choice("recipe", name, tuple(RECIPES))
-    recipe = RECIPES[name]()
+    if name.endswith(".json"):
+        recipe = read_recipe(storage.absolute(name))
+    else:
+        check_choice("recipe", name, tuple(RECIPES))
+        recipe = RECIPES[name]()
     given = {key: value for key, value in changes.items() if value is not None}
     if "epochs" in given:
         given["fit_seconds"] = 0.0

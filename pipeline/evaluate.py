@@ -94,20 +94,20 @@ def _concatenate(parts: list[Predictions]) -> Predictions:
     return Predictions(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
 
 
-def merge(parts: list[Predictions], num_rows: int, left_out: Sequence[int] = ()) -> Predictions:
+def merge(parts: list[Predictions], num_rows: int, left_out: Sequence[int] = (), first_row: int = 0) -> Predictions:
     """Returns all workers' lines in row order. Raises ExactnessError unless each of `num_rows` rows is there once.
 
-    left_out: rows that must not be there, for their images can't be used.
+    The rows are those from `first_row` on. left_out: rows that must not be there, for their images can't be used.
     """
     together = _concatenate(parts)
     order = np.argsort(together.row, kind="stable")
     merged = Predictions(**{name: getattr(together, name)[order] for name in Predictions.__dataclass_fields__})
-    if not np.array_equal(merged.row, np.setdiff1d(np.arange(num_rows), np.asarray(left_out, dtype=np.int64))):
-        counts = np.bincount(np.concatenate([merged.row, np.asarray(left_out, dtype=np.int64)]), minlength=num_rows)
-        missing, doubled = np.flatnonzero(counts[:num_rows] == 0), np.flatnonzero(counts > 1)
+    due, seen = np.arange(first_row, first_row + num_rows), [*merged.row.tolist(), *left_out]
+    if not np.array_equal(merged.row, np.setdiff1d(due, np.asarray(left_out, dtype=np.int64))):
+        rows, counts = np.unique(np.array(seen, dtype=np.int64), return_counts=True)
         raise ExactnessError(
-            f"evaluated {len(merged.row)} rows of {num_rows}: missing {missing[:5].tolist()}, "
-            f"more than once {doubled[:5].tolist()}, foreign {np.flatnonzero(counts[num_rows:])[:5].tolist()}"
+            f"evaluated {len(merged.row)} rows of {num_rows}: missing {np.setdiff1d(due, rows)[:5].tolist()}, "
+            f"more than once {rows[counts > 1][:5].tolist()}, foreign {np.setdiff1d(rows, due)[:5].tolist()}"
         )
     return merged
 

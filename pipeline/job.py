@@ -15,6 +15,7 @@ class TrainJob:
     """A training run. dataset and run are absolute URIs; num_workers 0 means in this process; decoder: on all nodes.
 
     max_workers: as many as there is room for, from num_workers on; 0 for num_workers. resize_seconds: when to look.
+    hold_out: a share of train that isn't trained on, and evaluated instead of val (`units.parts_of`).
     on_corrupt: "stop", or "quarantine" to go on without images whose bytes have changed; they are counted and named.
     max_skipped_steps: steps whose loss or gradient isn't finite that are left out; one more stops the run.
     replay_steps: 0 trains; otherwise so many steps after the run's checkpoint are repeated, and nothing but their
@@ -32,6 +33,7 @@ class TrainJob:
     max_workers: int = 0
     use_gpu: bool = False
     cpus_per_worker: float = 1.0
+    hold_out: float = 0.0
     trace_rows: bool = False
     on_corrupt: OnCorrupt = "stop"
     max_skipped_steps: int = 0
@@ -51,6 +53,7 @@ class TrainJob:
             "dataset_digest": digest,
             "decoder": self.decoder,
             "pretrained": self.pretrained,
+            "hold_out": self.hold_out,
         }
         identity: dict[str, Any] = json.loads(json.dumps(values))
         return identity

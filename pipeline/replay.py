@@ -56,6 +56,7 @@ def prepare(uri: str, dataset: str, scratch: str, num_steps: int) -> tuple[Train
         identity["seed"],
         decoder=identity["decoder"],
         pretrained=identity["pretrained"],
+        hold_out=identity["hold_out"],
         replay_steps=count,
     )
     data = train.check_job(job)

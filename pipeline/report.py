@@ -40,7 +40,7 @@ def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Pr
         stages=[(name, result["seconds"][name], MEANINGS[name]) for name in STAGES if result["seconds"].get(name)],
         bars=_recall_bars(result),
         matrix=_matrix(matrix, data.classes) if len(data.classes) <= _MAX_MATRIX_CLASSES else None,
-        mistakes=_mistakes(dataset, data, predictions),
+        mistakes=_mistakes(dataset, data, result["evaluated"]["split"], predictions),
         recipe=_flat(result["recipe"]),
     )
 
@@ -155,13 +155,13 @@ def _matrix(matrix: Any, classes: tuple[str, ...]) -> str:
     return svg(figure)
 
 
-def _mistakes(dataset: str, data: Manifest, predictions: Predictions) -> list[dict[str, Any]]:
+def _mistakes(dataset: str, data: Manifest, split: str, predictions: Predictions) -> list[dict[str, Any]]:
     """Returns the most confident wrong predictions: picture, key, actual and predicted class, probability."""
     wrong = np.flatnonzero(predictions.classes[:, 0] != predictions.label)
     worst = wrong[np.argsort(-predictions.probabilities[wrong, 0], kind="stable")][:_NUM_MISTAKES]
     if not len(worst):
         return []
-    table = read_rows(dataset, data.split("val"), predictions.row[worst])
+    table = read_rows(dataset, data.split(split), predictions.row[worst])
     return [
         {
             "picture": thumbnail(image.as_py()),

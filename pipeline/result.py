@@ -19,6 +19,7 @@ from pipeline.manifest import Manifest
 from pipeline.rows import load_index
 from pipeline.survive import read_starts
 from pipeline.train import OUTPUT_NAME, PREDICTIONS_NAME
+from pipeline.units import parts_of
 
 RESULT_NAME = "result.json"
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "scikit-learn")
@@ -40,11 +41,11 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     """Returns the content of `result.json` for a finished run."""
     output = json.loads(storage.read_bytes(storage.join(job.run, OUTPUT_NAME)))
     state, operations, starts = output["state"], output["operations"], read_starts(job.run)
-    train_rows = data.split("train").rows
+    parts = parts_of(data, job.hold_out)
     predictions = read_predictions(job.run)
     stepping = sum(state["seconds"].get(name, 0.0) for name in ("copy", "compute"))
     trained = timing.training_seconds(state["seconds"])
-    images_per_second = state["epochs"] * train_rows / trained
+    images_per_second = state["epochs"] * parts.train_rows / trained
     return {
         "dataset": {
             "name": data.name,
@@ -71,8 +72,9 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
         "skipped_steps": state["skipped"],
         "parameter_groups": output["parameter_groups"],
         "quarantined": quarantined(job.dataset, data, state["quarantined"]),
+        "evaluated": {"split": parts.split, "held_out": job.hold_out > 0, "first_row": parts.first_row},
         "val": evaluate.metrics(predictions, data.classes),
-        "val_without_leaked": without_leaked(job.dataset, data, predictions),
+        "val_without_leaked": None if job.hold_out else without_leaked(job.dataset, data, predictions),
         "history": state["history"],
         "evaluations": state["evaluations"],
         "versions": versions(),

@@ -40,6 +40,7 @@ from pipeline.step import Step, num_threads, uses_bfloat16
 from pipeline.survive import Judge, Notice, note_start
 from pipeline.timing import remark
 from pipeline.tracking import Trackers
+from pipeline.units import parts_of
 
 CONFIG_NAME, PREDICTIONS_NAME = "config.json", "predictions.parquet"
 MODEL_NAME, OUTPUT_NAME, REPLAY_NAME = "model.safetensors", "model.json", "replayed.json"
@@ -298,8 +299,9 @@ def _evaluate(
     if batches.world_size > 1:
         parts = [None] * batches.world_size
         torch.distributed.all_gather_object(parts, part)
-    left_out = [row for split, row in batches.quarantined([]) if split == "val"]
-    return evaluate.merge(parts, batches.val.rows, left_out)
+    rows = range(batches.parts.first_row, batches.parts.first_row + batches.parts.rows)
+    left_out = [row for split, row in batches.quarantined([]) if split == batches.parts.split and row in rows]
+    return evaluate.merge(parts, len(rows), left_out, rows.start)
 
 
 def _write_outputs(
@@ -342,9 +344,8 @@ def _write_outputs(
 def check_job(job: TrainJob) -> Manifest:
     """Returns the data set's manifest. Raises a PipelineError if the job can't work, before anything is started."""
     data = manifest.load(job.dataset)
-    for split in ("train", "val"):
-        data.split(split)
-    check_batch(job.recipe, max(1, job.num_workers, job.max_workers), data.split("train").rows)
+    parts = parts_of(data, job.hold_out)
+    check_batch(job.recipe, max(1, job.num_workers, job.max_workers), parts.train_rows)
     if job.pretrained and not storage.exists(job.pretrained):
         raise CheckpointError(f"pretrained={job.pretrained}: no such file; give a .safetensors or .pt file of weights")
     return data
