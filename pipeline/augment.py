@@ -15,13 +15,13 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline.auto_augment import rand_augment, trivial_augment
 from pipeline.crops import Draws, crop_boxes, padded_crops
-from pipeline.draws import Keys, Stream, bits, uniform
+from pipeline.draws import Epochs, Keys, Stream, bits, uniform
 from pipeline.recipes import Augment
 
 _ANTIALIASED = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
 
 
-def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: int, keys: Keys) -> Tensor:
+def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
     """images: uint8 [N, 3, S, S], any memory format; keys: uint64 [N]. Returns the same shape and dtype.
 
     Does what is done sample by sample; erasing and mixing come later, on the device (`mix.on_device`).
@@ -54,7 +54,7 @@ def _resized_crops(images: Tensor, spec: Augment, draws: Draws) -> Tensor:
     return torch.stack(crops)
 
 
-def _crop_and_flip(images: Tensor, spec: Augment, seed: int, epoch: int, keys: Keys) -> Tensor:
+def _crop_and_flip(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
     """Crop after reflect-padding and flip as one gather: pixel (y, x) is read from where it came from."""
     from_y, from_x = (
         torch.from_numpy(index).to(images.device) for index in padded_crops(images.shape[-1], spec, seed, epoch, keys)
@@ -64,7 +64,7 @@ def _crop_and_flip(images: Tensor, spec: Augment, seed: int, epoch: int, keys: K
     return pixels.permute(0, 3, 1, 2)
 
 
-def _auto_augment(images: Tensor, spec: Augment, seed: int, epoch: int, keys: Keys) -> Tensor:
+def _auto_augment(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
     if spec.auto == "trivial":
         lines = uniform(seed, epoch, Stream.AUTO, keys, 3)
         samples = [trivial_augment(image, draws) for image, draws in zip(images, lines, strict=True)]
@@ -94,7 +94,7 @@ def _jitter(image: Tensor, spec: Augment, draws: Draws) -> Tensor:
     return image
 
 
-def _salt_and_pepper(images: Tensor, share: float, seed: int, epoch: int, keys: Keys) -> Tensor:
+def _salt_and_pepper(images: Tensor, share: float, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
     size = images.shape[-1]
     draws = uniform(seed, epoch, Stream.SALT_AND_PEPPER, keys, size * size).reshape(-1, 1, size, size)
     noise = torch.from_numpy(draws).to(images.device)
@@ -102,7 +102,7 @@ def _salt_and_pepper(images: Tensor, share: float, seed: int, epoch: int, keys: 
     return torch.where(noise >= 1 - share / 2, torch.full_like(images, 255), images)
 
 
-def erase(images: Tensor, probability: float, seed: int, epoch: int, keys: Keys) -> Tensor:
+def erase(images: Tensor, probability: float, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
     """images: uint8 [N, 3, S, S], keys: uint64 [N]. Returns images of which a share has a grey rectangle."""
     draws = uniform(seed, epoch, Stream.ERASE, keys, 5)
     size = images.shape[-1]

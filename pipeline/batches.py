@@ -28,9 +28,8 @@ class Batches:
         self.job, self.data, self.world_size, self.rank, self.device = job, data, world_size, rank, device
         self.parts = parts_of(data, job.hold_out)
         self.train, window = data.split("train"), recipe.shuffle_window_row_groups
-        self.order = Order(
-            self.parts.train_groups, job.seed, recipe.global_batch_size, window, pairs=recipe.augment.mixes
-        )
+        rows, batch_size = self.parts.train_groups, recipe.global_batch_size
+        self.order = Order(rows, job.seed, batch_size, window, recipe.augment.mixes, recipe.repeats)
         self._corrupt: set[tuple[str, int]] = set()
         self.val_view = View(
             recipe.evaluate_size_px or recipe.image_size_px, recipe.evaluate_resize_px, decoder=job.decoder

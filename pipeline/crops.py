@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.draws import Keys, Stream, uniform
+from pipeline.draws import Epochs, Keys, Stream, uniform
 from pipeline.recipes import Augment
 
 Draws = npt.NDArray[np.float64]
@@ -49,14 +49,14 @@ def _central_boxes(heights: Ints, widths: Ints, ratios: tuple[float, float]) -> 
     return np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
 
 
-def flips(spec: Augment, seed: int, epoch: int, keys: Keys) -> npt.NDArray[np.bool_]:
+def flips(spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> npt.NDArray[np.bool_]:
     """Returns bool [N]: which samples are mirrored."""
     drawn_in = 0 if spec.flip_alternates else epoch
     mirrored = uniform(seed, drawn_in, Stream.FLIP, keys)[:, 0] < spec.flip_probability
-    return np.asarray(mirrored ^ bool(spec.flip_alternates and epoch % 2))
+    return np.asarray(mirrored ^ (np.asarray(epoch) % 2 == 1)) if spec.flip_alternates else mirrored
 
 
-def padded_crops(size: int, spec: Augment, seed: int, epoch: int, keys: Keys) -> tuple[Index, Index]:
+def padded_crops(size: int, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> tuple[Index, Index]:
     """Returns from_y, from_x, int64 [N, size]: the row and column that each pixel of a crop comes from, after
     reflect-padding by `crop_padding_px`, a crop back to `size` and a flip.
     """

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Keys = npt.NDArray[np.uint64]
+Epochs = int | npt.NDArray[np.int64]  # one for all keys, or one for each
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -52,17 +53,18 @@ def mix(x: Keys) -> Keys:
     return x ^ (x >> np.uint64(31))
 
 
-def bits(seed: int, epoch: int, stream: Stream, keys: Keys, num_draws: int = 1) -> Keys:
+def bits(seed: int, epoch: Epochs, stream: Stream, keys: Keys, num_draws: int = 1) -> Keys:
     """Returns uint64 [N, num_draws], one line of independent draws for each of the N keys."""
     state = np.zeros(1, dtype=np.uint64)
     for word in (seed, epoch, int(stream)):
-        state = mix((state + _GAMMA) ^ np.array([word % 2**64], dtype=np.uint64))
+        number = word.astype(np.uint64) if isinstance(word, np.ndarray) else np.array([word % 2**64], dtype=np.uint64)
+        state = mix((state + _GAMMA) ^ number)
     base = mix(mix(keys + _GAMMA) ^ state)
     counters = np.arange(1, num_draws + 1, dtype=np.uint64) * _GAMMA
     return mix(base[:, None] + counters[None, :])
 
 
-def uniform(seed: int, epoch: int, stream: Stream, keys: Keys, num_draws: int = 1) -> npt.NDArray[np.float64]:
+def uniform(seed: int, epoch: Epochs, stream: Stream, keys: Keys, num_draws: int = 1) -> npt.NDArray[np.float64]:
     """Returns float64 [N, num_draws] in [0, 1), of 53 random bits each."""
     return (bits(seed, epoch, stream, keys, num_draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline import errors
 from pipeline.augment import augment_batch
-from pipeline.draws import Keys
+from pipeline.draws import Epochs, Keys
 from pipeline.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.manifest import Manifest, Split
 from pipeline.order import Rows
@@ -47,7 +47,8 @@ class Batch:
 
     rows: int64 [N], indices in the split; images: uint8 [N, 3, S, S] in channels_last; labels: int64 [N]; keys: uint64
     [N], hashes of the rows' keys; positions: int64 [N], of the rows in the unit, where nothing is corrupt 0 to N - 1;
-    corrupt: int64 [M], rows of the unit that are left out; making: how a task made it, None where none did.
+    corrupt: int64 [M], rows of the unit that are left out; epochs: of all rows, or int64 [N]; making: how a task made
+    it, None where none did.
     """
 
     unit: int
@@ -57,6 +58,7 @@ class Batch:
     keys: Keys
     positions: Rows
     corrupt: Rows
+    epochs: Epochs = 0
     making: Making | None = None
 
     def to(self, device: torch.device) -> "Batch":
@@ -109,11 +111,12 @@ def resident_batches(data: Resident, units: Units, view: View) -> Iterator[Batch
         positions = _readable(unit, data.corrupt[unit_rows])
         rows = unit_rows[positions]
         index = torch.from_numpy(rows).to(data.images.device)
+        epochs = _at(units.epochs(unit), positions)
         images = data.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
         if view.augment is not None:
-            images = augment_batch(images, view.augment, view.seed, units.epoch(unit), data.keys[rows])
+            images = augment_batch(images, view.augment, view.seed, epochs, data.keys[rows])
         left_out = unit_rows[data.corrupt[unit_rows]]
-        yield Batch(unit, rows, images, data.labels[index], data.keys[rows], positions, left_out)
+        yield Batch(unit, rows, images, data.labels[index], data.keys[rows], positions, left_out, epochs)
 
 
 def _readable(unit: int, corrupt: npt.NDArray[np.bool_]) -> Rows:
@@ -229,20 +232,25 @@ def _units_from_blocks(blocks: Iterator[Block], units: Units, keys: Keys) -> Ite
                 raise ExactnessError(
                     f"unit {unit} with rows {made['row'][:8]}... came, unit {due} with {expected[:8]}... was due"
                 )
-            yield _as_batch(unit, made, keys)
+            yield _as_batch(unit, made, keys, units.epochs(unit))
             due += 1
     if due != len(units):
         raise ExactnessError(f"the stream ended after {due} of {len(units)} units")
 
 
-def _as_batch(unit: int, made: Block, keys: Keys) -> Batch:
+def _at(epochs: Epochs, positions: Rows) -> Epochs:
+    return epochs[positions] if isinstance(epochs, np.ndarray) else epochs
+
+
+def _as_batch(unit: int, made: Block, keys: Keys, epochs: Epochs) -> Batch:
     positions = _readable(unit, made["corrupt"])
     rows, images, labels = made["row"], made["image"], made["label"]
     left_out = rows[made["corrupt"]]
     if len(left_out):
         rows, images, labels = rows[positions], images[positions], labels[positions]
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return Batch(unit, rows, pixels, torch.from_numpy(labels), keys[rows], positions, left_out, Making(*made["making"]))
+    making, truth = Making(*made["making"]), torch.from_numpy(labels)
+    return Batch(unit, rows, pixels, truth, keys[rows], positions, left_out, _at(epochs, positions), making)
 
 
 def check_stream_resources(num_workers: int, cpus_per_worker: float, total_cpus: float) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.augment import erase
-from pipeline.draws import Keys, Stream, uniform
+from pipeline.draws import Epochs, Keys, Stream, uniform
 from pipeline.recipes import Augment
 
 Ints = npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ def on_device(
     normalise: nn.Module,
     spec: Augment,
     seed: int,
-    epoch: int,
+    epoch: Epochs,
     keys: Keys,
 ) -> Mixed:
     """images: uint8 [N, 3, S, S], labels: int64 [N], both on the device; positions: int64 [N], the samples' places in
@@ -94,7 +94,7 @@ def on_device(
     )
 
 
-def cut_out(pixels: Tensor, side: int, seed: int, epoch: int, keys: Keys) -> Tensor:
+def cut_out(pixels: Tensor, side: int, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
     """pixels: float [N, 3, S, S], normalised. Returns them with a square of mean colour each, anywhere inside."""
     size = pixels.shape[-1]
     first = (uniform(seed, epoch, Stream.CUTOUT, keys, 2) * (size - side + 1)).astype(np.int64)

@@ -12,6 +12,10 @@ Pure numpy, no Ray. The definition, for anyone who wants to recompute it:
 5. Rank r of W takes the positions from r*m//W to (r+1)*m//W of a global batch of m rows. Where samples are mixed
    (`pairs`), positions 2k and 2k+1 belong together: rank r takes the pairs from r*p//W to (r+1)*p//W of p = ceil(m/2).
 
+6. With `repeats` = R, epochs come in rounds of R, each in the order of its first epoch. A round's n rows are cut into
+   R*S runs; batch s holds run s R times, one copy after the other, copy c augmented as in the round's epoch c. So R
+   epochs hold what they would hold without it, and the versions of an image meet in one batch.
+
 World size enters at 5 alone, so the global batches are the same for any number of workers.
 """
 
@@ -22,7 +26,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.draws import Stream, permutation
+from pipeline.draws import Epochs, Stream, permutation
 
 Rows = npt.NDArray[np.int64]
 
@@ -42,6 +46,7 @@ class Order:
     """The order of one split's rows in every epoch.
 
     row_group_rows: rows of each row group, in manifest order. pairs: whether workers take whole pairs of rows.
+    repeats: versions of an image that are in one batch; `global_batch_size` must be a multiple.
     """
 
     row_group_rows: tuple[int, ...]
@@ -49,12 +54,15 @@ class Order:
     global_batch_size: int
     window_row_groups: int | None = None
     pairs: bool = False
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if self.num_rows < 1:
             raise ValueError("row_group_rows holds no row; an order needs at least one")
         if self.global_batch_size < 1:
             raise ValueError(f"global_batch_size={self.global_batch_size} must be 1 or more")
+        if self.repeats < 1 or self.global_batch_size % self.repeats:
+            raise ValueError(f"repeats={self.repeats} must divide global_batch_size={self.global_batch_size}")
         if self.window_row_groups is not None and self.window_row_groups < 1:
             raise ValueError(f"window_row_groups={self.window_row_groups} must be 1 or more, or None for all")
 
@@ -74,20 +82,40 @@ class Order:
 
     def batch_size(self, global_step: int) -> int:
         """Returns the rows of a global batch: `global_batch_size` or a little less."""
-        start, stop = cut(self.num_rows, self.steps_per_epoch, global_step % self.steps_per_epoch)
-        return stop - start
+        start, stop = self._run(global_step)
+        return self.repeats * (stop - start)
+
+    def _run(self, global_step: int) -> tuple[int, int]:
+        """First and last position, in the order of its round, of the images of a step."""
+        steps = self.repeats * self.steps_per_epoch
+        return cut(self.num_rows, steps, global_step % steps)
+
+    def _part(self, size: int, world_size: int, rank: int) -> tuple[int, int]:
+        """A rank's part of a global batch of `size` rows."""
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank} must lie in [0, {world_size})")
+        if self.pairs:
+            first, last = (min(size, 2 * place) for place in cut(-(-size // 2), world_size, rank))
+            return first, last
+        return cut(size, world_size, rank)
 
     def rows(self, global_step: int, world_size: int = 1, rank: int = 0) -> Rows:
         """Returns the row indices that `rank` of `world_size` trains on in `global_step`, counted over all epochs."""
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank={rank} must lie in [0, {world_size})")
-        epoch, step = divmod(global_step, self.steps_per_epoch)
-        start, stop = cut(self.num_rows, self.steps_per_epoch, step)
-        size = stop - start
-        first, last = cut(size, world_size, rank)
-        if self.pairs:
-            first, last = (min(size, 2 * place) for place in cut(-(-size // 2), world_size, rank))
-        return self.epoch_rows(epoch)[start + first : start + last]
+        start, stop = self._run(global_step)
+        first_epoch = global_step // self.steps_per_epoch // self.repeats * self.repeats
+        images = self.epoch_rows(first_epoch)[start:stop]
+        first, last = self._part(self.repeats * len(images), world_size, rank)
+        return images[first:last] if self.repeats == 1 else np.tile(images, self.repeats)[first:last]
+
+    def epochs(self, global_step: int, world_size: int = 1, rank: int = 0) -> Epochs:
+        """Returns the epoch that decides the augmentation of the rows of `rows`; where they are repeated, of each."""
+        epoch = global_step // self.steps_per_epoch
+        if self.repeats == 1:
+            return epoch
+        start, stop = self._run(global_step)
+        copies = np.repeat(np.arange(self.repeats, dtype=np.int64), stop - start)
+        first, last = self._part(len(copies), world_size, rank)
+        return epoch // self.repeats * self.repeats + copies[first:last]
 
 
 @lru_cache(maxsize=4)

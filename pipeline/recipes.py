@@ -138,6 +138,8 @@ class Recipe:
     normalisation, which normally have none.
     whitening_bias_epochs: how long a whitening layer's bias is trained, its rate falling to zero.
     warmup_from: share of the peak that warm-up begins with. clip_norm: most that the gradient's norm may be; 0 for any.
+    repeats: versions of an image, each augmented anew, that are in one batch (Hoffer et al., arXiv 1901.09335); over as
+    many epochs each image is still seen once an epoch.
     accumulate_steps: forward and backward passes a step; each takes its part of a worker's rows.
     ema_decay: of an average of the weights, renewed every `ema_every_steps`, which is what is evaluated; 0 for none.
     look_ahead_every_steps: see `averages.LookAhead`; 0 for none.
@@ -172,6 +174,7 @@ class Recipe:
     warmup_epochs: float = 0.0
     warmup_from: float = 0.0
     clip_norm: float = 0.0
+    repeats: int = 1
     accumulate_steps: int = 1
     ema_decay: float = 0.0
     ema_every_steps: int = 1
@@ -200,6 +203,7 @@ class Recipe:
             ("global_batch_size", 1),
             ("checkpoint_every_steps", 1),
             ("accumulate_steps", 1),
+            ("repeats", 1),
             ("ema_every_steps", 1),
             ("look_ahead_every_steps", 0),
             ("clip_norm", 0),
@@ -207,6 +211,12 @@ class Recipe:
         ):
             if getattr(self, name) < minimum:
                 raise RecipeError(f"{name}={getattr(self, name)} must be {minimum} or more")
+        for name in ("epochs", "global_batch_size"):
+            if getattr(self, name) % self.repeats:
+                nearest = max(1, round(getattr(self, name) / self.repeats)) * self.repeats
+                raise RecipeError(
+                    f"{name}={getattr(self, name)} must be a multiple of repeats={self.repeats}; use {nearest}"
+                )
         if self.learning_rate <= 0:
             raise RecipeError(f"learning_rate={self.learning_rate} must be above 0")
         if not 0 <= self.label_smoothing < 1:
@@ -259,7 +269,7 @@ def check_batch(recipe: Recipe, num_workers: int, num_rows: int | None = None) -
         raise RecipeError(f"global_batch_size={size} is too small for {num_workers} workers; use {least} or more")
     if num_rows is None:
         return
-    smallest = num_rows // -(-num_rows // size)
+    smallest = num_rows // (recipe.repeats * -(-num_rows // size)) * recipe.repeats
     if smallest < least:
         raise RecipeError(
             f"global_batch_size={size} with {num_rows} training rows leaves steps of {smallest} rows for "

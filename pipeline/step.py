@@ -57,9 +57,16 @@ class Step:
         return total, norm
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
-        recipe, epoch = self._recipe, step // self._order.steps_per_epoch
+        recipe = self._recipe
         mixed = on_device(
-            batch.images, batch.labels, batch.positions, self._normalise, recipe.augment, self._seed, epoch, batch.keys
+            batch.images,
+            batch.labels,
+            batch.positions,
+            self._normalise,
+            recipe.augment,
+            self._seed,
+            batch.epochs,
+            batch.keys,
         )
         with self._autocast():
             logits = self._model(mixed.images).float()
@@ -101,7 +108,8 @@ def _parts(batch: Batch, count: int, pairs: bool) -> list[Batch]:
 
 def _slice(batch: Batch, first: int, last: int) -> Batch:
     names = ("rows", "images", "labels", "keys", "positions")
-    return replace(batch, **{name: getattr(batch, name)[first:last] for name in names})
+    epochs = batch.epochs[first:last] if isinstance(batch.epochs, np.ndarray) else batch.epochs
+    return replace(batch, epochs=epochs, **{name: getattr(batch, name)[first:last] for name in names})
 
 
 def computes_bfloat16(device: torch.device) -> bool:

@@ -12,18 +12,36 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pipeline import storage
 from pipeline.errors import RecipeError
+from pipeline.recipes import Recipe
 from pipeline.timing import TRAINING
-
-if TYPE_CHECKING:
-    from pipeline.job import TrainJob
 
 TENSORBOARD_FOLDER, MLFLOW_NAME = "tensorboard", "mlflow.json"
 _UPLOAD_SECONDS = 60
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # training waits meanwhile
+
+
+class Run(Protocol):
+    """What a tracker may ask of a job."""
+
+    @property
+    def run(self) -> str:
+        """The run's URI."""
+
+    @property
+    def dataset(self) -> str:
+        """The data set's URI."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """All choices."""
+
+    @property
+    def seed(self) -> int:
+        """Of weights, order and augmentation."""
 
 
 class Tracker(Protocol):
@@ -39,13 +57,13 @@ class Tracker(Protocol):
         """The run is finished."""
 
 
-MakeTracker = Callable[["TrainJob", int], Tracker | None]
+MakeTracker = Callable[[Run, int], Tracker | None]
 
 
 class Trackers:
     """Several as one. One that fails is said once and left out from then on: no run ends for its tracker."""
 
-    def __init__(self, makers: tuple[MakeTracker, ...], job: "TrainJob", step: int, say: Callable[[str], None]) -> None:
+    def __init__(self, makers: tuple[MakeTracker, ...], job: Run, step: int, say: Callable[[str], None]) -> None:
         self._say = say
         self._trackers: list[Tracker] = []
         for make in makers:
@@ -84,7 +102,7 @@ class Trackers:
 # --- Ray's metrics -----------------------------------------------------------------------------------------------
 
 
-def ray_metrics(job: "TrainJob", step: int) -> Tracker | None:
+def ray_metrics(job: Run, step: int) -> Tracker | None:
     """Makes a `RayMetrics`, where Ray runs."""
     import ray
 
@@ -130,7 +148,7 @@ class RayMetrics:
 # --- TensorBoard -------------------------------------------------------------------------------------------------
 
 
-def tensorboard(job: "TrainJob", step: int) -> Tracker | None:
+def tensorboard(job: Run, step: int) -> Tracker | None:
     """Makes a `TensorBoard`, where the package is installed."""
     return TensorBoard(job, step) if importlib.util.find_spec("tensorboard") else None
 
@@ -141,7 +159,7 @@ class TensorBoard:
     Where the run isn't in a local folder, the file is written here and copied there every minute and at the end.
     """
 
-    def __init__(self, job: "TrainJob", step: int) -> None:
+    def __init__(self, job: Run, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._target, self._scratch = storage.join(job.run, TENSORBOARD_FOLDER), None
@@ -199,7 +217,7 @@ class MakeMlflow:
     uri: str
     environment: tuple[tuple[str, str], ...] = ()
 
-    def __call__(self, job: "TrainJob", step: int) -> Tracker:
+    def __call__(self, job: Run, step: int) -> Tracker:
         """Needs the package on the node of rank 0."""
         os.environ.update({**_PATIENCE, **dict(self.environment)})
         return Mlflow(self.uri, job)
@@ -214,7 +232,7 @@ def make_mlflow(uri: str) -> MakeMlflow:
 class Mlflow:
     """A run of MLflow in the experiment "image-pipeline"; RUN/mlflow.json keeps its id for when the run goes on."""
 
-    def __init__(self, uri: str, job: "TrainJob") -> None:
+    def __init__(self, uri: str, job: Run) -> None:
         from mlflow import MlflowClient
 
         self._client: Any = MlflowClient(uri)

@@ -183,7 +183,9 @@ def train_loop(config: dict[str, Any]) -> None:
     state.quarantined = batches.quarantined(state.quarantined)
     if rank == 0:
         images = order.num_rows * state.epochs
-        operations = training_operations(net, [batches.train_view.size_at(e) for e in range(state.epochs)], images)
+        rounds = [epoch // recipe.repeats * recipe.repeats for epoch in range(state.epochs)]
+        sizes = [batches.train_view.size_at(epoch) for epoch in rounds]
+        operations = training_operations(net, sizes, images)
         peak, source = peak_operations(device, uses_bfloat16(recipe, device))
         more = {
             "operations": {**operations, "peak_per_second": peak, "peak_source": source, "devices": world_size},

@@ -12,12 +12,14 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from pipeline import storage
+from pipeline import manifest, storage
 from pipeline.errors import CheckpointError, RecipeError
 from pipeline.job import TrainJob
+from pipeline.order import num_steps
 from pipeline.progress import silent
 from pipeline.recipes import Recipe, check_choice
-from pipeline.tracking import Tracker, tensorboard
+from pipeline.tracking import Run, Tracker, tensorboard
+from pipeline.units import parts_of
 
 SEARCH_NAME, TRIALS, SCORES_NAME, STATUS_NAME, BEST_NAME = (
     "search.json", "trials", "scores.json", "status.json", "best-recipe.json",
@@ -172,25 +174,23 @@ class Scores:
         """Nothing."""
 
 
-def scores(job: TrainJob, step: int) -> Tracker:
+@dataclass(frozen=True)
+class MakeScores:
     """Makes a `Scores`."""
-    from pipeline import manifest
-    from pipeline.order import num_steps
-    from pipeline.units import parts_of
 
-    rows = parts_of(manifest.load(job.dataset), job.hold_out).train_rows
-    return Scores(job.run, step, num_steps(rows, job.recipe.global_batch_size))
+    steps_per_epoch: int
+
+    def __call__(self, job: Run, step: int) -> Tracker:
+        """See `tracking.MakeTracker`."""
+        return Scores(job.run, step, self.steps_per_epoch)
 
 
 def trial_job(template: TrainJob, out: str, number: int, values: Values) -> TrainJob:
-    """Returns a trial's job: the search's own, with the trial's run and values."""
-    return replace(
-        template,
-        run=trial_run(out, number),
-        recipe=with_values(template.recipe, values),
-        trackers=(scores, tensorboard),
-        progress=silent,
-    )
+    """Returns a trial's job: the search's own, with the trial's run and values. Reads the data set's manifest."""
+    recipe = with_values(template.recipe, values)
+    rows = parts_of(manifest.load(template.dataset), template.hold_out).train_rows
+    trackers = (MakeScores(num_steps(rows, recipe.global_batch_size)), tensorboard)
+    return replace(template, run=trial_run(out, number), recipe=recipe, trackers=trackers, progress=silent)
 
 
 def run_trial(job: TrainJob, report: Callable[[dict[str, float]], None]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.draws import Epochs
 from pipeline.errors import RecipeError
 from pipeline.manifest import Manifest
 from pipeline.order import Order, Rows
@@ -69,9 +70,9 @@ class TrainUnits:
         """Row indices of a unit."""
         return self.order.rows(self.first_step + unit, self.world_size, self.rank)
 
-    def epoch(self, unit: int) -> int:
-        """Epoch of a unit."""
-        return (self.first_step + unit) // self.order.steps_per_epoch
+    def epochs(self, unit: int) -> Epochs:
+        """Epoch of a unit, or of each of its rows where the order repeats them."""
+        return self.order.epochs(self.first_step + unit, self.world_size, self.rank)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class EvaluateUnits:
         start = (self.rank + unit * self.world_size) * self.unit_rows
         return self.first_row + np.arange(start, min(start + self.unit_rows, self.num_rows), dtype=np.int64)
 
-    def epoch(self, unit: int) -> int:
+    def epochs(self, unit: int) -> Epochs:
         """Evaluation knows no epochs."""
         return 0
 

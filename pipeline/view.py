@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.crops import crop_boxes, flips, padded_crops
 from pipeline.decode import DecoderName, Views, check_decoder, decode_batch
-from pipeline.draws import Keys, Stream, uniform
+from pipeline.draws import Epochs, Keys, Stream, uniform
 from pipeline.errors import PipelineError
 from pipeline.order import Rows
 from pipeline.recipes import Augment, OnCorrupt, SizeRamp
@@ -36,12 +36,21 @@ class View:
     decoder: DecoderName = "simplejpeg"
     ramp: SizeRamp | None = None
 
-    def size_at(self, epoch: int) -> int:
-        """Returns the size S of the samples of an epoch, in pixels."""
-        return self.ramp.size_px(epoch, self.size_px) if self.ramp and self.augment is not None else self.size_px
+    def size_at(self, epoch: Epochs) -> int:
+        """Returns the size S of the samples of an epoch, in pixels; of several in one batch, of the first."""
+        return (
+            self.ramp.size_px(int(np.min(epoch)), self.size_px)
+            if self.ramp and self.augment is not None
+            else self.size_px
+        )
 
     def batch(
-        self, index: RowIndex, rows: Rows, epoch: int, corrupt: set[int] | None = None, watch: Stopwatch | None = None
+        self,
+        index: RowIndex,
+        rows: Rows,
+        epoch: Epochs,
+        corrupt: set[int] | None = None,
+        watch: Stopwatch | None = None,
     ) -> Pixels:
         """Reads, decodes and augments rows. Returns uint8 [N, S, S, 3], the same whatever the company.
 
@@ -71,12 +80,12 @@ class View:
         rows: Rows,
         part: slice,
         images: list[memoryview],
-        epoch: int,
+        epoch: Epochs,
         pixels: Pixels,
         corrupt: set[int] | None,
     ) -> Augment | None:
         """Decodes some of `rows` to their place in `pixels`. Returns what of the augmentation is left to do."""
-        views, spec = self._views(index, rows[part], epoch)
+        views, spec = self._views(index, rows[part], epoch[part] if isinstance(epoch, np.ndarray) else epoch)
         scaled = self.augment is not None and self.augment.resized_crop_area is not None
         unusable = None if corrupt is None else {n - part.start for n in corrupt if part.start <= n < part.stop}
         place = lambda n: index.place(int(rows[part.start + n]))  # noqa: E731
@@ -85,7 +94,7 @@ class View:
             corrupt.update(n + part.start for n in unusable or ())
         return spec
 
-    def _views(self, index: RowIndex, rows: Rows, epoch: int) -> tuple[Views, Augment | None]:
+    def _views(self, index: RowIndex, rows: Rows, epoch: Epochs) -> tuple[Views, Augment | None]:
         """Returns what is decoded, and what of the augmentation is left to do then."""
         sizes = np.stack([index.height[rows], index.width[rows]], axis=1)
         spec, keys, size = self.augment, index.key_hash[rows], self.size_at(epoch)
@@ -101,7 +110,7 @@ class View:
         return Views.crops(size, sizes, boxes, mirror.astype(np.int32)), replace(spec, resized_crop_area=None)
 
 
-def _augmented(pixels: Pixels, spec: Augment, seed: int, epoch: int, keys: Keys) -> Pixels:
+def _augmented(pixels: Pixels, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Pixels:
     if spec == Augment(crop_padding_px=spec.crop_padding_px, flip_probability=spec.flip_probability):
         from_y, from_x = padded_crops(pixels.shape[1], spec, seed, epoch, keys)
         return pixels[np.arange(len(pixels))[:, None, None], from_y[:, :, None], from_x[:, None, :]]
@@ -154,7 +163,7 @@ class UnitTask:
         watch = Stopwatch()
         rows, index = self.units.rows(unit), ray.get(self.index)
         left_out: set[int] | None = set() if self.on_corrupt == "quarantine" else None
-        images = self.view.batch(index, rows, self.units.epoch(unit), left_out, watch)
+        images = self.view.batch(index, rows, self.units.epochs(unit), left_out, watch)
         corrupt = np.zeros(len(rows), dtype=np.bool_)
         corrupt[sorted(left_out or ())] = True
         return {

@@ -171,3 +171,23 @@ def test_trainers_must_leave_a_cpu_for_reading(workers: int, cpus: float, total:
             loader.check_stream_resources(workers, cpus, total)
     else:
         loader.check_stream_resources(workers, cpus, total)
+
+
+def test_repeated_images_are_the_samples_of_as_many_epochs(digits_dataset: str) -> None:
+    """Batched otherwise, and the same to the last bit: crops, flips that alternate, rotation, noise."""
+    spec = Augment(
+        crop_padding_px=2, flip_probability=0.5, flip_alternates=True, rotation_degrees=9, salt_and_pepper=0.1
+    )
+    split, view = manifest.load(digits_dataset).split("train"), View(32, 32, spec, seed=5)
+    data = loader.load_resident(digits_dataset, split, view)
+    samples = []
+    for repeats in (1, 3):
+        order = Order(split.row_group_rows, 5, 90, None, repeats=repeats)
+        found: dict[tuple[int, int], bytes] = {}
+        for batch in loader.resident_batches(data, TrainUnits(order, 3 * order.steps_per_epoch), view):
+            epochs = np.broadcast_to(batch.epochs, batch.rows.shape).tolist()
+            for row, epoch, image in zip(batch.rows.tolist(), epochs, batch.images, strict=True):
+                found[row, epoch] = image.numpy().tobytes()
+        samples.append(found)
+    assert samples[0] == samples[1]
+    assert len(samples[0]) == 3 * split.rows

@@ -70,6 +70,35 @@ def test_epochs_and_seeds_differ_and_repeat_themselves(order: Order) -> None:
         assert not np.array_equal(order.epoch_rows(0), order.epoch_rows(1))
 
 
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=6).map(tuple),
+    st.integers(1, 4),
+    st.integers(1, 12),
+    st.booleans(),
+    st.data(),
+)
+def test_repeated_images_share_a_batch_and_a_round_of_epochs_holds_each_once_an_epoch(
+    groups: tuple[int, ...], repeats: int, images: int, pairs: bool, data: st.DataObject
+) -> None:
+    """Also where the number of workers changes at every step."""
+    order = Order(groups, 7, repeats * images, 2, pairs, repeats)
+    assert order.steps_per_epoch == num_steps(sum(groups), repeats * images)
+    for round_ in range(2):
+        seen: list[tuple[int, int]] = []
+        for step in range(repeats * order.steps_per_epoch):
+            step += round_ * repeats * order.steps_per_epoch
+            size = data.draw(world_sizes)
+            rows = np.concatenate([order.rows(step, size, rank) for rank in range(size)])
+            parts = [np.broadcast_to(order.epochs(step, size, r), order.rows(step, size, r).shape) for r in range(size)]
+            epochs = np.concatenate(parts)
+            assert len(rows) == order.batch_size(step) <= repeats * images
+            for row in set(rows.tolist()):
+                assert sorted(epochs[rows == row]) == list(range(round_ * repeats, (round_ + 1) * repeats))
+            seen += zip(rows.tolist(), epochs.tolist(), strict=True)
+        expected = range(round_ * repeats, (round_ + 1) * repeats)
+        assert sorted(seen) == sorted((row, epoch) for row in range(order.num_rows) for epoch in expected)
+
+
 def test_a_window_mixes_only_its_own_row_groups() -> None:
     order = Order((10,) * 8, seed=1, global_batch_size=7, window_row_groups=2)
     for start in range(0, 80, 20):

@@ -68,13 +68,14 @@ def test_a_bad_image_leaves_no_manifest(tmp_path: Path) -> None:
 AUGMENT = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5, salt_and_pepper=0.02)
 
 
-@pytest.mark.parametrize(("world_size", "first_step"), [(1, 0), (3, 0), (2, 7)])
+@pytest.mark.parametrize(("world_size", "first_step", "repeats"), [(1, 0, 1), (3, 0, 1), (2, 7, 3)])
 def test_a_stream_holds_the_batches_of_the_order_for_any_world_size(
-    tree_dataset: str, world_size: int, first_step: int
+    tree_dataset: str, world_size: int, first_step: int, repeats: int
 ) -> None:
     """51 rows in batches of 12 over 3 epochs: nothing divides. The reference is computed here, without Ray."""
     split = manifest.load(tree_dataset).split("train")
-    order, view = Order(split.row_group_rows, 3, 12, 2), View(24, 24, AUGMENT, seed=3, decoder=best_decoder())
+    order = Order(split.row_group_rows, 3, 12, 2, repeats=repeats)
+    view = View(24, 24, AUGMENT, seed=3, decoder=best_decoder())
     for rank in range(world_size):
         units = TrainUnits(order, 3 * order.steps_per_epoch, first_step, world_size, rank)
         streamed = [digest(batch) for batch in loader.stream_batches(tree_dataset, split, units, view)]
@@ -83,10 +84,10 @@ def test_a_stream_holds_the_batches_of_the_order_for_any_world_size(
 
 def reference(uri: str, units: Units, view: View, unit: int) -> Batch:
     index, rows = load_index(uri, manifest.load(uri).split("train")), units.rows(unit)
-    images = view.batch(index, rows, units.epoch(unit))
+    images = view.batch(index, rows, units.epochs(unit))
     labels = index.label[rows].astype(np.int64)
     columns = {"row": rows, "label": labels, "image": images, "corrupt": rows < 0, "making": np.zeros(5)}
-    return loader._as_batch(unit, columns, index.key_hash)
+    return loader._as_batch(unit, columns, index.key_hash, units.epochs(unit))
 
 
 def test_streamed_and_resident_evaluation_see_the_same_pixels(tree_dataset: str) -> None:

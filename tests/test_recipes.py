@@ -121,10 +121,10 @@ def test_a_stage_imports_only_what_stands_before_it() -> None:
     stages = [
         "errors", "progress", "objects", "storage", "lease", "draws", "order", "manifest", "parallel", "sources",
         "images", "plan", "gather", "shards", "quality", "charts", "quality_report", "ingest", "verify", "diff",
-        "timing", "rows", "decode", "recipes", "cookbook", "crops", "auto_augment", "augment", "mix",
+        "timing", "rows", "decode", "recipes", "tracking", "cookbook", "crops", "auto_augment", "augment", "mix",
         "optimizers", "optim", "averages", "networks", "checkpoint", "models", "operations", "units", "view",
         "loader", "meter", "evaluate", "job", "batches", "step", "guard", "state", "survive", "train", "replay",
-        "result", "report",
+        "tune", "tune_report", "result", "report",
     ]  # fmt: skip
     for path in (ROOT / "pipeline").rglob("*.py"):
         parts = path.relative_to(ROOT / "pipeline").with_suffix("").parts
