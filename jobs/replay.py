@@ -20,6 +20,7 @@ class Args:
     checkpoint: Annotated[str, command.option("a folder below RUN/checkpoints/, or a run, for its oldest", "URI")]
     data: Annotated[str, command.option("the data set of the run", "URI")]
     steps: Annotated[int, command.option("to repeat, as far as the run got", "N", "20")] = 20
+    teacher: Annotated[str | None, command.option("the run that it learnt from, if it did", "URI")] = None
     tolerance: Annotated[float, command.option("of a loss, relative; for GPUs", "X", "0")] = 0.0
 
 
@@ -36,7 +37,7 @@ def main(args: Args) -> None:
     if f"/{checkpoint.FOLDER}/" not in uri and (steps := checkpoint.steps(uri)):
         uri = checkpoint.folder(uri, steps[0])
     with tempfile.TemporaryDirectory(prefix="replay-") as scratch, command.Display() as display:
-        job, recorded = prepare(uri, storage.absolute(args.data), scratch, args.steps)
+        job, recorded = prepare(uri, storage.absolute(args.data), scratch, args.steps, training.teacher(args.teacher))
         gpus = torch.cuda.device_count()
         alone = not gpus and job.num_workers == 1  # as a run in its own process has it
         job = replace(job, num_workers=0 if alone else job.num_workers, use_gpu=0 < job.num_workers <= gpus)

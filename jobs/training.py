@@ -21,7 +21,7 @@ from pipeline.sources import LAYOUTS, digits
 from pipeline.tracking import MakeTracker, make_mlflow, ray_metrics, tensorboard
 
 if TYPE_CHECKING:  # torch takes seconds to load, and not every error needs it
-    from pipeline.job import TrainJob
+    from pipeline.job import TrainJob, Weights
 
 
 def _names(literal: Any) -> str:
@@ -54,6 +54,7 @@ class TrainingArgs:
     ] = "stop"
     pretrained: Annotated[str | None, option("weights to begin with: .safetensors or plain .pt", "URI", "none")] = None
     hold_out: Annotated[float, option("share of train to evaluate instead of val, untrained on", "X", "0")] = 0.0
+    teacher: Annotated[str | None, option("a finished run to learn from, beside the labels", "URI", "none")] = None
     max_workers: Annotated[int | None, option("as many as there is room for, up to this", "N", "--workers")] = None
     max_skipped_steps: Annotated[int, option("steps that aren't finite to leave out before stopping", "N", "0")] = 0
     hang_minutes: Annotated[float, option("without progress before a worker starts again; 0: never", "N", "30")] = 30
@@ -80,7 +81,7 @@ class TrainingArgs:
 
     def make_job(self, dataset: str, run: str, recipe: Recipe, workers: int, gpus: int) -> "TrainJob":
         """Returns the job. dataset, run: absolute URIs; gpus: that there are."""
-        from pipeline.job import TrainJob
+        from pipeline.job import TrainJob, weights_of
 
         return TrainJob(
             dataset,
@@ -95,9 +96,18 @@ class TrainingArgs:
             max_skipped_steps=self.max_skipped_steps,
             hold_out=self.hold_out,
             trackers=self.trackers(),
-            pretrained=storage.absolute(self.pretrained) if self.pretrained else "",
+            pretrained=weights_of("pretrained", storage.absolute(self.pretrained)) if self.pretrained else None,
+            teacher=teacher(self.teacher),
             hang_seconds=60 * self.hang_minutes,
         )
+
+
+def teacher(run: str | None) -> "Weights | None":
+    """Returns the weights of a finished run. Raises CheckpointError if there is none."""
+    from pipeline.checkpoint import MODEL_NAME
+    from pipeline.job import weights_of
+
+    return weights_of("teacher", storage.absolute(run).rstrip("/"), MODEL_NAME) if run else None
 
 
 def cache_folder() -> str:

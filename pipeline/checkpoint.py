@@ -25,6 +25,7 @@ from pipeline.errors import CheckpointError, PipelineError, StorageError
 Tensors = dict[str, Tensor]
 KEPT = 2  # the newest ones, besides the best
 LATEST_NAME, BEST_NAME, STATE_NAME, FOLDER = "latest.json", "best.json", "state.json", "checkpoints"
+MODEL_NAME, OUTPUT_NAME = "model.safetensors", "model.json"  # what a finished run leaves
 _FORMAT = 1
 _PART_SECONDS = 600  # how long the other ranks' parts are waited for
 _MOST_FAILURES = 3

@@ -1,13 +1,32 @@
 """What a training run is told: a recipe, a data set, a place, and how to go about it."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline import storage
 from pipeline.decode import DecoderName, best_decoder
+from pipeline.errors import CheckpointError
 from pipeline.progress import Progress, silent
 from pipeline.recipes import OnCorrupt, Recipe
 from pipeline.tracking import MakeTracker
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that a run begins with or learns from: where they are, and the SHA-256 of the file."""
+
+    uri: str
+    sha256: str
+
+
+def weights_of(field_name: str, uri: str, file: str = "") -> Weights:
+    """Returns the weights at `uri`, of whose `file` the SHA-256 is. Raises CheckpointError if it isn't there."""
+    place = storage.join(uri, file) if file else uri
+    if not storage.exists(place):
+        raise CheckpointError(f"{field_name}={uri}: no such file{f' ({file})' if file else ''}; give one that exists")
+    return Weights(uri, hashlib.sha256(storage.read_bytes(place)).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -21,8 +40,8 @@ class TrainJob:
     replay_steps: 0 trains; otherwise so many steps after the run's checkpoint are repeated, and nothing but their
     losses is written.
     trackers: who is told how it gets on; they don't change what a run is.
-    pretrained: URI of weights to begin with; hang_seconds: without any progress, before a worker ends itself; 0 for
-    never.
+    pretrained: weights to begin with; teacher: a finished run to learn from (`distill.Teacher`).
+    hang_seconds: without any progress, before a worker ends itself; 0 for never.
     """
 
     dataset: str
@@ -37,7 +56,8 @@ class TrainJob:
     trace_rows: bool = False
     on_corrupt: OnCorrupt = "stop"
     max_skipped_steps: int = 0
-    pretrained: str = ""
+    pretrained: Weights | None = None
+    teacher: Weights | None = None
     hang_seconds: float = 1800
     resize_seconds: float = 60
     replay_steps: int = 0
@@ -52,7 +72,8 @@ class TrainJob:
             "seed": self.seed,
             "dataset_digest": digest,
             "decoder": self.decoder,
-            "pretrained": self.pretrained,
+            "pretrained": self.pretrained and self.pretrained.sha256,
+            "teacher": self.teacher and self.teacher.sha256,
             "hold_out": self.hold_out,
         }
         identity: dict[str, Any] = json.loads(json.dumps(values))

@@ -146,6 +146,8 @@ class Recipe:
     test_views: of each evaluated image: itself, with its mirror image, or that and shifted by a pixel (2404.00498).
     blur_pool: blur before each strided convolution and after pooling (Zhang, arXiv 1904.11486).
     compile: by torch.compile.
+    distill_weight: share of the loss that is learnt from a teacher's outputs at `distill_temperature`, where a job has
+    one (`distill.distillation_losses`).
     fit_seconds: 0 trains `epochs` epochs. Otherwise `epochs` is the most: a few steps are timed at the start, and
     the largest of FIT_EPOCHS that fits in this many seconds is taken, written down, and kept when resuming.
     residency: "resident" holds the decoded images in each worker's memory; "stream" reads them with Ray Data.
@@ -181,6 +183,8 @@ class Recipe:
     look_ahead_every_steps: int = 0
     loss: LossName = "cross-entropy"
     label_smoothing: float = 0.0
+    distill_weight: float = 0.5
+    distill_temperature: float = 2.0
     augment: Augment = field(default_factory=Augment)
     residency: Residency = "stream"
     shuffle_window_row_groups: int | None = 32
@@ -221,6 +225,8 @@ class Recipe:
             raise RecipeError(f"learning_rate={self.learning_rate} must be above 0")
         if not 0 <= self.label_smoothing < 1:
             raise RecipeError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
+        if not 0 < self.distill_weight <= 1 or self.distill_temperature <= 0:
+            raise RecipeError("distill_weight must lie in (0, 1] and distill_temperature be above 0")
         for name in ("ema_decay", "warmup_from"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)} must lie in [0, 1)")

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline import checkpoint, storage, train
 from pipeline.errors import CheckpointError
-from pipeline.job import TrainJob
+from pipeline.job import TrainJob, Weights
 from pipeline.recipes import recipe_from_json
 
 
@@ -27,7 +27,7 @@ class Replay:
 
 def recorded_losses(run: str) -> list[float]:
     """Returns the losses of a run as far as it got: of its model, or of its newest checkpoint."""
-    output = storage.join(run, train.OUTPUT_NAME)
+    output = storage.join(run, checkpoint.OUTPUT_NAME)
     if storage.exists(output):
         losses: list[float] = json.loads(storage.read_bytes(output))["state"]["losses"]
         return losses
@@ -37,10 +37,12 @@ def recorded_losses(run: str) -> list[float]:
     return checkpoint.load(newest).tensors["losses"].tolist()
 
 
-def prepare(uri: str, dataset: str, scratch: str, num_steps: int) -> tuple[TrainJob, list[float]]:
+def prepare(
+    uri: str, dataset: str, scratch: str, num_steps: int, teacher: Weights | None = None
+) -> tuple[TrainJob, list[float]]:
     """Returns a job that repeats the steps after the checkpoint at `uri` in the folder `scratch`, and recorded losses.
 
-    Raises CheckpointError if the run didn't get on from there, or the data set isn't the run's.
+    Raises CheckpointError if the run didn't get on from there, or data set or teacher aren't the run's.
     """
     run = uri.split(f"/{checkpoint.FOLDER}/")[0]
     meta = checkpoint.read_state(uri)
@@ -55,7 +57,8 @@ def prepare(uri: str, dataset: str, scratch: str, num_steps: int) -> tuple[Train
         recipe_from_json(identity["recipe"]),
         identity["seed"],
         decoder=identity["decoder"],
-        pretrained=identity["pretrained"],
+        pretrained=Weights("", identity["pretrained"]) if identity["pretrained"] else None,
+        teacher=teacher,
         hold_out=identity["hold_out"],
         replay_steps=count,
     )

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import evaluate, shards, storage, timing
+from pipeline import checkpoint, evaluate, shards, storage, timing
 from pipeline.job import TrainJob
 from pipeline.manifest import Manifest
 from pipeline.rows import load_index
 from pipeline.survive import read_starts
-from pipeline.train import OUTPUT_NAME, PREDICTIONS_NAME
+from pipeline.train import PREDICTIONS_NAME
 from pipeline.units import parts_of
 
 RESULT_NAME = "result.json"
@@ -39,7 +39,7 @@ def read_predictions(run: str) -> evaluate.Predictions:
 
 def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     """Returns the content of `result.json` for a finished run."""
-    output = json.loads(storage.read_bytes(storage.join(job.run, OUTPUT_NAME)))
+    output = json.loads(storage.read_bytes(storage.join(job.run, checkpoint.OUTPUT_NAME)))
     state, operations, starts = output["state"], output["operations"], read_starts(job.run)
     parts = parts_of(data, job.hold_out)
     predictions = read_predictions(job.run)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.distill import distillation_losses
 from pipeline.loader import Batch
 from pipeline.mix import on_device
 from pipeline.optim import sample_losses, set_learning_rates
@@ -22,7 +23,8 @@ Autocast = Callable[[], AbstractContextManager[None]]
 class Step:
     """Computes gradients of the mean loss over a global batch, and updates the weights.
 
-    model: what is called, which may be DistributedDataParallel around the network, or compiled.
+    model: what is called, which may be DistributedDataParallel around the network, or compiled. teacher: a network that
+    it learns from, too.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class Step:
         seed: int,
         world_size: int,
         device: torch.device,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.optimizers = optimizers
+        self._teacher = teacher
         self._recipe, self._model, self._normalise, self._seed = recipe, model, normalise, seed
         self._order, self._world_size = order, world_size
         self._autocast = make_autocast(recipe, device)
@@ -74,6 +78,11 @@ class Step:
         if mixed.share is not None and mixed.partner is not None:
             others = sample_losses(recipe.loss, logits, mixed.partner, recipe.label_smoothing)
             losses = mixed.share * losses + (1 - mixed.share) * others
+        if self._teacher is not None:
+            with torch.no_grad(), self._autocast():
+                taught = self._teacher(mixed.images)
+            softly = distillation_losses(logits, taught, recipe.distill_temperature)
+            losses = (1 - recipe.distill_weight) * losses + recipe.distill_weight * softly
         total = losses.sum()
         # DDP averages gradients over the ranks; this makes that the mean over the global batch, however it is split.
         (total * (self._world_size / self._order.batch_size(step))).backward()  # type: ignore[no-untyped-call]

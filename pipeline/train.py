@@ -22,7 +22,8 @@ from pipeline import checkpoint, evaluate, manifest, shards, storage
 from pipeline.augment import dropout_seed
 from pipeline.averages import LookAhead, WeightAverage
 from pipeline.batches import Batches
-from pipeline.errors import CheckpointError, DivergedError, PipelineError, RecipeError
+from pipeline.distill import Teacher
+from pipeline.errors import DivergedError, PipelineError, RecipeError
 from pipeline.guard import FiniteGuard, Watchdog
 from pipeline.job import TrainJob
 from pipeline.loader import Batch
@@ -42,8 +43,7 @@ from pipeline.timing import remark
 from pipeline.tracking import Trackers
 from pipeline.units import parts_of
 
-CONFIG_NAME, PREDICTIONS_NAME = "config.json", "predictions.parquet"
-MODEL_NAME, OUTPUT_NAME, REPLAY_NAME = "model.safetensors", "model.json", "replayed.json"
+CONFIG_NAME, PREDICTIONS_NAME, REPLAY_NAME = "config.json", "predictions.parquet", "replayed.json"
 SCORES = ("loss", "top1", "top5")
 FIT_EPOCHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32)
 _HISTORY_POINTS_PER_EPOCH = 20
@@ -75,7 +75,7 @@ def train_loop(config: dict[str, Any]) -> None:
     order = batches.order
     resumed = checkpoint.latest(job.run)
     if resumed is None and job.pretrained:
-        load_pretrained(net, job.pretrained)
+        load_pretrained(net, job.pretrained.uri)
     elif resumed is None and isinstance(net, Whitened):
         net.fit_whitening(normalise(batches.whitening_images().to(device)).cpu())
     net = net.to(memory_format=torch.channels_last)
@@ -83,7 +83,8 @@ def train_loop(config: dict[str, Any]) -> None:
     optimizers = make_optimizers(net, recipe)
     average = make_average(recipe, net)
     called = torch.compile(model) if recipe.compile else model
-    train_step = Step(recipe, called, optimizers, normalise, order, job.seed, world_size, device)
+    teacher = Teacher(job.teacher.uri, data.classes, recipe).to(device) if job.teacher else None
+    train_step = Step(recipe, called, optimizers, normalise, order, job.seed, world_size, device, teacher)
 
     state = RunState(epochs=recipe.epochs)
     if resumed is not None:
@@ -328,7 +329,7 @@ def _write_outputs(
     pq.write_table(table, out)
     storage.write_bytes(storage.join(job.run, PREDICTIONS_NAME), out.getvalue().to_pybytes())
     weights = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
-    storage.write_bytes(storage.join(job.run, MODEL_NAME), checkpoint.tensors_bytes(weights))
+    storage.write_bytes(storage.join(job.run, checkpoint.MODEL_NAME), checkpoint.tensors_bytes(weights))
     values = {
         "recipe": asdict(job.recipe),
         "classes": list(data.classes),
@@ -337,7 +338,7 @@ def _write_outputs(
         "state": asdict(state),
         **more,
     }
-    storage.write_bytes(storage.join(job.run, OUTPUT_NAME), json.dumps(values).encode())
+    storage.write_bytes(storage.join(job.run, checkpoint.OUTPUT_NAME), json.dumps(values).encode())
 
 
 # --- starting it -------------------------------------------------------------------------------------------------
@@ -348,8 +349,8 @@ def check_job(job: TrainJob) -> Manifest:
     data = manifest.load(job.dataset)
     parts = parts_of(data, job.hold_out)
     check_batch(job.recipe, max(1, job.num_workers, job.max_workers), parts.train_rows)
-    if job.pretrained and not storage.exists(job.pretrained):
-        raise CheckpointError(f"pretrained={job.pretrained}: no such file; give a .safetensors or .pt file of weights")
+    if job.teacher:
+        Teacher(job.teacher.uri, data.classes, job.recipe)
     return data
 
 

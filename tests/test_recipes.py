@@ -122,7 +122,7 @@ def test_a_stage_imports_only_what_stands_before_it() -> None:
         "errors", "progress", "objects", "storage", "lease", "draws", "order", "manifest", "parallel", "sources",
         "images", "plan", "gather", "shards", "quality", "charts", "quality_report", "ingest", "verify", "diff",
         "timing", "rows", "decode", "recipes", "tracking", "cookbook", "crops", "auto_augment", "augment", "mix",
-        "optimizers", "optim", "averages", "networks", "checkpoint", "models", "operations", "units", "view",
+        "optimizers", "optim", "averages", "networks", "checkpoint", "models", "distill", "operations", "units", "view",
         "loader", "meter", "evaluate", "job", "batches", "step", "guard", "state", "survive", "train", "replay",
         "tune", "tune_report", "result", "report",
     ]  # fmt: skip
