@@ -26,6 +26,7 @@ from pipeline import objects, storage
 from pipeline.errors import SourceError
 from pipeline.images import Handling
 from pipeline.ingest import ingest, planned
+from pipeline.parallel import usable_cpus
 from pipeline.plan import Settings
 
 BUCKET = "bench"
@@ -141,7 +142,7 @@ def time_limit(uploaded: dict[str, int]) -> tuple[float, float, int, float]:
     import ray
 
     get: Any = ray.remote(num_cpus=1)(get_all)
-    items, cpus = list(uploaded.items()), command.local_cpus()
+    items, cpus = list(uploaded.items()), usable_cpus()
     ray.get([get.remote(items[:10]) for _ in range(cpus)])  # processes, libraries and connections are there
     start = time.perf_counter()
     assert sum(ray.get([get.remote(items[rank::cpus]) for rank in range(cpus)])) == len(items)

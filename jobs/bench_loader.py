@@ -35,6 +35,7 @@ from pipeline import manifest, storage
 from pipeline.errors import PipelineError
 from pipeline.images import Handling
 from pipeline.ingest import ingest, planned
+from pipeline.parallel import usable_cpus
 from pipeline.plan import Settings
 from pipeline.recipes import Augment
 
@@ -204,8 +205,7 @@ def limit(one: Pass, decoder: str = "libjpeg") -> Generator[int]:
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
     workers = [
-        context.Process(target=_decode_for_ever, args=(one, decoder, queue), daemon=True)
-        for _ in range(command.local_cpus())
+        context.Process(target=_decode_for_ever, args=(one, decoder, queue), daemon=True) for _ in range(usable_cpus())
     ]
     for worker in workers:
         worker.start()
@@ -365,7 +365,7 @@ def print_rates(args: Args, rates: dict[str, list[float]]) -> None:
         rows.append((way, f"{statistics.median(values):7,.0f} images/s  {ratio:.2f} of the limit"))
     title = (
         f"\n{Path(args.images).name}, {f'{args.source_px} -> ' if args.source_px else ''}{args.size_px} px, "
-        f"{command.local_cpus()} CPUs, medians of {args.rounds} rounds"
+        f"{usable_cpus()} CPUs, medians of {args.rounds} rounds"
     )
     command.print_table(title, rows)
 

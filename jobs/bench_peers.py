@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from jobs import command
+from pipeline.parallel import usable_cpus
 
 AREA = (0.08, 1.0)
 
@@ -52,7 +53,7 @@ def _folder_loader(folder: str, batch_size: int, load: Callable[[str], Any], tra
     from torchvision.datasets import ImageFolder
 
     dataset = ImageFolder(folder, transform, loader=load)
-    options: dict[str, Any] = {"shuffle": True, "num_workers": command.local_cpus(), "persistent_workers": True}
+    options: dict[str, Any] = {"shuffle": True, "num_workers": usable_cpus(), "persistent_workers": True}
     batches = torch.utils.data.DataLoader(dataset, batch_size, worker_init_fn=_one_thread, **options)
     while True:
         for images, _ in batches:
@@ -95,7 +96,7 @@ def webdataset(data: str, folder: str, size_px: int, batch_size: int) -> Generat
     urls = sorted(glob.glob("shard-*.tar"))
     dataset = wds.WebDataset(urls, resampled=True, shardshuffle=False).shuffle(1000).to_tuple("jpg", "cls")
     dataset = dataset.map_tuple(lambda jpg: transform(_decode(jpg)), int).batched(batch_size)
-    workers = command.local_cpus()
+    workers = usable_cpus()
     for images, _ in wds.WebLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=_one_thread):
         yield len(images)
 
@@ -106,7 +107,7 @@ def litdata(data: str, folder: str, size_px: int, batch_size: int) -> Generator[
 
     ld.optimize(fn=_litdata_sample, inputs=_files(folder), output_dir="litdata", chunk_bytes="64MB", num_workers=1)
     dataset = ld.StreamingDataset("litdata", shuffle=True, transform=partial(_litdata_crop, _transform(size_px)))
-    loader = ld.StreamingDataLoader(dataset, batch_size=batch_size, num_workers=command.local_cpus())
+    loader = ld.StreamingDataLoader(dataset, batch_size=batch_size, num_workers=usable_cpus())
     while True:
         for images in loader:
             yield len(images)
@@ -126,7 +127,7 @@ def dali(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(  # type: ignore[untyped-decorator]
-        batch_size=batch_size, num_threads=command.local_cpus(), device_id=None, prefetch_queue_depth=2
+        batch_size=batch_size, num_threads=usable_cpus(), device_id=None, prefetch_queue_depth=2
     )
     def crops() -> Any:
         jpegs, labels = fn.readers.file(file_root=folder, random_shuffle=True, name="files")
@@ -157,9 +158,9 @@ def tf_data(data: str, folder: str, size_px: int, batch_size: int) -> Generator[
         return tf.cast(tf.image.random_flip_left_right(image), tf.uint8)
 
     options = tf.data.Options()
-    options.threading.private_threadpool_size = command.local_cpus()
+    options.threading.private_threadpool_size = usable_cpus()
     files = tf.data.Dataset.from_tensor_slices(_files(folder)).shuffle(10_000).repeat()
-    batches = files.map(make, num_parallel_calls=command.local_cpus()).batch(batch_size).prefetch(2)
+    batches = files.map(make, num_parallel_calls=usable_cpus()).batch(batch_size).prefetch(2)
     for images in batches.with_options(options):
         yield int(images.shape[0])
 

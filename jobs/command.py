@@ -26,6 +26,7 @@ from rich.table import Table
 
 import pipeline.progress
 from pipeline.errors import PipelineError
+from pipeline.parallel import usable_cpus
 from pipeline.progress import silent
 
 Args = TypeVar("Args")
@@ -230,7 +231,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
     try:
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, num_workers + 1),
+            num_cpus=max(usable_cpus(), num_workers + 1),
             include_dashboard=num_workers > 0,  # Ray Train's clean-up asks it
             log_to_driver=False,
             logging_level=logging.WARNING,
@@ -263,11 +264,6 @@ def _remove_stale_sessions() -> None:
         pid = folder.name.split("-")[1]
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and folder.owner() == Path("/proc/self").owner():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def local_cpus() -> int:
-    """CPUs of this machine."""
-    return os.cpu_count() or 1
 
 
 def _prepare_environment() -> None:

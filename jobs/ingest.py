@@ -15,6 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.images import DEFAULT_SHRUNK_QUALITY, Handling
 from pipeline.ingest import Ingested, check_target, ingest, planned, task_memory_bytes
 from pipeline.manifest import load
+from pipeline.parallel import usable_cpus
 from pipeline.plan import SHARD_BYTES, Prices, Settings, estimate, plan_shards
 from pipeline.progress import Progress
 from pipeline.sources import LAYOUTS, Index, open_source
@@ -150,7 +151,7 @@ def dry_run(source: str, out: str, settings: Settings, layout: str, md5: str | N
         index = open_source(source, spool=spool, layout=layout, md5=md5, progress=display)
         shards = plan_shards(index, settings)
         _say_ignored(index)
-        cpus = workers or command.local_cpus()
+        cpus = workers or usable_cpus()
         indexed = objects.sent()
         cost = estimate(index, shards, settings, out, cpus, Prices())
         by_split = ", ".join(f"{table.num_rows:,} {name}" for name, table in index.splits.items())

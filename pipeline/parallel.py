@@ -13,6 +13,11 @@ import pyarrow as pa
 THREADS = 16
 
 
+def usable_cpus() -> int:
+    """CPUs that this process may use: fewer than the machine's where it is confined to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Calls `function` on one chunk of items, in threads, inside a Ray task."""
@@ -57,7 +62,7 @@ def map_tables(
     """
     if len(items) < THREADS or not _ray_runs():
         tables = []
-        with ThreadPoolExecutor((os.cpu_count() or 1) if computes else THREADS) as pool:
+        with ThreadPoolExecutor(usable_cpus() if computes else THREADS) as pool:
             for table in pool.map(function, items):
                 tables.append(table)
                 done(len(tables))

@@ -1,6 +1,5 @@
 """One step of gradient descent: what is computed from a batch, and the update."""
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pipeline.loader import Batch
 from pipeline.mix import on_device
 from pipeline.optim import sample_losses, set_learning_rates
 from pipeline.order import Order
+from pipeline.parallel import usable_cpus
 from pipeline.recipes import Recipe
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -149,5 +149,5 @@ def num_threads(recipe: Recipe, local_world_size: int) -> int:
 
     More threads than cores are far worse than fewer: OpenMP's threads spin while they wait for one another.
     """
-    cores = (os.cpu_count() or 1) - (recipe.residency == "stream")
+    cores = usable_cpus() - (recipe.residency == "stream")
     return max(1, cores // local_world_size)

@@ -372,6 +372,8 @@ def run(job: TrainJob) -> None:
     filesystem, path = storage.open_filesystem(job.run)
     parent, name = os.path.split(path)
     elastic = job.max_workers > job.num_workers > 0
+    if elastic:  # it asks for the places of nodes that have just gone, too; then it waits this long, a minute else
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
