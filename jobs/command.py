@@ -41,7 +41,7 @@ def run(main: Callable[[Args], None], args_type: type[Args], description: str, a
     again: what the same command does after Ctrl-C, for the last line.
     """
     arguments = tyro.cli(args_type, description=description, config=(tyro.conf.FlagCreatePairsOff,))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    _end_on_sigterm()
     try:
         main(arguments)
     except KeyboardInterrupt:
@@ -55,6 +55,12 @@ def run(main: Callable[[Args], None], args_type: type[Args], description: str, a
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # done: nothing is lost any more
+
+
+def _end_on_sigterm() -> None:
+    """So that what was started is ended. Ray sets a handler of its own, whose status says nothing."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def user_message(error: BaseException) -> str | None:
@@ -215,6 +221,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        _end_on_sigterm()
         quieten_ray()
         _quieten_ray_data()
         try:
@@ -237,6 +244,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
             logging_level=logging.WARNING,
             _temp_dir=folder,
         )
+        _end_on_sigterm()
         _restore_variable("TMPDIR", before)
         quieten_ray()
         _quieten_ray_data()

@@ -26,6 +26,7 @@ Tensors = dict[str, Tensor]
 KEPT = 2  # the newest ones, besides the best
 LATEST_NAME, BEST_NAME, STATE_NAME, FOLDER = "latest.json", "best.json", "state.json", "checkpoints"
 MODEL_NAME, OUTPUT_NAME = "model.safetensors", "model.json"  # what a finished run leaves
+SALVAGE_NAME = "salvaged.safetensors"
 _FORMAT = 1
 _PART_SECONDS = 600  # how long the other ranks' parts are waited for
 _MOST_FAILURES = 3
@@ -198,6 +199,19 @@ class Writer:
         self._thread = threading.Thread(target=self._write, args=work, daemon=True, name="write-checkpoint")
         self._thread.start()
 
+    def salvage(self, step: int, weights: Tensors) -> None:
+        """Begins to write weights alone, for a person to begin another run with: this one can't go on from them."""
+        self.wait()
+        work = (step, self._copied(weights))
+        self._thread = threading.Thread(target=self._write_weights, args=work, daemon=True, name="write-weights")
+        self._thread.start()
+
+    def _write_weights(self, step: int, weights: Tensors) -> None:
+        try:
+            storage.write_bytes(storage.join(self._run, SALVAGE_NAME), tensors_bytes(weights, step=str(step)))
+        except BaseException as error:  # raised, or said, by the one who waits
+            self._error = error
+
     def wait(self) -> None:
         """Returns when the last checkpoint is written. Raises StorageError if too many have failed in a row."""
         if self._thread is None:
@@ -272,6 +286,13 @@ def _point(run: str, name: str, values: dict[str, Any], replaces: Callable[[dict
             continue
         if not replaces(json.loads(found[0])) or storage.replace(place, data, found[1]):
             return
+
+
+def note_score(run: str, step: int, value: float) -> None:
+    """Notes what the checkpoint after `step` steps has reached, evaluated after it was written."""
+    if storage.exists(storage.join(folder(run, step), STATE_NAME)):
+        _point(run, BEST_NAME, {"step": step, "score": value}, lambda old: value > old["score"])
+        prune(run)
 
 
 def steps(run: str) -> list[int]:

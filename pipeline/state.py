@@ -13,7 +13,7 @@ from pipeline.averages import LookAhead, WeightAverage
 from pipeline.checkpoint import Checkpoint, Tensors
 
 Average = WeightAverage | LookAhead
-_MODEL, _AVERAGE, _OPTIMIZER, _LOSSES = "model/", "average/", "optimizer/", "losses"
+MODEL, _AVERAGE, _OPTIMIZER, _LOSSES = "model/", "average/", "optimizer/", "losses"
 
 
 @dataclass
@@ -44,7 +44,7 @@ def collect(
     net: nn.Module, optimizers: list[torch.optim.Optimizer], average: Average | None, state: RunState
 ) -> Tensors:
     """Returns references to the tensors of a run by name; of optimisers by parameter."""
-    tensors: Tensors = {f"{_MODEL}{name}": tensor for name, tensor in net.state_dict().items()}
+    tensors: Tensors = {f"{MODEL}{name}": tensor for name, tensor in net.state_dict().items()}
     if average is not None:
         tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.values.items()}
     names = {id(parameter): name for name, parameter in net.named_parameters()}
@@ -66,7 +66,7 @@ def restore(
     saved: Checkpoint, net: nn.Module, optimizers: list[torch.optim.Optimizer], average: Average | None
 ) -> RunState:
     """Puts a checkpoint into a network, its optimisers and its average, and returns the state."""
-    net.load_state_dict(_below(saved.tensors, _MODEL))
+    net.load_state_dict(_below(saved.tensors, MODEL))
     if average is not None:
         for name, tensor in _below(saved.tensors, _AVERAGE).items():
             average.values[name].copy_(tensor)

@@ -4,13 +4,14 @@ import json
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from pipeline import checkpoint, storage
 from pipeline.checkpoint import Tensors, Writer
 from pipeline.errors import ClusterError, PipelineError
+from pipeline.state import MODEL
 
 STARTS = "starts"
 _MOST_FAILURES = 3
@@ -86,12 +87,12 @@ def read_starts(run: str) -> list[dict[str, Any]]:
 class Notice:
     """Looks, on rank 0, whether Ray says that a worker's node will be taken away, and decides what can still be saved.
 
-    saves: whether the last notice leaves time for a whole checkpoint.
+    saves: for what the last notice leaves time: a whole checkpoint, the weights alone, or nothing.
     """
 
     def __init__(self, rank: int) -> None:
         self._on, self._deadline_ms = rank == 0, -1
-        self.saves = False
+        self.saves: Literal["all", "weights", ""] = ""
 
     def seen(self, writer: Writer, tensors: Callable[[], Tensors]) -> str | None:
         """Returns a line about a new notice, or None. Nothing waits for other ranks: rank 0 holds all that is
@@ -102,12 +103,22 @@ class Notice:
             return None
         self._deadline_ms = info.deadline_ms
         left = (info.deadline_ms / 1000 - time.time()) if info.deadline_ms else float("inf")
-        whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors().values())
-        seconds = writer.seconds_for(whole) or 0.0
-        self.saves = seconds <= _USED_SHARE * left
+        self.saves, seconds = affordable(writer, tensors(), _USED_SHARE * left)
+        what = {
+            "all": "a checkpoint is written now",
+            "weights": f"time for the weights ({checkpoint.SALVAGE_NAME}), not for a checkpoint ({seconds:.1f} s)",
+            "": f"no time to write anything (a checkpoint takes {seconds:.1f} s)",
+        }[self.saves]
         ranks = ", ".join(str(rank) for rank in info.preempted_ranks)
-        what = "a checkpoint is written now" if self.saves else f"no time to write one ({seconds:.1f} s)"
         return f"the node of worker {ranks} goes in {left:.0f} s: {what}"
+
+
+def affordable(writer: Writer, tensors: Tensors, seconds: float) -> tuple[Literal["all", "weights", ""], float]:
+    """Returns what can be written in so many seconds at the rate measured so far, and how long all would take."""
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    whole = writer.seconds_for(sum(sizes.values())) or 0.0
+    weights = writer.seconds_for(sum(size for name, size in sizes.items() if name.startswith(MODEL))) or 0.0
+    return "all" if whole <= seconds else "weights" if weights <= seconds else "", whole
 
 
 def _preemption() -> Any:

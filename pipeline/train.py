@@ -163,8 +163,10 @@ def train_loop(config: dict[str, Any]) -> None:
             meter.until_now("checkpoint")
         elif (line := notice.seen(writer, lambda: collect(net, optimizers, average, state))) is not None:
             progress("notice", 0, 0, line)
-            if notice.saves:
+            if notice.saves == "all":
                 save(alone=True)
+            elif notice.saves:
+                writer.salvage(state.step, evaluated(net, average).state_dict())
             meter.until_now("checkpoint")
         if ends_epoch:
             ray.train.report({"step": state.step, **state.history[-1]})
@@ -194,6 +196,7 @@ def train_loop(config: dict[str, Any]) -> None:
         }
         _write_outputs(job, data, evaluated(net, average), state, world_size, predictions, more)
         scores = evaluate.metrics(predictions, data.classes)
+        checkpoint.note_score(job.run, state.step, scores["top1"])
         trackers.evaluation(state.step, {k: scores[k] for k in SCORES})
     trackers.end()
     watchdog.end()

@@ -22,6 +22,7 @@ class FaultProxy:
         self.every, self._stall_seconds = every, stall_seconds
         self.requests: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.away = False  # every connection is reset
 
     async def serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one client connection, request after request."""
@@ -42,6 +43,10 @@ class FaultProxy:
         up_writer: asyncio.StreamWriter,
     ) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
+        if self.away:
+            self.faults["away"] += 1
+            writer.transport.abort()
+            return False
         self.requests[head.split(b" ", 1)[0].decode()] += 1
         total = sum(self.requests.values())
         fault = KINDS[total // self.every % len(KINDS)] if self.every and total % self.every == 0 else ""

@@ -175,3 +175,26 @@ def test_another_runs_checkpoint_is_refused_with_the_difference() -> None:
     ):
         assert words in str(caught.value)
     checkpoint.check_same("s3://b/run", theirs, json.loads(json.dumps(theirs)))
+
+
+def test_an_evaluation_that_comes_after_its_checkpoint_counts_for_the_best(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    writer = checkpoint.Writer(run)
+    for step, score in ((1, 0.7), (2, None), (3, None)):
+        writer.save(step, {"w": torch.full((3,), float(step))}, {}, score)
+    writer.wait()
+    checkpoint.note_score(run, 3, 0.6)
+    assert checkpoint.best(run) == checkpoint.folder(run, 1)
+    checkpoint.note_score(run, 9, 0.9)  # no such checkpoint
+    assert checkpoint.best(run) == checkpoint.folder(run, 1)
+    checkpoint.note_score(run, 3, 0.8)
+    assert checkpoint.best(run) == checkpoint.folder(run, 3)
+    assert checkpoint.steps(run) == [2, 3]
+
+
+def test_salvaged_weights_can_be_begun_with(tmp_path: Path) -> None:
+    writer, weights = checkpoint.Writer(str(tmp_path)), {"w": torch.arange(5.0)}
+    writer.salvage(7, weights)
+    weights["w"].zero_()  # training goes on
+    writer.wait()
+    assert checkpoint.read_tensors(str(tmp_path / checkpoint.SALVAGE_NAME))["w"].tolist() == [0, 1, 2, 3, 4]

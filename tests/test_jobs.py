@@ -308,6 +308,28 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     assert set(Path("/tmp").glob("ray-*")) <= sessions
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_streams_is_ended_by_a_signal_and_leaves_no_process_behind(
+    tmp_path: Path, tree_dataset: str, sent: signal.Signals, status: int
+) -> None:
+    sessions = set(Path("/tmp").glob("ray-*"))
+    arguments = ["--data", tree_dataset, "--recipe", "resnet18-smoke", "--workers", "1", "--storage", "runs"]
+    process = subprocess.Popen(
+        command("imagenet_resnet", *arguments, "--global-batch-size", "4", "--epochs", "50"), cwd=tmp_path,
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert any(line.startswith("train ") for line in process.stdout)
+    process.send_signal(sent)
+    assert process.wait(timeout=60) == status
+    deadline = time.monotonic() + 10  # for the system to collect what has ended
+    while (left := subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout) != "":
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    assert set(Path("/tmp").glob("ray-*")) <= sessions
+
+
 def test_a_local_ray_leaves_no_token_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)

@@ -248,3 +248,43 @@ def test_after_a_notice_a_node_goes_and_another_comes_and_the_order_stays(
     assert sorted(seen) == list(range(20 * order.steps_per_epoch))
     for step, batch in seen.items():
         assert batch == [keys[row] for row in order.rows(step)]
+
+
+@pytest.mark.parametrize("nodes", [2], indirect=True)
+def test_when_the_head_has_gone_the_job_ends_and_the_same_command_goes_on_on_another_cluster(
+    nodes: Nodes, digits_dataset: str, tmp_path: Path
+) -> None:
+    """SIGKILL to the head, with the job's controller and the state of Ray on it: nothing can go on there."""
+    run, script = tmp_path / "run", tmp_path / "job.py"
+    script.write_text(TRAIN.replace("checkpoint_every_steps=100000", "checkpoint_every_steps=50"))
+    command = [sys.executable, str(script), digits_dataset, str(run)]
+    process = subprocess.Popen(command, env=nodes.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (run / "latest.json").exists() or json.loads((run / "latest.json").read_text())["step"] < 100:
+        assert process.poll() is None
+        time.sleep(0.1)
+    nodes.kill(0)
+    killed_at = time.time()
+    assert process.wait(180) != 0
+    ended_at = time.time()
+    nodes.kill(1)
+    saved = json.loads((run / "latest.json").read_text())["step"]
+    folder = Path(tempfile.mkdtemp(prefix="ray-nodes-", dir="/tmp"))
+    other = Nodes(folder, 2)
+    begun_at = time.time()
+    try:
+        finished = subprocess.run(command, env=other.environment, capture_output=True, text=True, timeout=400)
+    finally:
+        other.end()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert "DONE" in finished.stdout, finished.stderr[-2000:]
+    starts = [json.loads(path.read_text()) for path in sorted((run / "starts").glob("*.json"))]
+    second = next(start for start in starts if start["time"] > begun_at)
+    assert second["step"] == saved
+    print(
+        f"the job ended {ended_at - killed_at:.1f} s after the head; on the new cluster it went on from step {saved} "
+        f"after {second['time'] - begun_at:.1f} s"
+    )
+    split = manifest.load(digits_dataset).split("train")
+    order, seen = Order(split.row_group_rows, 4, 7, None), trained_on(run)
+    keys = read_rows(digits_dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
+    assert seen == {step: [keys[row] for row in order.rows(step)] for step in range(20 * order.steps_per_epoch)}

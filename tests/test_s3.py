@@ -245,3 +245,48 @@ def test_nothing_that_is_written_or_printed_tells_endpoint_or_credentials(s3: st
     for secret in (ACCESS_KEY, SECRET_KEY, os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")):
         assert not any(secret in text for text in texts)
     assert not any(name.startswith("_ingest") for name in written)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_storage_that_is_away_for_a_minute_costs_the_minute_and_nothing_else(
+    s3: str, tree_dataset: str, tmp_path: Path
+) -> None:
+    """Images are streamed from it and checkpoints written to it; the weights end as those of a quiet run."""
+    for name, _ in storage.list_files(tree_dataset):
+        storage.write_bytes(f"{s3}/away/tree/{name}", storage.read_bytes(f"{tree_dataset}/{name}"))
+    recipe = make_recipe("resnet18-smoke", epochs=4, global_batch_size=2, model="seed-cnn")
+    recipe = replace(recipe, image_size_px=32, evaluate_resize_px=32, evaluate_size_px=32, checkpoint_every_steps=7)
+    with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=0) as (address, proxy):
+        through = f"?endpoint_override={address.removeprefix('http://')}&scheme=http"
+        quiet = TrainJob(f"{s3}/away/tree", str(tmp_path / "quiet"), recipe, num_workers=1)
+        away = replace(quiet, dataset=f"{s3}/away/tree{through}", run=f"{s3}/away/run{through}")
+        gone: list[float] = []
+
+        def go_away() -> None:
+            while not gone:
+                if any(step >= 14 for step in checkpoint.steps(f"{s3}/away/run")):
+                    proxy.away = True
+                    gone.append(time.time())
+                    time.sleep(60)
+                    proxy.away = False
+                    gone.append(time.time())
+                time.sleep(0.05)
+
+        leaver = threading.Thread(target=go_away)
+        leaver.start()
+        for job in (quiet, away):
+            data = train.check_job(job)
+            train.claim_run(job, data)
+            train.run(job)
+        leaver.join()
+    assert proxy.faults["away"] > 5
+    away = replace(away, dataset=quiet.dataset, run=f"{s3}/away/run")  # not through the proxy, which has ended
+    values = result.build_result(away, data)
+    assert len(values["starts"]) == 1
+    quiet_model, away_model = (
+        checkpoint.read_tensors(storage.join(job.run, "model.safetensors")) for job in (quiet, away)
+    )
+    assert all((quiet_model[name] == away_model[name]).all() for name in quiet_model)
+    waited = {name: round(seconds, 1) for name, seconds in values["seconds"].items() if seconds > 0.05}
+    print(f"away for {gone[1] - gone[0]:.0f} s; {proxy.faults['away']} requests failed; seconds {waited}")

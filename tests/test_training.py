@@ -3,7 +3,9 @@
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from pipeline.optim import make_optimizers
 from pipeline.order import Order
 from pipeline.recipes import Augment
 from pipeline.step import Step
-from pipeline.survive import Judge
+from pipeline.survive import Judge, Notice
 
 CPU = torch.device("cpu")
 KEYS = np.arange(24, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -185,6 +187,34 @@ def test_views_are_weighted_as_published() -> None:
         shifted = padded[:, :, n : n + 6, n : n + 6]
         expected = expected + 0.125 * (net(shifted) + net(shifted.flip(-1)))
     assert torch.allclose(view_logits(net, images, "flip-and-shift"), expected, atol=1e-6)
+
+
+# --- notices ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds_left", "saves", "words"),
+    [
+        (100, "all", "a checkpoint is written now"),
+        (20, "weights", "not for a checkpoint (30.0 s)"),
+        (5, "", "anything"),
+    ],
+)
+def test_what_a_notice_leaves_time_for_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds_left: float, saves: str, words: str
+) -> None:
+    """Ten bytes a second, 100 bytes of weights, 200 of the optimiser's."""
+    writer = checkpoint.Writer(str(tmp_path))
+    writer.written_bytes, writer.written_seconds = 1000, 100.0
+    tensors = {"model/w": torch.zeros(25), "optimizer/0/w/momentum": torch.zeros(50)}
+    info = SimpleNamespace(deadline_ms=int(1000 * (time.time() + seconds_left)), preempted_ranks=[1])
+    monkeypatch.setattr("pipeline.survive._preemption", lambda: info)
+    assert Notice(1).seen(writer, lambda: tensors) is None  # rank 0 looks
+    notice = Notice(0)
+    line = notice.seen(writer, lambda: tensors)
+    assert notice.saves == saves
+    assert words in str(line)
+    assert notice.seen(writer, lambda: tensors) is None  # said once
 
 
 # --- networks ----------------------------------------------------------------------------------------------------
