@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from matplotlib.ticker import LogLocator, NullFormatter
+
 from pipeline import storage
 from pipeline.charts import BLUE, GREY, ORANGE, axes, page, svg
 from pipeline.recipes import Recipe
@@ -74,6 +76,9 @@ def _scatter(name: str, domain: Any, trials: list[TrialResult], best: TrialResul
         )
     if numbers and domain.logarithmic:
         plot.set_xscale("log")
+        plot.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        plot.xaxis.set_major_formatter("{x:g}")
+        plot.xaxis.set_minor_formatter(NullFormatter())
     plot.set(xlabel=name, ylabel="last top-1, %")
     plot.tick_params(colors=GREY, which="both")
     value = best.values[name] if best else None

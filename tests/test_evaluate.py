@@ -55,7 +55,7 @@ def test_parts_are_merged_in_row_order() -> None:
     [
         ([[0, 1], [1, 2]], r"more than once \[1\]"),
         ([[0], [2]], r"missing \[1\]"),
-        ([[0, 1, 2], [7]], r"foreign \[4\]"),
+        ([[0, 1, 2], [7]], r"foreign \[7\]"),
     ],
 )
 def test_a_doubled_missing_or_foreign_row_stops_the_evaluation(rows: list[list[int]], message: str) -> None:

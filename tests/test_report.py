@@ -34,13 +34,13 @@ class Collector(HTMLParser):
 def make_result(name: str, classes: tuple[str, ...], predictions: Any) -> dict[str, Any]:
     return {
         "dataset": {"name": name, "digest": "ab" * 32, "rows": {"train": 9, "val": 3}, "classes": list(classes)},
-        "recipe": {"name": "r", "model": "m", "fit_seconds": 0, "augment": {"flip_probability": 0.5}},
+        "recipe": {"name": "r", "model": "m", "fit_seconds": 0, "test_views": "none", "augment": {"flip_probability": 0.5}},
         "seed": 0, "decoder": "kernel", "world_size": 2, "epochs": 1, "steps": 4, "train_seconds": 2.0,
         "images_per_second": 4.5,
         "data_wait_fraction": 0.1, "seconds": {"compute": 1.8, "decode": 0.2, "evaluate": 0.1}, "quarantined": [],
         "operations": {"total": 1e12, "per_image": 1e8, "peak_per_second": 4e11, "peak_source": "here", "devices": 2},
         "utilisation": 0.25, "goodput": 0.9, "starts": [{"time": 1.0, "step": 0, "world_size": 2}],
-        "skipped_steps": [3],
+        "skipped_steps": [3], "evaluated": {"split": "val", "held_out": False, "first_row": 0},
         "parameter_groups": [
             {"optimizer": "SGD", "group": "kernels", "tensors": 2, "parameters": 10, "learning_rate": 0.1,
              "weight_decay": 1e-4, "momentum": 0.9, "epochs": 0.0, "first": "conv1.weight"},
