@@ -56,6 +56,7 @@ def _alexnet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
 
 _MAKERS: dict[str, Callable[[str, int, int], nn.Module]] = {
     "fast-resnet": lambda _, num_classes, __: FastResNet(num_classes),
+    "airbench-small": lambda _, num_classes, __: Airbench(num_classes, (32, 160, 256)),
     "airbench94": lambda _, num_classes, __: Airbench(num_classes),
     "airbench96": lambda _, num_classes, __: Airbench(num_classes, (128, 512, 512), convolutions=3, norm_momentum=0.1),
     "seed-cnn": lambda _, num_classes, image_size_px: SeedCnn(num_classes, image_size_px),

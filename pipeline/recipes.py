@@ -21,9 +21,9 @@ TestViews = Literal["none", "flip", "flip-and-shift"]
 
 # The networks that pipeline/models.py makes. Named here, so that a typing error is found before torch is loaded.
 MODELS = (
-    "fast-resnet", "airbench94", "airbench96", "seed-cnn", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101",
-    "resnet152", "densenet121", "densenet169", "densenet201", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn", "vgg11",
-    "vgg16",
+    "fast-resnet", "airbench-small", "airbench94", "airbench96", "seed-cnn", "alexnet", "resnet18", "resnet34",
+    "resnet50", "resnet101", "resnet152", "densenet121", "densenet169", "densenet201", "vgg11_bn", "vgg13_bn",
+    "vgg16_bn", "vgg19_bn", "vgg11", "vgg16",
 )  # fmt: skip
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -45,7 +45,7 @@ from pipeline.units import parts_of
 
 CONFIG_NAME, PREDICTIONS_NAME, REPLAY_NAME = "config.json", "predictions.parquet", "replayed.json"
 SCORES = ("loss", "top1", "top5")
-FIT_EPOCHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32)
+FIT_EPOCHS = (*range(1, 17), 20, 24, 32)
 _HISTORY_POINTS_PER_EPOCH = 20
 
 
@@ -337,6 +337,7 @@ def _write_outputs(
         "recipe": asdict(job.recipe),
         "classes": list(data.classes),
         "dataset_digest": data.digest,
+        "hold_out": job.hold_out,
         "world_size": world_size,
         "state": asdict(state),
         **more,
@@ -395,22 +396,25 @@ def run(job: TrainJob) -> None:
         ),
     )
     if job.num_workers:
-        _fit_in_thread(trainer)
+        fit(trainer)
     else:
         trainer.fit()
 
 
-def _fit_in_thread(trainer: Any) -> None:
-    """In the main thread Ray Train takes Ctrl-C for itself and ends the process with a bare status 1."""
+def fit(trainer: Any) -> None:
+    """Runs a trainer of Ray Train in a thread: in the main one it takes Ctrl-C for itself and ends the process with 1.
+
+    Raises the PipelineError that a worker met, if it is one.
+    """
     errors: list[BaseException] = []
 
-    def fit() -> None:
+    def call() -> None:
         try:
             trainer.fit()
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=fit, daemon=True)
+    thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join()
     if errors:

@@ -34,7 +34,8 @@ class Collector(HTMLParser):
 def make_result(name: str, classes: tuple[str, ...], predictions: Any) -> dict[str, Any]:
     return {
         "dataset": {"name": name, "digest": "ab" * 32, "rows": {"train": 9, "val": 3}, "classes": list(classes)},
-        "recipe": {"name": "r", "model": "m", "fit_seconds": 0, "test_views": "none", "augment": {"flip_probability": 0.5}},
+        "recipe": {"name": "r", "model": "m", "fit_seconds": 0, "test_views": "none",
+                   "augment": {"flip_probability": 0.5}},
         "seed": 0, "decoder": "kernel", "world_size": 2, "epochs": 1, "steps": 4, "train_seconds": 2.0,
         "images_per_second": 4.5,
         "data_wait_fraction": 0.1, "seconds": {"compute": 1.8, "decode": 0.2, "evaluate": 0.1}, "quarantined": [],
