@@ -6,7 +6,6 @@ uv run jobs/tune.py --recipe NAME --trials N [--space learning_rate=log:0.1..1] 
 import logging
 import os
 import tempfile
-import threading
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ from jobs import command, training
 from pipeline import storage
 from pipeline.errors import RecipeError
 from pipeline.order import num_steps
+from pipeline.parallel import in_thread
 from pipeline.recipes import Recipe
 from pipeline.units import parts_of
 
@@ -181,24 +181,7 @@ def _search(
         # What Tune itself writes are logs and pickles that nobody reads.
         run_config=ray_tune.RunConfig(name="tune", storage_path=scratch, verbose=0, callbacks=[Noting()]),
     )
-    _in_thread(tuner.fit)
-
-
-def _in_thread(call: Any) -> None:
-    """In the main thread Ray Tune takes Ctrl-C for itself."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
+    in_thread(tuner.fit)
 
 
 def _finish(out: str, recipe: Recipe, space: "Space", trials: "list[TrialResult]", identity: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,26 @@ THREADS = 16
 def usable_cpus() -> int:
     """CPUs that this process may use: fewer than the machine's where it is confined to some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_thread(call: Callable[[], Any]) -> None:
+    """Calls it in a thread of its own, waits, and raises what it raised.
+
+    For what takes Ctrl-C for itself in the main thread: Ray Train ends the process with a bare status 1 there.
+    """
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ it leaves behind lies below the job's run URI: checkpoints, `model.safetensors` 
 import copy
 import json
 import os
-import threading
 import time
 from dataclasses import asdict
 from typing import Any
@@ -34,6 +33,7 @@ from pipeline.models import load_pretrained, recipe_model
 from pipeline.networks import Whitened
 from pipeline.operations import peak_operations, training_operations
 from pipeline.optim import describe_groups, make_optimizers
+from pipeline.parallel import in_thread
 from pipeline.progress import Progress, silent
 from pipeline.recipes import Recipe, check_batch
 from pipeline.state import Average, RunState, collect, is_of_rank_0, restore
@@ -402,21 +402,11 @@ def run(job: TrainJob) -> None:
 
 
 def fit(trainer: Any) -> None:
-    """Runs a trainer of Ray Train in a thread: in the main one it takes Ctrl-C for itself and ends the process with 1.
-
-    Raises the PipelineError that a worker met, if it is one.
-    """
-    errors: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        cause = getattr(errors[0], "controller_failure", None)
-        raise cause if isinstance(cause, PipelineError) else errors[0]
+    """Runs a trainer of Ray Train. Raises the PipelineError that a worker met, if it is one."""
+    try:
+        in_thread(trainer.fit)
+    except Exception as error:
+        cause = getattr(error, "controller_failure", None)
+        if isinstance(cause, PipelineError):
+            raise cause from None
+        raise

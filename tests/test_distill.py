@@ -16,6 +16,8 @@ from pipeline.job import TrainJob, Weights, weights_of
 from pipeline.mix import Normalise
 from pipeline.models import recipe_model
 
+pytestmark = pytest.mark.ray
+
 
 def test_the_loss_is_hintons() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -29,8 +31,10 @@ def test_the_loss_is_hintons() -> None:
 
 
 @pytest.fixture(scope="module")
-def taught(digits_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A finished run on the digits, with pixels normalised otherwise than a student's."""
+def taught(digits_dataset: str, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A finished run on the digits, with pixels normalised otherwise than a student's. Ray, imported first by a job's
+    own start, knows its token.
+    """
     run = str(tmp_path_factory.mktemp("teacher") / "run")
     recipe = replace(make_recipe("digits", epochs=4), pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.2, 0.2, 0.2))
     train.run(TrainJob(digits_dataset, run, recipe))
@@ -46,7 +50,6 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(digits_dataset: str, tau
         torch.testing.assert_close(teacher(students(images)), teacher.net(theirs(images)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.ray
 def test_a_student_learns_from_its_teacher_and_goes_on_only_with_the_same_one(
     digits_dataset: str, taught: str, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from pipeline.recipes import MODELS, OptimizerName, Recipe
 def recipe_with(name: OptimizerName, **changes: Any) -> Recipe:
     """A recipe of which only what optimisers take is looked at."""
     plain = {"learning_rate": 0.05, "head_rate": 0.0, "bias_rate": 0.0, "momentum": 0.9, "weight_decay": 0.0}
-    return replace(make_recipe("cifar10", epochs=1), optimizer=name, **{**plain, **changes})
+    return replace(make_recipe("digits", epochs=1), optimizer=name, **{**plain, **changes})
 
 
 def test_cross_entropy_by_hand() -> None:

@@ -43,7 +43,7 @@ def test_a_stopwatch_counts_what_is_inside_its_stages() -> None:
 
 def batch(unit: int, making: Making | None) -> Batch:
     rows = np.arange(2)
-    return Batch(unit, rows, torch.zeros(2), torch.zeros(2), rows.astype(np.uint64), rows, rows[:0], making)
+    return Batch(unit, rows, torch.zeros(2), torch.zeros(2), rows.astype(np.uint64), rows, rows[:0], 0, making)
 
 
 def test_a_loops_seconds_add_up_to_its_time_and_go_to_their_stages() -> None:
