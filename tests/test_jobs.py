@@ -309,9 +309,8 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_training_that_streams_is_ended_by_a_signal_and_leaves_no_process_behind(
-    tmp_path: Path, tree_dataset: str, sent: signal.Signals, status: int
+def test_a_training_that_streams_is_ended_by_sigterm_and_leaves_no_process_behind(
+    tmp_path: Path, tree_dataset: str
 ) -> None:
     sessions = set(Path("/tmp").glob("ray-*"))
     arguments = ["--data", tree_dataset, "--recipe", "resnet18-smoke", "--workers", "1", "--storage", "runs"]
@@ -321,8 +320,8 @@ def test_a_training_that_streams_is_ended_by_a_signal_and_leaves_no_process_behi
     )  # fmt: skip
     assert process.stdout is not None
     assert any(line.startswith("train ") for line in process.stdout)
-    process.send_signal(sent)
-    assert process.wait(timeout=60) == status
+    process.terminate()
+    assert process.wait(timeout=60) == 143
     deadline = time.monotonic() + 10  # for the system to collect what has ended
     while (left := subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout) != "":
         assert time.monotonic() < deadline, left

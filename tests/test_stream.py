@@ -24,6 +24,7 @@ from pipeline.order import Order
 from pipeline.recipes import Augment, SizeRamp
 from pipeline.rows import load_index
 from pipeline.timing import Stopwatch
+from pipeline.tracking import ray_metrics
 from pipeline.units import TrainUnits
 from pipeline.view import View
 from tests.test_jobs import traced
@@ -223,7 +224,8 @@ def test_a_batch_of_which_nothing_is_left_stops_the_run() -> None:
 def test_the_seconds_of_a_run_are_metrics_of_ray(digits_dataset: str, tmp_path: Path) -> None:
     import ray
 
-    values = run_it(job_on(digits_dataset, tmp_path / "measured", "resident"))
+    job = job_on(digits_dataset, tmp_path / "measured", "resident", trackers=(ray_metrics,))
+    values = run_it(job)
     node = ray.nodes()[0]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     deadline, found = time.monotonic() + 30, dict[str, float]()
@@ -239,3 +241,4 @@ def test_the_seconds_of_a_run_are_metrics_of_ray(digits_dataset: str, tmp_path: 
     assert found["compute"] == pytest.approx(values["seconds"]["compute"], rel=0.01)
     assert found["loss"] == pytest.approx(values["history"][-1]["loss"])
     assert found["quarantined_rows"] == 0
+    assert found["top1"] == pytest.approx(values["val"]["top1"])
