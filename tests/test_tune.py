@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline import checkpoint, manifest, train, tune
 from pipeline.cookbook import make_recipe
@@ -171,7 +172,7 @@ def test_a_search_that_was_killed_goes_on_and_its_trials_end_as_runs_of_their_ow
     tmp_path: Path, digits_dataset: str
 ) -> None:
     out = tmp_path / "search"
-    arguments = ["--recipe", "digits", "--data", digits_dataset, "--epochs", "8", "--trials", "4", "--out", str(out)]
+    arguments = ["--recipe", "digits", "--data", digits_dataset, "--epochs", "4", "--trials", "3", "--out", str(out)]
     first = subprocess.Popen(
         command("tune", *arguments, "--space", "learning_rate=log:0.01..4"), cwd=tmp_path, start_new_session=True
     )
@@ -185,12 +186,15 @@ def test_a_search_that_was_killed_goes_on_and_its_trials_end_as_runs_of_their_ow
     values = [{"learning_rate": 0.24}]
     assert tune.read_trials(str(out), values)[0].status == "finished"
     statuses = [json.loads(path.read_text())["status"] for path in sorted(out.glob("trials/*/status.json"))]
-    assert len(statuses) == 4
+    assert len(statuses) == 3
     assert set(statuses) <= {"finished", "stopped"}
     assert str(out / "report.html") in finished.stdout
     # the first trial, in one piece and without Ray Tune
-    own = TrainJob(digits_dataset, str(tmp_path / "own"), make_recipe("digits", epochs=8), hold_out=0.1)
+    own = TrainJob(digits_dataset, str(tmp_path / "own"), make_recipe("digits", epochs=4), hold_out=0.1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as Ray gives a trial of one CPU: sums depend on it
     train.run(own)
+    torch.set_num_threads(threads)
     one, other = (checkpoint.read_tensors(f"{run}/model.safetensors") for run in (own.run, str(out / "trials/0000")))
     assert all((one[name] == other[name]).all() for name in one)
     other_search = run_job("tune", *arguments, "--space", "learning_rate=log:0.01..5", cwd=tmp_path)
