@@ -123,20 +123,13 @@ def _steps(args: Args, recipe: Recipe, device: "torch.device", display: command.
 
 def _rate(step: Callable[[], None], seconds: float, device: "torch.device") -> float:
     """Returns steps a second."""
-    import torch
-
-    def settled() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     for _ in range(_WARM_UP_STEPS):
         step()
-    start, count = settled(), 0
+    start, count = _settled(device), 0
     while time.perf_counter() - start < seconds:
         step()
         count += 1
-    return count / (settled() - start)
+    return count / (_settled(device) - start)
 
 
 def make_step(way: str, recipe: Recipe, batch: "Batch", device: "torch.device") -> Callable[[], None]:
@@ -222,8 +215,7 @@ def _checkpoints(args: Args, recipe: Recipe, device: "torch.device", display: co
                 while time.perf_counter() < end:
                     start, number = time.perf_counter(), number + 1
                     step()
-                    if device.type == "cuda":
-                        _synchronize()
+                    _settled(device)
                     if mode != "without" and number % args.every_steps == 0:
                         writer.save(number, tensors, {})
                         saves[mode] += 1
@@ -249,10 +241,13 @@ def _checkpoints(args: Args, recipe: Recipe, device: "torch.device", display: co
     command.print_table(title, [*lines, ("one checkpoint", f"{size / 1e6:,.0f} MB to {args.to or 'a local folder'}")])
 
 
-def _synchronize() -> None:
+def _settled(device: "torch.device") -> float:
+    """Returns the time once the device has done all it was given."""
     import torch
 
-    torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 if __name__ == "__main__":

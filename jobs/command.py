@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-import pipeline.progress
 from pipeline.errors import PipelineError
 from pipeline.parallel import usable_cpus
 from pipeline.progress import silent
@@ -143,7 +142,7 @@ class Display:
             self._last_line = (time.monotonic(), line)
 
 
-def _no_display() -> pipeline.progress.Progress:
+def _no_display() -> Callable[..., None]:
     return silent
 
 

@@ -133,31 +133,35 @@ def _search(
         number = config["number"]
         tune.run_trial(tune.trial_job(template, out, number, drawn[number]), ray_tune.report)
 
+    known = tune.read_trials(out, drawn)  # of a search that goes on
+    top1 = {each.number: each.top1 for each in known if each.scores}
+    ended = {each.number for each in known if each.status not in ("waiting", "running")}
+
     class Noting(ray_tune.Callback):  # type: ignore[misc]
         """Writes down how trials end, and shows where the search is."""
 
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **_: Any) -> None:
+            top1[trial.config["number"]] = result["top1"]
             self.show(trials)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             run = tune.trial_run(out, trial.config["number"])
-            if tune.read_status(run) == "running":
+            if tune.read_status(run)[0] == "running":
                 tune.write_status(run, "stopped")
-            self.show(trials)
+            self.show(trials, trial)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             error = trial.get_error() or RuntimeError("no message")
             text = command.user_message(error) or str(error).strip().splitlines()[-1]
             tune.write_status(tune.trial_run(out, trial.config["number"]), "failed", text)
-            self.show(trials)
+            self.show(trials, trial)
 
-        def show(self, trials: list[Any]) -> None:
-            known = tune.read_trials(out, drawn)
-            ended = sum(each.status in ("finished", "stopped", "failed") for each in known)
-            leading = max(known, key=lambda each: each.top1)
+        def show(self, trials: list[Any], now_ended: Any = None) -> None:
+            ended.update([now_ended.config["number"]] if now_ended else [])
             running = sum(each.status == "RUNNING" for each in trials)
-            words = f"{running} running; highest so far {leading.top1:.4f} (trial {leading.number})"
-            display("tune", ended, len(known), words if leading.scores else f"{running} running")
+            leading = max(top1, key=lambda number: top1[number], default=None)
+            best = "" if leading is None else f"; highest so far {top1[leading]:.4f} (trial {leading})"
+            display("tune", len(ended), len(drawn), f"{running} running{best}")
 
     workers, cpus = template.num_workers, args.cpus_per_trial
     total = int(ray.cluster_resources().get("CPU", 1))

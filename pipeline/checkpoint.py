@@ -117,12 +117,14 @@ def differences(theirs: dict[str, Any], mine: dict[str, Any], path: str = "") ->
             yield f"{path}{key} was {old}, now {new}"
 
 
-def check_same(where: str, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Raises CheckpointError, with what differs, unless both identities are the same."""
+def check_same(
+    where: str, theirs: dict[str, Any], mine: dict[str, Any], flags: str = "--run-dir or --run-name"
+) -> None:
+    """Raises CheckpointError, with what differs, unless both identities are the same. flags: that say where."""
     different = list(differences(theirs, mine))
     if different:
         raise CheckpointError(
-            f"{where}: holds another run ({'; '.join(different[:4])}); give another --run-dir or --run-name, "
+            f"{where}: holds another run ({'; '.join(different[:4])}); give another {flags}, "
             "or the same settings to continue it"
         )
 

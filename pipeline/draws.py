@@ -8,6 +8,7 @@ generators don't promise the same stream from version to version; this does (tes
 
 import hashlib
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,11 @@ class Stream(IntEnum):
     AUTO = 18
     MIX = 19
     CUTOUT = 20
+
+
+def epochs_at(epochs: Epochs, places: Any) -> Epochs:
+    """Returns the epochs of the samples at some places (indices or a slice) of those that `epochs` is for."""
+    return epochs[places] if isinstance(epochs, np.ndarray) else epochs
 
 
 def key_hash(keys: list[str]) -> Keys:

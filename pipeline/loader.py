@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline import errors
 from pipeline.augment import augment_batch
-from pipeline.draws import Epochs, Keys
+from pipeline.draws import Epochs, Keys, epochs_at
 from pipeline.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.manifest import Manifest, Split
 from pipeline.order import Rows
@@ -111,7 +111,7 @@ def resident_batches(data: Resident, units: Units, view: View) -> Iterator[Batch
         positions = _readable(unit, data.corrupt[unit_rows])
         rows = unit_rows[positions]
         index = torch.from_numpy(rows).to(data.images.device)
-        epochs = _at(units.epochs(unit), positions)
+        epochs = epochs_at(units.epochs(unit), positions)
         images = data.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
         if view.augment is not None:
             images = augment_batch(images, view.augment, view.seed, epochs, data.keys[rows])
@@ -238,10 +238,6 @@ def _units_from_blocks(blocks: Iterator[Block], units: Units, keys: Keys) -> Ite
         raise ExactnessError(f"the stream ended after {due} of {len(units)} units")
 
 
-def _at(epochs: Epochs, positions: Rows) -> Epochs:
-    return epochs[positions] if isinstance(epochs, np.ndarray) else epochs
-
-
 def _as_batch(unit: int, made: Block, keys: Keys, epochs: Epochs) -> Batch:
     positions = _readable(unit, made["corrupt"])
     rows, images, labels = made["row"], made["image"], made["label"]
@@ -250,7 +246,7 @@ def _as_batch(unit: int, made: Block, keys: Keys, epochs: Epochs) -> Batch:
         rows, images, labels = rows[positions], images[positions], labels[positions]
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     making, truth = Making(*made["making"]), torch.from_numpy(labels)
-    return Batch(unit, rows, pixels, truth, keys[rows], positions, left_out, _at(epochs, positions), making)
+    return Batch(unit, rows, pixels, truth, keys[rows], positions, left_out, epochs_at(epochs, positions), making)
 
 
 def check_stream_resources(num_workers: int, cpus_per_worker: float, total_cpus: float) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.distill import distillation_losses
+from pipeline.draws import epochs_at
 from pipeline.loader import Batch
 from pipeline.mix import on_device
 from pipeline.optim import sample_losses, set_learning_rates
@@ -117,7 +118,7 @@ def _parts(batch: Batch, count: int, pairs: bool) -> list[Batch]:
 
 def _slice(batch: Batch, first: int, last: int) -> Batch:
     names = ("rows", "images", "labels", "keys", "positions")
-    epochs = batch.epochs[first:last] if isinstance(batch.epochs, np.ndarray) else batch.epochs
+    epochs = epochs_at(batch.epochs, slice(first, last))
     return replace(batch, epochs=epochs, **{name: getattr(batch, name)[first:last] for name in names})
 
 

@@ -110,7 +110,7 @@ def ray_metrics(job: Run, step: int) -> Tracker | None:
 
 
 class RayMetrics:
-    """For Prometheus, by Ray: counters of images and seconds; gauges of loss, speed and rows left out.
+    """For Prometheus, by Ray: counters of images and seconds; gauges of loss, speed, top-1 and rows left out.
 
     Their names begin with ray_image_pipeline_; the tag `run` is the run's name.
     """
@@ -204,12 +204,6 @@ class TensorBoard:
 # --- MLflow ------------------------------------------------------------------------------------------------------
 
 
-def check_mlflow(uri: str) -> None:
-    """Raises RecipeError where the package isn't installed."""
-    if importlib.util.find_spec("mlflow") is None:
-        raise RecipeError(f"mlflow={uri}: needs the package mlflow or mlflow-skinny; install it, or leave the flag out")
-
-
 @dataclass(frozen=True)
 class MakeMlflow:
     """Makes an `Mlflow`. uri: of the tracking server; environment: MLFLOW_... variables, for workers elsewhere."""
@@ -224,8 +218,12 @@ class MakeMlflow:
 
 
 def make_mlflow(uri: str) -> MakeMlflow:
-    """Returns a maker that takes this process's MLFLOW_... variables along, credentials among them."""
-    check_mlflow(uri)
+    """Returns a maker that takes this process's MLFLOW_... variables along, credentials among them.
+
+    Raises RecipeError where the package isn't installed.
+    """
+    if importlib.util.find_spec("mlflow") is None:
+        raise RecipeError(f"mlflow={uri}: needs the package mlflow or mlflow-skinny; install it, or leave the flag out")
     return MakeMlflow(uri, tuple((name, value) for name, value in os.environ.items() if name.startswith("MLFLOW_")))
 
 

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from pipeline import manifest, storage
-from pipeline.errors import CheckpointError, RecipeError
+from pipeline.errors import RecipeError
 from pipeline.job import TrainJob
 from pipeline.order import num_steps
 from pipeline.progress import silent
@@ -202,7 +202,7 @@ def run_trial(job: TrainJob, report: Callable[[dict[str, float]], None]) -> None
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     told = 0
-    if read_status(job.run) in ("", "running"):
+    if read_status(job.run)[0] in ("waiting", "running"):
         cpus = 0.0 if job.num_workers else job.cpus_per_worker
         anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # else in what the trial itself has: nothing
         task = ray.remote(num_cpus=cpus, scheduling_strategy=anywhere)(_train)
@@ -232,10 +232,13 @@ def write_status(run: str, status: str, error: str = "") -> None:
     storage.write_bytes(storage.join(run, STATUS_NAME), json.dumps({"status": status, "error": error}).encode())
 
 
-def read_status(run: str) -> str:
-    """Returns how a trial is, or nothing where it hasn't begun."""
+def read_status(run: str) -> tuple[str, str]:
+    """Returns how a trial is and what made it fail; waiting where it hasn't begun."""
     place = storage.join(run, STATUS_NAME)
-    return str(json.loads(storage.read_bytes(place))["status"]) if storage.exists(place) else ""
+    if not storage.exists(place):
+        return "waiting", ""
+    noted = json.loads(storage.read_bytes(place))
+    return noted["status"], noted["error"]
 
 
 # --- a search ----------------------------------------------------------------------------------------------------
@@ -247,10 +250,7 @@ def claim_search(out: str, identity: dict[str, Any]) -> None:
 
     place, mine = storage.join(out, SEARCH_NAME), json.loads(json.dumps(identity))
     if not storage.write_once(place, json.dumps(mine, indent=1).encode()):
-        try:
-            checkpoint.check_same(out, json.loads(storage.read_bytes(place)), mine)
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace("--run-dir or --run-name", "--out")) from None
+        checkpoint.check_same(out, json.loads(storage.read_bytes(place)), mine, "--out")
 
 
 @dataclass(frozen=True)
@@ -271,15 +271,12 @@ class TrialResult:
 
 def read_trials(out: str, drawn: list[Values]) -> list[TrialResult]:
     """Returns what is known of each trial, in their order."""
-    results = []
-    for number, values in enumerate(drawn):
-        run, status, error = trial_run(out, number), "waiting", ""
-        place = storage.join(run, STATUS_NAME)
-        if storage.exists(place):
-            noted = json.loads(storage.read_bytes(place))
-            status, error = noted["status"], noted["error"]
-        results.append(TrialResult(number, values, status, read_scores(run), error))
-    return results
+    runs = [trial_run(out, number) for number in range(len(drawn))]
+    return [
+        TrialResult(number, values, status, read_scores(run), error)
+        for number, (run, values) in enumerate(zip(runs, drawn, strict=True))
+        for status, error in [read_status(run)]
+    ]
 
 
 def best_trial(trials: list[TrialResult]) -> TrialResult | None:

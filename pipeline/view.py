@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.crops import crop_boxes, flips, padded_crops
 from pipeline.decode import DecoderName, Views, check_decoder, decode_batch
-from pipeline.draws import Epochs, Keys, Stream, uniform
+from pipeline.draws import Epochs, Keys, Stream, epochs_at, uniform
 from pipeline.errors import PipelineError
 from pipeline.order import Rows
 from pipeline.recipes import Augment, OnCorrupt, SizeRamp
@@ -85,7 +85,7 @@ class View:
         corrupt: set[int] | None,
     ) -> Augment | None:
         """Decodes some of `rows` to their place in `pixels`. Returns what of the augmentation is left to do."""
-        views, spec = self._views(index, rows[part], epoch[part] if isinstance(epoch, np.ndarray) else epoch)
+        views, spec = self._views(index, rows[part], epochs_at(epoch, part))
         scaled = self.augment is not None and self.augment.resized_crop_area is not None
         unusable = None if corrupt is None else {n - part.start for n in corrupt if part.start <= n < part.stop}
         place = lambda n: index.place(int(rows[part.start + n]))  # noqa: E731
