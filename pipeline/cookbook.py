@@ -130,7 +130,8 @@ def resnet50_v2() -> Recipe:
 
 def _imagenette(epochs: int) -> Recipe:
     """Imagenette's ten easy classes at 128 px. The public leaderboard reads 87.4 % (5 epochs), 91.6 % (20), 93.6 %
-    (80), with networks of its own; this is a ResNet-18 with blur pooling. Measured: none yet.
+    (80), with networks of its own; this is a ResNet-18 with blur pooling. Measured: 5 epochs on 1,200 of the 9,469
+    training images 46.50 % (README); on all of them none yet.
     """
     return _imagenet(
         f"imagenette-{epochs}", "resnet18", image_size_px=128, evaluate_resize_px=146, epochs=epochs, blur_pool=True,
