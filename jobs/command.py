@@ -212,7 +212,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
 
     A local Ray announces one CPU more than there are workers, at least, so that reading never starves.
     """
-    _prepare_environment()
+    prepare_environment()
     import ray
 
     if ray.is_initialized():
@@ -273,7 +273,8 @@ def _remove_stale_sessions() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prepare_environment() -> None:
+def prepare_environment() -> None:
+    """Sets the variables that Ray reads when it is imported, in case this process imports it before `ray_session`."""
     for name, value in (
         ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),  # this environment is the workers' too: no need to build another
         ("RAY_USAGE_STATS_ENABLED", "0"),

@@ -134,6 +134,15 @@ def s3() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def ray_variables() -> None:
+    """For who trains in this process before there is a cluster: Ray, imported without them, refuses its own nodes."""
+    from jobs.command import prepare_environment
+
+    os.environ.pop("RAY_ADDRESS", None)
+    prepare_environment()
+
+
+@pytest.fixture(scope="session")
 def ray_cluster(s3: str) -> Iterator[None]:
     """One Ray for the whole session, started as the jobs start it; after S3, whose variables its workers inherit."""
     from jobs.command import ray_session

@@ -31,10 +31,8 @@ def test_the_loss_is_hintons() -> None:
 
 
 @pytest.fixture(scope="module")
-def taught(digits_dataset: str, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A finished run on the digits, with pixels normalised otherwise than a student's. Ray, imported first by a job's
-    own start, knows its token.
-    """
+def taught(digits_dataset: str, ray_variables: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A finished run on the digits, with pixels normalised otherwise than a student's."""
     run = str(tmp_path_factory.mktemp("teacher") / "run")
     recipe = replace(make_recipe("digits", epochs=4), pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.2, 0.2, 0.2))
     train.run(TrainJob(digits_dataset, run, recipe))

@@ -297,6 +297,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command("ingest", "--source", "tree", "--out", "out"), cwd=tmp_path, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     assert process.stdout is not None
     assert any(line.startswith("write") for line in process.stdout)
