@@ -152,7 +152,7 @@ def dataset_or_default(data: str | None, layout: str, md5: str | None, progress:
 
 def train_and_report(job: "TrainJob") -> None:
     """Runs the job unless it is finished, writes result and report, and prints where they are."""
-    from pipeline import report, result, train
+    from pipeline import evaluate, report, result, train
 
     console.print(f"run {job.run}")
     data = train.check_job(job)
@@ -166,7 +166,7 @@ def train_and_report(job: "TrainJob") -> None:
             else:
                 train.run(replace(job, progress=display))
         finished = result.build_result(job, data)
-        report.write_report(job.run, job.dataset, data, finished, result.read_predictions(job.run))
+        report.write_report(job.run, job.dataset, data, finished, evaluate.read_predictions(job.run)[0])
         result.write_result(job.run, finished)
     else:
         console.print("this run is finished already; give another run directory or name to train again")

@@ -13,7 +13,7 @@ from pipeline.manifest import Manifest
 from pipeline.order import Order
 from pipeline.progress import Progress
 from pipeline.units import EvaluateUnits, TrainUnits, parts_of
-from pipeline.view import View
+from pipeline.view import View, evaluation_view
 
 _WHITENING_IMAGES = 5000
 
@@ -31,9 +31,7 @@ class Batches:
         rows, batch_size = self.parts.train_groups, recipe.global_batch_size
         self.order = Order(rows, job.seed, batch_size, window, recipe.augment.mixes, recipe.repeats)
         self._corrupt: set[tuple[str, int]] = set()
-        self.val_view = View(
-            recipe.evaluate_size_px or recipe.image_size_px, recipe.evaluate_resize_px, decoder=job.decoder
-        )
+        self.val_view = evaluation_view(recipe, job.decoder)
         self.train_view = View(
             recipe.image_size_px, recipe.image_size_px, recipe.augment, job.seed, job.decoder, recipe.size_ramp
         )

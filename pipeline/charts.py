@@ -5,6 +5,8 @@ import io
 from typing import Any
 
 import matplotlib
+import numpy as np
+import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 matplotlib.use("Agg")
@@ -45,7 +47,31 @@ def thumbnail(data: bytes) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode()
 
 
+def pixel_picture(pixels: npt.NDArray[np.uint8], least_px: int = 96) -> str:
+    """pixels: uint8 [H, W, 3]. Returns a data URI of at most 192 pixels a side; small ones are magnified, unblurred."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    if max(image.size) < least_px:
+        factor = -(-least_px // max(image.size))
+        image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return thumbnail(out.getvalue())
+
+
+def heat_picture(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> str:
+    """pixels: uint8 [H, W, 3]; heat: float [H, W] >= 0. Returns the grey image under the heat, from blue to yellow."""
+    top = np.quantile(heat, 0.99) or 1.0
+    colours = matplotlib.colormaps["viridis"](np.clip(heat / top, 0, 1))[..., :3]
+    grey = pixels.mean(axis=2, keepdims=True) / 255
+    return pixel_picture((255 * (0.4 * grey + 0.6 * colours)).round().astype(np.uint8))
+
+
 def page(template: str, **values: Any) -> str:
     """Returns a page of `pipeline/templates`. Raises jinja2.UndefinedError where it names a value that isn't given."""
-    environment = Environment(loader=PackageLoader("pipeline"), autoescape=True, undefined=StrictUndefined)
+    escape = template.endswith(".html")
+    environment = Environment(
+        loader=PackageLoader("pipeline"), autoescape=escape, undefined=StrictUndefined, trim_blocks=not escape
+    )
     return environment.get_template(template).render(**values)

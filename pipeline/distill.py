@@ -1,15 +1,12 @@
 """Knowledge distillation: a network learns from the labels and from what another one makes of the same images."""
 
-import json
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint, storage
 from pipeline.errors import CheckpointError
-from pipeline.models import recipe_model
-from pipeline.recipes import Recipe, recipe_from_json
+from pipeline.recipes import Recipe
+from pipeline.trained import check_classes, find_model, load_net
 
 
 def distillation_losses(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -30,22 +27,11 @@ class Teacher(nn.Module):
     def __init__(self, run: str, classes: tuple[str, ...], student: Recipe) -> None:
         """run: URI of a finished run. Raises CheckpointError if there is none, or it knows other classes."""
         super().__init__()
-        place = storage.join(run, checkpoint.OUTPUT_NAME)
-        if not storage.exists(place):
-            raise CheckpointError(f"teacher={run}: no finished run ({checkpoint.OUTPUT_NAME}); give the folder of one")
-        values = json.loads(storage.read_bytes(place))
-        theirs = tuple(values["classes"])
-        if theirs != classes:
-            different = sorted(set(theirs) ^ set(classes)) or ["their order"]
-            raise CheckpointError(
-                f"teacher={run}: knows {len(theirs)} classes, the data set has {len(classes)} (different: "
-                f"{', '.join(different[:4])}); give a run on the same classes"
-            )
-        recipe = recipe_from_json(values["recipe"])
-        self.net = recipe_model(recipe, len(classes))
-        self.net.load_state_dict(checkpoint.read_tensors(storage.join(run, checkpoint.MODEL_NAME)))
+        model = find_model(run, "teacher")
+        check_classes(model, classes, "teacher")
+        recipe = model.recipe
+        self.net = load_net(model)
         self.eval().requires_grad_(False)
-        self.net.to(memory_format=torch.channels_last)
         own, other = (torch.tensor((each.pixel_mean, each.pixel_std)).view(2, 1, 3, 1, 1) for each in (student, recipe))
         self.register_buffer("scale", own[1] / other[1])
         self.register_buffer("shift", (own[0] - other[0]) / other[1])

@@ -39,6 +39,8 @@ class Stream(IntEnum):
     AUTO = 18
     MIX = 19
     CUTOUT = 20
+    NOISE = 21
+    IMPULSES = 22
 
 
 def epochs_at(epochs: Epochs, places: Any) -> Epochs:

@@ -7,19 +7,26 @@ the totals of one checkpoint are the same to the last bit for any number of work
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import ExactnessError
+from pipeline import storage
+from pipeline.errors import CheckpointError, ExactnessError
 from pipeline.loader import Batch
+from pipeline.manifest import Split
 from pipeline.optim import sample_losses
 from pipeline.recipes import LossName, TestViews
+from pipeline.shards import parquet_bytes, read_rows, read_table
+from pipeline.trained import last_layer
 
+PREDICTIONS_NAME = "predictions.parquet"
+Kept = Literal["nothing", "logits", "features"]
 TOP = 5
 # Rows computed together: never dependent on the number of workers.
 UNIT_ROWS = 250
@@ -28,13 +35,20 @@ UNIT_ROWS = 250
 @dataclass(frozen=True)
 class Predictions:
     """One line a row: row, label int64 [N]; classes int64 and probabilities float32 [N, K], best first, K <= 5;
-    loss float64 [N], without label smoothing."""
+    loss float64 [N], without label smoothing; kept float32 [N, M]: logits, or the last layer's inputs, if asked for."""
 
     row: npt.NDArray[np.int64]
     label: npt.NDArray[np.int64]
     classes: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
     loss: npt.NDArray[np.float64]
+    kept: npt.NDArray[np.float32]
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """bool [N]: whether the best class is the label."""
+        right: npt.NDArray[np.bool_] = self.classes[:, 0] == self.label
+        return right
 
 
 def view_logits(model: nn.Module, images: Tensor, views: TestViews) -> Tensor:
@@ -61,14 +75,24 @@ def predict(
     num_classes: int,
     loss: LossName = "cross-entropy",
     views: TestViews = "none",
+    keep: Kept = "nothing",
 ) -> Predictions:
-    """Returns this worker's lines. The model is put into evaluation mode and left there; float32 throughout."""
+    """Returns this worker's lines. The model is put into evaluation mode and left there; float32 throughout.
+
+    keep: "logits", or "features": what the last layer gets from the first view.
+    """
     model.eval()
     top = min(TOP, num_classes)
-    parts = [_no_predictions(top)]
+    seen: list[Tensor] = []
+    hook = None
+    if keep == "features":
+        hook = last_layer(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    parts = [] if keep != "nothing" else [_no_predictions(top)]
     with torch.inference_mode():
         for batch in batches:
+            seen.clear()
             logits = view_logits(model, normalise(batch.images), views)
+            kept = logits if keep == "logits" else seen[0] if keep == "features" else logits[:, :0]
             probabilities, classes = logits.softmax(dim=1).topk(top, dim=1)
             labels = batch.labels.to(logits.device)
             losses = sample_losses(loss, logits, labels)
@@ -79,17 +103,21 @@ def predict(
                     classes.cpu().numpy(),
                     probabilities.cpu().numpy(),
                     losses.double().cpu().numpy(),
+                    kept.float().cpu().numpy(),
                 )
             )
-    return _concatenate(parts)
+    if hook is not None:
+        hook.remove()
+    return _concatenate(parts or [_no_predictions(top)])
 
 
 def _no_predictions(top: int) -> Predictions:
-    none = np.empty(0, dtype=np.int64)
-    return Predictions(none, none, np.empty((0, top), np.int64), np.empty((0, top), np.float32), np.empty(0))
+    none, floats = np.empty(0, dtype=np.int64), np.empty((0, top), np.float32)
+    return Predictions(none, none, np.empty((0, top), np.int64), floats, np.empty(0), floats[:, :0])
 
 
 def _concatenate(parts: list[Predictions]) -> Predictions:
+    parts = [part for part in parts if len(part.row)] or parts[:1]  # a worker without rows knows no widths
     fields = Predictions.__dataclass_fields__
     return Predictions(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
 
@@ -110,6 +138,45 @@ def merge(parts: list[Predictions], num_rows: int, left_out: Sequence[int] = (),
             f"more than once {rows[counts > 1][:5].tolist()}, foreign {np.setdiff1d(rows, due)[:5].tolist()}"
         )
     return merged
+
+
+def write_predictions(folder: str, dataset: str, split: Split, predictions: Predictions) -> None:
+    """Writes `predictions.parquet`: a line a row, with its key."""
+    table = pa.table(
+        {
+            "row": predictions.row,
+            "key": read_rows(dataset, split, predictions.row, ("key",))["key"],
+            "label": predictions.label,
+            "classes": list(predictions.classes),
+            "probabilities": list(predictions.probabilities),
+            "loss": predictions.loss,
+        }
+    )
+    storage.write_bytes(storage.join(folder, PREDICTIONS_NAME), parquet_bytes(table))
+
+
+def read_predictions(folder: str) -> tuple[Predictions, list[str]]:
+    """Returns the predictions that a run or an evaluation left, and the key of each row.
+
+    Raises CheckpointError if there are none.
+    """
+    place = storage.join(folder, PREDICTIONS_NAME)
+    if not storage.exists(place):
+        raise CheckpointError(
+            f"{folder}: no {PREDICTIONS_NAME}; give a finished run, or a folder that jobs/evaluate.py wrote"
+        )
+    table = read_table(place)
+    lists = {name: table[name].combine_chunks() for name in ("classes", "probabilities")}
+    width = (-1, len(table["classes"][0])) if table.num_rows else (0, TOP)
+    predictions = Predictions(
+        row=table["row"].to_numpy(),
+        label=table["label"].to_numpy(),
+        classes=lists["classes"].flatten().to_numpy().reshape(width),
+        probabilities=lists["probabilities"].flatten().to_numpy().reshape(width),
+        loss=table["loss"].to_numpy(),
+        kept=np.empty((table.num_rows, 0), np.float32),
+    )
+    return predictions, table["key"].to_pylist()
 
 
 def metrics(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:

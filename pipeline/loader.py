@@ -8,6 +8,7 @@ import queue
 import threading
 import warnings
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -124,6 +125,27 @@ def _readable(unit: int, corrupt: npt.NDArray[np.bool_]) -> Rows:
     if len(corrupt) and corrupt.all():
         raise DatasetError(f"batch {unit}: none of its {len(corrupt)} images can be used; ingest the data set again")
     return np.flatnonzero(~corrupt)
+
+
+def direct_batches(uri: str, split: Split, units: Units, view: View) -> Iterator[Batch]:
+    """Yields the units' batches as a thread of this process makes them, one ahead: where no Ray runs.
+
+    Raises DatasetError if an image's bytes have changed or can't be decoded.
+    """
+    index = load_index(uri, split)
+
+    def made(unit: int) -> Batch:
+        rows, epochs = units.rows(unit), units.epochs(unit)
+        pixels = torch.from_numpy(view.batch(index, rows, epochs)).permute(0, 3, 1, 2)
+        labels = torch.from_numpy(index.label[rows].astype(np.int64))
+        return Batch(unit, rows, pixels, labels, index.key_hash[rows], np.arange(len(rows)), rows[:0], epochs)
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(made, 0) if len(units) else None
+        for unit in range(len(units)):
+            assert ahead is not None
+            batch, ahead = ahead.result(), pool.submit(made, unit + 1) if unit + 1 < len(units) else None
+            yield batch
 
 
 # --- stream: Ray Data tasks read, decode and augment -------------------------------------------------------------

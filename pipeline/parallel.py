@@ -63,7 +63,8 @@ def _numbered(
             yield table.append_column("item", column)
 
 
-def _ray_runs() -> bool:
+def ray_runs() -> bool:
+    """Whether this process is in a Ray session."""
     # Not by importing it: a job sets variables that Ray reads when it is imported.
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
@@ -81,7 +82,7 @@ def map_tables(
     done: called now and then with the number of items that are finished. computes: `function` is held up by the CPU,
     and takes memory for it; else by storage, and many calls wait at a time.
     """
-    if len(items) < THREADS or not _ray_runs():
+    if len(items) < THREADS or not ray_runs():
         tables = []
         with ThreadPoolExecutor(usable_cpus() if computes else THREADS) as pool:
             for table in pool.map(function, items):

@@ -14,8 +14,8 @@ from pipeline.sources import digits
 from pipeline.timing import MEANINGS, STAGES, TRAINING, WAITING, training_seconds, waiting_seconds
 
 REPORT_NAME = "report.html"
-_NUM_MISTAKES = 24
-_MAX_MATRIX_CLASSES = 20
+_NUM_MISTAKES = 21
+MAX_MATRIX_CLASSES = 20
 
 
 def write_report(run: str, dataset: str, data: Manifest, result: dict[str, Any], predictions: Predictions) -> str:
@@ -39,8 +39,8 @@ def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Pr
         time_words=_time_words(result),
         stages=[(name, result["seconds"][name], MEANINGS[name]) for name in STAGES if result["seconds"].get(name)],
         bars=_recall_bars(result),
-        matrix=_matrix(matrix, data.classes) if len(data.classes) <= _MAX_MATRIX_CLASSES else None,
-        mistakes=_mistakes(dataset, data, result["evaluated"]["split"], predictions),
+        matrix=matrix_picture(matrix, data.classes) if len(data.classes) <= MAX_MATRIX_CLASSES else None,
+        mistakes=confident_mistakes(dataset, data, result["evaluated"]["split"], predictions),
         recipe=_flat(result["recipe"]),
     )
 
@@ -128,8 +128,8 @@ def _time_bars(result: dict[str, Any]) -> str:
 
 def _recall_bars(result: dict[str, Any]) -> str:
     recalls = sorted((value["recall"], name) for name, value in result["val"]["per_class"].items())
-    if len(recalls) > 2 * _MAX_MATRIX_CLASSES:
-        recalls = recalls[:_MAX_MATRIX_CLASSES] + recalls[-5:]
+    if len(recalls) > 2 * MAX_MATRIX_CLASSES:
+        recalls = recalls[:MAX_MATRIX_CLASSES] + recalls[-5:]
     figure, axes = new_axes(5.2, 0.8 + 0.26 * len(recalls))
     bars = axes.barh([name for _, name in recalls], [100 * recall for recall, _ in recalls], color=BLUE)
     axes.bar_label(bars, fmt="%.0f", padding=3, color=GREY)
@@ -138,7 +138,7 @@ def _recall_bars(result: dict[str, Any]) -> str:
     return svg(figure)
 
 
-def _matrix(matrix: Any, classes: tuple[str, ...]) -> str:
+def matrix_picture(matrix: Any, classes: tuple[str, ...]) -> str:
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     side = 1.6 + 0.42 * len(classes)
     figure, axes = new_axes(side, side)
@@ -155,7 +155,7 @@ def _matrix(matrix: Any, classes: tuple[str, ...]) -> str:
     return svg(figure)
 
 
-def _mistakes(dataset: str, data: Manifest, split: str, predictions: Predictions) -> list[dict[str, Any]]:
+def confident_mistakes(dataset: str, data: Manifest, split: str, predictions: Predictions) -> list[dict[str, Any]]:
     """Returns the most confident wrong predictions: picture, key, actual and predicted class, probability."""
     wrong = np.flatnonzero(predictions.classes[:, 0] != predictions.label)
     worst = wrong[np.argsort(-predictions.probabilities[wrong, 0], kind="stable")][:_NUM_MISTAKES]

@@ -10,31 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import checkpoint, evaluate, shards, storage, timing
 from pipeline.job import TrainJob
 from pipeline.manifest import Manifest
 from pipeline.rows import load_index
 from pipeline.survive import read_starts
-from pipeline.train import PREDICTIONS_NAME
 from pipeline.units import parts_of
 
 RESULT_NAME = "result.json"
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "scikit-learn")
-
-
-def read_predictions(run: str) -> evaluate.Predictions:
-    """Returns the predictions that a finished run left."""
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(run, PREDICTIONS_NAME))))
-    return evaluate.Predictions(
-        row=table["row"].to_numpy(),
-        label=table["label"].to_numpy(),
-        classes=np.array(table["classes"].to_pylist()),
-        probabilities=np.array(table["probabilities"].to_pylist(), dtype=np.float32),
-        loss=table["loss"].to_numpy(),
-    )
 
 
 def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
@@ -42,7 +27,7 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     output = json.loads(storage.read_bytes(storage.join(job.run, checkpoint.OUTPUT_NAME)))
     state, operations, starts = output["state"], output["operations"], read_starts(job.run)
     parts = parts_of(data, job.hold_out)
-    predictions = read_predictions(job.run)
+    predictions, _ = evaluate.read_predictions(job.run)
     stepping = sum(state["seconds"].get(name, 0.0) for name in ("copy", "compute"))
     trained = timing.training_seconds(state["seconds"])
     images_per_second = state["epochs"] * parts.train_rows / trained

@@ -13,7 +13,7 @@ from pipeline.averages import LookAhead, WeightAverage
 from pipeline.checkpoint import Checkpoint, Tensors
 
 Average = WeightAverage | LookAhead
-MODEL, _AVERAGE, _OPTIMIZER, _LOSSES = "model/", "average/", "optimizer/", "losses"
+MODEL, AVERAGE, _OPTIMIZER, _LOSSES = "model/", "average/", "optimizer/", "losses"
 
 
 @dataclass
@@ -46,7 +46,7 @@ def collect(
     """Returns references to the tensors of a run by name; of optimisers by parameter."""
     tensors: Tensors = {f"{MODEL}{name}": tensor for name, tensor in net.state_dict().items()}
     if average is not None:
-        tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.values.items()}
+        tensors |= {f"{AVERAGE}{name}": tensor for name, tensor in average.values.items()}
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         for parameter, values in optimizer.state.items():
@@ -66,13 +66,13 @@ def restore(
     saved: Checkpoint, net: nn.Module, optimizers: list[torch.optim.Optimizer], average: Average | None
 ) -> RunState:
     """Puts a checkpoint into a network, its optimisers and its average, and returns the state."""
-    net.load_state_dict(_below(saved.tensors, MODEL))
+    net.load_state_dict(below(saved.tensors, MODEL))
     if average is not None:
-        for name, tensor in _below(saved.tensors, _AVERAGE).items():
+        for name, tensor in below(saved.tensors, AVERAGE).items():
             average.values[name].copy_(tensor)
     parameters = dict(net.named_parameters())
     for number, optimizer in enumerate(optimizers):
-        _restore_optimizer(optimizer, parameters, _below(saved.tensors, f"{_OPTIMIZER}{number}/"))
+        _restore_optimizer(optimizer, parameters, below(saved.tensors, f"{_OPTIMIZER}{number}/"))
     values = {**saved.state, "quarantined": [(split, row) for split, row in saved.state["quarantined"]]}
     return RunState(**values, losses=saved.tensors[_LOSSES].tolist())
 
@@ -90,5 +90,6 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, n
     optimizer.load_state_dict(packed)
 
 
-def _below(tensors: Tensors, prefix: str) -> Tensors:
+def below(tensors: Tensors, prefix: str) -> Tensors:
+    """Returns the tensors whose names begin with `prefix`, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

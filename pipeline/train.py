@@ -12,8 +12,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
@@ -43,9 +41,10 @@ from pipeline.timing import remark
 from pipeline.tracking import Trackers
 from pipeline.units import parts_of
 
-CONFIG_NAME, PREDICTIONS_NAME, REPLAY_NAME = "config.json", "predictions.parquet", "replayed.json"
+CONFIG_NAME, REPLAY_NAME = "config.json", "replayed.json"
 SCORES = ("loss", "top1", "top5")
 FIT_EPOCHS = (*range(1, 17), 20, 24, 32)
+_FIT_STEPS, _FIT_MARGIN = 12, 1.03
 _HISTORY_POINTS_PER_EPOCH = 20
 
 
@@ -89,7 +88,7 @@ def train_loop(config: dict[str, Any]) -> None:
     state = RunState(epochs=recipe.epochs)
     if resumed is not None:
         saved = checkpoint.load(resumed)
-        del saved.state["world_size"]
+        del saved.state["world_size"], saved.state["classes"]
         checkpoint.check_same(resumed, saved.state.pop("identity"), identity)
         state = restore(saved, net, optimizers, average)
     elif recipe.fit_seconds:
@@ -106,7 +105,7 @@ def train_loop(config: dict[str, Any]) -> None:
     def save(score: float | None = None, alone: bool = False) -> None:
         """Begins to write a checkpoint; steps go on."""
         tensors = collect(net, optimizers, average, state)
-        values = {**state.as_json(), "identity": identity, "world_size": world_size}
+        values = {**state.as_json(), "identity": identity, "world_size": world_size, "classes": list(data.classes)}
         writer.save(state.step, tensors, values, score, is_of_rank_0, alone)
 
     last_step = min(num_steps, state.step + job.replay_steps) if job.replay_steps else num_steps
@@ -185,10 +184,9 @@ def train_loop(config: dict[str, Any]) -> None:
     meter.settle()
     state.quarantined = batches.quarantined(state.quarantined)
     if rank == 0:
-        images = order.num_rows * state.epochs
         rounds = [epoch // recipe.repeats * recipe.repeats for epoch in range(state.epochs)]
         sizes = [batches.train_view.size_at(epoch) for epoch in rounds]
-        operations = training_operations(net, sizes, images)
+        operations = training_operations(net, sizes, order.num_rows)
         peak, source = peak_operations(device, uses_bfloat16(recipe, device))
         more = {
             "operations": {**operations, "peak_per_second": peak, "peak_source": source, "devices": world_size},
@@ -236,22 +234,22 @@ def _fit_epochs(job: TrainJob, net: nn.Module, train_step: Step, batches: Batche
     """Times some steps, undoes them, and returns the most epochs that fit in `fit_seconds`, the same on each rank."""
     optimizers = train_step.optimizers
     before = copy.deepcopy([net.state_dict(), *(optimizer.state_dict() for optimizer in optimizers)])
-    stream, seconds = batches.training(0, 7), []
-    for step, batch in enumerate(stream):
-        start = time.perf_counter()
+    moments = [time.perf_counter()]
+    for step, batch in enumerate(batches.training(0, _FIT_STEPS)):
         _, norm = train_step.gradients(batch.to(batches.device), step)
-        train_step.update(norm, step, 7)
+        train_step.update(norm, step, _FIT_STEPS)
         if batches.device.type == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+        moments.append(time.perf_counter())
     net.load_state_dict(before[0])
     for optimizer, values in zip(optimizers, before[1:], strict=True):
         optimizer.load_state_dict(values)
         optimizer.state.clear()
-    slowest = torch.tensor(sorted(seconds[2:])[len(seconds[2:]) // 2], device=batches.device)
+    later = np.diff(moments)[_FIT_STEPS // 4 :]  # caches and memory aren't warm before
+    slowest = torch.tensor(float(np.median(later)), device=batches.device)
     if batches.world_size > 1:
         torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
-    epoch_seconds = float(slowest) * batches.order.steps_per_epoch * 1.05
+    epoch_seconds = float(slowest) * batches.order.steps_per_epoch * _FIT_MARGIN
     choices = [epochs for epochs in FIT_EPOCHS if epochs <= job.recipe.epochs]
     return max([epochs for epochs in choices if epochs * epoch_seconds <= job.recipe.fit_seconds], default=1)
 
@@ -319,18 +317,8 @@ def _write_outputs(
     predictions: evaluate.Predictions,
     more: dict[str, Any],
 ) -> None:
-    table = pa.table(
-        {
-            "row": predictions.row,
-            "label": predictions.label,
-            "classes": list(predictions.classes),
-            "probabilities": list(predictions.probabilities),
-            "loss": predictions.loss,
-        }
-    )
-    out = pa.BufferOutputStream()
-    pq.write_table(table, out)
-    storage.write_bytes(storage.join(job.run, PREDICTIONS_NAME), out.getvalue().to_pybytes())
+    split = data.split(parts_of(data, job.hold_out).split)
+    evaluate.write_predictions(job.run, job.dataset, split, predictions)
     weights = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
     storage.write_bytes(storage.join(job.run, checkpoint.MODEL_NAME), checkpoint.tensors_bytes(weights))
     values = {

@@ -16,7 +16,7 @@ from pipeline.decode import DecoderName, Views, check_decoder, decode_batch
 from pipeline.draws import Epochs, Keys, Stream, epochs_at, uniform
 from pipeline.errors import PipelineError
 from pipeline.order import Rows
-from pipeline.recipes import Augment, OnCorrupt, SizeRamp
+from pipeline.recipes import Augment, OnCorrupt, Recipe, SizeRamp
 from pipeline.rows import RowIndex, read_parts
 from pipeline.timing import Stopwatch
 from pipeline.units import Units
@@ -108,6 +108,11 @@ class View:
             mirror = flips(spec, self.seed, epoch, keys)
             spec = replace(spec, flip_probability=0.0)
         return Views.crops(size, sizes, boxes, mirror.astype(np.int32)), replace(spec, resized_crop_area=None)
+
+
+def evaluation_view(recipe: Recipe, decoder: DecoderName) -> View:
+    """Returns how a recipe looks at images that it is evaluated on."""
+    return View(recipe.evaluate_size_px or recipe.image_size_px, recipe.evaluate_resize_px, decoder=decoder)
 
 
 def _augmented(pixels: Pixels, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Pixels:

@@ -143,6 +143,18 @@ def ray_variables() -> None:
 
 
 @pytest.fixture(scope="session")
+def trained(digits_dataset: str, ray_variables: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a finished run on the digits that held a tenth of train out."""
+    from pipeline import train
+    from pipeline.cookbook import make_recipe
+    from pipeline.job import TrainJob
+
+    run = str(tmp_path_factory.mktemp("model") / "run")
+    train.run(TrainJob(digits_dataset, run, make_recipe("digits", epochs=3), hold_out=0.1))
+    return run
+
+
+@pytest.fixture(scope="session")
 def ray_cluster(s3: str) -> Iterator[None]:
     """One Ray for the whole session, started as the jobs start it; after S3, whose variables its workers inherit."""
     from jobs.command import ray_session

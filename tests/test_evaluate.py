@@ -43,7 +43,9 @@ def test_metrics_are_scikit_learns() -> None:
 def part(rows: list[int]) -> Predictions:
     none = np.zeros((len(rows), 2))
     labels = np.zeros(len(rows), np.int64)
-    return Predictions(np.array(rows, np.int64), labels, none.astype(np.int64), none.astype(np.float32), none[:, 0])
+    return Predictions(
+        np.array(rows, np.int64), labels, none.astype(np.int64), none.astype(np.float32), none[:, 0], none[:, :0]
+    )
 
 
 def test_parts_are_merged_in_row_order() -> None:

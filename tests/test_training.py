@@ -1,5 +1,6 @@
 """The parts of the training loop, each by itself: guards, averages, micro-batches, views, operations."""
 
+import json
 import math
 import subprocess
 import sys
@@ -277,3 +278,10 @@ def test_any_model_of_timm_is_made_by_name() -> None:
     assert make_model("timm:resnet10t", 7, 224)(torch.randn(2, 3, 64, 64)).shape == (2, 7)
     with pytest.raises(Exception, match="did you mean timm:resnet"):
         make_model("timm:resnet10q", 7, 224)
+
+
+@pytest.mark.ray
+def test_a_runs_operations_are_those_of_an_image_times_its_images_times_its_epochs(trained: str) -> None:
+    output = json.loads(Path(trained, checkpoint.OUTPUT_NAME).read_text())
+    images = 1438 - 144  # of train, without what was held out
+    assert output["operations"]["total"] == pytest.approx(output["operations"]["per_image"] * images * 3)

@@ -1,0 +1,94 @@
+"""Exports a trained model to ONNX and torch.export, and compares both with it on images before it says done.
+
+uv run jobs/export.py --checkpoint RUN --out DIR [--data URI]
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from jobs import command, training
+from pipeline import storage
+from pipeline.recipes import TestViews
+
+_RANDOM_BATCHES = (1, 2, 7, 64)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags."""
+
+    checkpoint: Annotated[str, command.option("a finished run, or RUN/checkpoints/STEP", "URI")]
+    out: Annotated[str | None, command.option("where the files go", "URI", "RUN/export")] = None
+    data: Annotated[
+        str | None, command.option("images to compare on: raw ones or a data set", "URI", "random pixels")
+    ] = None
+    split: Annotated[str, command.option("of the data set", "NAME", "val")] = "val"
+    views: Annotated[TestViews, command.option("of each image, in the exported network", "NAME", "none")] = "none"
+    layout: Annotated[str, command.option("of raw data", "NAME", "auto")] = "auto"
+
+
+def main(args: Args) -> None:
+    """Exports, compares, and only then puts the files where they belong."""
+    from pipeline import export, trained
+    from pipeline.decode import best_decoder
+    from pipeline.view import evaluation_view
+
+    uri = storage.absolute(args.checkpoint).rstrip("/")
+    model = trained.find_model(uri)
+    out = storage.absolute(args.out) if args.out else storage.join(uri, "export")
+    view = evaluation_view(model.recipe, best_decoder())
+    with tempfile.TemporaryDirectory() as folder, command.Display() as display:
+        batches = _random(view.size_px) if args.data is None else _stored(args, model, view, display)
+        display("export", 0, 1, "ONNX and torch.export")
+        forms = export.export(model, view.size_px, args.views, Path(folder))
+        display("export", 1, 1)
+        lines = export.compare(model, args.views, forms, batches)
+        for name in (export.ONNX_NAME, export.TORCH_NAME, export.META_NAME):
+            storage.write_bytes(storage.join(out, name), (Path(folder) / name).read_bytes())
+    what = f"{args.split} images" if args.data else "images of random pixels"
+    command.print_table(
+        f"\n{model.name}: exported",
+        [
+            *((line.form, f"{_right(line)}the same class for {line.same_class:,} of {line.images:,} {what}, logits "
+               f"within {line.largest_difference:.2g}") for line in lines),
+            ("input", f"uint8 [N, 3, {view.size_px}, {view.size_px}], RGB, as decoded; test views: {args.views}"),
+            ("ONNX", storage.join(out, export.ONNX_NAME)),
+            ("torch", storage.join(out, export.TORCH_NAME)),
+            ("how to feed it", storage.join(out, export.META_NAME)),
+        ],
+    )  # fmt: skip
+
+
+def _right(line: Any) -> str:
+    if line.correct is None:
+        return ""
+    return f"top-1 {line.correct_exported:,} right, the network {line.correct:,}; "
+
+
+def _random(size_px: int) -> Iterator[tuple[Any, Any]]:
+    generator = np.random.default_rng(0)
+    for count in _RANDOM_BATCHES:
+        yield generator.integers(0, 256, (count, 3, size_px, size_px), dtype=np.uint8), None
+
+
+def _stored(args: Args, model: Any, view: Any, display: command.Display) -> Iterator[tuple[Any, Any]]:
+    from pipeline import evaluate, loader, trained
+    from pipeline.units import EvaluateUnits
+
+    dataset = training.dataset_or_default(args.data, args.layout, None, display)
+    data = training.describe_dataset(dataset)
+    trained.check_classes(model, data.classes)
+    split = data.split(args.split)
+    units = EvaluateUnits(split.rows, evaluate.UNIT_ROWS)
+    for batch in loader.direct_batches(dataset, split, units, view):
+        yield np.ascontiguousarray(batch.images.numpy()), batch.labels.numpy()
+        display("compare", batch.unit + 1, len(units))
+
+
+if __name__ == "__main__":
+    command.run(main, Args, __doc__ or "")

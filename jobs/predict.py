@@ -1,0 +1,72 @@
+"""Says what a trained model takes any images for: a folder, an archive or a bucket's prefix, by Ray Data.
+
+uv run jobs/predict.py --checkpoint RUN --input URI --out OUT
+"""
+
+import tempfile
+from dataclasses import dataclass
+from typing import Annotated
+
+from jobs import command, training
+from pipeline import storage
+from pipeline.decode import best_decoder
+from pipeline.errors import RecipeError
+from pipeline.recipes import TestViews
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags."""
+
+    checkpoint: Annotated[str, command.option("a finished run, or RUN/checkpoints/STEP", "URI")]
+    input: Annotated[str, command.option("a folder, an image, a tar, or a prefix of a bucket", "URI")]
+    out: Annotated[str, command.option("where the predictions go, as Parquet", "URI")]
+    views: Annotated[TestViews | None, command.option("of each image", "NAME", "the recipe's")] = None
+    workers: Annotated[int | None, command.option("that hold the network", "N", "one a GPU, else one")] = None
+
+
+def main(args: Args) -> None:
+    """Predicts, and prints what came of it."""
+    import torch
+
+    from pipeline import predictor, trained
+
+    gpus = torch.cuda.device_count()
+    workers = args.workers if args.workers is not None else max(1, gpus)
+    if workers < 1:
+        raise RecipeError(f"workers={workers} must be 1 or more")
+    model = trained.find_model(storage.absolute(args.checkpoint))
+    source, out = storage.absolute(args.input), storage.absolute(args.out)
+    with tempfile.TemporaryDirectory() as spool:
+        with command.Display() as display:
+            samples, others = predictor.find_images(source, spool, display)
+        views = args.views or model.recipe.test_views
+        with command.ray_session(workers), command.Display() as display:
+            threads = max(1, int(training.total_cpus() - 1) // workers)
+            use_gpu = workers <= gpus
+            job = predictor.PredictJob(model, samples, out, views, best_decoder(), workers, use_gpu, threads)
+            done = predictor.predict(job, display)
+    most = sorted(done.per_class.items(), key=lambda item: -item[1])[:_SHOWN]
+    rate = f", {done.predicted_now / done.seconds:,.0f} images/s" if done.predicted_now else ": they were there already"
+    command.print_table(
+        f"\n{model.name} on {source}",
+        [
+            ("images", f"{done.images:,}{rate}"),
+            ("not images", f"{others:,} files, by their names"),
+            ("UNUSABLE" if done.unusable else "unusable", _unusable(done.unusable, done.first_errors)),
+            ("most frequent", ", ".join(f"{name} {count:,}" for name, count in most if count)),
+            ("test views", views),
+            ("predictions", storage.join(out, "part-*.parquet")),
+            ("summary", storage.join(out, predictor.SUMMARY_NAME)),
+        ],
+    )
+
+
+def _unusable(count: int, first: tuple[str, ...]) -> str:
+    return f"{count:,}, see the column error; first {first[0]}" if count else "none"
+
+
+if __name__ == "__main__":
+    command.run(main, Args, __doc__ or "", again="the same command goes on after the last part")
