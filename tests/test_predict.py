@@ -131,3 +131,16 @@ def test_other_predictions_are_not_mixed_in(trained: str, pictures: Path, tmp_pa
         predictor.find_images(str(tmp_path / "texts"), str(tmp_path), lambda *_: None)
     with pytest.raises(SourceError, match="no such file or folder"):
         predictor.find_images(str(tmp_path / "nothere"), str(tmp_path), lambda *_: None)
+
+
+def test_a_buckets_prefix_gives_what_the_folder_gives(trained: str, pictures: Path, s3: str, tmp_path: Path) -> None:
+    for name, data in list(tree_files(pictures).items())[:12]:
+        storage.write_bytes(f"{s3}/pictures/{name}", data)
+    view = evaluation_view(find_model(trained).recipe, best_decoder())
+    bucket, _ = predictor.find_images(f"{s3}/pictures", str(tmp_path), lambda *_: None)
+    folder, _ = predictor.find_images(str(pictures), str(tmp_path), lambda *_: None)
+    kept = folder.filter(pa.compute.is_in(folder["name"], value_set=bucket["name"].combine_chunks()))
+    assert bucket["name"].to_pylist() == kept["name"].to_pylist()
+    (images, errors), (same, same_errors) = (predictor.decode_unit(samples, view) for samples in (bucket, kept))
+    assert np.array_equal(images, same)
+    assert errors == same_errors
