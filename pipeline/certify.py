@@ -18,7 +18,7 @@ import torch
 
 from pipeline import checkpoint, evaluate, loader, manifest, metrics, shards, storage
 from pipeline.decode import DecoderName, best_decoder
-from pipeline.errors import CheckpointError, ExactnessError, RecipeError
+from pipeline.errors import CertificateError, CheckpointError, RecipeError
 from pipeline.evaluate import PREDICTIONS_NAME, Kept, Predictions, read_predictions
 from pipeline.loader import Batch
 from pipeline.manifest import Manifest
@@ -216,20 +216,20 @@ class Certificate:
 
 
 def check_keys(keys: list[str], expected: list[str]) -> None:
-    """Raises ExactnessError, by name, unless `keys` are those expected, each once."""
+    """Raises CertificateError, by name, unless `keys` are those expected, each once."""
     counts, due = Counter(keys), Counter(expected)
     doubled = sorted(key for key, count in counts.items() if count > max(1, due[key]))
     missing, foreign = sorted((due - counts).keys()), sorted(counts.keys() - due.keys())
     wrong = [("more than once", doubled), ("missing", missing), ("foreign", foreign)]
     if any(names for _, names in wrong):
         said = "; ".join(f"{what}: {', '.join(names[:5])} ({len(names)})" for what, names in wrong if names)
-        raise ExactnessError(f"the evaluation isn't one of these {len(expected)} rows: {said}")
+        raise CertificateError(f"the evaluation isn't one of these {len(expected)} rows: {said}")
 
 
 def certify(job: EvaluateJob, data: Manifest, model: Model) -> tuple[Certificate, Predictions]:
     """Checks what was evaluated against the data set, row by row, and returns its certificate and the predictions.
 
-    Raises ExactnessError if a key is missing, doubled or foreign, or a label isn't the data set's.
+    Raises CertificateError if a key is missing, doubled or foreign, or a label isn't the data set's.
     """
     predictions, keys = read_predictions(job.out)
     split, count = data.split(job.split), job.num_rows(data)
@@ -241,7 +241,7 @@ def certify(job: EvaluateJob, data: Manifest, model: Model) -> tuple[Certificate
     theirs = labels[[at[key] for key in keys]]
     if not np.array_equal(predictions.label, theirs):
         first = int(np.flatnonzero(predictions.label != theirs)[0])
-        raise ExactnessError(f"{keys[first]}: label {predictions.label[first]}, the data set says {theirs[first]}")
+        raise CertificateError(f"{keys[first]}: label {predictions.label[first]}, the data set says {theirs[first]}")
     sha256 = hashlib.sha256(storage.read_bytes(storage.join(job.out, PREDICTIONS_NAME))).hexdigest()
     unsigned = Certificate(model.sha256, data.digest, job.split, job.first_row, count, job.views, sha256)
     return Certificate(**{**asdict(unsigned), "digest": unsigned.computed_digest()}), predictions
@@ -259,7 +259,7 @@ def read_metrics(out: str) -> dict[str, Any]:
 def verify(out: str, dataset: str, data: Manifest, model: Model) -> Certificate:
     """Repeats all checks of the evaluation at `out`, its metrics included.
 
-    Raises ExactnessError if the certificate or a number doesn't hold.
+    Raises CertificateError if the certificate or a number doesn't hold.
     """
     values = read_metrics(out)
     signed = Certificate(**values["certificate"])
@@ -270,7 +270,7 @@ def verify(out: str, dataset: str, data: Manifest, model: Model) -> Certificate:
     different = list(checkpoint.differences(asdict(signed), asdict(found)))
     different += checkpoint.differences(_rounded(values["metrics"]), _rounded(again))
     if different:
-        raise ExactnessError(f"{out}: the certificate doesn't hold: {'; '.join(different[:3])}")
+        raise CertificateError(f"{out}: the certificate doesn't hold: {'; '.join(different[:3])}")
     return found
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pipeline import storage
 from pipeline.certify import check_keys
 from pipeline.charts import page, thumbnail
-from pipeline.errors import ExactnessError
+from pipeline.errors import CertificateError
 from pipeline.evaluate import Predictions, read_predictions
 from pipeline.manifest import Manifest
 from pipeline.metrics import mcnemar
@@ -24,7 +24,7 @@ Pair = tuple[Predictions, Predictions]
 def read_pair(first: str, second: str) -> tuple[Pair, list[str]]:
     """Returns the predictions of two runs or evaluations, both in row order, and the rows' keys.
 
-    Raises ExactnessError unless both are of the same rows with the same labels.
+    Raises CertificateError unless both are of the same rows with the same labels.
     """
     (one, keys), (other, others) = read_predictions(first), read_predictions(second)
     check_keys(others, keys)
@@ -33,7 +33,7 @@ def read_pair(first: str, second: str) -> tuple[Pair, list[str]]:
     other = Predictions(**{name: getattr(other, name)[order] for name in Predictions.__dataclass_fields__})
     if not np.array_equal(one.label, other.label):
         key = keys[int(np.flatnonzero(one.label != other.label)[0])]
-        raise ExactnessError(f"{key}: A and B have different labels for it; compare evaluations of the same data set")
+        raise CertificateError(f"{key}: A and B have different labels for it; compare evaluations of the same data set")
     return (one, other), keys
 
 

@@ -29,6 +29,14 @@ class CheckpointError(PipelineError):
     """A checkpoint or a run can't be continued with what was asked for."""
 
 
+class CertificateError(PipelineError):
+    """An evaluation isn't of the rows, the weights or the numbers that it is said to be of."""
+
+
+class RegistryError(PipelineError):
+    """A registry of models lacks what was asked for, or somebody else has changed it meanwhile."""
+
+
 class DivergedError(PipelineError):
     """Training gave a loss or a gradient that isn't finite."""
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import certify, checkpoint, compare, findings, manifest
 from pipeline.certify import EvaluateJob
-from pipeline.errors import CheckpointError, ExactnessError, RecipeError
+from pipeline.errors import CertificateError, CheckpointError, RecipeError
 from pipeline.evaluate import read_predictions
 from pipeline.trained import check_classes, find_model
 from tests.test_jobs import one_line_error, run_job
@@ -91,7 +91,7 @@ def test_a_row_too_many_too_few_or_foreign_is_refused_by_name(
     job = EvaluateJob(trained, digits_dataset, str(tmp_path))
     certify.run(job)
     rewritten(tmp_path, change)
-    with pytest.raises(ExactnessError, match=message):
+    with pytest.raises(CertificateError, match=message):
         certify.certify(job, manifest.load(digits_dataset), find_model(trained))
 
 
@@ -115,18 +115,18 @@ def test_what_was_changed_after_signing_is_seen(trained: str, digits_dataset: st
         findings.gather(job, data, model, signed, predictions, ("pixel_sha256",))
     place.write_text(json.dumps(values))
     assert verified() == signed
-    with pytest.raises(ExactnessError, match="checkpoint_sha256 was"):
+    with pytest.raises(CertificateError, match="checkpoint_sha256 was"):
         verified(replace(model, sha256="0" * 64))
     flattered = {**values, "metrics": {**values["metrics"], "top1": 0.999}}
     place.write_text(json.dumps(flattered))
-    with pytest.raises(ExactnessError, match=r"top1 was 0\.999"):
+    with pytest.raises(CertificateError, match=r"top1 was 0\.999"):
         verified()
     place.write_text(json.dumps({**values, "certificate": asdict(replace(signed, views="flip"))}))
-    with pytest.raises(ExactnessError, match="digest was"):
+    with pytest.raises(CertificateError, match="digest was"):
         verified()
     place.write_text(json.dumps(values))
     rewritten(tmp_path, lambda t: t.set_column(5, "loss", pa.array(np.zeros(t.num_rows))))
-    with pytest.raises(ExactnessError, match="predictions_sha256 was"):
+    with pytest.raises(CertificateError, match="predictions_sha256 was"):
         verified()
 
 
@@ -165,7 +165,7 @@ def test_two_evaluations_are_compared_row_by_row(trained: str, digits_dataset: s
     _, report = compare.write_comparison(str(tmp_path), digits_dataset, data, "val", values, pair)
     assert Path(report).read_text().count("<figure") == min(21, len(values["lost"])) + min(21, len(values["won"]))
     rewritten(tmp_path / "flip", lambda t: t.slice(2))
-    with pytest.raises(ExactnessError, match=r"missing: .* \(2\)"):
+    with pytest.raises(CertificateError, match=r"missing: .* \(2\)"):
         compare.read_pair(str(tmp_path / "none"), str(tmp_path / "flip"))
 
 
