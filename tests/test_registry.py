@@ -71,9 +71,10 @@ def test_an_upload_that_was_cut_off_is_no_version_and_is_completed(
             raise StorageError("the storage went away")
         written(uri, data)
 
-    with monkeypatch.context() as patch, pytest.raises(StorageError):
+    with monkeypatch.context() as patch:
         patch.setattr(storage, "write_bytes", cut)
-        registry.add(place, trained, evaluation)
+        with pytest.raises(StorageError):
+            registry.add(place, trained, evaluation)
     assert registry.versions(place) == []
     assert registry.verify(place) == []
     assert registry.versions(place) == [] != [registry.add(place, trained, evaluation)]
