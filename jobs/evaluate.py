@@ -6,8 +6,6 @@ uv run jobs/evaluate.py --verify OUT
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +14,6 @@ from pipeline import storage
 from pipeline.errors import RecipeError
 from pipeline.manifest import Manifest
 from pipeline.manifest import load as load_manifest
-from pipeline.progress import Progress
 from pipeline.recipes import TestViews
 
 if TYPE_CHECKING:
@@ -94,28 +91,8 @@ def _evaluate(args: Args, uri: str) -> None:
     default = storage.join(uri, f"evaluation-{args.split}-{views}-{data.digest[:8]}")
     job = certify.EvaluateJob(uri, dataset, storage.absolute(args.out) if args.out else default, split, views)
     job = replace(job, first_row=first, rows=rows)
-    with _workers(args.workers, job) as (job, progress):
-        _run_and_report(args, replace(job, progress=progress), data, model)
-
-
-@contextmanager
-def _workers(workers: int | None, job: "EvaluateJob") -> Iterator[tuple["EvaluateJob", Progress]]:
-    """Yields the job with its workers, and progress that they can report to; Ray runs where there are any."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    count = gpus if workers is None else workers
-    if count < 0:
-        raise RecipeError(f"workers={count} must be 0 (this process) or more")
-    if not count:
-        command.quieten_ray()
-        with command.Display() as display:
-            yield job, display
-        return
-    with command.ray_session(count), command.Display() as display, command.remote_progress(display) as progress:
-        share = (training.total_cpus() - 1) / count
-        cpus = int(100 * min(share, max(1.0, float(int(share))))) / 100
-        yield replace(job, num_workers=count, use_gpu=count <= gpus, cpus_per_worker=cpus), progress
+    with training.evaluating(args.workers, job) as ready:
+        _run_and_report(args, ready, data, model)
 
 
 def _run_and_report(args: Args, job: "EvaluateJob", data: Manifest, model: "Model") -> None:

@@ -3,11 +3,13 @@
 import hashlib
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from jobs.command import Display, console, option, print_table, remote_progress
+from jobs.command import Display, console, option, print_table, quieten_ray, ray_session, remote_progress
 from jobs.ingest import ingest_source
 from pipeline import storage, timing
 from pipeline.cookbook import RECIPES, make_recipe
@@ -21,6 +23,7 @@ from pipeline.sources import LAYOUTS, digits
 from pipeline.tracking import MakeTracker, make_mlflow, ray_metrics, tensorboard
 
 if TYPE_CHECKING:  # torch takes seconds to load, and not every error needs it
+    from pipeline.certify import EvaluateJob
     from pipeline.job import TrainJob, Weights
 
 
@@ -263,3 +266,26 @@ def total_cpus() -> float:
     import ray
 
     return float(ray.cluster_resources().get("CPU", 0))
+
+
+@contextmanager
+def evaluating(workers: int | None, job: "EvaluateJob") -> Iterator["EvaluateJob"]:
+    """Yields an evaluation with its workers, one a GPU by default, and a display that they report to.
+
+    Ray runs meanwhile where there are any. Raises RecipeError for a number that can't be.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    count = gpus if workers is None else workers
+    if count < 0:
+        raise RecipeError(f"workers={count} must be 0 (this process) or more")
+    if not count:
+        quieten_ray()
+        with Display() as display:
+            yield replace(job, progress=display)
+        return
+    with ray_session(count), Display() as display, remote_progress(display) as progress:
+        share = (total_cpus() - 1) / count
+        cpus = int(100 * min(share, max(1.0, float(int(share))))) / 100
+        yield replace(job, num_workers=count, use_gpu=count <= gpus, cpus_per_worker=cpus, progress=progress)

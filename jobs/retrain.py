@@ -1,0 +1,303 @@
+"""Looks whether the data have changed, trains on them, and makes the new model live if, and only if, it is better.
+
+uv run jobs/retrain.py --source URI --workspace URI --recipe NAME
+
+Ends with 0 if a model was promoted or there was nothing to do, 3 if the gate kept the champion, 2 for what its user has
+to mend, 1 if it failed or its budget ran out. The same command goes on where one before it was killed.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from jobs import command, training
+from jobs.ingest import ingest_source
+from pipeline import lease, storage
+from pipeline.cookbook import make_recipe
+from pipeline.errors import DatasetError, RecipeError, SourceError
+from pipeline.manifest import is_dataset, load
+from pipeline.plan import Settings
+from pipeline.recipes import Recipe
+from pipeline.sources import LAYOUTS
+
+if TYPE_CHECKING:
+    from pipeline.retrain import Night
+
+KEPT = 3
+_WEBHOOK_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags. Everything lies below the workspace: data sets by version, nights, the registry."""
+
+    source: Annotated[str | None, command.option("raw images, as jobs/ingest.py takes them", "URI")] = None
+    workspace: Annotated[str | None, command.option("a folder, or a prefix of a bucket", "URI")] = None
+    recipe: Annotated[str, command.option("what to train, or a .json of one", "NAME", "cifar10")] = "cifar10"
+    epochs: Annotated[int | None, command.option("times each image is seen", "N", "the recipe's")] = None
+    from_champion: Annotated[bool, command.option("begin with the champion's weights", "")] = False
+    seed: Annotated[int, command.option("of weights, order and augmentation", "N", "0")] = 0
+    workers: Annotated[int | None, command.option("processes; 0: this one", "N", "one a GPU")] = None
+    force: Annotated[bool, command.option("also if nothing has changed", "")] = False
+    wait: Annotated[bool, command.option("for another one at work here, instead of leaving", "")] = False
+    dry_run: Annotated[bool, command.option("show the plan, do nothing", "")] = False
+    level: Annotated[float, command.option("how often one that is no better may pass, at most", "P", "0.05")] = 0.05
+    minimum_gain: Annotated[float, command.option("of top-1, in [0, 1]", "X", "0")] = 0.0
+    recall_drop: Annotated[float, command.option("most that any class may lose for certain", "X", "0.02")] = 0.02
+    max_quarantined: Annotated[float, command.option("files that may be left out; below 1: a share", "N", "0")] = 0.0
+    max_hours: Annotated[float | None, command.option("stop before", "H", "no limit")] = None
+    max_cost: Annotated[float | None, command.option("stop before, at --cost-per-hour", "MONEY", "no limit")] = None
+    cost_per_hour: Annotated[float, command.option("of what it runs on", "MONEY", "0")] = 0.0
+    webhook: Annotated[str | None, command.option("gets the decision as JSON, by POST", "URL", "none")] = None
+    layout: Annotated[str, command.option(f"auto, {', '.join(LAYOUTS)}", "NAME", "auto")] = "auto"
+
+    def hours(self) -> float | None:
+        """Returns the limit of both. Raises RecipeError."""
+        limits = [] if self.max_hours is None else [self.max_hours]
+        if self.max_cost is not None:
+            if self.cost_per_hour <= 0:
+                raise RecipeError("max-cost needs --cost-per-hour MONEY")
+            limits.append(self.max_cost / self.cost_per_hour)
+        if any(limit <= 0 for limit in limits):
+            raise RecipeError(f"max-hours and max-cost must be above 0, not {min(limits):g} hours")
+        return min(limits, default=None)
+
+
+def main(args: Args) -> None:
+    """One night."""
+    from pipeline import retrain
+    from pipeline.gate import Gate
+
+    hours, recipe = args.hours(), make_recipe(args.recipe, epochs=args.epochs)
+    gate = Gate(args.level, args.minimum_gain, args.recall_drop)
+    if args.webhook and not args.webhook.startswith(("http://", "https://")):
+        raise RecipeError(f"webhook={args.webhook} must begin with http:// or https://")
+    if args.source is None or args.workspace is None:
+        raise RecipeError(f"--{'source' if args.source is None else 'workspace'} URI is missing")
+    source, workspace = (storage.absolute(uri).rstrip("/") for uri in (args.source, args.workspace))
+    if not storage.exists(source):
+        raise SourceError(f"source={source}: no such file or folder; give an existing path or URI")
+    if args.dry_run:
+        _print_plan(_planned(args, source, workspace, recipe, gate), hours, retrain.read_latest(workspace))
+        return
+    with _alone(args, workspace) as alone, _budget(hours) as stopped:
+        try:
+            _work(args, source, workspace, recipe, gate, hours, alone)
+        except KeyboardInterrupt:
+            if not stopped.is_set():
+                raise
+            command.console.print(f"the budget of {hours:g} h is used up; the same command goes on from here")
+            sys.exit(1)
+
+
+def _work(
+    args: Args, source: str, workspace: str, recipe: Recipe, gate: Any, hours: float | None, alone: lease.Lease
+) -> None:
+    from pipeline import retrain
+
+    latest = retrain.read_latest(workspace)
+    night = _planned(args, source, workspace, recipe, gate)
+    if retrain.nothing_to_do(latest, night.fingerprint, night.recipe) and not args.force and not _cut_off(workspace):
+        command.console.print(f"nothing to do: {source} and the recipe are those of night {(latest or {})['night']}")
+        return
+    night = retrain.begin(night)
+    _print_plan(night, hours, latest)
+    decision = _night(args, night, recipe, alone)
+    _print_decision(night, decision)
+    if args.webhook:
+        _notify(args.webhook, decision)
+    if not decision["promote"]:
+        sys.exit(KEPT)
+
+
+def _cut_off(workspace: str) -> bool:
+    from pipeline.retrain import ACTIVE_NAME
+
+    return storage.exists(storage.join(workspace, ACTIVE_NAME))
+
+
+def _planned(args: Args, source: str, workspace: str, recipe: Recipe, gate: Any) -> "Night":
+    from pipeline import registry, retrain
+
+    latest = retrain.read_latest(workspace)
+    fingerprint, values = storage.fingerprint(source), json.loads(json.dumps(asdict(recipe)))
+    same = retrain.nothing_to_do(latest, fingerprint, values)
+    champion = registry.current(storage.join(workspace, "registry"), registry.CHAMPION)
+    attempt = (latest or {}).get("attempt", 0) + 1 if same else 0
+    return retrain.Night(workspace, source, fingerprint, values, champion, gate, args.from_champion, attempt)
+
+
+# --- the stages --------------------------------------------------------------------------------------------------
+
+
+def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease) -> dict[str, Any]:
+    from pipeline import drift, evaluation_report, registry, retrain
+    from pipeline.certify import EvaluateJob
+
+    seconds: dict[str, float] = {}
+    with _timed("ingest", seconds):
+        if not is_dataset(night.dataset):
+            with command.Display() as display:
+                ingest_source(night.source, night.dataset, args.layout, None, Settings(), display, args.max_quarantined)
+        data = training.describe_dataset(night.dataset)
+    alone.check()
+    run = storage.join(night.folder, "run")
+    with _timed("train", seconds):
+        _train(args, night, recipe, run)
+    alone.check()
+    nobody = EvaluateJob("", "", "")
+    with training.evaluating(args.workers, nobody) as job:
+        with _timed("evaluate", seconds):
+            challenger, values = retrain.evaluate_model(night, run, "challenger", job)
+            champion = None
+            if night.champion is not None:
+                champion, _ = retrain.evaluate_model(night, night.champion_uri, "champion", job)
+        with _timed("drift", seconds):
+            others = retrain.datasets_of(night)
+            drifted = retrain.measure_drift(night, others[-1], job, drift.Thresholds()) if others else None
+    fair = retrain.fair_rows(night.dataset, data, others)
+    decision = retrain.decide_night(night, champion, challenger, data, fair)
+    report = evaluation_report.write_report(
+        storage.join(night.folder, "challenger"), night.dataset, data, values, challenger
+    )
+    parent = night.champion.version if night.champion and night.from_champion else ""
+    version = registry.add(night.registry, run, storage.join(night.folder, "challenger"), parent)
+    alone.check()
+    more = {
+        "fair_rows": int(fair.sum()),
+        "rows": len(fair),
+        "drift": drifted and drifted.as_json(),
+        "seconds": seconds,
+        "report": report,
+    }
+    return retrain.conclude(night, decision, version.id, more)
+
+
+@contextmanager
+def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _train(args: Args, night: "Night", recipe: Recipe, run: str) -> None:
+    import torch
+
+    from pipeline.checkpoint import MODEL_NAME
+    from pipeline.job import TrainJob, weights_of
+
+    gpus = torch.cuda.device_count()
+    workers = gpus if args.workers is None else args.workers
+    begin = None
+    if args.from_champion and night.champion:
+        begin = weights_of("champion", storage.join(night.champion_uri, MODEL_NAME))
+    job = TrainJob(night.dataset, run, recipe, args.seed, workers, use_gpu=0 < workers <= gpus, pretrained=begin)
+    if not workers and recipe.residency == "resident":
+        command.quieten_ray()
+        training.train_and_report(job)
+        return
+    with command.ray_session(workers):
+        training.train_and_report(training.with_cluster(job, training.total_cpus()))
+
+
+# --- one at a time, within a budget ------------------------------------------------------------------------------
+
+
+@contextmanager
+def _alone(args: Args, workspace: str) -> Iterator[lease.Lease]:
+    """Holds the workspace's lease; leaves with 0, or waits, where another one does."""
+    place = storage.join(workspace, "lease.json")
+    while True:
+        try:
+            with command.Display() as display:
+                holding = lease.held(place, workspace, display)
+                held = holding.__enter__()
+            break
+        except DatasetError as error:
+            if not args.wait:
+                command.console.print(f"{error}; leaving (--wait waits for it)")
+                sys.exit(0)
+            time.sleep(2)
+    try:
+        yield held
+    finally:
+        holding.__exit__(None, None, None)
+
+
+@contextmanager
+def _budget(hours: float | None) -> Iterator[threading.Event]:
+    """Interrupts the process, as Ctrl-C does, when the hours are over; sets the event before that."""
+    over = threading.Event()
+    if hours is None:
+        yield over
+        return
+
+    def stop() -> None:
+        over.set()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(3600 * hours, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
+
+
+# --- what it says ------------------------------------------------------------------------------------------------
+
+
+def _print_plan(night: "Night", hours: float | None, latest: dict[str, Any] | None) -> None:
+    last = sum(latest["seconds"].values()) / 3600 if latest else 0.0
+    command.print_table(
+        f"\nnight {night.id}",
+        [
+            ("source", f"{night.source}, {'as before' if night.attempt else 'new or changed'}"),
+            ("recipe", night.recipe["name"] + (", from the champion's weights" if night.from_champion else "")),
+            ("champion", night.champion.version if night.champion else "none yet"),
+            ("gate", f"level {night.gate.level:g}, gain of {100 * night.gate.minimum_gain:g} points or more, no class "
+                     f"more than {100 * night.gate.recall_drop:g} points down"),
+            ("budget", "none" if hours is None else f"{hours:g} h"),
+            ("the last one took", f"{last:.2f} h" if latest else "there was none"),
+        ],
+    )  # fmt: skip
+
+
+def _print_decision(night: "Night", decision: dict[str, Any]) -> None:
+    lines = [
+        ("PROMOTED" if decision["promote"] else "KEPT", decision["reason"]),
+        ("champion", (decision["challenger"] if decision["promote"] else decision["champion_before"]) or "none"),
+        ("judged on", f"{decision['fair_rows']:,} of {decision['rows']:,} validation images: neither trained on them"),
+        *(
+            (f"{check['name']}", f"{'ok' if check['passed'] else 'NO'}  {check['text']}")
+            for check in decision["checks"]
+        ),
+        *(("drift", warning) for warning in (decision["drift"] or {}).get("warnings", ())),
+        ("time", ", ".join(f"{name} {value:.0f} s" for name, value in decision["seconds"].items())),
+        ("decision", storage.join(night.folder, "decision.json")),
+        ("report", decision["report"]),
+    ]
+    command.print_table(f"\nnight {night.id}: {load(night.dataset).name}", lines)
+
+
+def _notify(url: str, decision: dict[str, Any]) -> None:
+    """Posts the decision. One that isn't taken changes nothing, and is said."""
+    body = json.dumps({name: value for name, value in decision.items() if name != "recipe"}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        urllib.request.urlopen(request, timeout=_WEBHOOK_SECONDS).close()
+    except OSError as error:
+        command.console.print(f"the webhook didn't take it ({error}); the decision stands", style="bold yellow")
+
+
+if __name__ == "__main__":
+    command.run(main, Args, __doc__ or "", again="the same command goes on where it stopped")

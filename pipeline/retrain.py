@@ -1,0 +1,232 @@
+"""One night of retraining, in stages that may each be killed: what a night is, what both models are judged on, and what
+is decided.
+
+Below a workspace lie `datasets/`, `registry/`, `nights/ID/` and `latest.json`. A night's ID is a hash of what it rests
+on. One that was killed is named by `active.json` and goes on: ingest and training by themselves, evaluations and the
+registry because doing them twice gives the same.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import certify, evaluate, findings, manifest, registry, shards, storage
+from pipeline.certify import METRICS_NAME, EvaluateJob
+from pipeline.drift import Drift, Thresholds, brightness, class_mix, feature_distance, judge
+from pipeline.errors import RecipeError
+from pipeline.evaluate import Predictions
+from pipeline.gate import Check, Decision, Gate, decide
+from pipeline.manifest import Manifest
+from pipeline.quality import load_provenance
+from pipeline.trained import check_classes, find_model
+
+LATEST_NAME, ACTIVE_NAME, DECISION_NAME = "latest.json", "active.json", "decision.json"
+_DRIFT_ROWS = 5000
+
+
+@dataclass(frozen=True)
+class Night:
+    """What a night rests on. fingerprint: of the source; recipe: JSON of the resolved one; champion: the move that made
+    the champion at its start, or None; attempt: counts nights that were forced on the same."""
+
+    workspace: str
+    source: str
+    fingerprint: str
+    recipe: dict[str, Any]
+    champion: registry.Move | None
+    gate: Gate
+    from_champion: bool
+    attempt: int = 0
+
+    @property
+    def id(self) -> str:
+        """The first 12 digits of a SHA-256 over all of it but the workspace."""
+        values = {**asdict(self), "workspace": ""}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> str:
+        """Where everything of the night lies."""
+        return storage.join(self.workspace, "nights", self.id)
+
+    @property
+    def dataset(self) -> str:
+        """Where the version of the data set lies: the same for all nights on it."""
+        return storage.join(self.workspace, "datasets", self.fingerprint[:12])
+
+    @property
+    def registry(self) -> str:
+        """Where the models are."""
+        return storage.join(self.workspace, "registry")
+
+    @property
+    def champion_uri(self) -> str:
+        """The champion's version, as a run."""
+        assert self.champion is not None
+        return registry.version_uri(self.registry, self.champion.version)
+
+
+def begin(planned: Night) -> Night:
+    """Returns the night to work on, and names it in `active.json`: one that was cut off, if it rests on the same, with
+    the champion that it began with; else the planned one.
+    """
+    place = storage.join(planned.workspace, ACTIVE_NAME)
+    if storage.exists(place):
+        values = json.loads(storage.read_bytes(place))
+        move = values["champion"]
+        values |= {"champion": move and registry.Move(**move), "gate": Gate(**values["gate"])}
+        found = Night(**{**values, "workspace": planned.workspace})
+        if asdict(replace(found, champion=planned.champion)) == json.loads(json.dumps(asdict(planned))):
+            return found
+    storage.write_bytes(place, json.dumps(asdict(planned), indent=1).encode() + b"\n")
+    return planned
+
+
+def read_latest(workspace: str) -> dict[str, Any] | None:
+    """Returns what the newest finished night said of itself, or None."""
+    place = storage.join(workspace, LATEST_NAME)
+    if not storage.exists(place):
+        return None
+    latest: dict[str, Any] = json.loads(storage.read_bytes(place))
+    return latest
+
+
+def nothing_to_do(latest: dict[str, Any] | None, fingerprint: str, recipe: dict[str, Any]) -> bool:
+    """Whether the newest night was on the same source with the same recipe."""
+    if latest is None:
+        return False
+    same: bool = latest["fingerprint"] == fingerprint and latest["recipe"] == json.loads(json.dumps(recipe))
+    return same
+
+
+# --- what both are judged on -------------------------------------------------------------------------------------
+
+
+def evaluate_model(night: Night, checkpoint: str, name: str, job: EvaluateJob) -> tuple[Predictions, dict[str, Any]]:
+    """Evaluates a model on val of the night's data set, below the night's folder; once, however often it is asked.
+
+    job: workers and progress. Returns its predictions and the content of its metrics.json.
+    """
+    out = storage.join(night.folder, name)
+    data, model = manifest.load(night.dataset), find_model(checkpoint)
+    check_classes(model, data.classes)
+    mine = replace(job, checkpoint=checkpoint, dataset=night.dataset, out=out, views=model.recipe.test_views)
+    if not storage.exists(storage.join(out, METRICS_NAME)):
+        certify.run(mine)
+        certificate, predictions = certify.certify(mine, data, model)
+        values = findings.gather(mine, data, model, certificate, predictions)
+        values |= {"temperature": None, "robustness": None, "label_problems": None, "sanity": None}
+        storage.write_bytes(storage.join(out, METRICS_NAME), json.dumps(values, indent=1).encode() + b"\n")
+    return evaluate.read_predictions(out)[0], certify.read_metrics(out)
+
+
+def fair_rows(dataset: str, data: Manifest, others: list[str]) -> npt.NDArray[np.bool_]:
+    """Returns bool [rows of val]: the images that neither model can know from training.
+
+    Left out are those with a duplicate or near duplicate in train, and those whose source file, by its SHA-256, is in
+    train of one of `others`, data sets that the champion and those before it were trained on.
+    """
+    split = data.split("val")
+    fair = np.ones(split.rows, dtype=np.bool_)
+    fair[shards.rows_of(dataset, split, data.leaked.get("val", ()))] = False
+    seen: set[bytes] = set()
+    for uri in others:
+        table = load_provenance(uri, manifest.load(uri), ["source_sha256"])
+        pairs = zip(table["split"].to_pylist(), table["source_sha256"].to_pylist(), strict=True)
+        seen |= {sha256 for name, sha256 in pairs if name == "train"}
+    table = load_provenance(dataset, data, ["source_sha256"])
+    pairs = zip(table["split"].to_pylist(), table["source_sha256"].to_pylist(), strict=True)
+    mine = [sha256 for name, sha256 in pairs if name == "val"]
+    return fair & np.array([sha256 not in seen for sha256 in mine], dtype=np.bool_)
+
+
+def datasets_of(night: Night) -> list[str]:
+    """Returns the data sets that the champion and those that it was trained from have seen."""
+    found, version = list[str](), night.champion.version if night.champion else ""
+    while version:
+        uri = registry.version_uri(night.registry, version)
+        found.append(certify.read_metrics(uri)["dataset"]["uri"])
+        version = registry.get(night.registry, version).parent
+    return sorted(set(found) - {night.dataset})
+
+
+def chosen(predictions: Predictions, rows: npt.NDArray[np.bool_]) -> Predictions:
+    """Returns the predictions of some rows."""
+    fields = Predictions.__dataclass_fields__
+    return Predictions(**{name: getattr(predictions, name)[rows[predictions.row]] for name in fields})
+
+
+# --- drift and decision --------------------------------------------------------------------------------------------
+
+
+def measure_drift(night: Night, before: str, job: EvaluateJob, thresholds: Thresholds) -> Drift:
+    """Returns what has changed since the data set at `before`: classes, brightness, and the champion's features."""
+    old, new = manifest.load(before), manifest.load(night.dataset)
+    kept = []
+    for name, uri, data in (("before", before, old), ("after", night.dataset, new)):
+        rows = min(_DRIFT_ROWS, data.split("train").rows)
+        out = storage.join(night.folder, "drift", name)
+        certify.run(
+            replace(job, checkpoint=night.champion_uri, dataset=uri, out=out, split="train", rows=rows, keep="features")
+        )
+        kept.append(certify.read_kept(out))
+    return judge(
+        class_mix(old, new), brightness(before, old, night.dataset, new), feature_distance(kept[0], kept[1]), thresholds
+    )
+
+
+def decide_first(challenger: Predictions, num_classes: int, gate: Gate) -> Decision:
+    """Decides on a model where nothing is live yet: it must be better than always saying the most frequent class."""
+    from scipy.stats import binomtest
+
+    right, rows = int(challenger.right.sum()), len(challenger.label)
+    frequent = int(np.bincount(challenger.label, minlength=num_classes).max()) / rows
+    p = float(binomtest(right, rows, min(frequent, 1 - 1e-9), alternative="greater").pvalue)
+    text = f"{100 * right / rows:.2f} % of {rows:,} images, {100 * frequent:.2f} % are of the most frequent class"
+    text += "" if p <= gate.level else f": no better than that (p = {p:.2g})"
+    check = Check("better than a guess", p <= gate.level, p, gate.level, text)
+    return Decision(check.passed, (check,))
+
+
+def decide_night(
+    night: Night, champion: Predictions | None, challenger: Predictions, data: Manifest, fair: npt.NDArray[np.bool_]
+) -> Decision:
+    """Decides on the rows that are fair to both. Raises RecipeError where there are none."""
+    if not fair.any():
+        raise RecipeError("no validation image is left that neither model was trained on; give the source new ones")
+    if champion is None:
+        return decide_first(chosen(challenger, fair), len(data.classes), night.gate)
+    return decide(chosen(champion, fair), chosen(challenger, fair), data.classes, night.gate)
+
+
+def conclude(night: Night, decision: Decision, challenger: str, more: dict[str, Any]) -> dict[str, Any]:
+    """Moves the aliases by the decision, and writes `decision.json` and, last, `latest.json`. Returns the former.
+
+    Raises RegistryError if the champion isn't the one any more that the night began with.
+    """
+    now = registry.current(night.registry, registry.CHAMPION)
+    mine = now is not None and now.version == challenger and now.reason.endswith(f"(night {night.id})")
+    if decision.promote and not mine:  # else killed between the promotion and this night's last line
+        registry.move(
+            night.registry, registry.CHAMPION, challenger, f"{decision.reason} (night {night.id})", night.champion
+        )
+    values = {
+        "night": night.id,
+        **decision.as_json(),
+        "challenger": challenger,
+        "champion_before": night.champion.version if night.champion else None,
+        "fingerprint": night.fingerprint,
+        "recipe": night.recipe,
+        "dataset": night.dataset,
+        "attempt": night.attempt,
+        **more,
+    }
+    data = json.dumps(values, indent=1).encode() + b"\n"
+    storage.write_bytes(storage.join(night.folder, DECISION_NAME), data)
+    storage.write_bytes(storage.join(night.workspace, LATEST_NAME), data)
+    storage.delete_files(night.workspace, [ACTIVE_NAME])
+    return values
