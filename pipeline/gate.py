@@ -29,7 +29,7 @@ class Gate:
     level: float = 0.05
     minimum_gain: float = 0.0
     recall_drop: float = 0.02
-    calibration_rise: float = 0.05
+    calibration_rise: float = 0.1
     latency_ratio: float = 1.5
 
     def __post_init__(self) -> None:

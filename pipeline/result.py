@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline import checkpoint, evaluate, shards, storage, timing
 from pipeline.job import TrainJob
@@ -67,16 +68,24 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     }
 
 
+def leaked_rows(dataset: str, data: Manifest) -> npt.NDArray[np.int64]:
+    """Returns the rows of val that have a duplicate or near duplicate in train, by the manifest.
+
+    None of them where they are more than half: images that simple look alike by nature, as handwritten digits do.
+    """
+    split = data.split("val")
+    rows = shards.rows_of(dataset, split, data.leaked.get("val", ()))
+    return rows if 2 * len(rows) <= split.rows else rows[:0]
+
+
 def without_leaked(dataset: str, data: Manifest, predictions: evaluate.Predictions) -> dict[str, Any] | None:
     """Returns rows, correct and top1 over the val images that have no duplicate or near duplicate in train.
 
-    None where the manifest lists none that have, or where less than half would be left: images that simple look alike
-    by nature, as handwritten digits do.
+    None where there are none that have (`leaked_rows`).
     """
-    leaked = data.leaked.get("val", ())
-    rows = shards.rows_of(dataset, data.split("val"), leaked)
+    rows = leaked_rows(dataset, data)
     clean = ~np.isin(predictions.row, rows)
-    if not len(rows) or 2 * clean.sum() < len(clean):
+    if clean.all():
         return None
     right = predictions.classes[clean, 0] == predictions.label[clean]
     correct, count = int(right.sum()), int(clean.sum())

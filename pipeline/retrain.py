@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import certify, evaluate, findings, manifest, registry, shards, storage
+from pipeline import certify, evaluate, findings, manifest, registry, storage
 from pipeline.certify import METRICS_NAME, EvaluateJob
 from pipeline.drift import Drift, Thresholds, brightness, class_mix, feature_distance, judge
 from pipeline.errors import RecipeError
@@ -22,6 +22,7 @@ from pipeline.evaluate import Predictions
 from pipeline.gate import Check, Decision, Gate, decide
 from pipeline.manifest import Manifest
 from pipeline.quality import load_provenance
+from pipeline.result import leaked_rows
 from pipeline.trained import check_classes, find_model
 
 LATEST_NAME, ACTIVE_NAME, DECISION_NAME = "latest.json", "active.json", "decision.json"
@@ -127,12 +128,12 @@ def evaluate_model(night: Night, checkpoint: str, name: str, job: EvaluateJob) -
 def fair_rows(dataset: str, data: Manifest, others: list[str]) -> npt.NDArray[np.bool_]:
     """Returns bool [rows of val]: the images that neither model can know from training.
 
-    Left out are those with a duplicate or near duplicate in train, and those whose source file, by its SHA-256, is in
+    Left out are `result.leaked_rows`, and those whose source file, by its SHA-256, is in
     train of one of `others`, data sets that the champion and those before it were trained on.
     """
     split = data.split("val")
     fair = np.ones(split.rows, dtype=np.bool_)
-    fair[shards.rows_of(dataset, split, data.leaked.get("val", ()))] = False
+    fair[leaked_rows(dataset, data)] = False
     seen: set[bytes] = set()
     for uri in others:
         table = load_provenance(uri, manifest.load(uri), ["source_sha256"])

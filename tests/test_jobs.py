@@ -140,6 +140,7 @@ def test_verify_and_diff_say_what_is_wrong_and_what_changed(tmp_path: Path) -> N
     assert f"damaged: val/{shard.name}: SHA-256" in finished.stdout
 
 
+@pytest.mark.slow
 def test_an_ingest_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp_path: Path) -> None:
     """One worker, undisturbed; four workers, killed twice with SIGKILL and started again: one digest, equal files."""
     make_tree(tmp_path / "tree", per_class=300)
