@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs import command, training
 from pipeline import storage
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, check_installed
 from pipeline.manifest import Manifest
 from pipeline.manifest import load as load_manifest
 from pipeline.recipes import TestViews
@@ -79,6 +79,10 @@ def _evaluate(args: Args, uri: str) -> None:
     model = trained.find_model(uri)
     if not all(1 <= severity <= 5 for severity in args.severities) or not args.severities:
         raise RecipeError(f"severities={' '.join(map(str, args.severities))} must be 1 to 5")
+    if args.explain or args.full:
+        check_installed("explain", "captum")
+    if args.label_problems or args.full:
+        check_installed("label-problems", "cleanlab")
     if args.robustness_rows < 0:
         raise RecipeError(f"robustness-rows={args.robustness_rows} must be 0 (all) or more")
     if args.label_rows < 1:

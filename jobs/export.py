@@ -13,6 +13,7 @@ import numpy as np
 
 from jobs import command, training
 from pipeline import storage
+from pipeline.errors import check_installed
 from pipeline.recipes import TestViews
 
 _RANDOM_BATCHES = (1, 2, 7, 64)
@@ -38,6 +39,7 @@ def main(args: Args) -> None:
     from pipeline.decode import best_decoder
     from pipeline.view import evaluation_view
 
+    check_installed("export", "onnx", "onnxscript", "onnxruntime")
     uri = storage.absolute(args.checkpoint).rstrip("/")
     model = trained.find_model(uri)
     out = storage.absolute(args.out) if args.out else storage.join(uri, "export")

@@ -4,6 +4,8 @@ A job prints a `PipelineError` as one line without a traceback and exits with st
 defect of ours and keeps its traceback.
 """
 
+import importlib.util
+
 
 class PipelineError(ValueError):
     """Something the user gave can't be used. The message names field, value and remedy."""
@@ -15,6 +17,10 @@ class SourceError(PipelineError):
 
 class StorageError(PipelineError):
     """A storage refuses, or doesn't answer for longer than is waited for."""
+
+
+class MissingPackageError(PipelineError):
+    """What was asked for needs a package that isn't installed."""
 
 
 class DatasetError(PipelineError):
@@ -47,3 +53,13 @@ class ClusterError(PipelineError):
 
 class ExactnessError(AssertionError):
     """Rows were lost, doubled or out of order: a defect, never the user's fault, never to be caught."""
+
+
+def check_installed(what: str, *packages: str) -> None:
+    """Raises MissingPackageError, with the remedy, unless all packages of the extra `evaluation` are there."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            f"{what} needs {' and '.join(missing)}; install them: pip install 'image-pipeline[evaluation]', or, in "
+            "a checkout, uv sync --extra evaluation"
+        )

@@ -93,6 +93,7 @@ def test_bad_sources_are_said_in_one_line(tmp_path: Path) -> None:
     assert "holds a finished data set already" in again
 
 
+@pytest.mark.slow
 def test_a_mended_source_starts_over_and_another_source_is_refused(tmp_path: Path) -> None:
     files = tree_files(make_tree(tmp_path / "tree"))
     make_tar(tmp_path / "a.tar", {**files, "train/bee/002.jpg": b""})
@@ -184,6 +185,7 @@ def test_a_second_ingest_into_the_same_target_is_refused(tmp_path: Path) -> None
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_the_readmes_first_command_works_offline(tmp_path: Path) -> None:
     """It can't have CIFAR-10, so it trains on the digits and says so in every place that people look at."""
     finished = run_job("cifar10", cwd=tmp_path)
@@ -216,6 +218,7 @@ def traced(run: Path) -> dict[int, list[str]]:
     return {entry["step"]: entry["keys"] for entry in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path, digits_dataset: str) -> None:
     train = [*TRAIN, "--data", digits_dataset]
     quiet = run_job("cifar10", *train, "--run-dir", "quiet", cwd=tmp_path)

@@ -23,7 +23,7 @@ from pipeline.shards import read_rows
 from tests.test_jobs import ROOT
 from tests.test_survival import trained_on
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 # Streams the batches of two epochs on the cluster; a line each: step, node of the task, rows and pixels as SHA-256.
 CODE = """
@@ -134,6 +134,7 @@ def expected(uri: str) -> list[tuple[str, str]]:
     return lines
 
 
+@pytest.mark.slow
 def test_a_node_dies_in_the_middle_of_an_epoch_and_no_row_is_lost_or_doubled(
     nodes: Nodes, tree_dataset: str, tmp_path: Path
 ) -> None:
@@ -193,6 +194,7 @@ def second_node(nodes: Nodes) -> str:
     return out.split("NODE ")[1].split()[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("nodes", [2], indirect=True)
 def test_after_a_notice_a_node_goes_and_another_comes_and_the_order_stays(
     nodes: Nodes, digits_dataset: str, tmp_path: Path
@@ -250,6 +252,7 @@ def test_after_a_notice_a_node_goes_and_another_comes_and_the_order_stays(
         assert batch == [keys[row] for row in order.rows(step)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("nodes", [2], indirect=True)
 def test_when_the_head_has_gone_the_job_ends_and_the_same_command_goes_on_on_another_cluster(
     nodes: Nodes, digits_dataset: str, tmp_path: Path

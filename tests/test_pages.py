@@ -18,8 +18,7 @@ from pipeline.label_problems import Problem
 from pipeline.report import write_report
 from pipeline.trained import find_model
 
-WIDTHS = (1280, 390)
-SCHEMES = ("light", "dark")
+WINDOWS = ((1280, "light"), (390, "dark"))
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +74,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", ["evaluation", "compare", "report"])
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS)
 def test_axe_finds_nothing_and_nothing_sticks_out(
     pages: dict[str, Path], browser: Any, name: str, scheme: str, width: int
 ) -> None:

@@ -31,9 +31,14 @@ def test_the_whole_set_is_pinned() -> None:
                 assert re.sub(r"[-_.]+", "-", need.name).lower() in names, f"{name} needs {need.name}"
 
 
-@pytest.mark.parametrize("group", ["project", "dev"])
+@pytest.mark.parametrize("group", ["project", "evaluation", "dev"])
 def test_direct_dependencies_are_exact(group: str) -> None:
-    lines = PROJECT["project"]["dependencies"] if group == "project" else PROJECT["dependency-groups"]["dev"]
+    lines = {
+        "project": PROJECT["project"]["dependencies"],
+        "evaluation": PROJECT["project"]["optional-dependencies"]["evaluation"],
+        "dev": [line for line in PROJECT["dependency-groups"]["dev"] if line != "image-pipeline[evaluation]"],
+    }[group]
+    assert lines
     assert all(re.fullmatch(r"[\w-]+(\[[\w,]+\])?==[\d.]+", line) for line in lines)
 
 

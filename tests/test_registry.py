@@ -184,8 +184,6 @@ def test_the_job_adds_promotes_shows_and_rolls_back(trained: str, evaluation: st
     said = job("add", "--checkpoint", trained, "--evaluation", evaluation)
     version = said.split()[1].rstrip(":")
     assert "champion is" in job("promote", version[:6], "--reason", "the first")
-    assert version in job("list")
     assert "the first" in job("show")
-    assert "every file has its checksum" in job("verify")
     error = run_job("registry", "rollback", "--registry", "models", cwd=tmp_path)
     assert "nothing to go back to" in one_line_error(error)

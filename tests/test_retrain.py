@@ -2,7 +2,11 @@
 
 import http.server
 import json
+import os
+import signal
+import subprocess
 import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from pipeline.gate import Gate
 from pipeline.manifest import load
 from pipeline.shards import read_rows
 from tests.test_gate import predictions
-from tests.test_jobs import one_line_error, run_job
+from tests.test_jobs import command, one_line_error, run_job
 
 GATE = Gate()
 
@@ -96,8 +100,6 @@ def test_drift_is_measured_and_named(digits_dataset: str) -> None:
     ("arguments", "message"),
     [
         ([], "--source URI is missing"),
-        (["--source", "nothere", "--workspace", "w"], "nothere: no such file or folder"),
-        (["--source", ".", "--workspace", "w", "--level", "0.7"], "level=0.7"),
         (["--source", ".", "--workspace", "w", "--max-cost", "3"], "max-cost needs --cost-per-hour"),
         (["--source", ".", "--workspace", "w", "--webhook", "file:///x"], "must begin with http://"),
     ],
@@ -146,7 +148,7 @@ class Hook(http.server.BaseHTTPRequestHandler):
         """Says nothing."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_nights_in_a_bucket_and_a_rollback(digits_dataset: str, s3: str, tmp_path: Path) -> None:
     """First model; nothing new; more images; more images of which 30 % have a wrong label; back by one command."""
     source, workspace = Source(digits_dataset, f"{s3}/nights/source"), f"{s3}/nights/work"
@@ -193,3 +195,66 @@ def test_four_nights_in_a_bucket_and_a_rollback(digits_dataset: str, s3: str, tm
     assert len(registry.versions(place)) == 3
     assert [line["promote"] for line in got] == [True, True, False]
     server.shutdown()
+
+
+STAGES = (
+    "active.json",
+    "datasets/*/train/*.parquet",
+    "datasets/*/manifest.json",
+    "nights/*/run/config.json",
+    "nights/*/run/checkpoints/*/state.json",
+    "nights/*/run/result.json",
+    "nights/*/challenger/predictions.parquet",
+    "nights/*/challenger/metrics.json",
+    "registry/versions/*/version.json",
+    "registry/aliases/champion.json",
+)
+
+
+@pytest.mark.slow
+def test_killed_at_every_stage_a_night_ends_with_one_promotion(digits_dataset: str, tmp_path: Path) -> None:
+    """SIGKILL as soon as each stage has left its first file, then once more without."""
+    source = Source(digits_dataset, str(tmp_path / "source"))
+    source.add(0, 300)
+    work = tmp_path / "work"
+    arguments = ["--source", source.uri, "--workspace", str(work), "--recipe", "digits", "--epochs", "4"]
+    line = [*command("retrain", *arguments), "--workers", "0"]
+    killed = []
+    for stage in STAGES:
+        process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and not list(work.glob(stage)):
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed.append(stage)
+        process.wait()
+    assert set(STAGES) - set(killed) <= {"registry/aliases/champion.json"}  # it may be over before it is seen
+    finished = run_job("retrain", *arguments, "--workers", "0", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "PROMOTED" in finished.stdout or "nothing to do" in finished.stdout
+    place = str(work / "registry")
+    assert [move.number for move in registry.history(place)] == [1]
+    assert len(registry.versions(place)) == 1
+    assert registry.verify(place) == []
+    assert len(list((work / "nights").iterdir())) == 1
+    assert not (work / "active.json").exists()
+    assert "nothing to do" in run_job("retrain", *arguments, "--workers", "0", cwd=tmp_path).stdout
+
+
+@pytest.mark.slow
+def test_of_two_nights_at_once_one_works_and_one_leaves_and_a_budget_ends_one(
+    digits_dataset: str, tmp_path: Path
+) -> None:
+    source = Source(digits_dataset, str(tmp_path / "source"))
+    source.add(0, 300)
+    arguments = ["--source", source.uri, "--workspace", str(tmp_path / "work"), "--recipe", "digits", "--workers", "0"]
+    stopped = run_job("retrain", *arguments, "--max-hours", "0.002", cwd=tmp_path)  # 7 seconds
+    assert stopped.returncode == 1, stopped.stdout + stopped.stderr
+    assert "the budget of 0.002 h is used up" in stopped.stdout
+    line = command("retrain", *arguments, "--epochs", "4")
+    both = [subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted("PROMOTED" in text for text in said) == [False, True]
+    assert sorted("leaving (--wait waits for it)" in text for text in said) == [False, True]
+    assert len(registry.history(str(tmp_path / "work" / "registry"))) == 1

@@ -229,6 +229,7 @@ def test_many_tars_in_a_bucket_are_walked_by_ray(s3: str, tmp_path: Path, monkey
         assert remote.splits[split]["key"].to_pylist() == table["key"].to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_nothing_that_is_written_or_printed_tells_endpoint_or_credentials(s3: str, tmp_path: Path) -> None:
     files = tree_files(make_tree(tmp_path / "tree"))
@@ -247,7 +248,7 @@ def test_nothing_that_is_written_or_printed_tells_endpoint_or_credentials(s3: st
     assert not any(name.startswith("_ingest") for name in written)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_storage_that_is_away_for_a_minute_costs_the_minute_and_nothing_else(
     s3: str, tree_dataset: str, tmp_path: Path

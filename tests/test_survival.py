@@ -65,11 +65,11 @@ def trained_on(run: Path) -> dict[int, list[str]]:
     return done
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_random_kills_end_with_the_weights_of_the_quiet_run(digits_dataset: str, tmp_path: Path) -> None:
     """SIGKILL to one of two workers, ten times, each after a new checkpoint and a random while."""
-    quiet = run_it(job_of(digits_dataset, tmp_path / "quiet", 14, num_workers=2, trace_rows=True))
-    job, draw = job_of(digits_dataset, tmp_path / "killed", 14, num_workers=2, trace_rows=True), random.Random(7)
+    quiet = run_it(job_of(digits_dataset, tmp_path / "quiet", 30, num_workers=2, trace_rows=True))
+    job, draw = job_of(digits_dataset, tmp_path / "killed", 30, num_workers=2, trace_rows=True), random.Random(7)
     kills: list[tuple[int, float]] = []
     ended = threading.Event()
 
@@ -100,7 +100,7 @@ def test_ten_random_kills_end_with_the_weights_of_the_quiet_run(digits_dataset: 
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "quiet" / name).read_bytes(), name
     steps = trained_on(tmp_path / "killed")
     assert steps == trained_on(tmp_path / "quiet")
-    assert len(steps) == 14 * 12
+    assert len(steps) == 30 * 12
     assert values["val"] == quiet["val"]
     seconds = sorted(start["time"] for start in values["starts"])
     gaps = [round(later - earlier, 1) for earlier, later in pairwise(seconds)]

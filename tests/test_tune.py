@@ -166,8 +166,8 @@ def test_a_search_that_cannot_work_is_said_in_one_line(tmp_path: Path, arguments
     assert message in one_line_error(run_job("tune", *arguments, cwd=tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.ray
-@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_and_its_trials_end_as_runs_of_their_own(
     tmp_path: Path, digits_dataset: str
 ) -> None:
