@@ -44,12 +44,7 @@ def main(args: Args) -> None:
     default_run = f"runs/{recipe.name}-{data.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = storage.absolute(args.run_dir or default_run)
     job = args.make_job(dataset, run, recipe, workers, gpus)
-    if not workers and recipe.residency == "resident":
-        command.quieten_ray()
-        training.train_and_report(job)
-        return
-    with command.ray_session(workers):
-        training.train_and_report(training.with_cluster(job, training.total_cpus()))
+    training.train_here(job)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ uv run jobs/evaluate.py --compare RUN_A RUN_B --data URI
 uv run jobs/evaluate.py --verify OUT
 """
 
-import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,15 +107,17 @@ def _run_and_report(args: Args, job: "EvaluateJob", data: Manifest, model: "Mode
     certify.run(replace(job, severities=severities, robustness_rows=min(args.robustness_rows, job.num_rows(data))))
     certificate, predictions = certify.certify(job, data, model)
     values = findings.gather(job, data, model, certificate, predictions, args.slice_by)
-    values["temperature"] = _temperature(job, data, model, predictions) if calibrates else None
-    values["robustness"] = certify.read_robustness(job.out) if args.robustness or args.full else None
-    explained = problems = values["label_problems"] = values["sanity"] = None
+    explained = problems = None
+    if calibrates:
+        values["temperature"] = _temperature(job, data, model, predictions)
+    if severities:
+        values["robustness"] = certify.read_robustness(job.out)
     if args.explain or args.full:
         explained = explain.explain(job, data, model, predictions, job.progress)
         values["sanity"] = explained["sanity"]
     if args.label_problems or args.full:
         values["label_problems"], problems = _label_problems(args, job, data)
-    storage.write_bytes(storage.join(job.out, certify.METRICS_NAME), json.dumps(values, indent=1).encode() + b"\n")
+    certify.write_metrics(job.out, values)
     report = evaluation_report.write_report(job.out, job.dataset, data, values, predictions, explained, problems)
     _print(job.out, values, report, model_card.write_card(job.out, values))
 

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.retrain import Night
 
 KEPT = 3
-_WEBHOOK_SECONDS = 10
+_WEBHOOK_SECONDS, _LOOK_AGAIN_SECONDS = 10, 2
 
 
 @dataclass(frozen=True)
@@ -200,12 +200,7 @@ def _train(args: Args, night: "Night", recipe: Recipe, run: str) -> None:
     if args.from_champion and night.champion:
         begin = weights_of("champion", storage.join(night.champion_uri, MODEL_NAME))
     job = TrainJob(night.dataset, run, recipe, args.seed, workers, use_gpu=0 < workers <= gpus, pretrained=begin)
-    if not workers and recipe.residency == "resident":
-        command.quieten_ray()
-        training.train_and_report(job)
-        return
-    with command.ray_session(workers):
-        training.train_and_report(training.with_cluster(job, training.total_cpus()))
+    training.train_here(job)
 
 
 # --- one at a time, within a budget ------------------------------------------------------------------------------
@@ -215,21 +210,18 @@ def _train(args: Args, night: "Night", recipe: Recipe, run: str) -> None:
 def _alone(args: Args, workspace: str) -> Iterator[lease.Lease]:
     """Holds the workspace's lease; leaves with 0, or waits, where another one does."""
     place = storage.join(workspace, "lease.json")
-    while True:
-        try:
-            with command.Display() as display:
-                holding = lease.held(place, workspace, display)
-                held = holding.__enter__()
-            break
-        except DatasetError as error:
-            if not args.wait:
-                command.console.print(f"{error}; leaving (--wait waits for it)")
-                sys.exit(0)
-            time.sleep(2)
-    try:
+    with ExitStack() as stack:
+        held: lease.Lease | None = None
+        while held is None:
+            try:
+                with command.Display() as display:
+                    held = stack.enter_context(lease.held(place, workspace, display))
+            except DatasetError as error:
+                if not args.wait:
+                    command.console.print(f"{error}; leaving (--wait waits for it)")
+                    sys.exit(0)
+                time.sleep(_LOOK_AGAIN_SECONDS)
         yield held
-    finally:
-        holding.__exit__(None, None, None)
 
 
 @contextmanager

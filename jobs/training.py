@@ -268,6 +268,16 @@ def total_cpus() -> float:
     return float(ray.cluster_resources().get("CPU", 0))
 
 
+def train_here(job: "TrainJob") -> None:
+    """Trains and reports; Ray runs meanwhile where it is needed: for workers, or to stream."""
+    if not job.num_workers and job.recipe.residency == "resident":
+        quieten_ray()
+        train_and_report(job)
+        return
+    with ray_session(job.num_workers):
+        train_and_report(with_cluster(job, total_cpus()))
+
+
 @contextmanager
 def evaluating(workers: int | None, job: "EvaluateJob") -> Iterator["EvaluateJob"]:
     """Yields an evaluation with its workers, one a GPU by default, and a display that they report to.

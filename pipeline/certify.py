@@ -256,6 +256,11 @@ def read_metrics(out: str) -> dict[str, Any]:
     return values
 
 
+def write_metrics(out: str, values: dict[str, Any]) -> None:
+    """Writes `metrics.json`."""
+    storage.write_bytes(storage.join(out, METRICS_NAME), json.dumps(values, indent=1).encode() + b"\n")
+
+
 def verify(out: str, dataset: str, data: Manifest, model: Model) -> Certificate:
     """Repeats all checks of the evaluation at `out`, its metrics included.
 

@@ -22,7 +22,10 @@ def gather(
     job: EvaluateJob, data: Manifest, model: Model, certificate: Certificate, predictions: Predictions,
     columns: tuple[str, ...] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Returns what can be said of certified predictions. columns: of the data set's provenance, to slice by, too."""
+    """Returns what can be said of certified predictions. columns: of the data set's provenance, to slice by, too.
+
+    temperature, robustness, sanity and label_problems are None: they are for who has looked for them.
+    """
     summary = metrics.summary(predictions, data.classes)
     found = metrics.slices(predictions.right, _columns(job, data, predictions, columns))
     worst = metrics.worst_slice(found, summary["top1"])
@@ -47,6 +50,10 @@ def gather(
         "without_leaked": result.without_leaked(job.dataset, data, predictions) if whole_val else None,
         "slices": [{**asdict(each), "top1": each.top1} for each in found],
         "worst_slice": worst and {**asdict(worst), "top1": worst.top1, "below_mean": summary["top1"] - worst.top1},
+        "temperature": None,
+        "robustness": None,
+        "sanity": None,
+        "label_problems": None,
         "decoder": job.decoder,
         "versions": result.versions(),
         "git_commit": result.git_commit(),

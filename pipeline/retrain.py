@@ -120,8 +120,7 @@ def evaluate_model(night: Night, checkpoint: str, name: str, job: EvaluateJob) -
         certify.run(mine)
         certificate, predictions = certify.certify(mine, data, model)
         values = findings.gather(mine, data, model, certificate, predictions)
-        values |= {"temperature": None, "robustness": None, "label_problems": None, "sanity": None}
-        storage.write_bytes(storage.join(out, METRICS_NAME), json.dumps(values, indent=1).encode() + b"\n")
+        certify.write_metrics(out, values)
     return evaluate.read_predictions(out)[0], certify.read_metrics(out)
 
 
