@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.retrain import Night
 
 KEPT = 3
-_WEBHOOK_SECONDS, _LOOK_AGAIN_SECONDS = 10, 2
+_WEBHOOK_SECONDS, _LOOK_AGAIN_SECONDS, _INTERRUPT_AGAIN_SECONDS = 10, 2, 30
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def main(args: Args) -> None:
         return
     with _alone(args, workspace) as alone, _budget(hours) as stopped:
         try:
-            _work(args, source, workspace, recipe, gate, hours, alone)
+            _work(args, source, workspace, recipe, gate, hours, alone, stopped)
         except KeyboardInterrupt:
             if not stopped.is_set():
                 raise
@@ -99,8 +99,9 @@ def main(args: Args) -> None:
 
 
 def _work(
-    args: Args, source: str, workspace: str, recipe: Recipe, gate: Any, hours: float | None, alone: lease.Lease
-) -> None:
+    args: Args, source: str, workspace: str, recipe: Recipe, gate: Any, hours: float | None, alone: lease.Lease,
+    over: threading.Event,
+) -> None:  # fmt: skip
     from pipeline import retrain
 
     latest = retrain.read_latest(workspace)
@@ -110,7 +111,7 @@ def _work(
         return
     night = retrain.begin(night)
     _print_plan(night, hours, latest)
-    decision = _night(args, night, recipe, alone)
+    decision = _night(args, night, recipe, alone, over)
     _print_decision(night, decision)
     if args.webhook:
         _notify(args.webhook, decision)
@@ -138,29 +139,29 @@ def _planned(args: Args, source: str, workspace: str, recipe: Recipe, gate: Any)
 # --- the stages --------------------------------------------------------------------------------------------------
 
 
-def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease) -> dict[str, Any]:
-    from pipeline import drift, evaluation_report, registry, retrain
+def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over: threading.Event) -> dict[str, Any]:
+    from pipeline import compare, drift, evaluation_report, registry, retrain
     from pipeline.certify import EvaluateJob
 
     seconds: dict[str, float] = {}
-    with _timed("ingest", seconds):
+    with _stage("ingest", seconds, over):
         if not is_dataset(night.dataset):
             with command.Display() as display:
                 ingest_source(night.source, night.dataset, args.layout, None, Settings(), display, args.max_quarantined)
         data = training.describe_dataset(night.dataset)
     alone.check()
     run = storage.join(night.folder, "run")
-    with _timed("train", seconds):
+    with _stage("train", seconds, over):
         _train(args, night, recipe, run)
     alone.check()
     nobody = EvaluateJob("", "", "")
     with training.evaluating(args.workers, nobody) as job:
-        with _timed("evaluate", seconds):
+        with _stage("evaluate", seconds, over):
             challenger, values = retrain.evaluate_model(night, run, "challenger", job)
             champion = None
             if night.champion is not None:
                 champion, _ = retrain.evaluate_model(night, night.champion_uri, "champion", job)
-        with _timed("drift", seconds):
+        with _stage("drift", seconds, over):
             others = retrain.datasets_of(night)
             drifted = retrain.measure_drift(night, others[-1], job, drift.Thresholds()) if others else None
     fair = retrain.fair_rows(night.dataset, data, others)
@@ -168,6 +169,11 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease) -> di
     report = evaluation_report.write_report(
         storage.join(night.folder, "challenger"), night.dataset, data, values, challenger
     )
+    comparison = None
+    if night.champion is not None:
+        before, after = (storage.join(night.folder, name) for name in ("champion", "challenger"))
+        compared, pair = compare.compare(before, after, data.classes)
+        _, comparison = compare.write_comparison(night.folder, night.dataset, data, "val", compared, pair)
     parent = night.champion.version if night.champion and night.from_champion else ""
     version = registry.add(night.registry, run, storage.join(night.folder, "challenger"), parent)
     alone.check()
@@ -177,12 +183,16 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease) -> di
         "drift": drifted and drifted.as_json(),
         "seconds": seconds,
         "report": report,
+        "comparison": comparison,
     }
     return retrain.conclude(night, decision, version.id, more)
 
 
 @contextmanager
-def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+def _stage(name: str, seconds: dict[str, float], over: threading.Event) -> Iterator[None]:
+    """Counts the seconds of a stage, which doesn't begin where the budget is used up."""
+    if over.is_set():
+        raise KeyboardInterrupt
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
@@ -226,23 +236,26 @@ def _alone(args: Args, workspace: str) -> Iterator[lease.Lease]:
 
 @contextmanager
 def _budget(hours: float | None) -> Iterator[threading.Event]:
-    """Interrupts the process, as Ctrl-C does, when the hours are over; sets the event before that."""
-    over = threading.Event()
-    if hours is None:
-        yield over
-        return
+    """Interrupts the process, as Ctrl-C does, when the hours are over; the event that it yields is set then.
+
+    It does so once more after half a minute, for Ray may lose an interrupt while it starts, and no stage begins then.
+    """
+    over, ended = threading.Event(), threading.Event()
 
     def stop() -> None:
-        over.set()
-        os.kill(os.getpid(), signal.SIGINT)
+        assert hours is not None
+        wait_seconds = 3600 * hours
+        while not ended.wait(wait_seconds):
+            over.set()
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_seconds = _INTERRUPT_AGAIN_SECONDS
 
-    timer = threading.Timer(3600 * hours, stop)
-    timer.daemon = True
-    timer.start()
+    if hours is not None:
+        threading.Thread(target=stop, daemon=True).start()
     try:
         yield over
     finally:
-        timer.cancel()
+        ended.set()
 
 
 # --- what it says ------------------------------------------------------------------------------------------------
@@ -276,7 +289,7 @@ def _print_decision(night: "Night", decision: dict[str, Any]) -> None:
         *(("drift", warning) for warning in (decision["drift"] or {}).get("warnings", ())),
         ("time", ", ".join(f"{name} {value:.0f} s" for name, value in decision["seconds"].items())),
         ("decision", storage.join(night.folder, "decision.json")),
-        ("report", decision["report"]),
+        ("page", storage.join(night.folder, "decision.html")),
     ]
     command.print_table(f"\nnight {night.id}: {load(night.dataset).name}", lines)
 

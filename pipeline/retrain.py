@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pipeline import certify, evaluate, findings, manifest, registry, storage
 from pipeline.certify import METRICS_NAME, EvaluateJob
+from pipeline.charts import page
 from pipeline.drift import Drift, Thresholds, brightness, class_mix, feature_distance, judge
 from pipeline.errors import RecipeError
 from pipeline.evaluate import Predictions
@@ -25,7 +26,8 @@ from pipeline.quality import load_provenance
 from pipeline.result import leaked_rows
 from pipeline.trained import check_classes, find_model
 
-LATEST_NAME, ACTIVE_NAME, DECISION_NAME = "latest.json", "active.json", "decision.json"
+LATEST_NAME, ACTIVE_NAME = "latest.json", "active.json"
+DECISION_NAME, PAGE_NAME = "decision.json", "decision.html"
 _DRIFT_ROWS = 5000
 
 
@@ -204,7 +206,10 @@ def decide_night(
 
 
 def conclude(night: Night, decision: Decision, challenger: str, more: dict[str, Any]) -> dict[str, Any]:
-    """Moves the aliases by the decision, and writes `decision.json` and, last, `latest.json`. Returns the former.
+    """Moves the champion by the decision, and writes `decision.json`, its page and, last, `latest.json`. Returns the
+    first.
+
+    more: fair_rows, rows, drift, seconds, report and comparison (URIs or None) of the night.
 
     Raises RegistryError if the champion isn't the one any more that the night began with.
     """
@@ -227,6 +232,7 @@ def conclude(night: Night, decision: Decision, challenger: str, more: dict[str, 
     }
     data = json.dumps(values, indent=1).encode() + b"\n"
     storage.write_bytes(storage.join(night.folder, DECISION_NAME), data)
+    storage.write_bytes(storage.join(night.folder, PAGE_NAME), page("decision.html", values=values).encode())
     storage.write_bytes(storage.join(night.workspace, LATEST_NAME), data)
     storage.delete_files(night.workspace, [ACTIVE_NAME])
     return values

@@ -10,9 +10,12 @@ import pytest
 
 from pipeline import certify, compare, evaluation_report, explain, findings, manifest, model_card, result
 from pipeline.certify import EvaluateJob
+from pipeline.charts import page
 from pipeline.cookbook import make_recipe
+from pipeline.drift import Thresholds, judge
 from pipeline.evaluate import read_predictions
 from pipeline.evaluation_report import problem_pictures
+from pipeline.gate import Gate, decide
 from pipeline.job import TrainJob
 from pipeline.label_problems import Problem
 from pipeline.report import write_report
@@ -48,6 +51,15 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
     compared, pair = compare.compare(jobs[0].out, jobs[1].out, data.classes)
     _, comparison = compare.write_comparison(str(out), digits_dataset, data, "val", compared, pair)
     (out / "values.json").write_text(json.dumps(values))
+    better, worse = (read_predictions(each.out)[0] for each in jobs)
+    decided = {
+        **decide(better, worse, data.classes, Gate()).as_json(),
+        "drift": judge(0.3, None, 0.1, Thresholds()).as_json(),
+        "night": "0123456789ab", "recipe": {"name": "digits"}, "dataset": digits_dataset, "fair_rows": 300, "rows": 359,
+        "challenger": "a" * 16, "champion_before": "b" * 16, "report": "evaluation.html", "comparison": "compare.html",
+        "seconds": {"train": 12.3},
+    }  # fmt: skip
+    (out / "decision.html").write_text(page("decision.html", values=decided))
     training = TrainJob(digits_dataset, trained, make_recipe("digits", epochs=3), hold_out=0.1)
     made = result.build_result(training, data)
     trained_page = write_report(str(out), digits_dataset, data, made, read_predictions(trained)[0])
@@ -55,6 +67,7 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
         "evaluation": Path(report),
         "compare": Path(comparison),
         "report": Path(trained_page),
+        "decision": out / "decision.html",
         "card": Path(model_card.write_card(str(out), values)),
         "values": out / "values.json",
     }
@@ -73,37 +86,37 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.mark.parametrize("name", ["evaluation", "compare", "report"])
+@pytest.mark.parametrize("name", ["evaluation", "compare", "report", "decision"])
 @pytest.mark.parametrize(("width", "scheme"), WINDOWS)
 def test_axe_finds_nothing_and_nothing_sticks_out(
     pages: dict[str, Path], browser: Any, name: str, scheme: str, width: int
 ) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     fetched: list[str] = []
-    page.on("request", lambda request: fetched.append(request.url))
-    page.goto(pages[name].as_uri(), timeout=120_000)
-    results = Axe().run(page)
+    shown.on("request", lambda request: fetched.append(request.url))
+    shown.goto(pages[name].as_uri(), timeout=120_000)
+    results = Axe().run(shown)
     assert results.violations_count == 0, results.generate_report()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
     assert [url for url in fetched if not url.startswith(("file:", "data:"))] == []
     assert pages[name].stat().st_size < 5e6
-    page.close()
+    shown.close()
 
 
 def test_tables_are_sorted_by_keyboard(pages: dict[str, Path], browser: Any) -> None:
-    page = browser.new_page()
-    page.goto(pages["evaluation"].as_uri())
-    table = page.locator("table.sortable").last
+    shown = browser.new_page()
+    shown.goto(pages["evaluation"].as_uri())
+    table = shown.locator("table.sortable").last
     head = table.locator("th button", has_text="recall")
     for order in (1, -1):
         head.focus()
-        page.keyboard.press("Enter")
-        shown = [float(text) for text in table.locator("tbody td:nth-child(4)").all_text_contents()]
-        assert shown == sorted(shown)[::order]
+        shown.keyboard.press("Enter")
+        numbers = [float(text) for text in table.locator("tbody td:nth-child(4)").all_text_contents()]
+        assert numbers == sorted(numbers)[::order]
     assert table.locator("th[aria-sort=descending]").text_content() == "recall"
-    page.close()
+    shown.close()
 
 
 def test_the_page_says_what_was_found(pages: dict[str, Path]) -> None:

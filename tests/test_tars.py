@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import storage
+from pipeline import parallel, storage
 from pipeline.errors import SourceError
 from pipeline.sources import tars
 from pipeline.sources.tars import Tar, scan
@@ -35,6 +35,12 @@ def archive(path: Path, kind: int, members: int = 300, seed: int = 0) -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that other tests left would do these small walks, slowly; tests/test_s3.py has some by Ray."""
+    monkeypatch.setattr(parallel, "ray_runs", lambda: False)
 
 
 def reference(path: Path) -> list[tuple[str, int, int]]:
