@@ -88,14 +88,16 @@ def main(args: Args) -> None:
     if args.dry_run:
         _print_plan(_planned(args, source, workspace, recipe, gate), hours, retrain.read_latest(workspace))
         return
-    with _alone(args, workspace) as alone, _budget(hours) as stopped:
-        try:
-            _work(args, source, workspace, recipe, gate, hours, alone, stopped)
-        except KeyboardInterrupt:
-            if not stopped.is_set():
-                raise
-            command.console.print(f"the budget of {hours:g} h is used up; the same command goes on from here")
-            sys.exit(1)
+    over = threading.Event()
+    try:
+        with _alone(args, workspace) as alone, _budget(hours, over):
+            _work(args, source, workspace, recipe, gate, hours, alone, over)
+    except KeyboardInterrupt:
+        if not over.is_set():
+            raise
+        command.console.print(f"the budget of {hours:g} h is used up; the same command goes on from here")
+        sys.stdout.flush()
+        os._exit(1)  # all is given back; threads of an interrupted Ray may crash what Python does at its end
 
 
 def _work(
@@ -235,12 +237,12 @@ def _alone(args: Args, workspace: str) -> Iterator[lease.Lease]:
 
 
 @contextmanager
-def _budget(hours: float | None) -> Iterator[threading.Event]:
-    """Interrupts the process, as Ctrl-C does, when the hours are over; the event that it yields is set then.
+def _budget(hours: float | None, over: threading.Event) -> Iterator[None]:
+    """Sets the event and interrupts the process, as Ctrl-C does, when the hours are over.
 
     It does so once more after half a minute, for Ray may lose an interrupt while it starts, and no stage begins then.
     """
-    over, ended = threading.Event(), threading.Event()
+    ended = threading.Event()
 
     def stop() -> None:
         assert hours is not None
@@ -253,7 +255,7 @@ def _budget(hours: float | None) -> Iterator[threading.Event]:
     if hours is not None:
         threading.Thread(target=stop, daemon=True).start()
     try:
-        yield over
+        yield
     finally:
         ended.set()
 

@@ -57,7 +57,7 @@ def test_a_submitted_night_ends_as_it_did(digits_dataset: str, tmp_path: Path) -
         "RAY_ADDRESS": f"http://{dashboard}",
         "SOURCE": source.uri,
         "WORKSPACE": str(tmp_path / "work"),
-        "RECIPE": "digits",
+        "PYTHON": sys.executable,
     }
     ended = []
     for recipe in ("digits", "digit"):
