@@ -229,9 +229,9 @@ def _compare(args: Args, first: str, second: str) -> None:
 
     dataset = _dataset(args)
     data = training.describe_dataset(dataset)
-    values, pair = compare.compare(first, second, data.classes)
+    values, pair = compare.compare(first, second, dataset, data)
     out = storage.absolute(args.out) if args.out else second
-    place, report = compare.write_comparison(out, dataset, data, args.split, values, pair)
+    place, report = compare.write_comparison(out, dataset, data, values, pair)
     changes = values["per_class"]
     command.print_table(
         f"\nB against A, {values['rows']:,} rows",

@@ -86,7 +86,8 @@ def main(args: Args) -> None:
     if not storage.exists(source):
         raise SourceError(f"source={source}: no such file or folder; give an existing path or URI")
     if args.dry_run:
-        _print_plan(_planned(args, source, workspace, recipe, gate), hours, retrain.read_latest(workspace))
+        latest = retrain.read_latest(workspace)
+        _print_plan(_planned(args, source, workspace, recipe, gate, latest), hours, latest)
         return
     over = threading.Event()
     try:
@@ -107,9 +108,9 @@ def _work(
     from pipeline import retrain
 
     latest = retrain.read_latest(workspace)
-    night = _planned(args, source, workspace, recipe, gate)
-    if retrain.nothing_to_do(latest, night.fingerprint, night.recipe) and not args.force and not _cut_off(workspace):
-        command.console.print(f"nothing to do: {source} and the recipe are those of night {(latest or {})['night']}")
+    night = _planned(args, source, workspace, recipe, gate, latest)
+    if latest and night.attempt and not args.force and not retrain.is_cut_off(workspace):
+        command.console.print(f"nothing to do: {source} and the recipe are those of night {latest['night']}")
         return
     night = retrain.begin(night)
     _print_plan(night, hours, latest)
@@ -121,16 +122,11 @@ def _work(
         sys.exit(KEPT)
 
 
-def _cut_off(workspace: str) -> bool:
-    from pipeline.retrain import ACTIVE_NAME
-
-    return storage.exists(storage.join(workspace, ACTIVE_NAME))
-
-
-def _planned(args: Args, source: str, workspace: str, recipe: Recipe, gate: Any) -> "Night":
+def _planned(
+    args: Args, source: str, workspace: str, recipe: Recipe, gate: Any, latest: dict[str, Any] | None
+) -> "Night":
     from pipeline import registry, retrain
 
-    latest = retrain.read_latest(workspace)
     fingerprint, values = storage.fingerprint(source), json.loads(json.dumps(asdict(recipe)))
     same = retrain.nothing_to_do(latest, fingerprint, values)
     champion = registry.current(storage.join(workspace, "registry"), registry.CHAMPION)
@@ -165,7 +161,7 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over:
                 champion, _ = retrain.evaluate_model(night, night.champion_uri, "champion", job)
         with _stage("drift", seconds, over):
             others = retrain.datasets_of(night)
-            drifted = retrain.measure_drift(night, others[-1], job, drift.Thresholds()) if others else None
+            drifted = retrain.measure_drift(night, others[0], job, drift.Thresholds()) if others else None
     fair = retrain.fair_rows(night.dataset, data, others)
     decision = retrain.decide_night(night, champion, challenger, data, fair)
     report = evaluation_report.write_report(
@@ -174,8 +170,8 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over:
     comparison = None
     if night.champion is not None:
         before, after = (storage.join(night.folder, name) for name in ("champion", "challenger"))
-        compared, pair = compare.compare(before, after, data.classes)
-        _, comparison = compare.write_comparison(night.folder, night.dataset, data, "val", compared, pair)
+        compared, pair = compare.compare(before, after, night.dataset, data)
+        _, comparison = compare.write_comparison(night.folder, night.dataset, data, compared, pair)
     parent = night.champion.version if night.champion and night.from_champion else ""
     version = registry.add(night.registry, run, storage.join(night.folder, "challenger"), parent)
     alone.check()

@@ -254,11 +254,15 @@ def with_cluster(job: "TrainJob", total_cpus: float) -> "TrainJob":
 
     if not job.num_workers:
         return job
-    share = (total_cpus - 1) / job.num_workers
-    most = 1.0 if job.use_gpu else float(int(share))
-    cpus = min(share, max(1.0, most))
+    cpus = cpus_of_worker(job.num_workers, job.use_gpu, total_cpus)
     check_stream_resources(job.num_workers, cpus, total_cpus)
     return replace(job, cpus_per_worker=int(100 * cpus) / 100)
+
+
+def cpus_of_worker(num_workers: int, use_gpu: bool, total_cpus: float) -> float:
+    """Returns one beside a GPU; without, whole ones of a share of all but one CPU, or that share if it is less."""
+    share = (total_cpus - 1) / num_workers
+    return min(share, max(1.0, 1.0 if use_gpu else float(int(share))))
 
 
 def total_cpus() -> float:
@@ -296,6 +300,6 @@ def evaluating(workers: int | None, job: "EvaluateJob") -> Iterator["EvaluateJob
             yield replace(job, progress=display)
         return
     with ray_session(count), Display() as display, remote_progress(display) as progress:
-        share = (total_cpus() - 1) / count
-        cpus = int(100 * min(share, max(1.0, float(int(share))))) / 100
-        yield replace(job, num_workers=count, use_gpu=count <= gpus, cpus_per_worker=cpus, progress=progress)
+        use_gpu = count <= gpus
+        cpus = int(100 * cpus_of_worker(count, use_gpu, total_cpus())) / 100
+        yield replace(job, num_workers=count, use_gpu=use_gpu, cpus_per_worker=cpus, progress=progress)

@@ -30,21 +30,36 @@ def read_pair(first: str, second: str) -> tuple[Pair, list[str]]:
     check_keys(others, keys)
     place = {key: number for number, key in enumerate(others)}
     order = np.array([place[key] for key in keys], dtype=np.int64)
-    other = Predictions(**{name: getattr(other, name)[order] for name in Predictions.__dataclass_fields__})
+    other = other.take(order)
     if not np.array_equal(one.label, other.label):
         key = keys[int(np.flatnonzero(one.label != other.label)[0])]
         raise CertificateError(f"{key}: A and B have different labels for it; compare evaluations of the same data set")
     return (one, other), keys
 
 
-def compare(first: str, second: str, classes: tuple[str, ...]) -> tuple[dict[str, Any], Pair]:
+def split_of(dataset: str, data: Manifest, rows: npt.NDArray[np.int64], keys: list[str]) -> str:
+    """Returns the split in which these rows have these keys: val, or train for what runs held out of it.
+
+    Raises CertificateError if there is none.
+    """
+    for name, split in data.splits.items():
+        if rows.max() < split.rows and read_rows(dataset, split, rows, ("key",))["key"].to_pylist() == keys:
+            return name
+    raise CertificateError(
+        f"data={dataset}: isn't what A and B were evaluated on ({keys[0]}, ...); give that with --data"
+    )
+
+
+def compare(first: str, second: str, dataset: str, data: Manifest) -> tuple[dict[str, Any], Pair]:
     """Returns the content of `compare.json`, and both sides. won: keys that only B has right; lost: only A."""
     pair, keys = read_pair(first, second)
+    classes = data.classes
     one, other = (each.right for each in pair)
     label, names = pair[0].label, np.array(keys)
     values = {
         "a": first,
         "b": second,
+        "split": split_of(dataset, data, pair[0].row, keys),
         "rows": len(label),
         "top1": [float(one.mean()), float(other.mean())],
         **mcnemar(one, other),
@@ -78,16 +93,14 @@ def verdict(values: dict[str, Any]) -> str:
     return f"{better} is better, by {abs(points):.2f} points, and that is hardly chance (p = {values['p']:.2g})"
 
 
-def write_comparison(
-    out: str, dataset: str, data: Manifest, split: str, values: dict[str, Any], pair: Pair
-) -> tuple[str, str]:
+def write_comparison(out: str, dataset: str, data: Manifest, values: dict[str, Any], pair: Pair) -> tuple[str, str]:
     """Writes `compare.json` and `compare.html` and returns their URIs."""
     places = storage.join(out, COMPARE_NAME), storage.join(out, REPORT_NAME)
     storage.write_bytes(places[0], json.dumps(values, indent=1).encode() + b"\n")
     one, other = (each.right for each in pair)
     pictures = {
-        "won": _pictures(dataset, data, split, pair, ~one & other),
-        "lost": _pictures(dataset, data, split, pair, one & ~other),
+        "won": _pictures(dataset, data, values["split"], pair, ~one & other),
+        "lost": _pictures(dataset, data, values["split"], pair, one & ~other),
     }
     html = page("compare.html", values=values, verdict=verdict(values), pictures=pictures, level=LEVEL)
     storage.write_bytes(places[1], html.encode())

@@ -50,6 +50,10 @@ class Predictions:
         right: npt.NDArray[np.bool_] = self.classes[:, 0] == self.label
         return right
 
+    def take(self, places: npt.NDArray[Any]) -> "Predictions":
+        """Returns some of the lines. places: indices, in the order wanted, or bool [N]."""
+        return Predictions(**{name: getattr(self, name)[places] for name in Predictions.__dataclass_fields__})
+
 
 def view_logits(model: nn.Module, images: Tensor, views: TestViews) -> Tensor:
     """images: float [N, 3, S, S], normalised. Returns float [N, C], the mean over the views of each image.
@@ -129,7 +133,7 @@ def merge(parts: list[Predictions], num_rows: int, left_out: Sequence[int] = (),
     """
     together = _concatenate(parts)
     order = np.argsort(together.row, kind="stable")
-    merged = Predictions(**{name: getattr(together, name)[order] for name in Predictions.__dataclass_fields__})
+    merged = together.take(order)
     due, seen = np.arange(first_row, first_row + num_rows), [*merged.row.tolist(), *left_out]
     if not np.array_equal(merged.row, np.setdiff1d(due, np.asarray(left_out, dtype=np.int64))):
         rows, counts = np.unique(np.array(seen, dtype=np.int64), return_counts=True)

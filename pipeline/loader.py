@@ -24,6 +24,7 @@ from pipeline.draws import Epochs, Keys, epochs_at
 from pipeline.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.manifest import Manifest, Split
 from pipeline.order import Rows
+from pipeline.parallel import TASK_CPUS, in_order
 from pipeline.progress import Progress, silent
 from pipeline.recipes import OnCorrupt
 from pipeline.rows import load_index
@@ -33,7 +34,6 @@ from pipeline.view import UnitTask, View
 
 Block = dict[str, npt.NDArray[Any]]
 _BLOCKS_AHEAD = 2
-_TASK_CPUS = 0.5  # two tasks on a CPU: one decodes while the other reads, or is between two units
 # Ray Data plans every task of an execution before it starts, and keeps some kilobytes of each that it ever did.
 _RUN_UNITS, _RUNS_OVERLAP = 1024, 64
 _RESIDENT_ROWS = 1000
@@ -227,18 +227,7 @@ class _Fetch:
 
 
 def _execute(task: UnitTask, run: range) -> Generator[Block]:
-    import ray
-
-    context = ray.data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # so that a task hands over unit by unit: a row, which can't be split
-    with ray.data.DataContext.current(context):  # a data set keeps a copy of the context it was made in
-        # not `range`, whose reads are tasks of their own and start on half of the CPUs
-        source = ray.data.from_items([{"id": unit} for unit in run], override_num_blocks=len(run))
-        dataset = source.map_batches(task, batch_size=1, num_cpus=_TASK_CPUS)
-    # Ray's own prefetching gives a block out only when the next ones are there too.
-    yield from dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy")
+    return in_order(run, lambda source: source.map_batches(task, batch_size=1, num_cpus=TASK_CPUS))
 
 
 def _units_from_blocks(blocks: Iterator[Block], units: Units, keys: Keys) -> Iterator[Batch]:

@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 THREADS = 16
+TASK_CPUS = 0.5  # two tasks on a CPU: one decodes while the other reads, or is between two units
 
 
 def usable_cpus() -> int:
@@ -104,3 +105,22 @@ def map_tables(
         done(len(found))
     empty = schema.empty_table()
     return [pa.concat_tables(found.get(number, [empty])) for number in range(len(items))]
+
+
+def in_order(numbers: Sequence[int], stages: Callable[[Any], Any]) -> Generator[dict[str, Any]]:
+    """Yields the blocks of a Ray Data execution over {"id": number}, in the order of the numbers, each when it is made.
+
+    stages: adds to the data set what makes a row of each number, which can't be split. Needs Ray.
+    """
+    import ray
+
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # so that a task hands over unit by unit
+    with ray.data.DataContext.current(context):  # a data set keeps a copy of the context it was made in
+        # not `range`, whose reads are tasks of their own and start on half of the CPUs
+        source = ray.data.from_items([{"id": number} for number in numbers], override_num_blocks=len(numbers))
+        dataset = stages(source)
+    # Ray's own prefetching gives a block out only when the next ones are there too.
+    yield from dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy")

@@ -21,6 +21,7 @@ from pipeline.errors import CheckpointError, ExactnessError, SourceError
 from pipeline.evaluate import TOP
 from pipeline.gather import gather
 from pipeline.images import MAX_IMAGE_BYTES, Handling, Refused, examine
+from pipeline.parallel import TASK_CPUS, in_order
 from pipeline.progress import Progress, silent
 from pipeline.recipes import TestViews
 from pipeline.shards import parquet_bytes
@@ -32,7 +33,6 @@ from pipeline.view import View, evaluation_view
 PLAN_NAME, SUMMARY_NAME = "plan.json", "predictions.json"
 UNIT_IMAGES = 128  # read, decoded and predicted together
 PART_UNITS = 64  # written together
-_TASK_CPUS = 0.5  # as for training: one of two tasks reads while the other decodes
 Arrays = dict[str, npt.NDArray[Any]]
 _SCHEMA = pa.schema(
     [
@@ -133,12 +133,12 @@ class DecodeTask:
     view: View
 
     def __call__(self, batch: Arrays) -> Arrays:
-        """batch: {"item": int64 [1]}. Returns one row: unit: int64 [1]; image: uint8 [1, N, S, S, 3]; error: str [1], a
+        """batch: {"id": int64 [1]}. Returns one row: unit: int64 [1]; image: uint8 [1, N, S, S, 3]; error: str [1], a
         JSON list of N texts, empty for a usable image.
         """
         import ray
 
-        unit = int(batch["item"][0])
+        unit = int(batch["id"][0])
         check_decoder(self.view.decoder)
         images, errors = decode_unit(ray.get(self.samples).slice(unit * UNIT_IMAGES, UNIT_IMAGES), self.view)
         return {"unit": np.array([unit]), "image": images[None], "error": np.array([json.dumps(errors)])}
@@ -273,16 +273,11 @@ def _execute(job: PredictJob, units: list[int]) -> Iterator[Arrays]:
 
     if not units:
         return
-    context = ray.data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # a row is a unit, and is handed over as soon as it is made
     model = job.model
     task = DecodeTask(ray.put(job.samples), evaluation_view(model.recipe, job.decoder))
-    with ray.data.DataContext.current(context):
-        source = ray.data.from_items([{"item": unit} for unit in units], override_num_blocks=len(units))
-        decoded = source.map_batches(task, batch_size=1, num_cpus=_TASK_CPUS)
-        dataset = decoded.map_batches(
+
+    def stages(source: Any) -> Any:
+        return source.map_batches(task, batch_size=1, num_cpus=TASK_CPUS).map_batches(
             PredictWorker,
             fn_constructor_args=(model, job.views, job.threads),
             batch_size=1,
@@ -290,7 +285,8 @@ def _execute(job: PredictJob, units: list[int]) -> Iterator[Arrays]:
             num_cpus=0 if job.use_gpu else 0.5,
             num_gpus=1 if job.use_gpu else 0,
         )
-    yield from dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy")
+
+    yield from in_order(units, stages)
 
 
 def _as_table(job: PredictJob, unit: int, made: Arrays) -> pa.Table:

@@ -89,6 +89,11 @@ def begin(planned: Night) -> Night:
     return planned
 
 
+def is_cut_off(workspace: str) -> bool:
+    """Whether a night was begun and not ended."""
+    return storage.exists(storage.join(workspace, ACTIVE_NAME))
+
+
 def read_latest(workspace: str) -> dict[str, Any] | None:
     """Returns what the newest finished night said of itself, or None."""
     place = storage.join(workspace, LATEST_NAME)
@@ -102,7 +107,7 @@ def nothing_to_do(latest: dict[str, Any] | None, fingerprint: str, recipe: dict[
     """Whether the newest night was on the same source with the same recipe."""
     if latest is None:
         return False
-    same: bool = latest["fingerprint"] == fingerprint and latest["recipe"] == json.loads(json.dumps(recipe))
+    same: bool = (latest["fingerprint"], latest["recipe"]) == (fingerprint, recipe)
     return same
 
 
@@ -137,29 +142,27 @@ def fair_rows(dataset: str, data: Manifest, others: list[str]) -> npt.NDArray[np
     fair[leaked_rows(dataset, data)] = False
     seen: set[bytes] = set()
     for uri in others:
-        table = load_provenance(uri, manifest.load(uri), ["source_sha256"])
-        pairs = zip(table["split"].to_pylist(), table["source_sha256"].to_pylist(), strict=True)
-        seen |= {sha256 for name, sha256 in pairs if name == "train"}
-    table = load_provenance(dataset, data, ["source_sha256"])
-    pairs = zip(table["split"].to_pylist(), table["source_sha256"].to_pylist(), strict=True)
-    mine = [sha256 for name, sha256 in pairs if name == "val"]
+        seen.update(_sources(uri, manifest.load(uri), "train"))
+    mine = _sources(dataset, data, "val")
     return fair & np.array([sha256 not in seen for sha256 in mine], dtype=np.bool_)
 
 
+def _sources(uri: str, data: Manifest, split: str) -> list[bytes]:
+    """Returns the SHA-256 of each row's source file."""
+    table = load_provenance(uri, data, ["source_sha256"])
+    of_split = table.filter(np.array(table["split"].to_pylist()) == split)
+    sources: list[bytes] = of_split["source_sha256"].to_pylist()
+    return sources
+
+
 def datasets_of(night: Night) -> list[str]:
-    """Returns the data sets that the champion and those that it was trained from have seen."""
+    """Returns the other data sets that the champion, first, and those that it was trained from have seen."""
     found, version = list[str](), night.champion.version if night.champion else ""
     while version:
         uri = registry.version_uri(night.registry, version)
         found.append(certify.read_metrics(uri)["dataset"]["uri"])
         version = registry.get(night.registry, version).parent
-    return sorted(set(found) - {night.dataset})
-
-
-def chosen(predictions: Predictions, rows: npt.NDArray[np.bool_]) -> Predictions:
-    """Returns the predictions of some rows."""
-    fields = Predictions.__dataclass_fields__
-    return Predictions(**{name: getattr(predictions, name)[rows[predictions.row]] for name in fields})
+    return [uri for uri in dict.fromkeys(found) if uri != night.dataset]
 
 
 # --- drift and decision --------------------------------------------------------------------------------------------
@@ -201,8 +204,9 @@ def decide_night(
     if not fair.any():
         raise RecipeError("no validation image is left that neither model was trained on; give the source new ones")
     if champion is None:
-        return decide_first(chosen(challenger, fair), len(data.classes), night.gate)
-    return decide(chosen(champion, fair), chosen(challenger, fair), data.classes, night.gate)
+        return decide_first(challenger.take(fair[challenger.row]), len(data.classes), night.gate)
+    before, after = (each.take(fair[each.row]) for each in (champion, challenger))
+    return decide(before, after, data.classes, night.gate)
 
 
 def conclude(night: Night, decision: Decision, challenger: str, more: dict[str, Any]) -> dict[str, Any]:

@@ -152,19 +152,25 @@ def test_what_cannot_be_evaluated_is_said(trained: str, digits_dataset: str, tre
         EvaluateJob(trained, digits_dataset, str(tmp_path), rows=400).num_rows(manifest.load(digits_dataset))
 
 
-def test_two_evaluations_are_compared_row_by_row(trained: str, digits_dataset: str, tmp_path: Path) -> None:
+def test_two_evaluations_are_compared_row_by_row(
+    trained: str, digits_dataset: str, tree_dataset: str, tmp_path: Path
+) -> None:
     for views in ("none", "flip"):  # a mirrored digit is another
         evaluated(trained, digits_dataset, tmp_path / views, views=views)
     rewritten(tmp_path / "flip", lambda t: t.take(pa.array(np.random.default_rng(0).permutation(t.num_rows))))
     data = manifest.load(digits_dataset)
-    values, pair = compare.compare(str(tmp_path / "none"), str(tmp_path / "flip"), data.classes)
+    values, pair = compare.compare(str(tmp_path / "none"), str(tmp_path / "flip"), digits_dataset, data)
     assert values["both"] + values["only_first"] + values["only_second"] + values["neither"] == 359
     assert values["top1"][0] - values["top1"][1] == pytest.approx((len(values["lost"]) - len(values["won"])) / 359)
     assert sum(line["lost"] for line in values["per_class"]) == values["only_first"] == len(values["lost"])
     assert compare.verdict(values).startswith("A is better")
     assert "may be chance" in compare.verdict({**values, "p": 0.3})
-    _, report = compare.write_comparison(str(tmp_path), digits_dataset, data, "val", values, pair)
+    _, report = compare.write_comparison(str(tmp_path), digits_dataset, data, values, pair)
     assert Path(report).read_text().count("<figure") == min(21, len(values["lost"])) + min(21, len(values["won"]))
+    held_out, _ = compare.compare(trained, trained, digits_dataset, data)  # of train, not of val
+    assert (values["split"], held_out["split"]) == ("val", "train")
+    with pytest.raises(CertificateError, match="isn't what A and B were evaluated on"):
+        compare.compare(trained, trained, tree_dataset, manifest.load(tree_dataset))
     rewritten(tmp_path / "flip", lambda t: t.slice(2))
     with pytest.raises(CertificateError, match=r"missing: .* \(2\)"):
         compare.read_pair(str(tmp_path / "none"), str(tmp_path / "flip"))

@@ -48,8 +48,8 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
     values["sanity"] = explained["sanity"]
     arguments = (job.out, digits_dataset, data, values, predictions, explained, problems)
     report = evaluation_report.write_report(*arguments)
-    compared, pair = compare.compare(jobs[0].out, jobs[1].out, data.classes)
-    _, comparison = compare.write_comparison(str(out), digits_dataset, data, "val", compared, pair)
+    compared, pair = compare.compare(jobs[0].out, jobs[1].out, digits_dataset, data)
+    _, comparison = compare.write_comparison(str(out), digits_dataset, data, compared, pair)
     (out / "values.json").write_text(json.dumps(values))
     better, worse = (read_predictions(each.out)[0] for each in jobs)
     decided = {

@@ -9,11 +9,12 @@ import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from pipeline import registry, retrain, storage
+from pipeline import certify, registry, retrain, storage
 from pipeline.cookbook import make_recipe
 from pipeline.drift import Thresholds, class_mix, feature_distance, judge
 from pipeline.errors import RecipeError
@@ -258,3 +259,14 @@ def test_of_two_nights_at_once_one_works_and_one_leaves_and_a_budget_ends_one(
     assert sorted("PROMOTED" in text for text in said) == [False, True]
     assert sorted("leaving (--wait waits for it)" in text for text in said) == [False, True]
     assert len(registry.history(str(tmp_path / "work" / "registry"))) == 1
+
+
+def test_the_champions_own_data_set_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drift is measured against it; its ancestors' only say what can't be judged on."""
+    parents = {"c": "b", "b": "a", "a": ""}
+    data = {"c": "w/datasets/1", "b": "w/datasets/9", "a": "w/datasets/1"}
+    monkeypatch.setattr(registry, "get", lambda place, name: SimpleNamespace(parent=parents[name]))
+    monkeypatch.setattr(certify, "read_metrics", lambda uri: {"dataset": {"uri": data[uri.rsplit("/", 1)[1]]}})
+    champion = registry.Move("champion", 1, "c", 0, "", 0.0)
+    assert retrain.datasets_of(night_of("w", champion=champion)) == ["w/datasets/1", "w/datasets/9"]
+    assert retrain.datasets_of(night_of("w")) == []
