@@ -1,5 +1,6 @@
 """A real S3 on this machine's loopback, for tests and benchmarks: SeaweedFS, from the dev group."""
 
+import json
 import os
 import shutil
 import socket
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ACCESS_KEY, SECRET_KEY = "tester", "a-secret-of-the-tests"
+READER_KEY, READER_SECRET = "reader", "a-secret-of-who-only-reads"
 _SERVERS = ("master", "volume", "filer", "s3", "admin")
 
 
@@ -36,6 +38,12 @@ def local_s3(bucket: str, parent: str = "/tmp") -> Iterator[subprocess.Popen[byt
     }
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
+    reader = {
+        "name": "reader",
+        "credentials": [{"accessKey": READER_KEY, "secretKey": READER_SECRET}],
+        "actions": ["Read", "List"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [reader]}))  # beside the variables' own, who may all
     weed = Path(sys.executable).with_name("weed")
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
@@ -73,7 +81,13 @@ def _flags(folder: Path, ports: list[int]) -> list[str]:
     flags += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
     flags += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
     flags += ["-volume.preStopSeconds=0", "-s3.autoCreateBucket=false"]
-    return [*flags, f"-dir={folder}", f"-filer.localSocket={folder}/f.sock", f"-s3.localSocket={folder}/s.sock"]
+    return [
+        *flags,
+        f"-s3.config={folder}/s3.json",
+        f"-dir={folder}",
+        f"-filer.localSocket={folder}/f.sock",
+        f"-s3.localSocket={folder}/s.sock",
+    ]
 
 
 def free_ports(count: int) -> list[int]:

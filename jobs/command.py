@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UnavailableError
 from pipeline.parallel import usable_cpus
 from pipeline.progress import silent
 
@@ -32,10 +32,12 @@ Args = TypeVar("Args")
 # Lines are never broken: paths are there to be copied, and logs to be searched.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 _LINE_EVERY_SECONDS = 10.0
+_RAYS_ADVICE = "Failed to apply UDF transform"  # Ray Data adds it to the text of what a task raises
 
 
 def run(main: Callable[[Args], None], args_type: type[Args], description: str, again: str = "") -> None:
-    """Parses the command line into `args_type` and calls `main`; ends with 2 on a user's error, 130 on Ctrl-C.
+    """Parses the command line into `args_type` and calls `main`; ends with 2 on a user's error, 1 where a storage stays
+    away, 130 on Ctrl-C.
 
     again: what the same command does after Ctrl-C, for the last line.
     """
@@ -48,11 +50,11 @@ def run(main: Callable[[Args], None], args_type: type[Args], description: str, a
         console.print(f"interrupted; {again}" if again else "interrupted")
         sys.exit(130)
     except Exception as error:
-        message = user_message(error)
-        if message is None:
+        known = user_error(error)
+        if known is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {user_message(known)}", file=sys.stderr)
+        sys.exit(1 if isinstance(known, UnavailableError) else 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # done: nothing is lost any more
 
 
@@ -62,21 +64,28 @@ def _end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
-def user_message(error: BaseException) -> str | None:
-    """Returns the one line to print if the error is the user's to mend, also when it comes back through Ray."""
-    if isinstance(error, PipelineError):
-        return " ".join(str(error).split())
-    if isinstance(error, OSError) and (message := _storage_message(error)):
-        return message
+def user_error(error: BaseException) -> Exception | None:
+    """Returns the error that one line is enough for, also where it comes back through Ray; None for a defect."""
+    rays_own = any(each.__name__ == "RayTaskError" for each in type(error).__mro__)  # it is the inner one's class, too
+    if not rays_own and (isinstance(error, PipelineError) or (isinstance(error, OSError) and _storage_message(error))):
+        return error
     wrapped: list[Any] = list(getattr(error, "worker_failures", {}).values())  # Ray Train's WorkerGroupError
     wrapped += [getattr(error, name, None) for name in ("cause", "_base_exc", "__cause__")]
-    messages = (user_message(inner) for inner in wrapped if isinstance(inner, BaseException) and inner is not error)
-    return next((message for message in messages if message), None)
+    found = (user_error(inner) for inner in wrapped if isinstance(inner, BaseException) and inner is not error)
+    return next((inner for inner in found if inner), None)
+
+
+def user_message(error: BaseException) -> str | None:
+    """Returns the one line to print of `user_error`, or None."""
+    known = user_error(error)
+    if isinstance(known, OSError):
+        return _storage_message(known)
+    return None if known is None else " ".join(str(known).split(_RAYS_ADVICE)[0].split())
 
 
 def _storage_message(error: OSError) -> str | None:
     """Returns a line for a storage that refuses or is full; other errors of the system are no one's input."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split(_RAYS_ADVICE)[0].split())
     if "AWS Error" in text:
         return f"{text[:300]}; check bucket, endpoint and credentials (the AWS_... variables or profile)"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -294,6 +303,8 @@ def quieten_ray() -> None:
     """Leaves Ray's warnings and errors on the screen, not its course of events."""
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what a task raised, which is raised here too
     for name in (
         "ray.data._internal.progress",  # that its bars are off: ours are on
         "ray.data._internal.logical.rules.set_read_parallelism",  # that there are many tasks: the order wants them

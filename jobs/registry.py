@@ -31,6 +31,9 @@ class Args:
     parent: Annotated[str, command.option("for add: the version that it was trained from", "VERSION", "none")] = ""
     alias: Annotated[str, command.option("that is moved", "NAME", "champion")] = "champion"
     reason: Annotated[str, command.option("for the history", "TEXT")] = ""
+    mlflow: Annotated[str | None, command.option("brings an MLflow registry up to date, after that", "URI", "none")] = (
+        None
+    )
 
 
 def main(args: Args) -> None:
@@ -41,6 +44,12 @@ def main(args: Args) -> None:
     {"list": _list, "show": _show, "add": _add, "promote": _promote, "rollback": _rollback, "verify": _verify}[
         args.action
     ](args, place)
+    if args.mlflow:
+        from pipeline.mirror import MODEL_NAME, mirror
+
+        command.console.print(
+            f"MLflow's model {MODEL_NAME}: {mirror(place, args.mlflow)} version(s) added, aliases as here"
+        )
 
 
 def _list(args: Args, place: str) -> None:

@@ -27,6 +27,7 @@ from pipeline.manifest import is_dataset, load
 from pipeline.plan import Settings
 from pipeline.recipes import Recipe
 from pipeline.sources import LAYOUTS
+from pipeline.tracking import check_mlflow
 
 if TYPE_CHECKING:
     from pipeline.retrain import Night
@@ -52,11 +53,14 @@ class Args:
     level: Annotated[float, command.option("how often one that is no better may pass, at most", "P", "0.05")] = 0.05
     minimum_gain: Annotated[float, command.option("of top-1, in [0, 1]", "X", "0")] = 0.0
     recall_drop: Annotated[float, command.option("most that any class may lose for certain", "X", "0.02")] = 0.02
+    calibration_rise: Annotated[float, command.option("most that the calibration error may grow", "X", "0.1")] = 0.1
+    latency_ratio: Annotated[float, command.option("most that an image's time may grow", "X", "1.5")] = 1.5
     max_quarantined: Annotated[float, command.option("files that may be left out; below 1: a share", "N", "0")] = 0.0
     max_hours: Annotated[float | None, command.option("stop before", "H", "no limit")] = None
     max_cost: Annotated[float | None, command.option("stop before, at --cost-per-hour", "MONEY", "no limit")] = None
     cost_per_hour: Annotated[float, command.option("of what it runs on", "MONEY", "0")] = 0.0
     webhook: Annotated[str | None, command.option("gets the decision as JSON, by POST", "URL", "none")] = None
+    mlflow: Annotated[str | None, command.option("an MLflow registry that mirrors ours", "URI", "none")] = None
     layout: Annotated[str, command.option(f"auto, {', '.join(LAYOUTS)}", "NAME", "auto")] = "auto"
 
     def hours(self) -> float | None:
@@ -77,9 +81,11 @@ def main(args: Args) -> None:
     from pipeline.gate import Gate
 
     hours, recipe = args.hours(), make_recipe(args.recipe, epochs=args.epochs)
-    gate = Gate(args.level, args.minimum_gain, args.recall_drop)
+    gate = Gate(args.level, args.minimum_gain, args.recall_drop, args.calibration_rise, args.latency_ratio)
     if args.webhook and not args.webhook.startswith(("http://", "https://")):
         raise RecipeError(f"webhook={args.webhook} must begin with http:// or https://")
+    if args.mlflow:
+        check_mlflow(args.mlflow)
     if args.source is None or args.workspace is None:
         raise RecipeError(f"--{'source' if args.source is None else 'workspace'} URI is missing")
     source, workspace = (storage.absolute(uri).rstrip("/") for uri in (args.source, args.workspace))
@@ -116,6 +122,8 @@ def _work(
     _print_plan(night, hours, latest)
     decision = _night(args, night, recipe, alone, over)
     _print_decision(night, decision)
+    if args.mlflow:
+        _mirror(args.mlflow, night)
     if args.webhook:
         _notify(args.webhook, decision)
     if not decision["promote"]:
@@ -142,6 +150,7 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over:
     from pipeline.certify import EvaluateJob
 
     seconds: dict[str, float] = {}
+    fence = registry.take_fence(night.registry, registry.CHAMPION)
     with _stage("ingest", seconds, over):
         if not is_dataset(night.dataset):
             with command.Display() as display:
@@ -163,7 +172,8 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over:
             others = retrain.datasets_of(night)
             drifted = retrain.measure_drift(night, others[0], job, drift.Thresholds()) if others else None
     fair = retrain.fair_rows(night.dataset, data, others)
-    decision = retrain.decide_night(night, champion, challenger, data, fair)
+    latency = retrain.measure_latency(night, run)
+    decision = retrain.decide_night(night, champion, challenger, data, fair, latency)
     report = evaluation_report.write_report(
         storage.join(night.folder, "challenger"), night.dataset, data, values, challenger
     )
@@ -183,7 +193,7 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over:
         "report": report,
         "comparison": comparison,
     }
-    return retrain.conclude(night, decision, version.id, more)
+    return retrain.conclude(night, decision, version.id, fence, more)
 
 
 @contextmanager
@@ -290,6 +300,19 @@ def _print_decision(night: "Night", decision: dict[str, Any]) -> None:
         ("page", storage.join(night.folder, "decision.html")),
     ]
     command.print_table(f"\nnight {night.id}: {load(night.dataset).name}", lines)
+
+
+def _mirror(uri: str, night: "Night") -> None:
+    """Brings the MLflow registry up to date. One that isn't there changes nothing, and is said."""
+    from mlflow.exceptions import MlflowException
+
+    from pipeline.mirror import mirror
+
+    try:
+        mirror(night.registry, uri)
+    except MlflowException as error:
+        text = " ".join(str(error).split())[:200]
+        command.console.print(f"mlflow didn't take it ({text}); the decision stands", style="bold yellow")
 
 
 def _notify(url: str, decision: dict[str, Any]) -> None:

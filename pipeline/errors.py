@@ -1,7 +1,7 @@
 """The exceptions of the project, all in one place.
 
-A job prints a `PipelineError` as one line without a traceback and exits with status 2. Anything else is a
-defect of ours and keeps its traceback.
+A job prints a `PipelineError` as one line without a traceback and exits with status 2, or 1 where there is nothing
+for its user to mend. Anything else is a defect of ours and keeps its traceback.
 """
 
 import importlib.util
@@ -16,7 +16,11 @@ class SourceError(PipelineError):
 
 
 class StorageError(PipelineError):
-    """A storage refuses, or doesn't answer for longer than is waited for."""
+    """A storage refuses."""
+
+
+class UnavailableError(StorageError):
+    """A storage doesn't answer for longer than is waited for: the same command may well work later."""
 
 
 class MissingPackageError(PipelineError):

@@ -360,7 +360,9 @@ def write_shards(plan: IngestPlan, context: ShardContext, num_workers: int | Non
     _check_memory(plan.settings)
     below = storage.join(plan.out, WORK, "receipts")
     there = frozenset(name.removesuffix(".json") for name, _ in storage.list_files(below))
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context_of_data = ray.data.DataContext.get_current()
+    context_of_data.enable_progress_bars = False
+    context_of_data.raise_original_map_exception = True  # else its cause is lost on the way
     task = ShardTask(context, ray.put(plan.index.splits), ray.put(plan.shards), there)
     # Not `range`, whose reading would be tasks of its own, and have half the CPUs reserved for them.
     numbers = [{"id": number} for number in range(len(plan.shards))]

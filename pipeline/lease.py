@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, StorageError
 from pipeline.progress import Progress, silent
 
 TTL_SECONDS = 30.0
@@ -37,7 +37,10 @@ class Lease:
     def _beat(self) -> None:
         while not self._ended.wait(self._ttl_seconds / 6):
             self._content["beat"] += 1
-            version = storage.replace(self._uri, _encode(self._content), self._version)
+            try:
+                version = storage.replace(self._uri, _encode(self._content), self._version)
+            except (OSError, StorageError):  # whoever works under the lease meets it too, and says so
+                version = None
             if version is None:
                 self._lost = True
                 return
@@ -55,7 +58,7 @@ class Lease:
         """Gives the lease back, if it is still this process's."""
         self._ended.set()
         self._thread.join()
-        found = storage.read_version(self._uri)
+        found = None if self._lost else storage.read_version(self._uri)
         if found is not None and json.loads(found[0])["owner"] == self._content["owner"]:
             storage.delete_files(self._uri.rsplit("/", 1)[0], [storage.basename(self._uri)])
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UnavailableError
 
 T = TypeVar("T")
 RETRY_SECONDS = 180.0
@@ -189,8 +189,10 @@ def _request(kind: str, uri: str, call: Callable[[Any, str], T]) -> T:
                     raise StorageError(_one_line(uri, error)) from error
                 raise
             except (exceptions.BaseError, ValueError) as error:
-                if not _may_pass(error) or time.monotonic() - start > RETRY_SECONDS:
+                if not _may_pass(error):
                     raise StorageError(_one_line(uri, error)) from error
+                if time.monotonic() - start > RETRY_SECONDS:
+                    raise UnavailableError(_one_line(uri, error)) from error
                 slow = _status(error) in (429, 503)
             else:
                 _limit.succeeded()

@@ -97,6 +97,7 @@ def map_tables(
     call = _Chunk(function, ray.put(chunks), 1 if computes else THREADS)
     found: dict[int, list[pa.Table]] = {}
     numbers = [{"id": number} for number in range(len(chunks))]
+    ray.data.DataContext.get_current().raise_original_map_exception = True  # else its cause is lost on the way
     dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(call, batch_size=1)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for number in batch["item"].unique().to_pylist():
@@ -117,6 +118,7 @@ def in_order(numbers: Sequence[int], stages: Callable[[Any], Any]) -> Generator[
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     context.target_max_block_size = 1  # so that a task hands over unit by unit
     with ray.data.DataContext.current(context):  # a data set keeps a copy of the context it was made in
         # not `range`, whose reads are tasks of their own and start on half of the CPUs

@@ -3,12 +3,15 @@
 Below the registry's URI:
 
     versions/ID/       weights, recipe, metrics with their certificate, predictions, and `version.json`, written last
-    aliases/NAME.json  the newest move of an alias, such as champion: written by a conditional write only
+    aliases/NAME.json  the newest move of an alias, such as champion, and its fence: written by a conditional write only
     history/NAME/N.json  every move, N counting from 1
 
 A version's ID is a hash of what is in it, so adding the same one twice, also after a kill, adds it once, and it never
 changes. An alias carries its whole newest move, and the history is written behind it: a kill in between loses nothing,
 for whoever comes next writes that line first. Nothing in it is code.
+
+The fence is a number that only grows: who means to move an alias later takes the next one, and can't move it any more
+once somebody else has taken another. So a process that slept while others thought it dead changes nothing.
 """
 
 import hashlib
@@ -158,9 +161,13 @@ def current(registry: str, alias: str) -> Move | None:
     return _current(registry, alias)[0]
 
 
-def _current(registry: str, alias: str) -> tuple[Move | None, str]:
+def _current(registry: str, alias: str) -> tuple[Move | None, int, str]:
+    """Returns the newest move, the fence, and the version of the file for `storage.replace`, "" where there is none."""
     found = storage.read_version(_alias_uri(registry, alias)) if alias.replace("-", "").isalnum() else None
-    return (None, "") if found is None else (Move(**json.loads(found[0])), found[1])
+    if found is None:
+        return None, 0, ""
+    content = json.loads(found[0])
+    return content["move"] and Move(**content["move"]), content["fence"], found[1]
 
 
 def _alias_uri(registry: str, alias: str) -> str:
@@ -171,16 +178,26 @@ def _history_uri(registry: str, move: Move) -> str:
     return storage.join(registry, "history", move.alias, f"{move.number:06d}.json")
 
 
-def move(registry: str, alias: str, version: str, reason: str, expected: Move | None) -> Move:
-    """Has an alias name a version, if its newest move still is `expected` (None: it was never set). Returns the move.
+def take_fence(registry: str, alias: str) -> int:
+    """Returns the alias's next fence, which this process holds until another one takes one: see `move`."""
+    while True:
+        now, fence, found = _current(registry, alias)
+        if _write_alias(registry, alias, now, fence + 1, found):
+            return fence + 1
 
-    Naming the version that it names already is no move. Raises RegistryError if somebody else has moved it meanwhile:
-    of any number of racing moves exactly one succeeds.
+
+def move(registry: str, alias: str, version: str, reason: str, expected: Move | None, fence: int | None = None) -> Move:
+    """Has an alias name a version, if its newest move still is `expected` (None: it was never set), and nobody has
+    taken a fence since this process took `fence` (None: it has none). Returns the move.
+
+    Naming the version that it names already is no move. Raises RegistryError if somebody else has moved it meanwhile,
+    or means to: of any number of racing moves exactly one succeeds.
     """
     if expected is not None and expected.version == version and current(registry, alias) == expected:
         return expected
     last = expected.number if expected else 0
-    return _move(registry, Move(alias, last + 1, get(registry, version).id, last, reason, time.time()), expected)
+    new = Move(alias, last + 1, get(registry, version).id, last, reason, time.time())
+    return _move(registry, new, expected, fence)
 
 
 def rollback(registry: str, alias: str = CHAMPION, reason: str = "rolled back") -> Move:
@@ -192,26 +209,30 @@ def rollback(registry: str, alias: str = CHAMPION, reason: str = "rolled back") 
     return _move(registry, Move(alias, now.number + 1, back.version, back.before, reason, time.time()), now)
 
 
-def _move(registry: str, new: Move, expected: Move | None) -> Move:
-    place, data = _alias_uri(registry, new.alias), _encoded(new)
-    if expected is None:
-        done = storage.write_once(place, data)
-    else:
-        found, version = _current(registry, new.alias)
-        storage.write_once(_history_uri(registry, expected), _encoded(expected))  # in case its mover was killed
-        done = found == expected and storage.replace(place, data, version) is not None
-    if not done:
-        now = current(registry, new.alias)
-        raise RegistryError(
-            f"{new.alias}: somebody else has moved it meanwhile, to {now.version if now else 'nothing'}; nothing was "
-            "changed; look at it, and decide again"
+def _move(registry: str, new: Move, expected: Move | None, fence: int | None = None) -> Move:
+    now, holds, found = _current(registry, new.alias)
+    if expected is not None:
+        _write_history(registry, expected)  # in case its mover was killed
+    passes = now == expected and fence in (None, holds)
+    if not (passes and _write_alias(registry, new.alias, new, holds, found)):
+        now, holds, _ = _current(registry, new.alias)
+        does = (
+            "means to move it" if now == expected else f"has moved it meanwhile, to {now.version if now else 'nothing'}"
         )
-    storage.write_once(_history_uri(registry, new), data)
+        raise RegistryError(f"{new.alias}: somebody else {does}; nothing was changed; look at it, and decide again")
+    _write_history(registry, new)
     return new
 
 
-def _encoded(move: Move) -> bytes:
-    return json.dumps(asdict(move), indent=1).encode() + b"\n"
+def _write_alias(registry: str, alias: str, move: Move | None, fence: int, found: str) -> bool:
+    """Whether the file still was as `_current` found it, and is written."""
+    content = {"move": move and asdict(move), "fence": fence}
+    place, data = _alias_uri(registry, alias), json.dumps(content, indent=1).encode() + b"\n"
+    return storage.replace(place, data, found) is not None if found else storage.write_once(place, data)
+
+
+def _write_history(registry: str, move: Move) -> None:
+    storage.write_once(_history_uri(registry, move), json.dumps(asdict(move), indent=1).encode() + b"\n")
 
 
 def history(registry: str, alias: str = CHAMPION) -> list[Move]:

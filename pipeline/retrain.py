@@ -21,6 +21,7 @@ from pipeline.drift import Drift, Thresholds, brightness, class_mix, feature_dis
 from pipeline.errors import RecipeError
 from pipeline.evaluate import Predictions
 from pipeline.gate import Check, Decision, Gate, decide
+from pipeline.latency import prediction_seconds
 from pipeline.manifest import Manifest
 from pipeline.quality import load_provenance
 from pipeline.result import leaked_rows
@@ -155,6 +156,14 @@ def _sources(uri: str, data: Manifest, split: str) -> list[bytes]:
     return sources
 
 
+def measure_latency(night: Night, run: str) -> tuple[float, float] | None:
+    """Returns the seconds that an image takes champion and challenger, or None where nothing is live yet."""
+    if night.champion is None:
+        return None
+    before, after = prediction_seconds([find_model(night.champion_uri), find_model(run)])
+    return before, after
+
+
 def datasets_of(night: Night) -> list[str]:
     """Returns the other data sets that the champion, first, and those that it was trained from have seen."""
     found, version = list[str](), night.champion.version if night.champion else ""
@@ -198,31 +207,35 @@ def decide_first(challenger: Predictions, num_classes: int, gate: Gate) -> Decis
 
 
 def decide_night(
-    night: Night, champion: Predictions | None, challenger: Predictions, data: Manifest, fair: npt.NDArray[np.bool_]
-) -> Decision:
+    night: Night, champion: Predictions | None, challenger: Predictions, data: Manifest, fair: npt.NDArray[np.bool_],
+    latency_seconds: tuple[float, float] | None = None,
+) -> Decision:  # fmt: skip
     """Decides on the rows that are fair to both. Raises RecipeError where there are none."""
     if not fair.any():
         raise RecipeError("no validation image is left that neither model was trained on; give the source new ones")
     if champion is None:
         return decide_first(challenger.take(fair[challenger.row]), len(data.classes), night.gate)
     before, after = (each.take(fair[each.row]) for each in (champion, challenger))
-    return decide(before, after, data.classes, night.gate)
+    return decide(before, after, data.classes, night.gate, latency_seconds)
 
 
-def conclude(night: Night, decision: Decision, challenger: str, more: dict[str, Any]) -> dict[str, Any]:
-    """Moves the champion by the decision, and writes `decision.json`, its page and, last, `latest.json`. Returns the
-    first.
+def conclude(night: Night, decision: Decision, challenger: str, fence: int, more: dict[str, Any]) -> dict[str, Any]:
+    """Names the challenger, moves the champion by the decision, and writes `decision.json`, its page and, last,
+    `latest.json`. Returns the first.
 
-    more: fair_rows, rows, drift, seconds, report and comparison (URIs or None) of the night.
+    fence: of the champion, taken when this process began (`registry.take_fence`). more: fair_rows, rows, drift,
+    seconds, report and comparison (URIs or None) of the night.
 
-    Raises RegistryError if the champion isn't the one any more that the night began with.
+    Raises RegistryError if the champion isn't the one any more that the night began with, or another process has
+    begun since.
     """
+    named = registry.current(night.registry, registry.CHALLENGER)
+    registry.move(night.registry, registry.CHALLENGER, challenger, f"trained in night {night.id}", named)
     now = registry.current(night.registry, registry.CHAMPION)
     mine = now is not None and now.version == challenger and now.reason.endswith(f"(night {night.id})")
     if decision.promote and not mine:  # else killed between the promotion and this night's last line
-        registry.move(
-            night.registry, registry.CHAMPION, challenger, f"{decision.reason} (night {night.id})", night.champion
-        )
+        reason = f"{decision.reason} (night {night.id})"
+        registry.move(night.registry, registry.CHAMPION, challenger, reason, night.champion, fence)
     values = {
         "night": night.id,
         **decision.as_json(),

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from pipeline import objects
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StorageError
 
 LISTING_THREADS = 32
 _WRITE_BYTES = 8 << 20
@@ -309,12 +309,21 @@ def write_bytes(uri: str, data: Any) -> None:
 
 @contextmanager
 def _temporary_beside(path: str) -> Iterator[str]:
-    """Yields a path, whose file is moved to `path` when the block ends well, and removed if it doesn't."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    """Yields a path, whose file is moved to `path` when the block ends well, and removed if it doesn't.
+
+    Raises StorageError if the disk is full.
+    """
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageError(
+            f"{path}: {error.strerror}: the disk is full; free some space and run the same command again"
+        ) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ from pipeline.timing import TRAINING
 
 TENSORBOARD_FOLDER, MLFLOW_NAME = "tensorboard", "mlflow.json"
 _UPLOAD_SECONDS = 60
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # training waits meanwhile
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # training waits meanwhile
 
 
 class Run(Protocol):
@@ -213,7 +213,7 @@ class MakeMlflow:
 
     def __call__(self, job: Run, step: int) -> Tracker:
         """Needs the package on the node of rank 0."""
-        os.environ.update({**_PATIENCE, **dict(self.environment)})
+        os.environ.update({**PATIENCE, **dict(self.environment)})
         return Mlflow(self.uri, job)
 
 
@@ -222,9 +222,14 @@ def make_mlflow(uri: str) -> MakeMlflow:
 
     Raises RecipeError where the package isn't installed.
     """
+    check_mlflow(uri)
+    return MakeMlflow(uri, tuple((name, value) for name, value in os.environ.items() if name.startswith("MLFLOW_")))
+
+
+def check_mlflow(uri: str) -> None:
+    """Raises RecipeError where the package isn't installed."""
     if importlib.util.find_spec("mlflow") is None:
         raise RecipeError(f"mlflow={uri}: needs the package mlflow or mlflow-skinny; install it, or leave the flag out")
-    return MakeMlflow(uri, tuple((name, value) for name, value in os.environ.items() if name.startswith("MLFLOW_")))
 
 
 class Mlflow:

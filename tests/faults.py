@@ -4,6 +4,7 @@ It runs in a thread of the test, speaks plain HTTP/1.1 on loopback, and counts w
 """
 
 import asyncio
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,21 @@ class FaultProxy:
         self.requests: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.away = False  # every connection is reset
+        self._pattern, self._arrives, self._passes, self.holds = "", False, 0, threading.Event()
+
+    def hold(self, pattern: str, arrives: bool = False, passes: int = 0) -> None:
+        """From now on no PUT to a path that the pattern is found in is answered, after the first few that pass; arrives
+        says whether the storage gets it. `holds` is set by the first one. An empty pattern holds nothing.
+        """
+        self._pattern, self._arrives, self._passes = pattern, arrives, passes
+        self.holds.clear()
+
+    def _is_held(self, head: bytes) -> bool:
+        method, path, _ = head.decode("latin1").split(" ", 2)
+        if method != "PUT" or not self._pattern or not re.search(self._pattern, path):
+            return False
+        self._passes -= 1
+        return self._passes < 0
 
     async def serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one client connection, request after request."""
@@ -61,10 +77,20 @@ class FaultProxy:
         if fault == "reset":
             writer.transport.abort()
             return False
+        held = self._is_held(head)
+        if held and not self._arrives:
+            self.holds.set()
+            await reader.read()  # until its sender is killed
+            return False
         if fault == "stall":
             await asyncio.sleep(self._stall_seconds)
         up_writer.write(head + body)
         await up_writer.drain()
+        if held:
+            await up_reader.readuntil(b"\r\n\r\n")
+            self.holds.set()
+            await reader.read()
+            return False
         if fault == "mute":  # the request arrives, the answer gets lost
             await up_reader.readuntil(b"\r\n\r\n")
             writer.transport.abort()

@@ -3,7 +3,6 @@
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from pipeline import certify, findings, manifest, registry, storage
 from pipeline.certify import EvaluateJob
 from pipeline.errors import RegistryError, StorageError
+from pipeline.mirror import mirror
 from pipeline.trained import find_model, load_net
 from tests.test_jobs import one_line_error, run_job
 
@@ -130,13 +130,31 @@ def test_of_racing_promotions_exactly_one_succeeds_and_the_others_are_told(
     assert registry.verify(place) == []
 
 
+def test_who_slept_while_another_began_moves_nothing(place: str, trained: str, evaluation: str) -> None:
+    """Also where the other one moved nothing: then only the fence tells."""
+    a, b, c = three(place, trained, evaluation)
+    slept = registry.take_fence(place, "champion")
+    assert registry.current(place, "champion") is None
+    assert registry.aliases(place) == {}
+    awake = registry.take_fence(place, "champion")
+    with pytest.raises(RegistryError, match="somebody else means to move it; nothing was changed"):
+        registry.move(place, "champion", a, "too late", None, slept)
+    assert registry.current(place, "champion") is None
+    first = registry.move(place, "champion", b, "in time", None, awake)
+    with pytest.raises(RegistryError, match="somebody else has moved it meanwhile"):
+        registry.move(place, "champion", a, "still too late", None, slept)
+    assert registry.move(place, "champion", c, "again in time", first, awake).number == 2
+    assert registry.rollback(place).version == b  # by hand, without a fence
+    assert registry.take_fence(place, "champion") == awake + 1
+    assert registry.verify(place) == []
+
+
 def test_a_mover_that_was_killed_leaves_no_gap(place: str, trained: str, evaluation: str) -> None:
     a, b, c = three(place, trained, evaluation)
     first = registry.move(place, "champion", a, "first", None)
     killed = registry.Move("champion", 2, b, 1, "killed before the history was written", 0.0)
-    found = storage.read_version(storage.join(place, "aliases", "champion.json"))
-    assert found is not None
-    storage.replace(storage.join(place, "aliases", "champion.json"), json.dumps(asdict(killed)).encode(), found[1])
+    _, fence, found = registry._current(place, "champion")
+    assert registry._write_alias(place, "champion", killed, fence, found)
     assert registry.history(place) == [first, killed]
     assert registry.verify(place) == []
     registry.move(place, "champion", c, "next", killed)
@@ -187,3 +205,27 @@ def test_the_job_adds_promotes_shows_and_rolls_back(trained: str, evaluation: st
     assert "the first" in job("show")
     error = run_job("registry", "rollback", "--registry", "models", cwd=tmp_path)
     assert "nothing to go back to" in one_line_error(error)
+
+
+def test_an_mlflow_registry_follows(
+    trained: str, evaluation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a server, without one
+    from mlflow import MlflowClient
+
+    place, uri = str(tmp_path / "registry"), f"file://{tmp_path}/mlflow"
+    a, b, _ = three(place, trained, evaluation)
+    first = registry.move(place, "champion", a, "first", None)
+    assert mirror(place, uri) == 3
+    registry.move(place, "champion", b, "second", first)
+    assert mirror(place, uri) == 0
+    client = MlflowClient(uri)
+    shown = {
+        each.tags["image_pipeline.version"]: each for each in client.search_model_versions("name='image-pipeline'")
+    }
+    assert set(shown) == {each.id for each in registry.versions(place)}
+    assert client.get_model_version_by_alias("image-pipeline", "champion").source == registry.version_uri(place, b)
+    assert float(shown[a].tags["top1"]) == registry.get(place, a).top1
+    finished = run_job("registry", "rollback", "--registry", place, "--mlflow", uri, cwd=tmp_path)
+    assert "0 version(s) added, aliases as here" in finished.stdout, finished.stderr
+    assert client.get_model_version_by_alias("image-pipeline", "champion").version == shown[a].version
