@@ -2,8 +2,9 @@
 
 uv run jobs/retrain.py --source URI --workspace URI --recipe NAME
 
-Ends with 0 if a model was promoted or there was nothing to do, 3 if the gate kept the champion, 2 for what its user has
-to mend, 1 if it failed or its budget ran out. The same command goes on where one before it was killed.
+Ends with 0 if a model was promoted or there was nothing to do, 3 if the gate kept the champion (0 with --kept-is-ok),
+2 for what its user has to mend, 1 if it failed or its budget ran out. The same command goes on where one before it was
+killed.
 """
 
 import json
@@ -59,6 +60,7 @@ class Args:
     max_hours: Annotated[float | None, command.option("stop before", "H", "no limit")] = None
     max_cost: Annotated[float | None, command.option("stop before, at --cost-per-hour", "MONEY", "no limit")] = None
     cost_per_hour: Annotated[float, command.option("of what it runs on", "MONEY", "0")] = 0.0
+    kept_is_ok: Annotated[bool, command.option("end with 0, not 3, where the champion stays", "")] = False
     webhook: Annotated[str | None, command.option("gets the decision as JSON, by POST", "URL", "none")] = None
     mlflow: Annotated[str | None, command.option("an MLflow registry that mirrors ours", "URI", "none")] = None
     layout: Annotated[str, command.option(f"auto, {', '.join(LAYOUTS)}", "NAME", "auto")] = "auto"
@@ -126,7 +128,7 @@ def _work(
         _mirror(args.mlflow, night)
     if args.webhook:
         _notify(args.webhook, decision)
-    if not decision["promote"]:
+    if not decision["promote"] and not args.kept_is_ok:
         sys.exit(KEPT)
 
 
