@@ -25,19 +25,36 @@ def local_s3(bucket: str, parent: str = "/tmp") -> Iterator[subprocess.Popen[byt
     Yields the server's process. On leaving, it is ended, and its files and the variables are gone. parent: a folder
     with a short path, for sockets lie in it and their paths are at most 107 bytes long.
     """
+    folder = Path(tempfile.mkdtemp(prefix="weed-", dir=parent))
+    process, variables = start_s3(bucket, folder)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield process
+    finally:
+        _end(process)
+        shutil.rmtree(folder)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def start_s3(bucket: str, folder: Path, address: str = "127.0.0.1") -> tuple[subprocess.Popen[bytes], dict[str, str]]:
+    """Starts a server with an empty bucket that keeps all it has below `folder`. Returns its process, the leader of a
+    group, and the standard variables by which it is reached.
+    """
     import boto3
 
-    folder = Path(tempfile.mkdtemp(prefix="weed-", dir=parent))
+    folder.mkdir(exist_ok=True)
     ports = free_ports(2 * len(_SERVERS))
-    endpoint = f"http://127.0.0.1:{ports[_SERVERS.index('s3')]}"
+    endpoint = f"http://{address}:{ports[_SERVERS.index('s3')]}"
     variables = {
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
     reader = {
         "name": "reader",
         "credentials": [{"accessKey": READER_KEY, "secretKey": READER_SECRET}],
@@ -47,23 +64,21 @@ def local_s3(bucket: str, parent: str = "/tmp") -> Iterator[subprocess.Popen[byt
     weed = Path(sys.executable).with_name("weed")
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [weed, "-logtostderr=true", "mini", *_flags(folder, ports)],
+            [weed, "-logtostderr=true", "mini", *_flags(folder, ports, address)],
             stderr=log,
             stdout=log,
             cwd=folder,
-            env={**os.environ, "TMPDIR": str(folder)},
+            env={**os.environ, **variables, "TMPDIR": str(folder)},
+            start_new_session=True,
         )
     try:
         await_answer(f"{endpoint}/healthz")
-        boto3.client("s3").create_bucket(Bucket=bucket)
-        yield process
-    finally:
+        session = boto3.Session(ACCESS_KEY, SECRET_KEY, region_name=variables["AWS_DEFAULT_REGION"])
+        session.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
+    except BaseException:
         _end(process)
-        shutil.rmtree(folder)
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        raise
+    return process, variables
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -75,10 +90,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _flags(folder: Path, ports: list[int]) -> list[str]:
+def _flags(folder: Path, ports: list[int], address: str) -> list[str]:
     flags = [f"-{name}.port={port}" for name, port in zip(_SERVERS, ports, strict=False)]
     flags += [f"-{name}.port.grpc={port}" for name, port in zip(_SERVERS, ports[len(_SERVERS) :], strict=True)]
-    flags += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
+    flags += [f"-ip={address}", f"-ip.bind={address}", "-master.telemetry=false"]
     flags += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
     flags += ["-volume.preStopSeconds=0", "-s3.autoCreateBucket=false"]
     return [

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ import numpy as np
 from jobs import command
 from jobs.bench_ingest import read_tar
 from jobs.bench_peers import NEEDS, PEERS
+from jobs.processes import tree_megabytes
 from pipeline import manifest, storage
 from pipeline.errors import PipelineError
 from pipeline.images import Handling
@@ -320,28 +321,6 @@ def soak(one: Pass, minutes: float) -> None:
     title = f"\none stream for {minutes:g} minutes"
     change = f"{rates[0]:,.0f} -> {rates[-1]:,.0f} images/s, {memory[0]:,.0f} -> {memory[-1]:,.0f} MB"
     command.print_table(title, [("first and last tenth", change), ("most memory", f"{max(memory):,.0f} MB")])
-
-
-def process_tree(root: int) -> list[int]:
-    """Returns a process and all below it."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            children.setdefault(int(path.read_text().rsplit(")")[-1].split()[1]), []).append(int(path.parent.name))
-    found = [root]
-    for process in found:
-        found += children.get(process, [])
-    return found
-
-
-def tree_megabytes(root: int) -> float:
-    """Returns the memory of a process and all below it, what they share counted once (Pss), in MB."""
-    total = 0
-    for process in process_tree(root):
-        with suppress(OSError):
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1e3
 
 
 LIMIT, DECODER = "limit: libjpeg-turbo alone", "our decoder alone"

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
-from jobs import command, training
+from jobs import cluster, command, training
 from pipeline import storage
 from pipeline.sources import digits
 
@@ -37,14 +37,12 @@ def main(args: Args) -> None:
     if args.recipe is None and data.name == digits.NAME:
         recipe = args.make_recipe("digits")
 
-    import torch
-
-    gpus = torch.cuda.device_count()
+    gpus = cluster.count_gpus()
     workers = gpus if args.workers is None else args.workers
     default_run = f"runs/{recipe.name}-{data.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = storage.absolute(args.run_dir or default_run)
     job = args.make_job(dataset, run, recipe, workers, gpus)
-    training.train_here(job)
+    training.train_here(job, args.wait_minutes)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main(args: Args) -> None:
 
         run = storage.join(root, "runs", args.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         job = args.make_job(dataset, run, recipe, workers, gpus)
-        training.train_and_report(training.with_cluster(job, training.total_cpus()))
+        training.train_on_cluster(job, args.wait_minutes)
 
 
 if __name__ == "__main__":

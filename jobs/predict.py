@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Annotated
 
-from jobs import command, training
+from jobs import cluster, command
 from pipeline import storage
 from pipeline.decode import best_decoder
 from pipeline.errors import RecipeError
@@ -29,11 +29,9 @@ class Args:
 
 def main(args: Args) -> None:
     """Predicts, and prints what came of it."""
-    import torch
-
     from pipeline import predictor, trained
 
-    gpus = torch.cuda.device_count()
+    gpus = cluster.count_gpus()
     workers = args.workers if args.workers is not None else max(1, gpus)
     if workers < 1:
         raise RecipeError(f"workers={workers} must be 1 or more")
@@ -44,7 +42,7 @@ def main(args: Args) -> None:
             samples, others = predictor.find_images(source, spool, display)
         views = args.views or model.recipe.test_views
         with command.ray_session(workers), command.Display() as display:
-            threads = max(1, int(training.total_cpus() - 1) // workers)
+            threads = max(1, int(sum(cluster.node_cpus()) - 1) // workers)
             use_gpu = workers <= gpus
             job = predictor.PredictJob(model, samples, out, views, best_decoder(), workers, use_gpu, threads)
             done = predictor.predict(job, display)

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from jobs import command, training
+from jobs import cluster, command, training
 from pipeline import storage
 from pipeline.errors import RecipeError
 
@@ -28,8 +28,6 @@ def main(args: Args) -> None:
     """Repeats, compares, says how it went."""
     if args.steps < 1:
         raise RecipeError(f"steps={args.steps} must be 1 or more")
-    import torch
-
     from pipeline import checkpoint
     from pipeline.replay import prepare, replay
 
@@ -38,7 +36,7 @@ def main(args: Args) -> None:
         uri = checkpoint.folder(uri, steps[0])
     with tempfile.TemporaryDirectory(prefix="replay-") as scratch, command.Display() as display:
         job, recorded = prepare(uri, storage.absolute(args.data), scratch, args.steps, training.teacher(args.teacher))
-        gpus = torch.cuda.device_count()
+        gpus = cluster.count_gpus()
         alone = not gpus and job.num_workers == 1  # as a run in its own process has it
         job = replace(job, num_workers=0 if alone else job.num_workers, use_gpu=0 < job.num_workers <= gpus)
         if not job.num_workers and job.recipe.residency == "resident":
@@ -46,7 +44,7 @@ def main(args: Args) -> None:
             done = replay(replace(job, progress=display), recorded)
         else:
             with command.ray_session(job.num_workers), command.remote_progress(display) as progress:
-                done = replay(training.with_cluster(replace(job, progress=progress), training.total_cpus()), recorded)
+                done = replay(replace(cluster.fitted(job, 0, display), progress=progress), recorded)
     pairs = list(zip(done.recorded, done.repeated, strict=True))
     worst = max(abs(new - old) / max(abs(old), 1e-12) for old, new in pairs)
     command.print_table(

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jobs import command, training
+from jobs import cluster, command, training
 from jobs.ingest import ingest_source
 from pipeline import lease, storage
 from pipeline.cookbook import make_recipe
@@ -48,6 +48,10 @@ class Args:
     from_champion: Annotated[bool, command.option("begin with the champion's weights", "")] = False
     seed: Annotated[int, command.option("of weights, order and augmentation", "N", "0")] = 0
     workers: Annotated[int | None, command.option("processes; 0: this one", "N", "one a GPU")] = None
+    device: Annotated[
+        cluster.Device, command.option("of the workers: gpu, cpu, or auto: what there is", "KIND", "auto")
+    ] = "auto"
+    wait_minutes: Annotated[float, command.option("for nodes that an autoscaler starts", "N", "0")] = 0
     force: Annotated[bool, command.option("also if nothing has changed", "")] = False
     wait: Annotated[bool, command.option("for another one at work here, instead of leaving", "")] = False
     dry_run: Annotated[bool, command.option("show the plan, do nothing", "")] = False
@@ -164,7 +168,7 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over:
         _train(args, night, recipe, run)
     alone.check()
     nobody = EvaluateJob("", "", "")
-    with training.evaluating(args.workers, nobody) as job:
+    with training.evaluating(args.workers, nobody, args.device, args.wait_minutes) as job:
         with _stage("evaluate", seconds, over):
             challenger, values = retrain.evaluate_model(night, run, "challenger", job)
             champion = None
@@ -209,18 +213,17 @@ def _stage(name: str, seconds: dict[str, float], over: threading.Event) -> Itera
 
 
 def _train(args: Args, night: "Night", recipe: Recipe, run: str) -> None:
-    import torch
-
     from pipeline.checkpoint import MODEL_NAME
     from pipeline.job import TrainJob, weights_of
 
-    gpus = torch.cuda.device_count()
+    gpus = cluster.count_gpus()
     workers = gpus if args.workers is None else args.workers
+    use_gpu = cluster.takes_gpus(args.device, workers, gpus)
     begin = None
     if args.from_champion and night.champion:
         begin = weights_of("champion", storage.join(night.champion_uri, MODEL_NAME))
-    job = TrainJob(night.dataset, run, recipe, args.seed, workers, use_gpu=0 < workers <= gpus, pretrained=begin)
-    training.train_here(job)
+    job = TrainJob(night.dataset, run, recipe, args.seed, workers, use_gpu=use_gpu, pretrained=begin)
+    training.train_here(job, args.wait_minutes)
 
 
 # --- one at a time, within a budget ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
+from jobs import cluster
 from jobs.command import Display, console, option, print_table, quieten_ray, ray_session, remote_progress
 from jobs.ingest import ingest_source
 from pipeline import storage, timing
@@ -40,6 +41,10 @@ class TrainingArgs:
 
     recipe: Annotated[str | None, option(f"one of {', '.join(RECIPES)}", "NAME")] = None
     workers: Annotated[int | None, option("training processes; 0: in this one", "N", "one a GPU")] = None
+    device: Annotated[cluster.Device, option("of the workers: gpu, cpu, or auto: what there is", "KIND", "auto")] = (
+        "auto"
+    )
+    wait_minutes: Annotated[float, option("for nodes that an autoscaler starts", "N", "0")] = 0
     epochs: Annotated[int | None, option("times each image is seen", "N", OF_RECIPE)] = None
     seed: Annotated[int, option("of weights, order and augmentation", "N", "0")] = 0
     global_batch_size: Annotated[int | None, option("images a step, over all workers", "N", OF_RECIPE)] = None
@@ -69,7 +74,7 @@ class TrainingArgs:
         names = ("epochs", "global_batch_size", "learning_rate", "model", "optimizer", "schedule", "loss")
         if self.workers is not None and self.workers < 0:
             raise RecipeError(f"workers={self.workers} must be 0 (this process) or more")
-        for name in ("max_skipped_steps", "hang_minutes"):
+        for name in ("max_skipped_steps", "hang_minutes", "wait_minutes"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name.replace('_', '-')}={getattr(self, name)} must be 0 or more")
         if self.max_workers is not None and self.max_workers < max(1, self.workers or 0):
@@ -92,7 +97,7 @@ class TrainingArgs:
             recipe,
             self.seed,
             workers,
-            use_gpu=0 < workers <= gpus,
+            use_gpu=cluster.takes_gpus(self.device, workers, gpus),
             trace_rows=self.trace_rows,
             on_corrupt=self.on_corrupt,
             max_workers=self.max_workers or 0,
@@ -245,52 +250,35 @@ def describe_dataset(uri: str) -> Manifest:
     return data
 
 
-def with_cluster(job: "TrainJob", total_cpus: float) -> "TrainJob":
-    """Returns the job with the CPUs of a worker: one beside a GPU; without, all but one, which is left for reading.
+def train_here(job: "TrainJob", wait_minutes: float = 0) -> None:
+    """Trains and reports; Ray runs meanwhile where it is needed: for workers, or to stream.
 
-    Raises ClusterError if that one isn't there.
+    wait_minutes: for nodes of a cluster to join. Raises ClusterError.
     """
-    from pipeline.loader import check_stream_resources
-
-    if not job.num_workers:
-        return job
-    cpus = cpus_of_worker(job.num_workers, job.use_gpu, total_cpus)
-    check_stream_resources(job.num_workers, cpus, total_cpus)
-    return replace(job, cpus_per_worker=int(100 * cpus) / 100)
-
-
-def cpus_of_worker(num_workers: int, use_gpu: bool, total_cpus: float) -> float:
-    """Returns one beside a GPU; without, whole ones of a share of all but one CPU, or that share if it is less."""
-    share = (total_cpus - 1) / num_workers
-    return min(share, max(1.0, 1.0 if use_gpu else float(int(share))))
-
-
-def total_cpus() -> float:
-    """CPUs that the running Ray announces, over all nodes."""
-    import ray
-
-    return float(ray.cluster_resources().get("CPU", 0))
-
-
-def train_here(job: "TrainJob") -> None:
-    """Trains and reports; Ray runs meanwhile where it is needed: for workers, or to stream."""
     if not job.num_workers and job.recipe.residency == "resident":
         quieten_ray()
         train_and_report(job)
         return
     with ray_session(job.num_workers):
-        train_and_report(with_cluster(job, total_cpus()))
+        train_on_cluster(job, wait_minutes)
+
+
+def train_on_cluster(job: "TrainJob", wait_minutes: float) -> None:
+    """Trains and reports on the running Ray, when it has room. Raises ClusterError."""
+    with Display() as display:
+        job = cluster.fitted(job, wait_minutes, display)
+    train_and_report(job)
 
 
 @contextmanager
-def evaluating(workers: int | None, job: "EvaluateJob") -> Iterator["EvaluateJob"]:
+def evaluating(
+    workers: int | None, job: "EvaluateJob", device: cluster.Device = "auto", wait_minutes: float = 0
+) -> Iterator["EvaluateJob"]:
     """Yields an evaluation with its workers, one a GPU by default, and a display that they report to.
 
     Ray runs meanwhile where there are any. Raises RecipeError for a number that can't be.
     """
-    import torch
-
-    gpus = torch.cuda.device_count()
+    gpus = cluster.count_gpus()
     count = gpus if workers is None else workers
     if count < 0:
         raise RecipeError(f"workers={count} must be 0 (this process) or more")
@@ -300,6 +288,7 @@ def evaluating(workers: int | None, job: "EvaluateJob") -> Iterator["EvaluateJob
             yield replace(job, progress=display)
         return
     with ray_session(count), Display() as display, remote_progress(display) as progress:
-        use_gpu = count <= gpus
-        cpus = int(100 * cpus_of_worker(count, use_gpu, total_cpus())) / 100
+        use_gpu = cluster.takes_gpus(device, count, gpus)
+        cluster.await_room(count, use_gpu, wait_minutes, display)
+        cpus = int(100 * cluster.cpus_of_worker(count, use_gpu, cluster.node_cpus(that_train=True))) / 100
         yield replace(job, num_workers=count, use_gpu=use_gpu, cpus_per_worker=cpus, progress=progress)

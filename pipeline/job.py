@@ -12,6 +12,9 @@ from pipeline.progress import Progress, silent
 from pipeline.recipes import OnCorrupt, Recipe
 from pipeline.tracking import MakeTracker
 
+# Label of a Ray node on which no worker trains: `ray start --labels image-pipeline/role=augment`.
+AUGMENT_NODES = ("image-pipeline/role", "augment")
+
 
 @dataclass(frozen=True)
 class Weights:

@@ -1,6 +1,7 @@
 """What happens when workers fail: who starts again, when it is enough, and what is saved before a node goes."""
 
 import json
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from pipeline import checkpoint, storage
 from pipeline.checkpoint import Tensors, Writer
 from pipeline.errors import ClusterError, PipelineError
+from pipeline.parallel import ray_runs
 from pipeline.state import MODEL
 
 STARTS = "starts"
@@ -68,17 +70,29 @@ def _users_error(error: BaseException | None) -> PipelineError | None:
 def note_start(run: str, rank: int, world_size: int, step: int) -> str:
     """Writes down that the run starts, or starts again, at a step. Returns a token that this start's ranks share."""
     tokens: list[Any] = [uuid.uuid4().hex[:8]]
+    nodes: list[Any] = [_node()]
     if world_size > 1:
         torch.distributed.broadcast_object_list(tokens, src=0)
+        nodes = nodes * world_size
+        torch.distributed.all_gather_object(nodes, _node())
     if rank == 0:
         now = time.time()
-        values = {"time": now, "step": step, "world_size": world_size}
+        values = {"time": now, "step": step, "world_size": world_size, "nodes": nodes}
         storage.write_bytes(storage.join(run, STARTS, f"{int(1000 * now)}.json"), json.dumps(values).encode())
     return str(tokens[0])
 
 
+def _node() -> str:
+    """Returns the ID of this process's Ray node, or the machine's name where there is no Ray."""
+    if not ray_runs():
+        return socket.gethostname()
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
 def read_starts(run: str) -> list[dict[str, Any]]:
-    """Returns time (seconds since the epoch), step and world_size of each start of a run, in their order."""
+    """Returns time (seconds since the epoch), step, world_size and the ranks' nodes of each start, in their order."""
     folder = storage.join(run, STARTS)
     names = sorted(name for name, _ in storage.list_files(folder))
     return [json.loads(storage.read_bytes(storage.join(folder, name))) for name in names]

@@ -20,9 +20,9 @@ from pipeline.augment import dropout_seed
 from pipeline.averages import LookAhead, WeightAverage
 from pipeline.batches import Batches
 from pipeline.distill import Teacher
-from pipeline.errors import DivergedError, PipelineError, RecipeError
+from pipeline.errors import DivergedError, PipelineError
 from pipeline.guard import FiniteGuard, Watchdog
-from pipeline.job import TrainJob
+from pipeline.job import AUGMENT_NODES, TrainJob
 from pipeline.loader import Batch
 from pipeline.manifest import Manifest
 from pipeline.meter import Meter
@@ -104,6 +104,8 @@ def train_loop(config: dict[str, Any]) -> None:
 
     def save(score: float | None = None, alone: bool = False) -> None:
         """Begins to write a checkpoint; steps go on."""
+        if trace:
+            trace.flush(state.step)
         tensors = collect(net, optimizers, average, state)
         values = {**state.as_json(), "identity": identity, "world_size": world_size, "classes": list(data.classes)}
         writer.save(state.step, tensors, values, score, is_of_rank_0, alone)
@@ -255,20 +257,23 @@ def _fit_epochs(job: TrainJob, net: nn.Module, train_step: Step, batches: Batche
 
 
 class _Trace:
-    """Writes the key of every row that this rank trains on, a line a step, to RUN/rows/ (local runs only)."""
+    """Writes the key of every row that this rank trains on, a line a step, to RUN/rows/, a file for each checkpoint.
+
+    What is in no checkpoint is done again, and written then.
+    """
 
     def __init__(self, job: TrainJob, data: Manifest, rank: int, world_size: int, first_step: int) -> None:
-        if not storage.is_local(job.run):
-            raise RecipeError("--trace-rows needs a local run directory; it appends line by line")
-        directory = os.path.join(job.run, "rows")
-        os.makedirs(directory, exist_ok=True)
         split = data.split("train")
         self._keys = shards.read_rows(job.dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
-        path = os.path.join(directory, f"from-step-{first_step:09d}-rank-{rank}-of-{world_size}.jsonl")
-        self._file = open(path, "w", buffering=1)  # noqa: SIM115 - open as long as the worker lives
+        self._name = storage.join(job.run, "rows", f"from-step-{first_step:09d}-rank-{rank}-of-{world_size}-to-")
+        self._lines: list[str] = []
 
     def write(self, step: int, batch: Batch) -> None:
-        self._file.write(json.dumps({"step": step, "keys": [self._keys[row] for row in batch.rows]}) + "\n")
+        self._lines.append(json.dumps({"step": step, "keys": [self._keys[row] for row in batch.rows]}) + "\n")
+
+    def flush(self, step: int) -> None:
+        storage.write_bytes(f"{self._name}{step:09d}.jsonl", "".join(self._lines).encode())
+        self._lines.clear()
 
 
 def _remark(state: RunState) -> str:
@@ -371,6 +376,8 @@ def run(job: TrainJob) -> None:
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
             num_workers=(job.num_workers, job.max_workers) if elastic else job.num_workers,
+            label_selector={AUGMENT_NODES[0]: f"!{AUGMENT_NODES[1]}"},
+            placement_strategy="PACK" if job.use_gpu else "SPREAD",  # CPUs of different nodes; GPUs near each other
             elastic_resize_monitor_interval_s=job.resize_seconds,
             use_gpu=job.use_gpu,
             resources_per_worker={"CPU": job.cpus_per_worker, **({"GPU": 1} if job.use_gpu else {})},

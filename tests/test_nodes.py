@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.bench_loader import process_tree
+from jobs.processes import process_tree
 from pipeline import manifest
 from pipeline.order import Order
 from pipeline.shards import read_rows
@@ -245,7 +245,7 @@ def test_after_a_notice_a_node_goes_and_another_comes_and_the_order_stays(
 
     split = manifest.load(digits_dataset).split("train")
     order = Order(split.row_group_rows, 4, 7, None)
-    seen = trained_on(run)
+    seen = trained_on(str(run))
     keys = read_rows(digits_dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
     assert sorted(seen) == list(range(20 * order.steps_per_epoch))
     for step, batch in seen.items():
@@ -288,6 +288,6 @@ def test_when_the_head_has_gone_the_job_ends_and_the_same_command_goes_on_on_ano
         f"after {second['time'] - begun_at:.1f} s"
     )
     split = manifest.load(digits_dataset).split("train")
-    order, seen = Order(split.row_group_rows, 4, 7, None), trained_on(run)
+    order, seen = Order(split.row_group_rows, 4, 7, None), trained_on(str(run))
     keys = read_rows(digits_dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
     assert seen == {step: [keys[row] for row in order.rows(step)] for step in range(5 * order.steps_per_epoch)}

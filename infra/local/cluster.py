@@ -1,0 +1,285 @@
+"""A Ray cluster on one machine, for people to see several nodes and for tests to break them: see up.sh and down.sh.
+
+A head that runs no work, nodes that train, nodes for augmentation alone, and SeaweedFS as S3; a token is needed. Each
+node is what `ray start` starts, in its own process group. With --namespaces each has a network of its own, and can be
+cut off (root only). All that there is stands in one folder, `state.json` first: what isn't in it is never ended.
+"""
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from infra.local_s3 import await_answer, free_ports, start_s3
+from jobs.processes import process_tree
+
+BUCKET = "images"
+_START_SECONDS = 90
+_OBJECT_STORE_BYTES = 300_000_000
+_NETWORK = "10.77.0"  # .1 is this machine, .10 the head, .11 and on the nodes
+
+
+class Cluster:
+    """What runs, by its folder."""
+
+    def __init__(self, name: str) -> None:
+        self.folder = Path(f"/tmp/ipl-{os.getuid()}-{name}")  # short: paths of sockets are at most 107 bytes long
+        self.state: dict[str, Any] = {"processes": [], "namespaces": False}
+        if self._place.exists():
+            self.state = json.loads(self._place.read_text())
+
+    @property
+    def _place(self) -> Path:
+        return self.folder / "state.json"
+
+    def _save(self) -> None:
+        temporary = self._place.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.state, indent=1))
+        temporary.replace(self._place)
+
+    def _add(self, name: str, process: int) -> None:
+        self.state["processes"].append({"name": name, "pid": process, "started": _started(process)})
+        self._save()
+
+    # --- starting -------------------------------------------------------------------------------------------------
+
+    def up(self, nodes: int, cpu_only: int, cpus: float, namespaces: bool, gpus: float) -> None:
+        """Starts all of it. Raises SystemExit where there is one already."""
+        if self.state["processes"]:
+            sys.exit(f"error: a cluster is up already ({self.folder}); infra/local/down.sh ends it")
+        self.folder.mkdir(mode=0o700)
+        (self.folder / "logs").mkdir()
+        self.state.update(namespaces=namespaces, cpus=cpus, gpus=gpus)
+        self._save()
+        token = self.folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        here = f"{_NETWORK}.1" if namespaces else "127.0.0.1"
+        if namespaces:
+            _run("ip", "link", "add", self._bridge, "type", "bridge")
+            _run("ip", "address", "add", f"{here}/24", "dev", self._bridge)
+            _run("ip", "link", "set", self._bridge, "up")
+        print("S3 ...", flush=True)
+        process, variables = start_s3(BUCKET, self.folder / "s3", here)
+        self._add("s3", process.pid)
+        port, dashboard = free_ports(2)
+        self.state.update(port=port, dashboard=dashboard, variables={**variables, **self._of_ray(token)})
+        self._save()
+        print("head ...", flush=True)
+        self._start_node("head", 0, self.address("head"), ["--num-cpus=0", "--head", f"--port={port}"])
+        for number in range(1, nodes + 1):
+            print(f"node {number} of {nodes} ...", flush=True)
+            self.add_node(f"node-{number}", trains=number <= nodes - cpu_only)
+        (self.folder / "env").write_text(
+            "".join(
+                f"export {name}={value}\n" for name, value in {**self.state["variables"], **self._of_client()}.items()
+            )
+        )
+        (self.folder / "env").chmod(0o600)
+
+    def add_node(self, name: str, trains: bool = True) -> None:
+        """Starts one more node."""
+        labels = [] if trains else ["--labels=image-pipeline/role=augment"]
+        gpus = [f"--num-gpus={self.state['gpus']:g}"] if trains and self.state["gpus"] else ["--num-gpus=0"]
+        address = f"{self.address('head')}:{self.state['port']}"
+        number = len(self.state["processes"])
+        flags = [f"--num-cpus={self.state['cpus']:g}", f"--address={address}", *gpus, *labels]
+        self._start_node(name, number, self.address(name), flags)
+
+    def _of_ray(self, token: Path) -> dict[str, str]:
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def _of_client(self) -> dict[str, str]:
+        return {"RAY_ADDRESS": f"http://{self.address('head')}:{self.state['dashboard']}"}
+
+    def _start_node(self, name: str, number: int, address: str, flags: list[str]) -> None:
+        programs = Path(sys.executable).parent
+        head = "--head" in flags
+        if head:
+            flags = [*flags, f"--dashboard-host={address}", f"--dashboard-port={self.state['dashboard']}"]
+            flags += [f"--temp-dir={self.folder}/ray"]
+        line = [str(programs / "ray"), "start", "--block", f"--node-ip-address={address}", *flags]
+        line += [f"--object-store-memory={_OBJECT_STORE_BYTES}", "--disable-usage-stats"]
+        if self.state["namespaces"]:
+            self._make_namespace(name, address)
+            line = ["ip", "netns", "exec", self._namespace(name), *line]
+        environment = {**os.environ, **self.state["variables"], "PATH": f"{programs}:{os.environ['PATH']}"}
+        for variable in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "PYTHONDONTWRITEBYTECODE"):
+            environment.pop(variable, None)
+        log = self.folder / "logs" / f"{name}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(line, env=environment, stdout=out, stderr=out, start_new_session=True)
+        self._add(name, process.pid)
+        deadline = time.monotonic() + _START_SECONDS
+        while b"Ray runtime started" not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"error: {name} doesn't start; see {log}")
+            time.sleep(0.2)
+
+    # --- networks -------------------------------------------------------------------------------------------------
+
+    @property
+    def _bridge(self) -> str:
+        return "ipl0"
+
+    def _namespace(self, name: str) -> str:
+        return f"ipl-{name}"
+
+    def address(self, name: str) -> str:
+        """Where a node is reached."""
+        if not self.state["namespaces"]:
+            return "127.0.0.1"
+        return f"{_NETWORK}.{10 if name == 'head' else 10 + int(name.split('-')[1])}"
+
+    def _make_namespace(self, name: str, address: str) -> None:
+        space, outside = self._namespace(name), f"v-{name}"
+        _run("ip", "netns", "add", space)
+        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", space)
+        _run("ip", "link", "set", outside, "master", self._bridge, "up")
+        for line in (
+            ["address", "add", f"{address}/24", "dev", "eth0"],
+            ["link", "set", "eth0", "up"],
+            ["link", "set", "lo", "up"],
+        ):
+            _run("ip", "-n", space, *line)
+        _run("ip", "-n", space, "route", "add", "default", "via", f"{_NETWORK}.1")
+
+    def cut(self, name: str) -> None:
+        """Cuts a node off the network, as when a cable is pulled."""
+        _run("ip", "link", "set", f"v-{name}", "down")
+
+    def join(self, name: str) -> None:
+        """Lets a node that was cut off back."""
+        _run("ip", "link", "set", f"v-{name}", "up")
+
+    # --- ending ---------------------------------------------------------------------------------------------------
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to every process of a node at once, as when a machine is gone."""
+        for each in [each for each in self.state["processes"] if each["name"] == name]:
+            self._end(each, signal.SIGKILL)
+            self.state["processes"].remove(each)
+            if self.state["namespaces"]:
+                self._remove_namespace(name)
+            self._save()
+            return
+        names = ", ".join(each["name"] for each in self.state["processes"])
+        sys.exit(f"error: node={name!r} isn't there; there are {names or 'none'}")
+
+    def _end(self, process: dict[str, Any], how: signal.Signals) -> None:
+        if _started(process["pid"]) != process["started"]:
+            return  # it is gone; another one may have its number now
+        for pid in reversed(process_tree(process["pid"])):
+            with suppress(ProcessLookupError):
+                os.kill(pid, how)
+
+    def _remove_namespace(self, name: str) -> None:
+        subprocess.run(["ip", "link", "delete", f"v-{name}"], capture_output=True)
+        subprocess.run(["ip", "netns", "delete", self._namespace(name)], capture_output=True)
+
+    def down(self) -> bool:
+        """Ends all of it and removes its folder. Returns whether there was any."""
+        if not self.folder.exists():
+            return False
+        for each in reversed(self.state["processes"]):
+            self._end(each, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while any(_started(each["pid"]) == each["started"] for each in self.state["processes"]):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        if self.state["namespaces"]:
+            for each in self.state["processes"]:
+                self._remove_namespace(each["name"])
+            subprocess.run(["ip", "link", "delete", self._bridge], capture_output=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return True
+
+
+def _run(*line: str) -> None:
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(line)}: {done.stderr.strip()}; --namespaces needs root and iproute2")
+
+
+def _started(pid: int) -> str:
+    """Returns when a process started, in ticks since boot; "" where there is none, or it is but waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="infra/local", description=(__doc__ or "").split("\n")[0])
+    actions = parser.add_subparsers(dest="action", required=True)
+    up = actions.add_parser("up", help="start a cluster")
+    up.add_argument("--nodes", type=int, default=3, help="beside the head (default: 3)")
+    up.add_argument("--cpu-only", type=int, default=1, help="of them, for augmentation alone (default: 1)")
+    up.add_argument("--cpus", type=float, default=2, help="that each announces (default: 2)")
+    up.add_argument("--gpus", type=float, default=0, help="that each node that trains announces (default: 0)")
+    up.add_argument("--namespaces", action="store_true", help="a network for each; needs root")
+    down = actions.add_parser("down", help="end it")
+    kill = actions.add_parser("kill", help="SIGKILL to a node, as when a machine is gone")
+    cut = actions.add_parser("cut", help="cut a node off for some seconds; needs --namespaces")
+    cut.add_argument("--seconds", type=float, default=60)
+    for each in (kill, cut):
+        each.add_argument("node", help="node-1 and so on")
+    for each in (up, down, kill, cut):
+        each.add_argument("--name", default="local", help="of the cluster (default: local)")
+    args = parser.parse_args()
+    cluster = Cluster(args.name)
+    if args.action == "up":
+        _up(cluster, args)
+    elif args.action == "down":
+        print("ended" if cluster.down() else "there was none")
+    elif args.action == "kill":
+        cluster.kill(args.node)
+    else:
+        cluster.cut(args.node)
+        try:
+            time.sleep(args.seconds)
+        finally:
+            cluster.join(args.node)
+
+
+def _up(cluster: Cluster, args: argparse.Namespace) -> None:
+    if not 0 <= args.cpu_only < args.nodes:
+        parser_error = f"cpu-only={args.cpu_only} must be 0 or more and less than nodes={args.nodes}"
+        print(f"error: {parser_error}", file=sys.stderr)
+        sys.exit(2)
+    begun = not cluster.state["processes"]
+    start = time.monotonic()
+    try:
+        cluster.up(args.nodes, args.cpu_only, args.cpus, args.namespaces, args.gpus)
+    except BaseException:
+        if begun:
+            cluster.down()
+        raise
+    await_answer(f"http://{cluster.address('head')}:{cluster.state['dashboard']}/")
+    print(
+        f"a head and {args.nodes} nodes, {args.cpu_only} of them for augmentation alone, after "
+        f"{time.monotonic() - start:.0f} s\n"
+        f"  source {cluster.folder}/env      # address, token, S3's variables\n"
+        f"  ray job submit --working-dir . -- python jobs/imagenet_resnet.py --help\n"
+        f"  infra/local/down.sh              # ends it"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Processes of this machine: which belong together, and what memory they take."""
+
+from contextlib import suppress
+from pathlib import Path
+
+
+def process_tree(root: int) -> list[int]:
+    """Returns a process and all below it."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            children.setdefault(int(path.read_text().rsplit(")")[-1].split()[1]), []).append(int(path.parent.name))
+    found = [root]
+    for process in found:
+        found += children.get(process, [])
+    return found
+
+
+def tree_megabytes(root: int) -> float:
+    """Returns the memory of a process and all below it, what they share counted once (Pss), in MB."""
+    total = 0
+    for process in process_tree(root):
+        with suppress(OSError):
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1e3

@@ -1,0 +1,67 @@
+"""What a worker gets of a cluster, and waiting for nodes."""
+
+import threading
+import time
+
+import pytest
+
+from jobs import cluster
+from pipeline.errors import ClusterError, RecipeError
+
+
+@pytest.mark.parametrize(
+    ("workers", "use_gpu", "nodes", "expected"),
+    [
+        (1, False, [2.0], 1),  # one is left for reading
+        (2, False, [3.0], 1),
+        (2, False, [2.0], 0.5),  # shares where there are no whole ones
+        (1, False, [16.0], 15),
+        (4, True, [16.0, 16.0], 1),
+        (2, False, [2.0, 2.0, 2.0], 1),  # of three nodes one may go, and there is still one CPU for reading
+        (2, False, [1.0, 1.0, 1.0], 0.5),
+        (1, False, [8.0, 8.0], 7),
+        (1, False, [8.0, 8.0, 8.0], 8),  # not more than a node has
+        (3, False, [16.0, 16.0, 16.0, 4.0], 11),
+    ],
+)
+def test_what_a_worker_gets(workers: int, use_gpu: bool, nodes: list[float], expected: float) -> None:
+    cpus = cluster.cpus_of_worker(workers, use_gpu, nodes)
+    assert cpus == expected
+    if not use_gpu and len(nodes) > 1:
+        assert workers * cpus + 1 <= sum(nodes) - max(nodes)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "gpus", "expected"),
+    [("auto", 2, 2, True), ("auto", 3, 2, False), ("auto", 0, 2, False), ("gpu", 8, 0, True), ("cpu", 1, 4, False)],
+)
+def test_who_gets_gpus(device: cluster.Device, workers: int, gpus: int, expected: bool) -> None:
+    assert cluster.takes_gpus(device, workers, gpus) is expected
+
+
+def test_gpus_for_nobody_are_refused() -> None:
+    with pytest.raises(RecipeError, match="device=gpu needs workers"):
+        cluster.takes_gpus("gpu", 0, 1)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_nodes_are_waited_for_and_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.autoscaler import sdk
+
+    asked: list[object] = []
+    monkeypatch.setattr(sdk, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(cluster, "_LOOK_EVERY_SECONDS", 0.05)
+    with pytest.raises(ClusterError, match=r"workers=2 need 2 GPUs, the cluster has 0; .*--wait-minutes N"):
+        cluster.await_room(2, True, 0, lambda *_: None)
+    assert asked == []
+    told: list[tuple[object, ...]] = []
+    have = {"CPU": 4.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: have)
+    threading.Timer(0.5, lambda: have.update(GPU=2.0)).start()
+    start = time.monotonic()
+    cluster.await_room(2, True, 1, lambda *stage: told.append(stage))
+    assert time.monotonic() - start >= 0.4
+    assert told[0] == ("nodes", 0, 2, "GPUs; waiting for the others")
+    assert asked == [[{"CPU": 1, "GPU": 1}] * 2 + [{"CPU": 1}], []]

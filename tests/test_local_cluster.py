@@ -1,0 +1,160 @@
+"""Several real Ray nodes, a real S3 and a token, as infra/local/up.sh starts them: jobs submitted, nodes that go."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.local.cluster import Cluster
+from pipeline import manifest, storage
+from pipeline.order import Order
+from pipeline.shards import read_rows
+from tests.conftest import shared
+from tests.test_jobs import ROOT
+from tests.test_survival import trained_on
+
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+PROGRAMS = Path(sys.executable).parent
+WORK = "s3://images/work"
+
+
+class Client:
+    """Who submits jobs to a cluster, from a shell in which its `env` was sourced."""
+
+    def __init__(self, name: str, *flags: str) -> None:
+        self.name = name
+        self.environment = {**os.environ, "UV_RUN": "", "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            [ROOT / "infra" / "local" / "up.sh", "--name", name, *flags],
+            env=self.environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.cluster = Cluster(name)
+        for line in (self.cluster.folder / "env").read_text().splitlines():
+            variable, _, value = line.removeprefix("export ").partition("=")
+            self.environment[variable] = value
+
+    def submit(self, *entrypoint: str) -> "subprocess.Popen[str]":
+        """Starts `ray job submit` of a Python job."""
+        line = ["ray", "job", "submit", "--working-dir", str(ROOT), "--", "python", *entrypoint]
+        return subprocess.Popen(
+            line, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        )
+
+    def run(self, *entrypoint: str) -> str:
+        """Returns what a job prints that must succeed."""
+        process = self.submit(*entrypoint)
+        said = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, said
+        assert "succeeded" in said
+        return said
+
+    def down(self) -> None:
+        done = subprocess.run(
+            [ROOT / "infra" / "local" / "down.sh", "--name", self.name], env=self.environment, capture_output=True
+        )
+        assert done.returncode == 0
+        assert not self.cluster.folder.exists()
+
+    def nodes(self) -> dict[str, str]:
+        """Returns {ID: label of its role, or ""} of the nodes that live."""
+        code = "import ray, json; ray.init(log_to_driver=False); print('NODES', json.dumps(ray.nodes()))"
+        environment = {
+            **self.environment,
+            "RAY_ADDRESS": f"{self.cluster.address('head')}:{self.cluster.state['port']}",
+        }
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+        found = json.loads(done.stdout.split("NODES ", 1)[1])
+        return {each["NodeID"]: each["Labels"].get("image-pipeline/role", "") for each in found if each["Alive"]}
+
+
+@pytest.fixture
+def storage_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has this process use the S3 of a client."""
+
+    def use(client: Client) -> None:
+        for name, value in client.environment.items():
+            if name.startswith("AWS_"):
+                monkeypatch.setenv(name, value)
+
+    return use
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest) -> Iterator[Client]:
+    """A cluster of a head and three nodes, one of them for augmentation alone."""
+    made = Client(f"test{os.getpid()}", "--nodes", "3", "--cpu-only", "1", *getattr(request, "param", []))
+    yield made
+    made.down()
+
+
+def train_flags(epochs: int) -> list[str]:
+    data = f"{WORK}/raw/imagenette-mini.tar"
+    return [
+        "jobs/imagenet_resnet.py", "--data", data, "--storage", WORK, "--recipe", "resnet18-smoke", "--workers", "2",
+        "--run-name", "one", "--epochs", str(epochs), "--global-batch-size", "32", "--trace-rows",
+    ]  # fmt: skip
+
+
+def check_order(epochs: int) -> None:
+    """Every global batch of the run holds the images that the order says, computed here."""
+    dataset = f"{WORK}/datasets/{storage.list_directories(f'{WORK}/datasets')[0]}"
+    split = manifest.load(dataset).split("train")
+    run = f"{WORK}/runs/one"
+    config = json.loads(storage.read_bytes(f"{run}/config.json"))
+    order = Order(split.row_group_rows, config["seed"], 32, config["recipe"]["shuffle_window_row_groups"])
+    keys = read_rows(dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
+    seen = trained_on(run)
+    assert sorted(seen) == list(range(epochs * order.steps_per_epoch))
+    for step, batch in seen.items():
+        assert batch == [keys[row] for row in order.rows(step)]
+
+
+def starts() -> list[dict[str, Any]]:
+    folder = f"{WORK}/runs/one/starts"
+    return [json.loads(storage.read_bytes(f"{folder}/{name}")) for name, _ in storage.list_files(folder)]
+
+
+def test_three_nodes_ingest_train_on_two_and_evaluate_by_submitted_jobs_and_one_is_killed(
+    client: Client, storage_of: Any
+) -> None:
+    """Without the token nothing is to be had. SIGKILL to a node that trains: the job succeeds, the order is exact."""
+    storage_of(client)
+    anybody = {name: value for name, value in client.environment.items() if not name.startswith("RAY_AUTH")}
+    refused = subprocess.run(
+        ["ray", "job", "list"], env={**anybody, "HOME": str(client.cluster.folder)}, capture_output=True, text=True
+    )
+    assert refused.returncode != 0
+    assert "Missing authentication token" in refused.stdout + refused.stderr
+    storage.write_bytes(f"{WORK}/raw/imagenette-mini.tar", Path(shared("imagenette-mini.tar")).read_bytes())
+    roles = client.nodes()
+    assert sorted(roles.values()) == ["", "", "", "augment"]
+
+    process = client.submit(*train_flags(epochs=3))
+    assert process.stdout is not None
+    told, killed_at = [], 0.0
+    for line in process.stdout:
+        told.append(line)
+        if not killed_at and line.startswith("train") and int(line.split()[1].split("/")[0]) >= 12:
+            client.cluster.kill("node-2")
+            killed_at = time.time()
+    assert process.wait() == 0, "".join(told)
+    assert "succeeded" in told[-2] + told[-1] + told[-3]
+    runs = starts()
+    assert len(runs) == 2, runs
+    assert len(set(runs[0]["nodes"])) == 2
+    assert all(roles[node] == "" for each in runs for node in each["nodes"])
+    check_order(3)
+    print(f"seconds from the kill to the next start: {runs[1]['time'] - killed_at:.1f}, at step {runs[1]['step']}")
+    evaluated = client.run(
+        "jobs/evaluate.py", "--checkpoint", f"{WORK}/runs/one", "--workers", "2", "--out", f"{WORK}/evaluation",
+        "--data", f"{WORK}/datasets/{storage.list_directories(f'{WORK}/datasets')[0]}",
+    )  # fmt: skip
+    assert "of 400)" in evaluated
