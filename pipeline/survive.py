@@ -14,8 +14,8 @@ from pipeline.checkpoint import Tensors, Writer
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.parallel import ray_runs
 from pipeline.state import MODEL
+from pipeline.tracking import STARTS
 
-STARTS = "starts"
 _MOST_FAILURES = 3
 _USED_SHARE = 0.8  # of the notice; the rest is for what can't be foreseen
 

@@ -17,9 +17,8 @@ from typing import Any, Protocol
 from pipeline import storage
 from pipeline.errors import RecipeError
 from pipeline.recipes import Recipe
-from pipeline.timing import TRAINING
 
-TENSORBOARD_FOLDER, MLFLOW_NAME = "tensorboard", "mlflow.json"
+TENSORBOARD_FOLDER, MLFLOW_NAME, STARTS = "tensorboard", "mlflow.json", "starts"
 _UPLOAD_SECONDS = 60
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # training waits meanwhile
 
@@ -106,16 +105,19 @@ def ray_metrics(job: Run, step: int) -> Tracker | None:
     """Makes a `RayMetrics`, where Ray runs."""
     import ray
 
-    return RayMetrics(storage.basename(job.run)) if ray.is_initialized() else None
+    if not ray.is_initialized():
+        return None
+    return RayMetrics(storage.basename(job.run), len(storage.list_files(storage.join(job.run, STARTS))))
 
 
 class RayMetrics:
-    """For Prometheus, by Ray: counters of images and seconds; gauges of loss, speed, top-1 and rows left out.
+    """For Prometheus, by Ray: counters of images and seconds; gauges of step, loss, speed, top-1, starts, and of rows
+    and steps left out.
 
-    Their names begin with ray_image_pipeline_; the tag `run` is the run's name.
+    Their names begin with ray_image_pipeline_; the tag `run` is the run's name. starts: so far, this one included.
     """
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, starts: int) -> None:
         from ray.util.metrics import Counter, Gauge
 
         self._tags = {"run": run}
@@ -126,16 +128,21 @@ class RayMetrics:
         self._loss = Gauge("image_pipeline_loss", "of training, since the last report", keys)
         self._speed = Gauge("image_pipeline_images_per_second", "since the last report", keys)
         self._top1 = Gauge("image_pipeline_top1", "on the val split, of the last evaluation", keys)
+        self._step = Gauge("image_pipeline_step", "done so far", keys)
+        self._skipped = Gauge("image_pipeline_skipped_steps", "left out, for they weren't finite", keys)
+        Gauge("image_pipeline_starts", "of the run so far", keys).set(starts, self._tags)
 
     def line(self, line: dict[str, Any], quarantined: int) -> None:
         """See `Tracker`."""
-        for name in TRAINING:
-            if line["seconds"].get(name, 0.0) > 0:
-                self._seconds.inc(line["seconds"][name], {**self._tags, "stage": name})
+        for name, seconds in line["seconds"].items():
+            if seconds > 0:
+                self._seconds.inc(seconds, {**self._tags, "stage": name})
         self._images.inc(line["images"], self._tags)
         self._quarantined.set(quarantined, self._tags)
         self._loss.set(line["loss"], self._tags)
         self._speed.set(line["images_per_second"], self._tags)
+        self._step.set(line["step"], self._tags)
+        self._skipped.set(line["skipped_steps"], self._tags)
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """See `Tracker`."""

@@ -24,6 +24,7 @@ from pipeline.errors import DivergedError, PipelineError
 from pipeline.guard import FiniteGuard, Watchdog
 from pipeline.job import AUGMENT_NODES, TrainJob
 from pipeline.loader import Batch
+from pipeline.logs import RunLog, silent_log
 from pipeline.manifest import Manifest
 from pipeline.meter import Meter
 from pipeline.mix import Normalise
@@ -99,7 +100,15 @@ def train_loop(config: dict[str, Any]) -> None:
     report_every = max(1, steps_per_epoch // _HISTORY_POINTS_PER_EPOCH)
     trace = _Trace(job, data, rank, world_size, state.step) if job.trace_rows else None
     token = note_start(job.run, rank, world_size, state.step)
-    writer = checkpoint.Writer(job.run, rank, world_size, token, lambda line: progress("checkpoint", 0, 0, line))
+    log = RunLog(storage.basename(job.run), rank, world_size) if job.num_workers else silent_log()
+    log.event("start", state.step, recipe=recipe.name, dataset=data.digest, last_step=num_steps)
+
+    def say(stage: str, line: str) -> None:
+        """Tells people and logs what may want their attention."""
+        progress(stage, 0, 0, line)
+        log.event(stage, state.step, "warning", text=line)
+
+    writer = checkpoint.Writer(job.run, rank, world_size, token, lambda line: say("checkpoint", line))
     notice, guard = Notice(rank), FiniteGuard(job.max_skipped_steps, world_size, device)
 
     def save(score: float | None = None, alone: bool = False) -> None:
@@ -113,7 +122,7 @@ def train_loop(config: dict[str, Any]) -> None:
     last_step = min(num_steps, state.step + job.replay_steps) if job.replay_steps else num_steps
     stream = batches.training(state.step, last_step)
     makers = () if rank or job.replay_steps else job.trackers
-    trackers = Trackers(makers, job, state.step, lambda line: progress("tracking", 0, 0, line))
+    trackers = Trackers(makers, job, state.step, lambda line: say("tracking", line))
     meter = Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - begin)
     while state.step < last_step:
         model.train()
@@ -132,6 +141,7 @@ def train_loop(config: dict[str, Any]) -> None:
             else:
                 train_step.forget()
         except DivergedError as error:
+            log.event("diverged", step, "error", text=str(error))
             writer.wait()
             raise _diverged(error, job, data, batch, step, rank) from None
         if average is not None:
@@ -146,15 +156,17 @@ def train_loop(config: dict[str, Any]) -> None:
             continue
         ends_epoch, score = state.step % steps_per_epoch == 0, None
         if state.step % report_every == 0 or ends_epoch:
-            state.history.append(meter.line(state.step, order, rate))
+            state.history.append({**meter.line(state.step, order, rate), "skipped_steps": len(state.skipped)})
             state.quarantined = batches.quarantined(state.quarantined)
             progress("train", state.step, num_steps, _remark(state))
             trackers.line(state.history[-1], len(state.quarantined))
+            log.event("train", **state.history[-1], quarantined_rows=len(state.quarantined))
         if ends_epoch and state.step < num_steps and batches.evaluates_after(state.step // steps_per_epoch):
             meter.until_now("other")
             scores = evaluate.metrics(_evaluate(net, average, batches, normalise, progress, watchdog), data.classes)
             state.evaluations.append({"step": state.step, **{k: scores[k] for k in SCORES}})
             trackers.evaluation(state.step, {k: scores[k] for k in SCORES})
+            log.event("evaluation", state.step, **{k: scores[k] for k in SCORES})
             score = scores["top1"]
             meter.until_now("evaluate")
         if state.step % recipe.checkpoint_every_steps == 0 or ends_epoch:
@@ -163,7 +175,7 @@ def train_loop(config: dict[str, Any]) -> None:
             save(score)
             meter.until_now("checkpoint")
         elif (line := notice.seen(writer, lambda: collect(net, optimizers, average, state))) is not None:
-            progress("notice", 0, 0, line)
+            say("notice", line)
             if notice.saves == "all":
                 save(alone=True)
             elif notice.saves:
@@ -199,6 +211,7 @@ def train_loop(config: dict[str, Any]) -> None:
         checkpoint.note_score(job.run, state.step, scores["top1"])
         trackers.evaluation(state.step, {k: scores[k] for k in SCORES})
     trackers.end()
+    log.event("end", state.step, seconds={name: round(value, 3) for name, value in state.seconds.items()})
     watchdog.end()
     ray.train.report({"step": state.step})  # a barrier: no worker leaves before the outputs are there
 

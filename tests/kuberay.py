@@ -59,19 +59,28 @@ class AutoscalerOptions(Strict):
     securityContext: dict[str, Any] | None = None  # noqa: N815
 
 
-class Head(Strict):
+class Group(Strict):
     rayStartParams: dict[str, str]  # noqa: N815
+    labels: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _no_labels_in_parameters(self) -> "Group":
+        if "labels" in self.rayStartParams:
+            raise ValueError("labels belong beside rayStartParams, not into them")
+        return self
+
+
+class Head(Group):
     template: dict[str, Any]
     serviceType: Literal["ClusterIP", "NodePort", "LoadBalancer"] | None = None  # noqa: N815
 
 
-class WorkerGroup(Strict):
+class WorkerGroup(Group):
     groupName: str  # noqa: N815
     replicas: NotNegative = 0
     minReplicas: NotNegative = 0  # noqa: N815
     maxReplicas: NotNegative = 2147483647  # noqa: N815
     idleTimeoutSeconds: NotNegative | None = None  # noqa: N815
-    rayStartParams: dict[str, str]  # noqa: N815
     template: dict[str, Any]
 
     @model_validator(mode="after")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +119,11 @@ def check_order(epochs: int) -> None:
         assert batch == [keys[row] for row in order.rows(step)]
 
 
+def steps_done(line: str) -> int:
+    """Steps that a line of progress tells of."""
+    return int(line.split()[1].split("/")[0]) if line.startswith("train ") else 0
+
+
 def starts() -> list[dict[str, Any]]:
     folder = f"{WORK}/runs/one/starts"
     return [json.loads(storage.read_bytes(f"{folder}/{name}")) for name, _ in storage.list_files(folder)]
@@ -142,11 +149,11 @@ def test_three_nodes_ingest_train_on_two_and_evaluate_by_submitted_jobs_and_one_
     told, killed_at = [], 0.0
     for line in process.stdout:
         told.append(line)
-        if not killed_at and line.startswith("train") and int(line.split()[1].split("/")[0]) >= 12:
+        if not killed_at and steps_done(line) >= 45:  # in the second epoch
             client.cluster.kill("node-2")
             killed_at = time.time()
     assert process.wait() == 0, "".join(told)
-    assert "succeeded" in told[-2] + told[-1] + told[-3]
+    assert "succeeded" in "".join(told[-3:])
     runs = starts()
     assert len(runs) == 2, runs
     assert len(set(runs[0]["nodes"])) == 2
@@ -158,3 +165,32 @@ def test_three_nodes_ingest_train_on_two_and_evaluate_by_submitted_jobs_and_one_
         "--data", f"{WORK}/datasets/{storage.list_directories(f'{WORK}/datasets')[0]}",
     )  # fmt: skip
     assert "of 400)" in evaluated
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("ip") is None, reason="networks of their own need root and iproute2"
+)
+@pytest.mark.parametrize("client", [["--namespaces"]], indirect=True)
+@pytest.mark.parametrize("away_seconds", [60.0, None])
+def test_a_node_that_trains_is_cut_off_and_the_job_succeeds_in_exact_order(
+    client: Client, storage_of: Any, away_seconds: float | None
+) -> None:
+    """For a minute, after which it is back, or for good. Each node has a network and an address of its own."""
+    storage_of(client)
+    storage.write_bytes(f"{WORK}/raw/imagenette-mini.tar", Path(shared("imagenette-mini.tar")).read_bytes())
+    process = client.submit(*train_flags(epochs=3))
+    assert process.stdout is not None
+    told, cut_at = [], 0.0
+    for line in process.stdout:
+        told.append(line)
+        if not cut_at and steps_done(line) >= 45:
+            client.cluster.cut("node-2")
+            cut_at = time.time()
+            if away_seconds:
+                threading.Timer(away_seconds, client.cluster.join, ["node-2"]).start()
+    assert process.wait() == 0, "".join(told)
+    assert "succeeded" in "".join(told[-3:])
+    check_order(3)
+    again = [start for start in starts() if start["time"] > cut_at]
+    seconds = [f"{start['time'] - cut_at:.1f} at step {start['step']}" for start in again]
+    print(f"cut off for {away_seconds or 'ever'}: starts after {seconds} s; ended after {time.time() - cut_at:.0f} s")

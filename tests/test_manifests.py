@@ -136,8 +136,9 @@ def test_what_a_job_starts_is_a_command_that_we_have(name: str) -> None:
     document = next(each for each in build(name) if each["apiVersion"].startswith("ray.io"))
     spec = document["spec"].get("jobTemplate", document["spec"])
     program, job, *arguments = spec["entrypoint"].split()
-    assert program == "python"
-    done = subprocess.run([sys.executable, INFRA.parent / job, "--help"], capture_output=True, text=True, check=True)
+    assert (program, Path(job).parent) == ("python", Path("/opt/image-pipeline/jobs"))
+    line = [sys.executable, INFRA.parent / "jobs" / Path(job).name, "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
     for flag in [each for each in arguments if each.startswith("--")]:
         assert f"{flag} " in done.stdout or f"{flag}\n" in done.stdout, flag
 

@@ -123,8 +123,8 @@ def test_a_stage_imports_only_what_stands_before_it() -> None:
         "images", "plan", "gather", "shards", "quality", "charts", "quality_report", "ingest", "verify", "diff",
         "timing", "rows", "decode", "recipes", "tracking", "cookbook", "crops", "auto_augment", "augment", "mix",
         "optimizers", "optim", "averages", "networks", "checkpoint", "models", "state", "trained", "distill",
-        "operations", "units", "view", "loader", "meter", "evaluate", "job", "batches", "step", "guard", "survive",
-        "train", "replay", "tune", "tune_report", "result", "report", "robustness", "metrics", "certify", "findings",
+        "operations", "units", "view", "loader", "logs", "meter", "evaluate", "job", "batches", "step", "guard",
+        "survive", "train", "replay", "tune", "tune_report", "result", "report", "robustness", "metrics", "certify", "findings",
         "label_problems", "explain", "compare", "evaluation_report", "model_card", "predictor", "export",
         "registry", "gate", "drift", "latency", "retrain", "mirror",
     ]  # fmt: skip

@@ -117,6 +117,8 @@ class Cluster:
             self._make_namespace(name, address)
             line = ["ip", "netns", "exec", self._namespace(name), *line]
         environment = {**os.environ, **self.state["variables"], "PATH": f"{programs}:{os.environ['PATH']}"}
+        if self.state["namespaces"]:  # this machine's name stands for its loopback, which is another one there
+            environment["GLOO_SOCKET_IFNAME"] = "eth0"
         for variable in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "PYTHONDONTWRITEBYTECODE"):
             environment.pop(variable, None)
         log = self.folder / "logs" / f"{name}.log"
