@@ -124,8 +124,8 @@ def test_a_stage_imports_only_what_stands_before_it() -> None:
         "timing", "rows", "decode", "recipes", "tracking", "cookbook", "crops", "auto_augment", "augment", "mix",
         "optimizers", "optim", "averages", "networks", "checkpoint", "models", "state", "trained", "distill",
         "operations", "units", "view", "loader", "logs", "meter", "evaluate", "job", "batches", "step", "guard",
-        "survive", "train", "replay", "tune", "tune_report", "result", "report", "robustness", "metrics", "certify", "findings",
-        "label_problems", "explain", "compare", "evaluation_report", "model_card", "predictor", "export",
+        "survive", "train", "replay", "tune", "tune_report", "result", "report", "robustness", "metrics", "certify",
+        "findings", "label_problems", "explain", "compare", "evaluation_report", "model_card", "predictor", "export",
         "registry", "gate", "drift", "latency", "retrain", "mirror",
     ]  # fmt: skip
     for path in (ROOT / "pipeline").rglob("*.py"):
