@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from pipeline.recipes import Recipe
 
 TENSORBOARD_FOLDER, MLFLOW_NAME, STARTS = "tensorboard", "mlflow.json", "starts"
 _UPLOAD_SECONDS = 60
+_SET_AGAIN_SECONDS = 2.0
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # training waits meanwhile
 
 
@@ -115,6 +117,7 @@ class RayMetrics:
     and steps left out.
 
     Their names begin with ray_image_pipeline_; the tag `run` is the run's name. starts: so far, this one included.
+    Ray forgets a gauge that isn't set for some seconds, so a thread sets them again until the run ends.
     """
 
     def __init__(self, run: str, starts: int) -> None:
@@ -124,13 +127,28 @@ class RayMetrics:
         keys = ("run",)
         self._seconds = Counter("image_pipeline_seconds", "of the training loop, by stage", ("run", "stage"))
         self._images = Counter("image_pipeline_images", "trained on", keys)
-        self._quarantined = Gauge("image_pipeline_quarantined_rows", "left out, corrupt", keys)
-        self._loss = Gauge("image_pipeline_loss", "of training, since the last report", keys)
-        self._speed = Gauge("image_pipeline_images_per_second", "since the last report", keys)
-        self._top1 = Gauge("image_pipeline_top1", "on the val split, of the last evaluation", keys)
-        self._step = Gauge("image_pipeline_step", "done so far", keys)
-        self._skipped = Gauge("image_pipeline_skipped_steps", "left out, for they weren't finite", keys)
-        Gauge("image_pipeline_starts", "of the run so far", keys).set(starts, self._tags)
+        meanings = {
+            "step": "done so far",
+            "loss": "of training, since the last report",
+            "images_per_second": "since the last report",
+            "top1": "on the val split, of the last evaluation",
+            "starts": "of the run so far",
+            "quarantined_rows": "left out, corrupt",
+            "skipped_steps": "left out, for they weren't finite",
+        }
+        self._gauges = {name: Gauge(f"image_pipeline_{name}", text, keys) for name, text in meanings.items()}
+        self._values: dict[str, float] = {"starts": starts}
+        self._ended = threading.Event()
+        threading.Thread(target=self._set_again, daemon=True, name="ray-metrics").start()
+
+    def _set_again(self) -> None:
+        while not self._ended.wait(_SET_AGAIN_SECONDS):
+            self._set({})
+
+    def _set(self, values: dict[str, float]) -> None:
+        self._values |= values
+        for name, value in list(self._values.items()):
+            self._gauges[name].set(value, self._tags)
 
     def line(self, line: dict[str, Any], quarantined: int) -> None:
         """See `Tracker`."""
@@ -138,18 +156,16 @@ class RayMetrics:
             if seconds > 0:
                 self._seconds.inc(seconds, {**self._tags, "stage": name})
         self._images.inc(line["images"], self._tags)
-        self._quarantined.set(quarantined, self._tags)
-        self._loss.set(line["loss"], self._tags)
-        self._speed.set(line["images_per_second"], self._tags)
-        self._step.set(line["step"], self._tags)
-        self._skipped.set(line["skipped_steps"], self._tags)
+        same = {name: line[name] for name in ("step", "loss", "images_per_second", "skipped_steps")}
+        self._set({**same, "quarantined_rows": quarantined})
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """See `Tracker`."""
-        self._top1.set(scores["top1"], self._tags)
+        self._set({"top1": scores["top1"]})
 
     def end(self) -> None:
-        """Nothing: the numbers stay."""
+        """The gauges are forgotten."""
+        self._ended.set()
 
 
 # --- TensorBoard -------------------------------------------------------------------------------------------------
