@@ -33,7 +33,7 @@ def local_s3(bucket: str, parent: str = "/tmp") -> Iterator[subprocess.Popen[byt
         yield process
     finally:
         _end(process)
-        shutil.rmtree(folder)
+        remove_s3(folder)
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:
@@ -48,6 +48,7 @@ def start_s3(bucket: str, folder: Path, address: str = "127.0.0.1") -> tuple[sub
 
     folder.mkdir(exist_ok=True)
     ports = free_ports(2 * len(_SERVERS))
+    (folder / "ports.json").write_text(json.dumps(ports))
     endpoint = f"http://{address}:{ports[_SERVERS.index('s3')]}"
     variables = {
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -79,6 +80,14 @@ def start_s3(bucket: str, folder: Path, address: str = "127.0.0.1") -> tuple[sub
         _end(process)
         raise
     return process, variables
+
+
+def remove_s3(folder: Path) -> None:
+    """Removes all that a server that has ended leaves: its folder, and its sockets in /tmp, whatever TMPDIR says."""
+    for port in json.loads((folder / "ports.json").read_text()):
+        for socket_file in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+            socket_file.unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

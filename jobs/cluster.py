@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from jobs.command import ray_session
 from pipeline.errors import ClusterError, RecipeError
-from pipeline.loader import check_stream_resources
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -71,6 +70,8 @@ def fitted(job: "TrainJob", wait_minutes: float, progress: Progress) -> "TrainJo
     """
     if not job.num_workers:
         return job
+    from pipeline.loader import check_stream_resources
+
     await_room(job.num_workers, job.use_gpu, wait_minutes, progress)
     cpus = cpus_of_worker(job.num_workers, job.use_gpu, node_cpus(that_train=True))
     check_stream_resources(job.num_workers, cpus, sum(node_cpus()))

@@ -64,6 +64,8 @@ class Client:
         )
         assert done.returncode == 0
         assert not self.cluster.folder.exists()
+        port = self.environment["AWS_ENDPOINT_URL"].rsplit(":", 1)[1]
+        assert not [path for path in Path("/tmp").glob("seaweedfs-*") if port in path.name]
 
     def nodes(self) -> dict[str, str]:
         """Returns {ID: label of its role, or ""} of the nodes that live."""

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from infra.local_s3 import await_answer, free_ports, start_s3
+from infra.local_s3 import await_answer, free_ports, remove_s3, start_s3
 from jobs.processes import process_tree
 
 BUCKET = "images"
@@ -203,6 +203,8 @@ class Cluster:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
+        if (self.folder / "s3" / "ports.json").exists():
+            remove_s3(self.folder / "s3")
         if self.state["namespaces"]:
             for each in self.state["processes"]:
                 self._remove_namespace(each["name"])
