@@ -5,6 +5,8 @@ uv run jobs/bench_scale.py
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -66,20 +68,29 @@ def measure(count: int, seconds: float) -> tuple[float, float]:
 
 
 def _coordinate(seconds: float) -> tuple[float, float]:
-    from pipeline.parallel import in_order
+    from pipeline.loader import RUN_UNITS
+    from pipeline.parallel import TASK_CPUS, in_order
 
-    blocks, began, cpu = 0, 0.0, 0.0
+    def blocks() -> Iterator[Any]:
+        while True:
+            run = in_order(
+                range(RUN_UNITS), lambda source: source.map_batches(_nothing, batch_size=1, num_cpus=TASK_CPUS)
+            )
+            with closing(run):
+                yield from run
+
+    count, began, cpu = 0, 0.0, 0.0
     first = time.monotonic()
-    for _ in in_order(range(4000), lambda source: source.map_batches(_nothing, batch_size=1, num_cpus=0.01)):
+    for _ in blocks():
         now = time.monotonic()
         if not began and now - first > _WARM_UP_SECONDS:
             began, cpu = now, time.process_time()
         elif began:
-            blocks += 1
+            count += 1
             if now - began > seconds:
                 break
     taken = time.monotonic() - began
-    return blocks / taken, (time.process_time() - cpu) / max(1, blocks)
+    return count / taken, (time.process_time() - cpu) / max(1, count)
 
 
 def _nothing(batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

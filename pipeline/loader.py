@@ -35,7 +35,7 @@ from pipeline.view import UnitTask, View
 Block = dict[str, npt.NDArray[Any]]
 _BLOCKS_AHEAD = 2
 # Ray Data plans every task of an execution before it starts, and keeps some kilobytes of each that it ever did.
-_RUN_UNITS, _RUNS_OVERLAP = 1024, 64
+RUN_UNITS, _RUNS_OVERLAP = 1024, 64
 _RESIDENT_ROWS = 1000
 
 # Ray's blocks are read-only shared memory; nothing writes into a batch, so no copy is made to please torch.
@@ -171,7 +171,7 @@ def stream_batches(
 
 def _blocks(task: UnitTask, num_units: int) -> Generator[Block]:
     """Yields all units' blocks, by one execution of Ray Data after another, each begun before the last one ends."""
-    runs = [range(first, min(first + _RUN_UNITS, num_units)) for first in range(0, num_units, _RUN_UNITS)]
+    runs = [range(first, min(first + RUN_UNITS, num_units)) for first in range(0, num_units, RUN_UNITS)]
     fetching = [_Fetch(task, runs[0])]
     try:
         for number, run in enumerate(runs):
