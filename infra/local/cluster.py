@@ -110,8 +110,9 @@ class Cluster:
         head = "--head" in flags
         if head:
             flags = [*flags, f"--dashboard-host={address}", f"--dashboard-port={self.state['dashboard']}"]
-            flags += [f"--temp-dir={self.folder}/ray"]
         line = [str(programs / "ray"), "start", "--block", f"--node-ip-address={address}", *flags]
+        # One of its own: nodes that share a folder remove each other's copy of a job's working directory.
+        line.append(f"--temp-dir={self.folder}/{'ray' if head else name}")
         line += [f"--object-store-memory={_OBJECT_STORE_BYTES}", "--disable-usage-stats"]
         if self.state["namespaces"]:
             self._make_namespace(name, address)
