@@ -31,7 +31,6 @@ class Args(training.TrainingArgs, DataArgs):
 def main(args: Args) -> None:
     """The whole path, from raw images to a report."""
     recipe = args.make_recipe("cifar10")
-    command.load_torch()
     with command.Display() as display:
         dataset = training.dataset_or_default(args.data, args.layout, args.md5, display)
     data = training.describe_dataset(dataset)

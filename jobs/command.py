@@ -1,7 +1,6 @@
 """The edge that all jobs share: arguments, errors, Ray, progress, and the last lines on the screen."""
 
 import errno
-import importlib
 import logging
 import os
 import secrets
@@ -281,13 +280,6 @@ def _remove_stale_sessions() -> None:
         pid = folder.name.split("-")[1]
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and folder.owner() == Path("/proc/self").owner():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def load_torch() -> None:
-    """Loads torch, before Ray and what it brings: loaded after them, its libraries may find no room in the block of
-    thread-local storage that glibc keeps for late comers, and MKL ends the process ("Cannot load libtorch_cpu.so").
-    """
-    importlib.import_module("torch")
 
 
 def prepare_environment() -> None:

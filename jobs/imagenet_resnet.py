@@ -32,7 +32,6 @@ def main(args: Args) -> None:
     """The whole path, on the cluster that RAY_ADDRESS names, else on this machine."""
     recipe = args.make_recipe("resnet50")
     root = storage.absolute(args.storage)
-    command.load_torch()
     with command.ray_session(args.workers or 1):
         import ray
 

@@ -121,7 +121,6 @@ def _work(
 
     latest = retrain.read_latest(workspace)
     night = _planned(args, source, workspace, recipe, gate, latest)
-    command.load_torch()
     if latest and night.attempt and not args.force and not retrain.is_cut_off(workspace):
         command.console.print(f"nothing to do: {source} and the recipe are those of night {latest['night']}")
         return
