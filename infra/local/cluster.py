@@ -16,7 +16,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from infra.local_s3 import await_answer, free_ports, remove_s3, start_s3
 from jobs.processes import process_tree
@@ -49,12 +49,16 @@ class Cluster:
         self.state["processes"].append({"name": name, "pid": process, "started": _started(process)})
         self._save()
 
+    def runs(self) -> bool:
+        """Whether any of it is alive."""
+        return any(_started(each["pid"]) == each["started"] for each in self.state["processes"])
+
     # --- starting -------------------------------------------------------------------------------------------------
 
     def up(self, nodes: int, cpu_only: int, cpus: float, namespaces: bool, gpus: float) -> None:
-        """Starts all of it. Raises SystemExit where there is one already."""
-        if self.state["processes"]:
-            sys.exit(f"error: a cluster is up already ({self.folder}); infra/local/down.sh ends it")
+        """Starts all of it, where nothing runs; removes what a machine that went down has left."""
+        self.down()
+        self.state["processes"] = []
         self.folder.mkdir(mode=0o700)
         (self.folder / "logs").mkdir()
         self.state.update(namespaces=namespaces, cpus=cpus, gpus=gpus)
@@ -129,7 +133,7 @@ class Cluster:
         deadline = time.monotonic() + _START_SECONDS
         while b"Ray runtime started" not in log.read_bytes():
             if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"error: {name} doesn't start; see {log}")
+                _fail(f"{name} doesn't start: {log.read_text()[-500:]}")
             time.sleep(0.2)
 
     # --- networks -------------------------------------------------------------------------------------------------
@@ -180,7 +184,7 @@ class Cluster:
             self._save()
             return
         names = ", ".join(each["name"] for each in self.state["processes"])
-        sys.exit(f"error: node={name!r} isn't there; there are {names or 'none'}")
+        _fail(f"node={name!r} isn't there; there are {names or 'none'}")
 
     def _end(self, process: dict[str, Any], how: signal.Signals) -> None:
         if _started(process["pid"]) != process["started"]:
@@ -200,7 +204,7 @@ class Cluster:
         for each in reversed(self.state["processes"]):
             self._end(each, signal.SIGKILL)
         deadline = time.monotonic() + 10
-        while any(_started(each["pid"]) == each["started"] for each in self.state["processes"]):
+        while self.runs():
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
@@ -217,7 +221,12 @@ class Cluster:
 def _run(*line: str) -> None:
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"error: {' '.join(line)}: {done.stderr.strip()}; --namespaces needs root and iproute2")
+        _fail(f"{' '.join(line)}: {done.stderr.strip()}; --namespaces needs root and iproute2")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _started(pid: int) -> str:
@@ -265,16 +274,14 @@ def main() -> None:
 
 def _up(cluster: Cluster, args: argparse.Namespace) -> None:
     if not 0 <= args.cpu_only < args.nodes:
-        parser_error = f"cpu-only={args.cpu_only} must be 0 or more and less than nodes={args.nodes}"
-        print(f"error: {parser_error}", file=sys.stderr)
-        sys.exit(2)
-    begun = not cluster.state["processes"]
+        _fail(f"cpu-only={args.cpu_only} must be 0 or more and less than nodes={args.nodes}")
+    if cluster.runs():
+        _fail(f"a cluster is up already ({cluster.folder}); infra/local/down.sh ends it")
     start = time.monotonic()
     try:
         cluster.up(args.nodes, args.cpu_only, args.cpus, args.namespaces, args.gpus)
-    except BaseException:
-        if begun:
-            cluster.down()
+    except BaseException:  # Ctrl-C, too: nothing is left
+        cluster.down()
         raise
     await_answer(f"http://{cluster.address('head')}:{cluster.state['dashboard']}/")
     print(

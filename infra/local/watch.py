@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=9090, help="to listen on (default: 9090)")
     args = parser.parse_args()
     cluster = Cluster(args.name)
-    if not cluster.state["processes"]:
+    if not cluster.runs():
         sys.exit("error: there is no cluster; infra/local/up.sh starts one")
     program = shutil.which("prometheus")
     if program is None:
