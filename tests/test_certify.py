@@ -177,6 +177,7 @@ def test_two_evaluations_are_compared_row_by_row(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_job_evaluates_verifies_and_compares(trained: str, digits_dataset: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     arguments = ["--checkpoint", trained, "--data", digits_dataset, "--out", out, "--full", "--severities", "3"]

@@ -83,6 +83,7 @@ def test_a_folder_is_predicted_as_an_evaluation_does_and_the_rest_reported(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_job_says_what_came_of_it(trained: str, pictures: Path, tmp_path: Path) -> None:
     arguments = ["--checkpoint", trained, "--input", str(pictures / "cut.jpg"), "--out", "out"]
     finished = run_job("predict", *arguments, cwd=tmp_path)
