@@ -270,7 +270,8 @@ def _fit_epochs(job: TrainJob, net: nn.Module, train_step: Step, batches: Batche
 
 
 class _Trace:
-    """Writes the key of every row that this rank trains on, a line a step, to RUN/rows/, a file for each checkpoint.
+    """Writes the key of every row that this rank trains on, a line a step, to RUN/rows/: on disks at once, elsewhere a
+    file for each checkpoint that this rank has a part in.
 
     What is in no checkpoint is done again, and written then.
     """
@@ -278,15 +279,24 @@ class _Trace:
     def __init__(self, job: TrainJob, data: Manifest, rank: int, world_size: int, first_step: int) -> None:
         split = data.split("train")
         self._keys = shards.read_rows(job.dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
-        self._name = storage.join(job.run, "rows", f"from-step-{first_step:09d}-rank-{rank}-of-{world_size}-to-")
+        self._name = storage.join(job.run, "rows", f"from-step-{first_step:09d}-rank-{rank}-of-{world_size}")
         self._lines: list[str] = []
+        self._file = None
+        if storage.is_local(job.run):
+            os.makedirs(os.path.dirname(self._name), exist_ok=True)
+            self._file = open(f"{self._name}.jsonl", "w", buffering=1)  # noqa: SIM115 - as long as the worker lives
 
     def write(self, step: int, batch: Batch) -> None:
-        self._lines.append(json.dumps({"step": step, "keys": [self._keys[row] for row in batch.rows]}) + "\n")
+        line = json.dumps({"step": step, "keys": [self._keys[row] for row in batch.rows]}) + "\n"
+        if self._file:
+            self._file.write(line)
+        else:
+            self._lines.append(line)
 
     def flush(self, step: int) -> None:
-        storage.write_bytes(f"{self._name}{step:09d}.jsonl", "".join(self._lines).encode())
-        self._lines.clear()
+        if not self._file:
+            storage.write_bytes(f"{self._name}-to-{step:09d}.jsonl", "".join(self._lines).encode())
+            self._lines.clear()
 
 
 def _remark(state: RunState) -> str:

@@ -55,7 +55,7 @@ def trained_on(run: str) -> dict[int, list[str]]:
     """Returns {step: keys of the global batch}; of a step that was done twice, the last time counts."""
     starts: dict[tuple[str, int], dict[int, list[list[str]]]] = {}
     for name, _ in storage.list_files(storage.join(run, "rows")):  # a start's files lie together, rank by rank
-        start = (name.split("-rank-")[0], int(name.split("-of-")[1].split("-to-")[0]))
+        start = (name.split("-rank-")[0], int(name.split("-of-")[1].split("-to-")[0].removesuffix(".jsonl")))
         for line in storage.read_bytes(storage.join(run, "rows", name)).decode().splitlines():
             entry = json.loads(line)
             starts.setdefault(start, {}).setdefault(entry["step"], []).append(entry["keys"])
