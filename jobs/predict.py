@@ -43,7 +43,7 @@ def main(args: Args) -> None:
         views = args.views or model.recipe.test_views
         with command.ray_session(workers), command.Display() as display:
             threads = max(1, int(sum(cluster.node_cpus()) - 1) // workers)
-            use_gpu = workers <= gpus
+            use_gpu = cluster.takes_gpus("auto", workers, gpus)
             job = predictor.PredictJob(model, samples, out, views, best_decoder(), workers, use_gpu, threads)
             done = predictor.predict(job, display)
     most = sorted(done.per_class.items(), key=lambda item: -item[1])[:_SHOWN]

@@ -38,7 +38,8 @@ def main(args: Args) -> None:
         job, recorded = prepare(uri, storage.absolute(args.data), scratch, args.steps, training.teacher(args.teacher))
         gpus = cluster.count_gpus()
         alone = not gpus and job.num_workers == 1  # as a run in its own process has it
-        job = replace(job, num_workers=0 if alone else job.num_workers, use_gpu=0 < job.num_workers <= gpus)
+        use_gpu = cluster.takes_gpus("auto", job.num_workers, gpus)
+        job = replace(job, num_workers=0 if alone else job.num_workers, use_gpu=use_gpu)
         if not job.num_workers and job.recipe.residency == "resident":
             command.quieten_ray()
             done = replay(replace(job, progress=display), recorded)

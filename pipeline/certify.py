@@ -20,7 +20,7 @@ from pipeline import checkpoint, evaluate, loader, manifest, metrics, shards, st
 from pipeline.decode import DecoderName, best_decoder
 from pipeline.errors import CertificateError, CheckpointError, RecipeError
 from pipeline.evaluate import PREDICTIONS_NAME, Kept, Predictions, read_predictions
-from pipeline.job import AUGMENT_NODES
+from pipeline.job import TRAINING_NODES
 from pipeline.loader import Batch
 from pipeline.manifest import Manifest
 from pipeline.mix import Normalise
@@ -106,7 +106,7 @@ def run(job: EvaluateJob) -> None:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.num_workers,
                 use_gpu=job.use_gpu,
-                label_selector={AUGMENT_NODES[0]: f"!{AUGMENT_NODES[1]}"},
+                label_selector=TRAINING_NODES,
                 resources_per_worker={"CPU": job.cpus_per_worker, **({"GPU": 1} if job.use_gpu else {})},
             ),
             run_config=ray.train.RunConfig(

@@ -14,6 +14,7 @@ from pipeline.tracking import MakeTracker
 
 # Label of a Ray node on which no worker trains: `ray start --labels image-pipeline/role=augment`.
 AUGMENT_NODES = ("image-pipeline/role", "augment")
+TRAINING_NODES = {AUGMENT_NODES[0]: f"!{AUGMENT_NODES[1]}"}  # all others, as Ray selects by labels
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def _move(registry: str, new: Move, expected: Move | None, fence: int | None = N
         _write_history(registry, expected)  # in case its mover was killed
     passes = now == expected and fence in (None, holds)
     if not (passes and _write_alias(registry, new.alias, new, holds, found)):
-        now, holds, _ = _current(registry, new.alias)
+        now = current(registry, new.alias)
         does = (
             "means to move it" if now == expected else f"has moved it meanwhile, to {now.version if now else 'nothing'}"
         )

@@ -22,7 +22,7 @@ from pipeline.batches import Batches
 from pipeline.distill import Teacher
 from pipeline.errors import DivergedError, PipelineError
 from pipeline.guard import FiniteGuard, Watchdog
-from pipeline.job import AUGMENT_NODES, TrainJob
+from pipeline.job import TRAINING_NODES, TrainJob
 from pipeline.loader import Batch
 from pipeline.logs import RunLog, silent_log
 from pipeline.manifest import Manifest
@@ -399,7 +399,7 @@ def run(job: TrainJob) -> None:
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
             num_workers=(job.num_workers, job.max_workers) if elastic else job.num_workers,
-            label_selector={AUGMENT_NODES[0]: f"!{AUGMENT_NODES[1]}"},
+            label_selector=TRAINING_NODES,
             placement_strategy="PACK" if job.use_gpu else "SPREAD",  # CPUs of different nodes; GPUs near each other
             elastic_resize_monitor_interval_s=job.resize_seconds,
             use_gpu=job.use_gpu,

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +43,19 @@ def arguments(source: Source, workspace: str) -> list[str]:
     return ["--source", source.uri, "--workspace", workspace, "--recipe", "digits", "--epochs", "4", "--workers", "0"]
 
 
+def start_night(line: list[str], cwd: Path, address: str) -> "subprocess.Popen[str]":
+    """Starts a night, in a group of its own, whose storage is at an address."""
+    return subprocess.Popen(
+        command("retrain", *line),
+        cwd=cwd,
+        env={**os.environ, "AWS_ENDPOINT_URL": address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+
+
 @pytest.mark.long
 def test_killed_in_the_middle_of_each_stage_a_night_ends_with_one_promotion(
     digits_dataset: str, s3: str, tmp_path: Path
@@ -58,21 +70,11 @@ def test_killed_in_the_middle_of_each_stage_a_night_ends_with_one_promotion(
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=0) as (address, proxy):
         for moment in MOMENTS:
             proxy.hold(*moment)
-            process = subprocess.Popen(
-                command("retrain", *line),
-                cwd=tmp_path,
-                env={**os.environ, "AWS_ENDPOINT_URL": address},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                text=True,
-            )
-            ended = threading.Thread(target=process.wait)
-            ended.start()
+            process = start_night(line, tmp_path, address)
             while not proxy.holds.wait(0.05):
-                assert ended.is_alive(), (moment, process.communicate()[0])
+                assert process.poll() is None, (moment, process.communicate())
             os.killpg(process.pid, signal.SIGKILL)
-            ended.join()
+            process.wait()
     finished = run_job("retrain", *line, cwd=tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "PROMOTED" in finished.stdout
@@ -182,14 +184,7 @@ def test_a_storage_that_goes_away_ends_a_night_with_one_line_and_the_next_one_pr
     source.add(0, 200)
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=0) as (address, proxy):
         proxy.hold("challenger/metrics.json")
-        process = subprocess.Popen(
-            command("retrain", *line),
-            cwd=tmp_path,
-            env={**os.environ, "AWS_ENDPOINT_URL": address},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = start_night(line, tmp_path, address)
         assert proxy.holds.wait(120)
         proxy.away = True
         start = time.monotonic()

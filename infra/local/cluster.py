@@ -24,6 +24,7 @@ from jobs.processes import process_tree
 BUCKET = "images"
 _START_SECONDS = 90
 _OBJECT_STORE_BYTES = 300_000_000
+_BRIDGE = "ipl0"
 _NETWORK = "10.77.0"  # .1 is this machine, .10 the head, .11 and on the nodes
 
 
@@ -68,9 +69,9 @@ class Cluster:
         token.write_text(secrets.token_hex(32))
         here = f"{_NETWORK}.1" if namespaces else "127.0.0.1"
         if namespaces:
-            _run("ip", "link", "add", self._bridge, "type", "bridge")
-            _run("ip", "address", "add", f"{here}/24", "dev", self._bridge)
-            _run("ip", "link", "set", self._bridge, "up")
+            _run("ip", "link", "add", _BRIDGE, "type", "bridge")
+            _run("ip", "address", "add", f"{here}/24", "dev", _BRIDGE)
+            _run("ip", "link", "set", _BRIDGE, "up")
         print("S3 ...", flush=True)
         process, variables = start_s3(BUCKET, self.folder / "s3", here)
         self._add("s3", process.pid)
@@ -78,7 +79,7 @@ class Cluster:
         self.state.update(port=port, dashboard=dashboard, variables={**variables, **self._of_ray(token)})
         self._save()
         print("head ...", flush=True)
-        self._start_node("head", 0, self.address("head"), ["--num-cpus=0", "--head", f"--port={port}"])
+        self._start_node("head", ["--num-cpus=0", "--head", f"--port={port}"])
         for number in range(1, nodes + 1):
             print(f"node {number} of {nodes} ...", flush=True)
             self.add_node(f"node-{number}", trains=number <= nodes - cpu_only)
@@ -92,11 +93,9 @@ class Cluster:
     def add_node(self, name: str, trains: bool = True) -> None:
         """Starts one more node."""
         labels = [] if trains else ["--labels=image-pipeline/role=augment"]
-        gpus = [f"--num-gpus={self.state['gpus']:g}"] if trains and self.state["gpus"] else ["--num-gpus=0"]
+        gpus = f"--num-gpus={self.state['gpus'] if trains else 0:g}"
         address = f"{self.address('head')}:{self.state['port']}"
-        number = len(self.state["processes"])
-        flags = [f"--num-cpus={self.state['cpus']:g}", f"--address={address}", *gpus, *labels]
-        self._start_node(name, number, self.address(name), flags)
+        self._start_node(name, [f"--num-cpus={self.state['cpus']:g}", f"--address={address}", gpus, *labels])
 
     def _of_ray(self, token: Path) -> dict[str, str]:
         return {
@@ -109,9 +108,8 @@ class Cluster:
     def _of_client(self) -> dict[str, str]:
         return {"RAY_ADDRESS": f"http://{self.address('head')}:{self.state['dashboard']}"}
 
-    def _start_node(self, name: str, number: int, address: str, flags: list[str]) -> None:
-        programs = Path(sys.executable).parent
-        head = "--head" in flags
+    def _start_node(self, name: str, flags: list[str]) -> None:
+        programs, address, head = Path(sys.executable).parent, self.address(name), name == "head"
         if head:
             flags = [*flags, f"--dashboard-host={address}", f"--dashboard-port={self.state['dashboard']}"]
         line = [str(programs / "ray"), "start", "--block", f"--node-ip-address={address}", *flags]
@@ -138,10 +136,6 @@ class Cluster:
 
     # --- networks -------------------------------------------------------------------------------------------------
 
-    @property
-    def _bridge(self) -> str:
-        return "ipl0"
-
     def _namespace(self, name: str) -> str:
         return f"ipl-{name}"
 
@@ -155,7 +149,7 @@ class Cluster:
         space, outside = self._namespace(name), f"v-{name}"
         _run("ip", "netns", "add", space)
         _run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", space)
-        _run("ip", "link", "set", outside, "master", self._bridge, "up")
+        _run("ip", "link", "set", outside, "master", _BRIDGE, "up")
         for line in (
             ["address", "add", f"{address}/24", "dev", "eth0"],
             ["link", "set", "eth0", "up"],
@@ -177,7 +171,7 @@ class Cluster:
     def kill(self, name: str) -> None:
         """SIGKILL to every process of a node at once, as when a machine is gone."""
         for each in [each for each in self.state["processes"] if each["name"] == name]:
-            self._end(each, signal.SIGKILL)
+            self._end(each)
             self.state["processes"].remove(each)
             if self.state["namespaces"]:
                 self._remove_namespace(name)
@@ -186,12 +180,12 @@ class Cluster:
         names = ", ".join(each["name"] for each in self.state["processes"])
         _fail(f"node={name!r} isn't there; there are {names or 'none'}")
 
-    def _end(self, process: dict[str, Any], how: signal.Signals) -> None:
+    def _end(self, process: dict[str, Any]) -> None:
         if _started(process["pid"]) != process["started"]:
             return  # it is gone; another one may have its number now
         for pid in reversed(process_tree(process["pid"])):
             with suppress(ProcessLookupError):
-                os.kill(pid, how)
+                os.kill(pid, signal.SIGKILL)
 
     def _remove_namespace(self, name: str) -> None:
         subprocess.run(["ip", "link", "delete", f"v-{name}"], capture_output=True)
@@ -202,7 +196,7 @@ class Cluster:
         if not self.folder.exists():
             return False
         for each in reversed(self.state["processes"]):
-            self._end(each, signal.SIGKILL)
+            self._end(each)
         deadline = time.monotonic() + 10
         while self.runs():
             if time.monotonic() > deadline:
@@ -213,7 +207,7 @@ class Cluster:
         if self.state["namespaces"]:
             for each in self.state["processes"]:
                 self._remove_namespace(each["name"])
-            subprocess.run(["ip", "link", "delete", self._bridge], capture_output=True)
+            subprocess.run(["ip", "link", "delete", _BRIDGE], capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         return True
 
