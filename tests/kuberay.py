@@ -51,6 +51,18 @@ class GcsFaultTolerance(Strict):
     externalStorageNamespace: str | None = None  # noqa: N815
 
 
+class TlsOptions(Strict):
+    mode: Literal["mTLS"] = "mTLS"
+    certificateSecretName: str | None = None  # noqa: N815
+    workerCertificateSecretName: str | None = None  # noqa: N815
+
+    @model_validator(mode="after")
+    def _head_first(self) -> "TlsOptions":
+        if self.workerCertificateSecretName and not self.certificateSecretName:
+            raise ValueError("workerCertificateSecretName needs certificateSecretName")
+        return self
+
+
 class AutoscalerOptions(Strict):
     version: Literal["v1", "v2"] | None = None
     idleTimeoutSeconds: NotNegative | None = None  # noqa: N815
@@ -96,6 +108,7 @@ class ClusterSpec(Strict):
     enableInTreeAutoscaling: bool = False  # noqa: N815
     autoscalerOptions: AutoscalerOptions | None = None  # noqa: N815
     gcsFaultToleranceOptions: GcsFaultTolerance | None = None  # noqa: N815
+    tlsOptions: TlsOptions | None = None  # noqa: N815
     headGroupSpec: Head  # noqa: N815
     workerGroupSpecs: list[WorkerGroup] = []  # noqa: N815
 

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -167,6 +169,58 @@ def test_three_nodes_ingest_train_on_two_and_evaluate_by_submitted_jobs_and_one_
         "--data", f"{WORK}/datasets/{storage.list_directories(f'{WORK}/datasets')[0]}",
     )  # fmt: skip
     assert "of 400)" in evaluated
+
+
+def head_answers(client: Client, certificate: bool) -> bool:
+    """Whether the head says a word of gRPC to one who has a certificate of the cluster's, or has none."""
+    settings = client.environment
+    context = ssl.create_default_context(cafile=settings["RAY_TLS_CA_CERT"])
+    context.set_alpn_protocols(["h2"])
+    if certificate:
+        context.load_cert_chain(settings["RAY_TLS_SERVER_CERT"], settings["RAY_TLS_SERVER_KEY"])
+    host = client.cluster.address("head")
+    with socket.create_connection((host, client.cluster.state["port"]), 10) as wire:
+        try:
+            with context.wrap_socket(wire, server_hostname=host) as encrypted:
+                encrypted.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+                return len(encrypted.recv(100)) > 0
+        except ssl.SSLError as error:
+            if "CERTIFICATE_REQUIRED" not in str(error):
+                raise
+            return False
+
+
+@pytest.mark.skipif(
+    shutil.which("redis-server") is None and shutil.which("valkey-server") is None, reason="Redis isn't installed"
+)
+@pytest.mark.parametrize("client", [["--tls", "--redis"]], indirect=True)
+def test_a_head_that_died_goes_on_with_its_nodes_and_the_same_job_with_its_run(client: Client, storage_of: Any) -> None:
+    """Its state is in Redis. Calls are encrypted, and whoever has no certificate gets no answer."""
+    storage_of(client)
+    storage.write_bytes(f"{WORK}/raw/imagenette-mini.tar", Path(shared("imagenette-mini.tar")).read_bytes())
+    assert head_answers(client, certificate=True)
+    assert not head_answers(client, certificate=False)
+    before = client.nodes()
+    process = client.submit(*train_flags(epochs=3))
+    assert process.stdout is not None
+    killed_at = 0.0
+    for line in process.stdout:
+        if not killed_at and steps_done(line) >= 45:
+            client.cluster.kill("head")
+            killed_at = time.time()
+    assert process.wait() != 0  # the driver was on it
+    client.cluster.start("head")
+    back_after = time.time() - killed_at
+    after = client.nodes()
+    assert len(before) == len(after) == 4
+    assert len(set(before) - set(after)) == 1  # the head itself
+    jobs = subprocess.run(["ray", "job", "list"], env=client.environment, capture_output=True, text=True, cwd=ROOT)
+    assert jobs.stdout.count("entrypoint='python jobs/imagenet_resnet.py") == 1, jobs.stdout
+    assert "succeeded" in client.run(*train_flags(epochs=3))
+    assert len(starts()) == 2
+    assert starts()[1]["step"] > 0
+    check_order(3)
+    print(f"seconds from the head's end: back {back_after:.1f}, next start {starts()[1]['time'] - killed_at:.1f}")
 
 
 @pytest.mark.skipif(

@@ -29,16 +29,16 @@ BUILDS = (
 
 
 @lru_cache
-def _built(name: str) -> str:
+def _built(name: str, infra: Path) -> str:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl isn't installed")
-    done = subprocess.run(["kubectl", "kustomize", INFRA / name], capture_output=True, text=True, check=False)
+    done = subprocess.run(["kubectl", "kustomize", infra / name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def build(name: str) -> list[dict[str, Any]]:
-    return [each for each in yaml.safe_load_all(_built(name)) if each]
+def build(name: str, infra: Path = INFRA) -> list[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all(_built(name, infra)) if each]
 
 
 def find(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
@@ -141,6 +141,25 @@ def test_what_a_job_starts_is_a_command_that_we_have(name: str) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     for flag in [each for each in arguments if each.startswith("--")]:
         assert f"{flag} " in done.stdout or f"{flag}\n" in done.stdout, flag
+
+
+def test_the_component_turns_tls_on_for_a_cluster_and_for_a_job(tmp_path: Path) -> None:
+    """As an overlay takes it."""
+    shutil.copytree(INFRA, tmp_path / "infra")
+    overlay = tmp_path / "infra" / "kuberay" / "overlays" / "cloud" / "kustomization.yaml"
+    assert "# - ../../components/tls" in overlay.read_text()
+    overlay.write_text(
+        overlay.read_text()
+        .replace("# components:", "components:")
+        .replace("# - ../../components", "- ../../components")
+    )
+    for name, kind in (("kuberay/overlays/cloud", "RayCluster"), ("kuberay/train", "RayJob")):
+        document = find(build(name, tmp_path / "infra"), kind)
+        assert cluster_of(document)["tlsOptions"] == {"mode": "mTLS"}
+        assert problems(document) == []
+        cluster_of(document)["tlsOptions"] = {"mode": "TLS"}
+        assert problems(document) != []
+        assert "tlsOptions" not in cluster_of(find(build(name), kind))
 
 
 Change = Callable[[dict[str, Any]], object]

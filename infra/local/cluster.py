@@ -8,6 +8,7 @@ cut off (root only). All that there is stands in one folder, `state.json` first:
 import argparse
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -18,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from infra.local.certificates import Authority
 from infra.local_s3 import await_answer, free_ports, remove_s3, start_s3
 from jobs.processes import process_tree
 
@@ -52,17 +54,21 @@ class Cluster:
 
     def runs(self) -> bool:
         """Whether any of it is alive."""
-        return any(_started(each["pid"]) == each["started"] for each in self.state["processes"])
+        return bool(self.names())
+
+    def names(self) -> list[str]:
+        """Names of what is alive."""
+        return [each["name"] for each in self.state["processes"] if _started(each["pid"]) == each["started"]]
 
     # --- starting -------------------------------------------------------------------------------------------------
 
-    def up(self, nodes: int, cpu_only: int, cpus: float, namespaces: bool, gpus: float) -> None:
+    def up(self, nodes: int, cpu_only: int, cpus: float, gpus: float, namespaces: bool, tls: bool, redis: bool) -> None:
         """Starts all of it, where nothing runs; removes what a machine that went down has left."""
         self.down()
         self.state["processes"] = []
         self.folder.mkdir(mode=0o700)
         (self.folder / "logs").mkdir()
-        self.state.update(namespaces=namespaces, cpus=cpus, gpus=gpus)
+        self.state.update(namespaces=namespaces, cpus=cpus, gpus=gpus, tls=tls, trains=nodes - cpu_only)
         self._save()
         token = self.folder / "token"
         token.touch(mode=0o600)
@@ -75,27 +81,54 @@ class Cluster:
         print("S3 ...", flush=True)
         process, variables = start_s3(BUCKET, self.folder / "s3", here)
         self._add("s3", process.pid)
-        port, dashboard = free_ports(2)
+        port, dashboard, store = free_ports(3)
         self.state.update(port=port, dashboard=dashboard, variables={**variables, **self._of_ray(token)})
         self._save()
+        if redis:
+            print("Redis ...", flush=True)
+            self._start_redis(here, store)
         print("head ...", flush=True)
-        self._start_node("head", ["--num-cpus=0", "--head", f"--port={port}"])
+        self.start("head")
         for number in range(1, nodes + 1):
             print(f"node {number} of {nodes} ...", flush=True)
-            self.add_node(f"node-{number}", trains=number <= nodes - cpu_only)
-        (self.folder / "env").write_text(
-            "".join(
-                f"export {name}={value}\n" for name, value in {**self.state["variables"], **self._of_client()}.items()
-            )
-        )
-        (self.folder / "env").chmod(0o600)
+            self.start(f"node-{number}")
+        everything = {**self.state["variables"], **self._of_client()}
+        (self.folder / "env").touch(mode=0o600)
+        (self.folder / "env").write_text("".join(f"export {name}={value}\n" for name, value in everything.items()))
 
-    def add_node(self, name: str, trains: bool = True) -> None:
-        """Starts one more node."""
+    def start(self, name: str) -> None:
+        """Starts the head or a node: one that died, or one more. Those after the ones that train are for augmentation
+        alone.
+        """
+        port = self.state["port"]
+        if name == "head":  # Ray takes an address in this file for a head that lives, where others' lines have it, too
+            (self.folder / "ray" / "ray_current_cluster").unlink(missing_ok=True)
+            self._start_node(name, ["--num-cpus=0", "--head", f"--port={port}", *self._redis_flags()])
+            return
+        trains = int(name.removeprefix("node-")) <= self.state["trains"]
         labels = [] if trains else ["--labels=image-pipeline/role=augment"]
         gpus = f"--num-gpus={self.state['gpus'] if trains else 0:g}"
-        address = f"{self.address('head')}:{self.state['port']}"
-        self._start_node(name, [f"--num-cpus={self.state['cpus']:g}", f"--address={address}", gpus, *labels])
+        address = f"--address={self.address('head')}:{port}"
+        self._start_node(name, [f"--num-cpus={self.state['cpus']:g}", address, gpus, *labels])
+
+    def _start_redis(self, address: str, port: int) -> None:
+        """Starts what keeps the head's state. Its password is in a file: others may read what is in argv."""
+        program = shutil.which("valkey-server") or shutil.which("redis-server")
+        if program is None:
+            _fail("redis needs redis-server or valkey-server; Debian: apt-get install redis-server")
+        folder = self.folder / "redis"
+        folder.mkdir(mode=0o700)
+        password = secrets.token_hex(32)
+        self.state["redis"] = {"address": f"{address}:{port}", "password": password}
+        (folder / "conf").touch(mode=0o600)
+        lines = [f"bind {address}", f"port {port}", f"dir {folder}", "appendonly yes", f"requirepass {password}"]
+        (folder / "conf").write_text("\n".join(lines) + "\n")
+        with (self.folder / "logs" / "redis.log").open("wb") as log:
+            process = subprocess.Popen([program, folder / "conf"], stdout=log, stderr=log, start_new_session=True)
+        self._add("redis", process.pid)
+
+    def _redis_flags(self) -> list[str]:
+        return [f"--redis-password={self.state['redis']['password']}"] if "redis" in self.state else []
 
     def _of_ray(self, token: Path) -> dict[str, str]:
         return {
@@ -106,7 +139,24 @@ class Cluster:
         }
 
     def _of_client(self) -> dict[str, str]:
-        return {"RAY_ADDRESS": f"http://{self.address('head')}:{self.state['dashboard']}"}
+        address = f"http://{self.address('head')}:{self.state['dashboard']}"
+        return {"RAY_ADDRESS": address, **self._of_tls("client", "127.0.0.1")}
+
+    def _of_tls(self, name: str, address: str) -> dict[str, str]:
+        """Returns the variables with which Ray encrypts its calls, and knows the other side, by its certificate."""
+        if not self.state["tls"]:
+            return {}
+        authority = Authority(self.folder / "tls")
+        try:
+            certificate, key = authority.issue(name, [address, "127.0.0.1", *_own_addresses()])
+        except RuntimeError as error:
+            _fail(str(error))
+        return {
+            "RAY_USE_TLS": "1",
+            "RAY_TLS_SERVER_CERT": str(certificate),
+            "RAY_TLS_SERVER_KEY": str(key),
+            "RAY_TLS_CA_CERT": str(authority.certificate),
+        }
 
     def _start_node(self, name: str, flags: list[str]) -> None:
         programs, address, head = Path(sys.executable).parent, self.address(name), name == "head"
@@ -116,10 +166,17 @@ class Cluster:
         # One of its own: nodes that share a folder remove each other's copy of a job's working directory.
         line.append(f"--temp-dir={self.folder}/{'ray' if head else name}")
         line += [f"--object-store-memory={_OBJECT_STORE_BYTES}", "--disable-usage-stats"]
+        # Ports that are fixed otherwise: another Ray of this machine may have them, and then no job can be submitted.
+        agent, *metrics = free_ports(3)
+        line.append(f"--dashboard-agent-listen-port={agent}")
         if self.state["namespaces"]:
             self._make_namespace(name, address)
             line = ["ip", "netns", "exec", self._namespace(name), *line]
         environment = {**os.environ, **self.state["variables"], "PATH": f"{programs}:{os.environ['PATH']}"}
+        environment.update(self._of_tls(name, address))
+        environment.update(zip(("DASHBOARD_METRIC_PORT", "AUTOSCALER_METRIC_PORT"), map(str, metrics), strict=True))
+        if head and "redis" in self.state:
+            environment["RAY_REDIS_ADDRESS"] = self.state["redis"]["address"]
         if self.state["namespaces"]:  # this machine's name stands for its loopback, which is another one there
             environment["GLOO_SOCKET_IFNAME"] = "eth0"
         for variable in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "PYTHONDONTWRITEBYTECODE"):
@@ -223,6 +280,11 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def _own_addresses() -> list[str]:
+    """Returns this machine's: Ray calls by them also what was started on its loopback."""
+    return subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=True).stdout.split()
+
+
 def _started(pid: int) -> str:
     """Returns when a process started, in ticks since boot; "" where there is none, or it is but waited for."""
     try:
@@ -242,13 +304,16 @@ def main() -> None:
     up.add_argument("--cpus", type=float, default=2, help="that each announces (default: 2)")
     up.add_argument("--gpus", type=float, default=0, help="that each node that trains announces (default: 0)")
     up.add_argument("--namespaces", action="store_true", help="a network for each; needs root")
+    up.add_argument("--tls", action="store_true", help="encrypt Ray's own calls; needs openssl")
+    up.add_argument("--redis", action="store_true", help="keep the head's state, so that a new one goes on with it")
     down = actions.add_parser("down", help="end it")
     kill = actions.add_parser("kill", help="SIGKILL to a node, as when a machine is gone")
+    start = actions.add_parser("start", help="start a node that was killed, or one more")
     cut = actions.add_parser("cut", help="cut a node off for some seconds; needs --namespaces")
     cut.add_argument("--seconds", type=float, default=60)
-    for each in (kill, cut):
-        each.add_argument("node", help="node-1 and so on")
-    for each in (up, down, kill, cut):
+    for each in (kill, start, cut):
+        each.add_argument("node", type=_node, metavar="NODE", help="head, node-1 and so on")
+    for each in (up, down, kill, start, cut):
         each.add_argument("--name", default="local", help="of the cluster (default: local)")
     args = parser.parse_args()
     cluster = Cluster(args.name)
@@ -258,12 +323,28 @@ def main() -> None:
         print("ended" if cluster.down() else "there was none")
     elif args.action == "kill":
         cluster.kill(args.node)
+    elif args.action == "start":
+        _start(cluster, args.node)
     else:
         cluster.cut(args.node)
         try:
             time.sleep(args.seconds)
         finally:
             cluster.join(args.node)
+
+
+def _node(name: str) -> str:
+    if not re.fullmatch(r"head|node-[1-9]\d?", name):
+        raise argparse.ArgumentTypeError(f"node={name!r} must be head or node-1 to node-99")
+    return name
+
+
+def _start(cluster: Cluster, name: str) -> None:
+    if not cluster.runs():
+        _fail("there is no cluster; infra/local/up.sh starts one")
+    if name in cluster.names():
+        _fail(f"{name} is up already")
+    cluster.start(name)
 
 
 def _up(cluster: Cluster, args: argparse.Namespace) -> None:
@@ -273,7 +354,7 @@ def _up(cluster: Cluster, args: argparse.Namespace) -> None:
         _fail(f"a cluster is up already ({cluster.folder}); infra/local/down.sh ends it")
     start = time.monotonic()
     try:
-        cluster.up(args.nodes, args.cpu_only, args.cpus, args.namespaces, args.gpus)
+        cluster.up(args.nodes, args.cpu_only, args.cpus, args.gpus, args.namespaces, args.tls, args.redis)
     except BaseException:  # Ctrl-C, too: nothing is left
         cluster.down()
         raise
