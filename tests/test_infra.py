@@ -209,7 +209,8 @@ def _settings() -> dict[str, str]:
 # Words of the runbook that others say, or that stand for any.
 OTHERS = (
     "Missing authentication token", "Invalid authentication token", "Gloo connectFullMesh failed", "queue ", "storage ",
-    "decode ", "nodes ", "error sending request", "AccessDenied",
+    "decode ", "nodes ", "error sending request", "AccessDenied", "WebSocket connection closed unexpectedly",
+    "failed to get job supervisor",
 )  # fmt: skip
 
 
