@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.job import TrainJob
 
 Device = Literal["auto", "gpu", "cpu"]
+DEVICE_HELP, WAIT_HELP = "of the workers: gpu, cpu, or auto: what there is", "for nodes that an autoscaler starts"
 _LOOK_EVERY_SECONDS = 2.0
 
 

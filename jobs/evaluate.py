@@ -8,7 +8,7 @@ uv run jobs/evaluate.py --verify OUT
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jobs import command, training
+from jobs import cluster, command, training
 from pipeline import storage
 from pipeline.errors import RecipeError, check_installed
 from pipeline.manifest import Manifest
@@ -33,6 +33,8 @@ class Args:
     split: Annotated[str, command.option("val, train, or held-out: what the run kept of train", "NAME", "val")] = "val"
     views: Annotated[TestViews | None, command.option("of each image", "NAME", "the recipe's")] = None
     workers: Annotated[int | None, command.option("processes; 0: this one", "N", "one a GPU")] = None
+    device: Annotated[cluster.Device, command.option(cluster.DEVICE_HELP, "KIND", "auto")] = "auto"
+    wait_minutes: Annotated[float, command.option(cluster.WAIT_HELP, "N", "0")] = 0
     out: Annotated[str | None, command.option("where everything goes", "DIR", "below the run")] = None
     slice_by: Annotated[
         tuple[str, ...], command.option("more columns of the provenance", "NAME...", "class, size, brightness")
@@ -94,7 +96,7 @@ def _evaluate(args: Args, uri: str) -> None:
     default = storage.join(uri, f"evaluation-{args.split}-{views}-{data.digest[:8]}")
     job = certify.EvaluateJob(uri, dataset, storage.absolute(args.out) if args.out else default, split, views)
     job = replace(job, first_row=first, rows=rows)
-    with training.evaluating(args.workers, job) as ready:
+    with training.evaluating(args.workers, job, args.device, args.wait_minutes) as ready:
         _run_and_report(args, ready, data, model)
 
 

@@ -25,6 +25,8 @@ class Args:
     out: Annotated[str, command.option("where the predictions go, as Parquet", "URI")]
     views: Annotated[TestViews | None, command.option("of each image", "NAME", "the recipe's")] = None
     workers: Annotated[int | None, command.option("that hold the network", "N", "one a GPU, else one")] = None
+    device: Annotated[cluster.Device, command.option(cluster.DEVICE_HELP, "KIND", "auto")] = "auto"
+    wait_minutes: Annotated[float, command.option(cluster.WAIT_HELP, "N", "0")] = 0
 
 
 def main(args: Args) -> None:
@@ -42,8 +44,9 @@ def main(args: Args) -> None:
             samples, others = predictor.find_images(source, spool, display)
         views = args.views or model.recipe.test_views
         with command.ray_session(workers), command.Display() as display:
+            use_gpu = cluster.takes_gpus(args.device, workers, gpus)
+            cluster.await_room(workers, use_gpu, args.wait_minutes, display)
             threads = max(1, int(sum(cluster.node_cpus()) - 1) // workers)
-            use_gpu = cluster.takes_gpus("auto", workers, gpus)
             job = predictor.PredictJob(model, samples, out, views, best_decoder(), workers, use_gpu, threads)
             done = predictor.predict(job, display)
     most = sorted(done.per_class.items(), key=lambda item: -item[1])[:_SHOWN]

@@ -48,10 +48,8 @@ class Args:
     from_champion: Annotated[bool, command.option("begin with the champion's weights", "")] = False
     seed: Annotated[int, command.option("of weights, order and augmentation", "N", "0")] = 0
     workers: Annotated[int | None, command.option("processes; 0: this one", "N", "one a GPU")] = None
-    device: Annotated[
-        cluster.Device, command.option("of the workers: gpu, cpu, or auto: what there is", "KIND", "auto")
-    ] = "auto"
-    wait_minutes: Annotated[float, command.option("for nodes that an autoscaler starts", "N", "0")] = 0
+    device: Annotated[cluster.Device, command.option(cluster.DEVICE_HELP, "KIND", "auto")] = "auto"
+    wait_minutes: Annotated[float, command.option(cluster.WAIT_HELP, "N", "0")] = 0
     force: Annotated[bool, command.option("also if nothing has changed", "")] = False
     wait: Annotated[bool, command.option("for another one at work here, instead of leaving", "")] = False
     dry_run: Annotated[bool, command.option("show the plan, do nothing", "")] = False

@@ -41,10 +41,8 @@ class TrainingArgs:
 
     recipe: Annotated[str | None, option(f"one of {', '.join(RECIPES)}", "NAME")] = None
     workers: Annotated[int | None, option("training processes; 0: in this one", "N", "one a GPU")] = None
-    device: Annotated[cluster.Device, option("of the workers: gpu, cpu, or auto: what there is", "KIND", "auto")] = (
-        "auto"
-    )
-    wait_minutes: Annotated[float, option("for nodes that an autoscaler starts", "N", "0")] = 0
+    device: Annotated[cluster.Device, option(cluster.DEVICE_HELP, "KIND", "auto")] = "auto"
+    wait_minutes: Annotated[float, option(cluster.WAIT_HELP, "N", "0")] = 0
     epochs: Annotated[int | None, option("times each image is seen", "N", OF_RECIPE)] = None
     seed: Annotated[int, option("of weights, order and augmentation", "N", "0")] = 0
     global_batch_size: Annotated[int | None, option("images a step, over all workers", "N", OF_RECIPE)] = None
@@ -282,13 +280,13 @@ def evaluating(
     count = gpus if workers is None else workers
     if count < 0:
         raise RecipeError(f"workers={count} must be 0 (this process) or more")
+    use_gpu = cluster.takes_gpus(device, count, gpus)
     if not count:
         quieten_ray()
         with Display() as display:
             yield replace(job, progress=display)
         return
     with ray_session(count), Display() as display, remote_progress(display) as progress:
-        use_gpu = cluster.takes_gpus(device, count, gpus)
         cluster.await_room(count, use_gpu, wait_minutes, display)
         cpus = int(100 * cluster.cpus_of_worker(count, use_gpu, cluster.node_cpus(that_train=True))) / 100
         yield replace(job, num_workers=count, use_gpu=use_gpu, cpus_per_worker=cpus, progress=progress)

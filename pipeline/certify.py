@@ -20,7 +20,6 @@ from pipeline import checkpoint, evaluate, loader, manifest, metrics, shards, st
 from pipeline.decode import DecoderName, best_decoder
 from pipeline.errors import CertificateError, CheckpointError, RecipeError
 from pipeline.evaluate import PREDICTIONS_NAME, Kept, Predictions, read_predictions
-from pipeline.job import TRAINING_NODES
 from pipeline.loader import Batch
 from pipeline.manifest import Manifest
 from pipeline.mix import Normalise
@@ -96,19 +95,14 @@ def run(job: EvaluateJob) -> None:
     import ray.train
     import ray.train.torch
 
-    from pipeline.train import fit
+    from pipeline.train import fit, scaling
 
     filesystem, path = storage.open_filesystem(job.out)
     fit(
         ray.train.torch.TorchTrainer(
             evaluate_loop,
             train_loop_config={"job": job},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=job.num_workers,
-                use_gpu=job.use_gpu,
-                label_selector=TRAINING_NODES,
-                resources_per_worker={"CPU": job.cpus_per_worker, **({"GPU": 1} if job.use_gpu else {})},
-            ),
+            scaling_config=scaling(job.num_workers, job.use_gpu, job.cpus_per_worker),
             run_config=ray.train.RunConfig(
                 name=path.rsplit("/", 1)[1], storage_path=path.rsplit("/", 1)[0], storage_filesystem=filesystem
             ),

@@ -54,8 +54,8 @@ class Tracker(Protocol):
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """top1, top5 and loss on the val split after `step` steps."""
 
-    def end(self) -> None:
-        """The run is finished."""
+    def end(self, finished: bool) -> None:
+        """The run is finished, or breaks off and may go on later."""
 
 
 MakeTracker = Callable[[Run, int], Tracker | None]
@@ -95,9 +95,9 @@ class Trackers:
         """See `Tracker`."""
         self._tell("evaluation", step, scores)
 
-    def end(self) -> None:
+    def end(self, finished: bool) -> None:
         """See `Tracker`."""
-        self._tell("end")
+        self._tell("end", finished)
 
 
 # --- Ray's metrics -----------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class RayMetrics:
         """See `Tracker`."""
         self._set({"top1": scores["top1"]})
 
-    def end(self) -> None:
+    def end(self, finished: bool) -> None:
         """The gauges are forgotten."""
         self._ended.set()
 
@@ -209,10 +209,11 @@ class TensorBoard:
             self._writer.add_scalar(f"val/{name}", value, step)
         self._writer.flush()
 
-    def end(self) -> None:
-        """Closes the file, and copies it a last time."""
+    def end(self, finished: bool) -> None:
+        """Closes the file, and copies it a last time, unless the run breaks off: perhaps for the storage's sake."""
         self._writer.close()
-        self._copy(0)
+        if finished:
+            self._copy(0)
         if self._scratch:
             self._scratch.cleanup()
 
@@ -293,6 +294,7 @@ class Mlflow:
         """See `Tracker`."""
         self._log(step, {f"val.{name}": value for name, value in scores.items()})
 
-    def end(self) -> None:
-        """Says that the run is finished."""
-        self._client.set_terminated(self._id, "FINISHED")
+    def end(self, finished: bool) -> None:
+        """Says that the run is finished, if it is."""
+        if finished:
+            self._client.set_terminated(self._id, "FINISHED")

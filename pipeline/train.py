@@ -1,9 +1,10 @@
 """Training on Ray Train: one function a worker runs, and what starts it.
 
-Read `train_loop` top to bottom: it is the whole of training. What it needs from outside is in a `TrainJob`, what
+Read `_train` top to bottom: it is the whole of training. What it needs from outside is in a `TrainJob`, what
 it leaves behind lies below the job's run URI: checkpoints, `model.safetensors` and `model.json`, `predictions.parquet`.
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -54,10 +55,14 @@ _HISTORY_POINTS_PER_EPOCH = 20
 
 def train_loop(config: dict[str, Any]) -> None:
     """What each worker runs. config: {"job": TrainJob}."""
+    with contextlib.ExitStack() as ending:
+        _train(config["job"], ending)
+
+
+def _train(job: TrainJob, ending: contextlib.ExitStack) -> None:
     import ray.train.torch
 
     begin = time.perf_counter()
-    job: TrainJob = config["job"]
     recipe, context = job.recipe, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -65,6 +70,7 @@ def train_loop(config: dict[str, Any]) -> None:
         torch.set_num_threads(num_threads(recipe, context.get_local_world_size()))
     progress = job.progress if rank == 0 else silent
     watchdog = Watchdog(job.hang_seconds, lambda line: progress("watch", 0, 0, line))
+    ending.callback(watchdog.end)
 
     data = manifest.load(job.dataset)
     identity = job.identity(data.digest)
@@ -123,6 +129,7 @@ def train_loop(config: dict[str, Any]) -> None:
     stream = batches.training(state.step, last_step)
     makers = () if rank or job.replay_steps else job.trackers
     trackers = Trackers(makers, job, state.step, lambda line: say("tracking", line))
+    ending.push(lambda kind, *_: trackers.end(finished=kind is None))
     meter = Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - begin)
     while state.step < last_step:
         model.train()
@@ -188,7 +195,6 @@ def train_loop(config: dict[str, Any]) -> None:
         meter.settle()
         if rank == 0:
             storage.write_bytes(storage.join(job.run, REPLAY_NAME), json.dumps(state.losses).encode())
-        watchdog.end()
         ray.train.report({"step": state.step})
         return
     predictions = _evaluate(net, average, batches, normalise, progress, watchdog)
@@ -210,9 +216,7 @@ def train_loop(config: dict[str, Any]) -> None:
         scores = evaluate.metrics(predictions, data.classes)
         checkpoint.note_score(job.run, state.step, scores["top1"])
         trackers.evaluation(state.step, {k: scores[k] for k in SCORES})
-    trackers.end()
     log.event("end", state.step, seconds={name: round(value, 3) for name, value in state.seconds.items()})
-    watchdog.end()
     ray.train.report({"step": state.step})  # a barrier: no worker leaves before the outputs are there
 
 
@@ -397,13 +401,11 @@ def run(job: TrainJob) -> None:
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(job.num_workers, job.max_workers) if elastic else job.num_workers,
-            label_selector=TRAINING_NODES,
-            placement_strategy="PACK" if job.use_gpu else "SPREAD",  # CPUs of different nodes; GPUs near each other
-            elastic_resize_monitor_interval_s=job.resize_seconds,
-            use_gpu=job.use_gpu,
-            resources_per_worker={"CPU": job.cpus_per_worker, **({"GPU": 1} if job.use_gpu else {})},
+        scaling_config=scaling(
+            (job.num_workers, job.max_workers) if elastic else job.num_workers,
+            job.use_gpu,
+            job.cpus_per_worker,
+            job.resize_seconds,
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -417,6 +419,23 @@ def run(job: TrainJob) -> None:
         fit(trainer)
     else:
         trainer.fit()
+
+
+def scaling(workers: int | tuple[int, int], use_gpu: bool, cpus_per_worker: float, resize_seconds: float = 60) -> Any:
+    """Returns Ray Train's ScalingConfig: CPUs of different nodes, GPUs near each other, none of a node that augments.
+
+    workers: how many, or at least and at most, looked at again every `resize_seconds`.
+    """
+    import ray.train
+
+    return ray.train.ScalingConfig(
+        num_workers=workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        label_selector=TRAINING_NODES,
+        placement_strategy="PACK" if use_gpu else "SPREAD",
+        elastic_resize_monitor_interval_s=resize_seconds,
+    )
 
 
 def fit(trainer: Any) -> None:

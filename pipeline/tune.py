@@ -170,7 +170,7 @@ class Scores:
         self._scores.append({"step": step, "epoch": step / self._per_epoch, **scores})
         storage.write_bytes(self._place, json.dumps(self._scores).encode())
 
-    def end(self) -> None:
+    def end(self, finished: bool) -> None:
         """Nothing."""
 
 

@@ -5,8 +5,10 @@ import time
 
 import pytest
 
-from jobs import cluster
+from jobs import cluster, training
+from pipeline.certify import EvaluateJob
 from pipeline.errors import ClusterError, RecipeError
+from pipeline.train import scaling
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,22 @@ def test_who_gets_gpus(device: cluster.Device, workers: int, gpus: int, expected
 def test_gpus_for_nobody_are_refused() -> None:
     with pytest.raises(RecipeError, match="device=gpu needs workers"):
         cluster.takes_gpus("gpu", 0, 1)
+
+
+def test_gpus_for_an_evaluation_in_this_process_are_refused() -> None:
+    job = EvaluateJob("model", "data", "out")
+    with pytest.raises(RecipeError, match="device=gpu needs workers"), training.evaluating(0, job, "gpu"):
+        pass
+
+
+@pytest.mark.parametrize(("use_gpu", "strategy"), [(True, "PACK"), (False, "SPREAD")])
+def test_cpus_are_of_different_nodes_gpus_near_each_other_and_none_of_a_node_that_augments(
+    use_gpu: bool, strategy: str
+) -> None:
+    made = scaling(2, use_gpu, 1.5)
+    assert made.placement_strategy == strategy
+    assert made.resources_per_worker == {"CPU": 1.5, **({"GPU": 1} if use_gpu else {})}
+    assert made.label_selector == {"image-pipeline/role": "!augment"}
 
 
 @pytest.mark.ray

@@ -1,6 +1,7 @@
 """Real kills of real workers: what was lost, and that it ends as if nothing had been."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -146,3 +147,26 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_at_once_and_names_every
     assert len(list((tmp_path / "run").glob("starts/*"))) == 1  # not tried again
     places = list((tmp_path / "run").glob("diverged-step-8-rank-*.json"))
     assert places
+
+
+def test_a_run_that_breaks_off_in_this_process_leaves_no_watch_behind(
+    digits_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that went on would end the process later. Trackers are told that the run isn't finished."""
+    told: list[bool] = []
+
+    class Ends:
+        def __init__(self, job: Any, step: int) -> None: ...
+
+        def end(self, finished: bool) -> None:
+            told.append(finished)
+
+    monkeypatch.setattr("pipeline.step.sample_losses", lambda *_: torch.tensor([math.inf], requires_grad=True))
+    job = replace(job_of(digits_dataset, tmp_path / "run", 1), trackers=(Ends,))
+    with pytest.raises(DivergedError):
+        run_it(job)
+    assert told == [False]
+    watches = [each for each in threading.enumerate() if each.name == "watchdog"]
+    for each in watches:
+        each.join(5)
+    assert not [each for each in watches if each.is_alive()]

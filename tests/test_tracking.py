@@ -46,7 +46,7 @@ def test_tensorboard_shows_each_step_once_also_of_a_run_that_went_on_from_a_chec
     first._writer.flush()
     second = TensorBoard(job_of(str(tmp_path)), 4)  # from the checkpoint after step 4
     told(second, 5, 8, 1.0)
-    second.end()
+    second.end(True)
     folder = str(tmp_path / "tensorboard")
     assert scalars(folder, "train/loss") == [(n, 2.0) for n in (1, 2, 3, 4)] + [(n, 1.0) for n in (5, 6, 7, 8)]
     assert scalars(folder, "val/top1")[-1] == (8, 0.5)
@@ -58,7 +58,7 @@ def test_tensorboard_of_a_run_in_object_storage_lies_beside_it(s3: str, tmp_path
     run = f"{s3}/runs/tracked"
     tracker = TensorBoard(job_of(run), 0)
     told(tracker, 1, 3, 2.0)
-    tracker.end()
+    tracker.end(True)
     folder = storage.join(run, "tensorboard")
     for name, _ in storage.list_files(folder):
         (tmp_path / name).write_bytes(storage.read_bytes(storage.join(folder, name)))
@@ -73,7 +73,7 @@ def test_mlflow_goes_on_with_the_run_of_before(tmp_path: Path, monkeypatch: pyte
     told(make_mlflow(uri)(job, 0), 1, 4, 2.0)
     tracker = make_mlflow(uri)(job, 4)
     told(tracker, 5, 6, 1.0)
-    tracker.end()
+    tracker.end(True)
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("image-pipeline").experiment_id])
     assert len(runs) == 1
@@ -102,7 +102,7 @@ class Noting:
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         self.steps.append(-step)
 
-    def end(self) -> None:
+    def end(self, finished: bool) -> None:
         self.steps.append(0)
 
 
@@ -117,7 +117,7 @@ def test_a_tracker_that_fails_is_said_once_and_left_out_and_the_others_go_on(tmp
         (lambda *_: good, cannot, lambda *_: bad, lambda *_: None), job_of(str(tmp_path)), 0, said.append
     )
     told(trackers, 1, 3, 1.0)
-    trackers.end()
+    trackers.end(True)
     assert good.steps == [1, 2, 3, -3, 0]
     assert bad.steps == [1]
     assert said == [
