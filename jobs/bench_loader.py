@@ -261,11 +261,13 @@ def stream_from(one: Pass, first_step: int) -> Generator[Any]:
 
 
 def order_of(one: Pass) -> Any:
-    """Returns the order of the pass, seed 0."""
+    """Returns the order of the pass, seed 0, mixed as in the recipe `resnet50`."""
+    from pipeline.cookbook import make_recipe
     from pipeline.order import Order
 
-    split = manifest.load(one.data).split("train")
-    return Order(split.row_group_rows, 0, min(one.batch_size, split.rows))
+    split, recipe = manifest.load(one.data).split("train"), make_recipe("resnet50")
+    size = min(one.batch_size, split.rows)
+    return Order(split.row_group_rows, 0, size, recipe.shuffle_window_row_groups, run_rows=recipe.shuffle_run_rows)
 
 
 # --- other questions than how fast -------------------------------------------------------------------------------

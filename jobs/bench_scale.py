@@ -137,11 +137,29 @@ def simulate(ranks: int, block_images: int, args: Args, cost: float, central: bo
     return waited / (ended - start)
 
 
+def gets_per_image(ranks: int, block_images: int, stored_kb: float, run_rows: int) -> float:
+    """Returns the requests to storage that an image of a rank's block takes, mixed as in a recipe with such runs."""
+    from pipeline.order import Order
+    from pipeline.recipes import Recipe
+    from pipeline.rows import RowIndex, near_each_other
+
+    groups, rows = 5 * ranks + 3, 64  # which batches don't divide, as always
+    order = Order((rows,) * groups, 0, ranks * block_images, Recipe.shuffle_window_row_groups, run_rows=run_rows)
+    sizes = np.random.default_rng(0).lognormal(np.log(1000 * stored_kb), 0.5, groups * rows)
+    length = sizes.astype(np.int32)
+    none: Any = np.empty(0)  # what isn't asked for
+    offset = np.cumsum(np.append(0, length[:-1] + 4), dtype=np.int64)
+    shard = np.zeros(len(length), dtype=np.int32)
+    index = RowIndex(("",), shard, offset, length, *[none] * 6)
+    asked = [len(near_each_other(index, order.rows(0, ranks, rank))[0]) for rank in range(ranks)]
+    return sum(asked) / order.batch_size(0)
+
+
 def _ranks_table(args: Args, cost: float) -> Table:
     block = 128
     table = Table(title=f"simulated: blocks of {block} images", title_justify="left", box=None, pad_edge=False)
-    names = ("ranks", "blocks/s", "one coordinator for all: waits", "one a rank (ours): waits", "GET/s", "from storage")
-    for name in (*names, "CPUs that make batches", "into each node"):
+    names = ("ranks", "blocks/s", "one coordinator for all: waits", "one a rank (ours): waits", "GET/s, row by row")
+    for name in (*names, "in runs of 8", "from storage", "CPUs that make batches", "into each node"):
         table.add_column(name, justify="right")
     batch_mb = args.image_px**2 * 3 / 1e6
     for ranks in _RANKS:
@@ -151,7 +169,8 @@ def _ranks_table(args: Args, cost: float) -> Table:
             f"{rate / block:,.0f}",
             f"{simulate(ranks, block, args, cost, central=True):.0%}",
             f"{simulate(ranks, block, args, cost, central=False):.0%}",
-            f"{rate:,.0f}",
+            f"{rate * gets_per_image(ranks, block, args.stored_kb, 1):,.0f}",
+            f"{rate * gets_per_image(ranks, block, args.stored_kb, 8):,.0f}",
             f"{rate * args.stored_kb / 1e6:,.1f} GB/s",
             f"{rate * args.decode_ms / 1000:,.0f} busy of {ranks * args.cpus_per_gpu:,.0f}",
             f"{args.gpus_per_node * args.images_per_second * batch_mb * 8 / 1000:,.0f} Gbit/s",

@@ -29,7 +29,8 @@ class Batches:
         self.parts = parts_of(data, job.hold_out)
         self.train, window = data.split("train"), recipe.shuffle_window_row_groups
         rows, batch_size = self.parts.train_groups, recipe.global_batch_size
-        self.order = Order(rows, job.seed, batch_size, window, recipe.augment.mixes, recipe.repeats)
+        mixes, run_rows = recipe.augment.mixes, recipe.shuffle_run_rows
+        self.order = Order(rows, job.seed, batch_size, window, mixes, recipe.repeats, run_rows)
         self._corrupt: set[tuple[str, int]] = set()
         self.val_view = evaluation_view(recipe, job.decoder)
         self.train_view = View(

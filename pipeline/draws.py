@@ -28,6 +28,7 @@ class Stream(IntEnum):
     HOLD_OUT = 2
     ROW_GROUP = 3
     ROW = 4
+    RUN = 5
     RESIZED_CROP = 10
     CROP = 11
     FLIP = 12

@@ -1,4 +1,5 @@
-"""Requests to S3: one call here is one request, retried, limited and counted, so that a plan can be held against it.
+"""Requests to S3 and Google Cloud Storage: one call here is one request, retried, limited and counted, so that a plan
+can be held against it.
 
 obstore (Rust) makes the requests; its own retries are off. What is tried again, and for how long, is said here:
 network errors, timeouts, cut answers, 429 and 5xx, with full jitter (Brooker, "Exponential Backoff And Jitter", AWS
@@ -12,12 +13,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
+
+from pyarrow import PythonFile, fs
 
 from pipeline.errors import StorageError, UnavailableError
 
@@ -119,6 +122,7 @@ class ConflictError(Exception):
 
 @dataclass(frozen=True)
 class _Place:
+    scheme: str
     bucket: str
     key: str
     endpoint: str | None
@@ -127,17 +131,60 @@ class _Place:
 
 def _place(uri: str) -> _Place:
     parts = urlsplit(uri)
+    if parts.scheme == "gs":
+        return _Place("gs", parts.netloc, parts.path.strip("/"), os.environ.get("GOOGLE_BASE_URL"), None)
     query = {name: values[0] for name, values in parse_qs(parts.query).items()}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if "endpoint_override" in query:
         endpoint = query["endpoint_override"]
         endpoint = endpoint if "://" in endpoint else f"{query.get('scheme', 'https')}://{endpoint}"
     region = query.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return _Place(parts.netloc, parts.path.strip("/"), endpoint, region)
+    return _Place("s3", parts.netloc, parts.path.strip("/"), endpoint, region)
 
 
 @lru_cache(maxsize=32)
-def _store(bucket: str, endpoint: str | None, region: str | None) -> Any:
+def _store(scheme: str, bucket: str, endpoint: str | None, region: str | None) -> Any:
+    return _gs_store(bucket, endpoint) if scheme == "gs" else _s3_store(bucket, endpoint, region)
+
+
+def _gs_store(bucket: str, endpoint: str | None) -> Any:
+    # obstore finds the credentials, by Google's rules: variables, the application's default, the machine's account.
+    from obstore.store import GCSStore
+
+    options = _options(endpoint)
+    if endpoint:
+        options["base_url"] = endpoint
+    return GCSStore(bucket, **options)
+
+
+def google_filesystem() -> fs.FileSystem:
+    """Returns pyarrow's file system of Google Cloud Storage, by obstore, for Ray Train and Parquet."""
+    from obstore.fsspec import FsspecStore
+
+    endpoint = os.environ.get("GOOGLE_BASE_URL")
+    allowed: Any = {"allow_http": bool(endpoint and endpoint.startswith("http://"))}
+    return fs.PyFileSystem(_Handler(FsspecStore("gs", client_options=allowed)))
+
+
+class _Handler(fs.FSSpecHandler):  # type: ignore[misc]
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        return PythonFile(_BytesWriter(self.fs.open(path, "wb")), mode="w")
+
+
+class _BytesWriter:
+    """A file that is written bytes: obstore's refuses pyarrow's buffers."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: Any) -> int:
+        return int(self._file.write(bytes(data)))
+
+
+def _s3_store(bucket: str, endpoint: str | None, region: str | None) -> Any:
     # boto3 finds the credentials, by the rules that everyone knows: variables, profile, role of the machine.
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
@@ -146,9 +193,19 @@ def _store(bucket: str, endpoint: str | None, region: str | None) -> Any:
     session = boto3.Session()
     profile = session._session.get_scoped_config()
     endpoint = endpoint or profile.get("endpoint_url")
+    options = {**_options(endpoint), "region": region or session.region_name or "us-east-1"}
+    if endpoint:
+        options["endpoint"] = endpoint
+    if session.get_credentials() is None:
+        options["skip_signature"] = True  # public data needs no account
+    else:
+        options["credential_provider"] = Boto3CredentialProvider(session)
+    return S3Store(bucket, **options)
+
+
+def _options(endpoint: str | None) -> dict[str, Any]:
     once = timedelta(seconds=1)
-    options: dict[str, Any] = {
-        "region": region or session.region_name or "us-east-1",
+    return {
         "client_options": {
             "allow_http": bool(endpoint and endpoint.startswith("http://")),
             "connect_timeout": timedelta(seconds=5),
@@ -162,20 +219,13 @@ def _store(bucket: str, endpoint: str | None, region: str | None) -> Any:
             "backoff": {"init_backoff": once, "max_backoff": once, "base": 2},
         },
     }
-    if endpoint:
-        options["endpoint"] = endpoint
-    if session.get_credentials() is None:
-        options["skip_signature"] = True  # public data needs no account
-    else:
-        options["credential_provider"] = Boto3CredentialProvider(session)
-    return S3Store(bucket, **options)
 
 
 def _request(kind: str, uri: str, call: Callable[[Any, str], T]) -> T:
     from obstore import exceptions
 
     place = _place(uri)
-    store = _store(place.bucket, place.endpoint, place.region)
+    store = _store(place.scheme, place.bucket, place.endpoint, place.region)
     start, tries = time.monotonic(), 0
     while True:
         with _limit.request():
@@ -223,10 +273,8 @@ def _one_line(uri: str, error: Exception) -> str:
     text = re.sub(r"https?://\S+ in [\d.]+\S+ - ", "", text)  # no endpoint in messages and logs
     code = re.search(r"<Code>(\w+)</Code>", text)
     reason = f"{_status(error)} {code.group(1) if code else ''}".strip() if _status(error) else text[:200]
-    return (
-        f"{uri.split('?')[0]}: the storage answers {reason}; check bucket, endpoint and credentials (the AWS_... "
-        "variables or profile)"
-    )
+    where = "the GOOGLE_... variables or the account" if uri.startswith("gs:") else "the AWS_... variables or profile"
+    return f"{uri.split('?')[0]}: the storage answers {reason}; check bucket, endpoint and credentials ({where})"
 
 
 # --- what can be asked -------------------------------------------------------------------------------------------
@@ -247,40 +295,55 @@ def read_range(uri: str, offset: int, length: int) -> memoryview:
 
 
 def read(uri: str) -> tuple[bytes, str]:
-    """Returns an object and its ETag. Raises FileNotFoundError."""
+    """Returns an object and its version: the ETag in S3, the generation in Google's. Raises FileNotFoundError."""
     import obstore
 
     def get(store: Any, key: str) -> tuple[bytes, str]:
         result = obstore.get(store, key)
-        return bytes(result.bytes()), str(result.meta["e_tag"])
+        return bytes(result.bytes()), str(result.meta[_version_field(uri)])  # type: ignore[literal-required]
 
-    data, etag = _request("get", uri, get)
+    data, version = _request("get", uri, get)
     _count(bytes_read=len(data))
-    return data, etag
+    return data, version
 
 
-def write(uri: str, data: Any, mode: Any = None) -> str:
-    """Writes an object in one request and returns its ETag.
+def create(uri: str, data: Any) -> str:
+    """Writes an object that mustn't be there yet, as `write` does. Raises ConflictError if there is one."""
+    return _put(uri, data, "create")
 
-    mode: None, "create", or {"e_tag": E}. Raises ConflictError where the mode's condition doesn't hold.
-    """
+
+def replace(uri: str, data: Any, version: str) -> str:
+    """Writes an object that must be of this version, as `write` does. Raises ConflictError if it isn't."""
+    return _put(uri, data, {_version_field(uri): version})
+
+
+def write(uri: str, data: Any) -> str:
+    """Writes an object in one request and returns its version."""
+    return _put(uri, data, None)
+
+
+def _version_field(uri: str) -> str:
+    return "version" if uri.startswith("gs:") else "e_tag"
+
+
+def _put(uri: str, data: Any, mode: Any) -> str:
     import obstore
 
     def put(store: Any, key: str) -> str:
         result = obstore.put(store, key, data, mode=mode, use_multipart=False)
-        return str(result["e_tag"])
+        return str(result[_version_field(uri)])  # type: ignore[literal-required]
 
     try:
-        etag = _request("put", uri, put)
+        version = _request("put", uri, put)
     except ConflictError as conflict:
         # A first try may have arrived although its answer was lost: then the object is ours.
         if conflict.tries:
-            found, etag = read(uri)
+            found, version = read(uri)
             if found == bytes(data):
-                return etag
+                return version
         raise
     _count(bytes_written=len(data))
-    return etag
+    return version
 
 
 def head(uri: str) -> dict[str, Any]:
@@ -317,9 +380,14 @@ def list_level(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def delete(uri: str, keys: list[str]) -> None:
-    """Removes objects of the URI's bucket, up to 1,000 a request."""
+    """Removes objects of the URI's bucket, up to 1,000 a request, in Google's one by one; what isn't there is fine."""
     import obstore
 
+    if uri.startswith("gs:"):
+        for key in keys:
+            with suppress(FileNotFoundError):
+                _request("delete", uri, lambda store, _, key=key: obstore.delete(store, key))  # type: ignore[misc]
+        return
     for start in range(0, len(keys), LIST_PAGE_KEYS):
         some = keys[start : start + LIST_PAGE_KEYS]
         _request("delete", uri, lambda store, _, some=some: obstore.delete(store, some))  # type: ignore[misc]

@@ -5,7 +5,9 @@ Pure numpy, no Ray. The definition, for anyone who wants to recompute it:
 1. The row groups of a split are numbered 0, 1, ... in manifest order, its rows likewise.
 2. In each epoch the row groups are sorted by the draw of their number (`draws.permutation`, stream ROW_GROUP).
 3. Each run of `window_row_groups` of them is a window; the rows of a window are sorted by the draw of their
-   number (stream ROW). One window over everything (`None`) is a full permutation.
+   number (stream ROW). One window over everything (`None`) is a full permutation. With `run_rows` = L > 1, so that
+   object storage is asked for L rows at once, each row group of a window is cut into runs of L rows, the last one maybe
+   shorter; runs are sorted by the draw of their first row (stream RUN), and the rows of each 4 runs by their own draw.
 4. The epoch's n rows are cut into S = ceil(n / global_batch_size) consecutive global batches: batch s holds the
    positions from s*n//S to (s+1)*n//S. Their sizes differ by one row at most and none is larger than
    `global_batch_size`, so there is no tiny last batch, nothing is dropped and nothing repeated.
@@ -29,6 +31,7 @@ import numpy.typing as npt
 from pipeline.draws import Epochs, Stream, permutation
 
 Rows = npt.NDArray[np.int64]
+RUNS_TOGETHER = 4  # so that neighbours of a row group aren't neighbours in a batch: who is mixed with whom varies
 
 
 def cut(num_items: int, num_parts: int, part: int) -> tuple[int, int]:
@@ -46,7 +49,8 @@ class Order:
     """The order of one split's rows in every epoch.
 
     row_group_rows: rows of each row group, in manifest order. pairs: whether workers take whole pairs of rows.
-    repeats: versions of an image that are in one batch; `global_batch_size` must be a multiple.
+    repeats: versions of an image that are in one batch; `global_batch_size` must be a multiple. run_rows: rows of a row
+    group that stay together.
     """
 
     row_group_rows: tuple[int, ...]
@@ -55,6 +59,7 @@ class Order:
     window_row_groups: int | None = None
     pairs: bool = False
     repeats: int = 1
+    run_rows: int = 1
 
     def __post_init__(self) -> None:
         if self.num_rows < 1:
@@ -63,6 +68,8 @@ class Order:
             raise ValueError(f"global_batch_size={self.global_batch_size} must be 1 or more")
         if self.repeats < 1 or self.global_batch_size % self.repeats:
             raise ValueError(f"repeats={self.repeats} must divide global_batch_size={self.global_batch_size}")
+        if self.run_rows < 1:
+            raise ValueError(f"run_rows={self.run_rows} must be 1 or more")
         if self.window_row_groups is not None and self.window_row_groups < 1:
             raise ValueError(f"window_row_groups={self.window_row_groups} must be 1 or more, or None for all")
 
@@ -78,7 +85,7 @@ class Order:
 
     def epoch_rows(self, epoch: int) -> Rows:
         """Returns int64 [num_rows]: every row index once, in the order of this epoch."""
-        return _epoch_rows(self.row_group_rows, self.seed, epoch, self.window_row_groups)
+        return _epoch_rows(self.row_group_rows, self.seed, epoch, self.window_row_groups, self.run_rows)
 
     def batch_size(self, global_step: int) -> int:
         """Returns the rows of a global batch: `global_batch_size` or a little less."""
@@ -119,16 +126,30 @@ class Order:
 
 
 @lru_cache(maxsize=4)
-def _epoch_rows(row_group_rows: Sequence[int], seed: int, epoch: int, window_row_groups: int | None) -> Rows:
+def _epoch_rows(
+    row_group_rows: Sequence[int], seed: int, epoch: int, window_row_groups: int | None, run_rows: int
+) -> Rows:
     sizes = np.asarray(row_group_rows, dtype=np.int64)
     starts = np.cumsum(sizes) - sizes
     window = window_row_groups or len(sizes)
     groups = permutation(seed, epoch, Stream.ROW_GROUP, np.arange(len(sizes), dtype=np.uint64))
     parts = []
     for first in range(0, len(groups), window):
-        members = groups[first : first + window]
-        rows = np.concatenate([np.arange(starts[g], starts[g] + sizes[g]) for g in np.sort(members)])
-        parts.append(rows[permutation(seed, epoch, Stream.ROW, rows.astype(np.uint64))])
+        members = np.sort(groups[first : first + window])
+        rows = np.concatenate([np.arange(starts[g], starts[g] + sizes[g]) for g in members])
+        drawn = permutation(seed, epoch, Stream.ROW, rows.astype(np.uint64))
+        if run_rows > 1:
+            begins = np.concatenate([np.arange(sizes[g]) % run_rows == 0 for g in members])
+            places = _inverse(permutation(seed, epoch, Stream.RUN, rows[begins].astype(np.uint64)))
+            together = places[np.cumsum(begins) - 1] // RUNS_TOGETHER
+            drawn = np.lexsort((_inverse(drawn), together))
+        parts.append(rows[drawn])
     order = np.concatenate(parts)
     order.setflags(write=False)
     return order
+
+
+def _inverse(permuted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    places = np.empty_like(permuted)
+    places[permuted] = np.arange(len(permuted))
+    return places

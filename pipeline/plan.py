@@ -178,8 +178,8 @@ def estimate(
     reads = writes = 0
     for shard in shards:
         samples = index.splits[shard.split].take(pa.array(shard.rows))
-        reads += sum(storage.is_s3(read.object) for read in plan_reads(samples))
-    if storage.is_s3(out):
+        reads += sum(storage.in_store(read.object) for read in plan_reads(samples))
+    if storage.in_store(out):
         writes = 3 * len(shards) + OTHER_WRITES  # of each: itself, its provenance, its receipt
     num_bytes = sum(int(table["length"].to_numpy().sum()) for table in index.splits.values())
     megabytes = num_bytes / 1e6
@@ -202,6 +202,6 @@ def estimate(
         reads,
         writes,
         money,
-        megabytes / 1000 * prices.per_gb_month if storage.is_s3(out) else 0.0,
+        megabytes / 1000 * prices.per_gb_month if storage.in_store(out) else 0.0,
         seconds,
     )

@@ -152,6 +152,8 @@ class Recipe:
     the largest of FIT_EPOCHS that fits in this many seconds is taken, written down, and kept when resuming.
     residency: "resident" holds the decoded images in each worker's memory; "stream" reads them with Ray Data.
     shuffle_window_row_groups: how many row groups are mixed at a time; None mixes everything.
+    shuffle_run_rows: rows that lie one after another and stay together in the order (`Order`), so that object storage
+    is asked once for all of them; 1 for none.
     size_ramp: smaller images in the first epochs; None for one size. Needs residency "stream".
     evaluate_resize_px: the shorter side before the centre crop of `evaluate_size_px`, which is image_size_px where it
     is 0.
@@ -188,6 +190,7 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
     residency: Residency = "stream"
     shuffle_window_row_groups: int | None = 32
+    shuffle_run_rows: int = 1
     size_ramp: SizeRamp | None = None
     evaluate_size_px: int = 0
     evaluate_resize_px: int = 0
@@ -208,6 +211,7 @@ class Recipe:
             ("checkpoint_every_steps", 1),
             ("accumulate_steps", 1),
             ("repeats", 1),
+            ("shuffle_run_rows", 1),
             ("ema_every_steps", 1),
             ("look_ahead_every_steps", 0),
             ("clip_norm", 0),

@@ -1,16 +1,16 @@
 """Any row of a split by itself: where its image lies, what is known of it, and its bytes.
 
 A shard's images lie one after another, uncompressed, so a row is one read of its own bytes: nothing is read that isn't
-needed, whatever the order, and a stream begins at any step at once.
+needed, whatever the order, and a stream begins at any step at once. Rows that are neighbours are one request to object
+storage.
 """
 
 import os
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import islice
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from pipeline.manifest import Split
 from pipeline.shards import Rows, read_tables
 
 REMOTE_READERS, REMOTE_PART_ROWS = 32, 32
+# A request costs what 500 kB cost (docs/log.md). The most of one: what is in it is there when all of it is.
+REMOTE_GAP_BYTES, REMOTE_RANGE_BYTES = 128 << 10, 4 << 20
 _CHANGED = "not the bytes that were ingested (CRC-32)"
 _REMEDY = "jobs/verify.py lists all that is damaged: restore it, or ingest again"
 _COLUMNS = ["key", "label", "height", "width", "bytes", "offset", "crc32"]
@@ -84,24 +86,60 @@ def read_parts(
 ) -> Iterator[tuple[slice, list[memoryview]]]:
     """Yields the stored bytes of rows, in their order, part by part: local ones as one, for the system reads ahead.
 
-    Remote ones come as they arrive, all having been asked for: who works on one part doesn't wait for the next.
+    Remote ones come as they arrive, all having been asked for: who works on one part doesn't wait for the next. Those
+    that lie near each other are asked for at once.
 
     Raises DatasetError, with the place, if they have changed. corrupt: a set, to note where in `rows` there are changed
     bytes, instead.
     """
-    numbers = zip(index.shard[rows].tolist(), index.offset[rows].tolist(), index.length[rows].tolist(), strict=True)
     if storage.is_local(index.paths[0]):
+        numbers = zip(index.shard[rows].tolist(), index.offset[rows].tolist(), index.length[rows].tolist(), strict=True)
         images = _read_local(index, rows, list(numbers))
         _check(index, rows, 0, images, corrupt)
         yield slice(0, len(rows)), images
         return
-    places = [(index.paths[shard], offset, length) for shard, offset, length in numbers]
-    arriving = _readers(os.getpid()).map(partial(_read_range, index), rows.tolist(), places)
+    ranges, range_of = near_each_other(index, rows)
+    asked: dict[int, Future[memoryview]] = {}
+    for number in dict.fromkeys(range_of.tolist()):  # in the order in which they are needed
+        asked[number] = _readers(os.getpid()).submit(_read_range, index, ranges[number])
     for first in range(0, len(rows), REMOTE_PART_ROWS):
         part = slice(first, min(first + REMOTE_PART_ROWS, len(rows)))
-        images = list(islice(arriving, part.stop - part.start))
+        images = []
+        for row, number in zip(rows[part].tolist(), range_of[part].tolist(), strict=True):
+            start = int(index.offset[row]) - ranges[number].offset
+            images.append(asked[number].result()[start : start + int(index.length[row])])
         _check(index, rows, first, images, corrupt)
         yield part, images
+
+
+@dataclass(frozen=True)
+class Range:
+    """One request: bytes of a shard that hold rows. row: the first of them."""
+
+    shard: int
+    offset: int
+    length: int
+    row: int
+
+
+def near_each_other(index: RowIndex, rows: Rows) -> tuple[list[Range], Rows]:
+    """Returns the requests that fetch rows, and of each row the number of its own: int64 [N]."""
+    shards, offsets = index.shard[rows], index.offset[rows]
+    ends = offsets + index.length[rows]
+    ranges: list[Range] = []
+    range_of = np.empty(len(rows), dtype=np.int64)
+    for place in np.lexsort((offsets, shards)).tolist():
+        shard, offset, end = int(shards[place]), int(offsets[place]), int(ends[place])
+        last = ranges[-1] if ranges else None
+        if last is not None and last.shard == shard and offset <= last.offset + last.length + REMOTE_GAP_BYTES:
+            length = max(last.length, end - last.offset)
+            if length <= REMOTE_RANGE_BYTES:
+                ranges[-1] = Range(shard, last.offset, length, last.row)
+                range_of[place] = len(ranges) - 1
+                continue
+        ranges.append(Range(shard, offset, end - offset, int(rows[place])))
+        range_of[place] = len(ranges) - 1
+    return ranges, range_of
 
 
 def _check(index: RowIndex, rows: Rows, first: int, images: list[memoryview], corrupt: set[int] | None) -> None:
@@ -131,11 +169,11 @@ def _read_local(index: RowIndex, rows: Rows, numbers: list[tuple[int, int, int]]
     return images
 
 
-def _read_range(index: RowIndex, row: int, place: tuple[str, int, int]) -> memoryview:
+def _read_range(index: RowIndex, wanted: Range) -> memoryview:
     try:
-        return storage.read_range(*place)
+        return storage.read_range(index.paths[wanted.shard], wanted.offset, wanted.length)
     except OSError as error:
-        raise DatasetError(f"{index.place(row)}: can't be read ({error}); {_REMEDY}") from error
+        raise DatasetError(f"{index.place(wanted.row)}: can't be read ({error}); {_REMEDY}") from error
 
 
 @lru_cache(maxsize=1)

@@ -1,9 +1,9 @@
-"""Where bytes are: a path, or a URI (`s3://bucket/key`).
+"""Where bytes are: a path, or a URI (`s3://bucket/key`, `gs://bucket/key`).
 
-Files on disks and objects in S3 behave alike here: whole files appear at once, and two writers can agree on who was
-first. Credentials, region and endpoint come from the standard AWS variables, a profile or the machine's role; a URI
-may carry `?endpoint_override=host:port&scheme=http` and never a secret. What S3 is asked goes through
-`pipeline/objects.py`; other schemes are read through pyarrow.
+Files on disks and objects in S3 and Google Cloud Storage behave alike here: whole files appear at once, and two writers
+can agree on who was first. Credentials, region and endpoint come from the standard AWS or Google variables, a profile
+or the machine's role; an S3 URI may carry `?endpoint_override=host:port&scheme=http` and never a secret. What stores
+are asked goes through `pipeline/objects.py`; other schemes are read through pyarrow.
 """
 
 import errno
@@ -30,7 +30,7 @@ from pipeline.errors import PipelineError, StorageError
 LISTING_THREADS = 32
 _WRITE_BYTES = 8 << 20
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
-_SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss")
+_SCHEMES = ("s3", "gs", "hdfs", "abfs", "abfss")
 
 
 def absolute(uri: str) -> str:
@@ -57,6 +57,8 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """Returns pyarrow's file system of an absolute `uri` and the path in it."""
     if "://" not in uri:
         return fs.LocalFileSystem(), uri
+    if uri.startswith("gs://"):
+        return objects.google_filesystem(), uri.removeprefix("gs://").split("?")[0]
     filesystem, path = fs.FileSystem.from_uri(uri)
     return filesystem, path
 
@@ -66,9 +68,9 @@ def is_local(uri: str) -> bool:
     return "://" not in uri
 
 
-def is_s3(uri: str) -> bool:
-    """Whether `uri` lies in S3 (or what speaks like it)."""
-    return uri.startswith("s3://")
+def in_store(uri: str) -> bool:
+    """Whether `uri` lies in S3 (or what speaks like it) or in Google Cloud Storage."""
+    return uri.startswith(("s3://", "gs://"))
 
 
 def join(uri: str, *names: str) -> str:
@@ -86,7 +88,7 @@ def basename(uri: str) -> str:
 
 def _object_uri(uri: str, key: str) -> str:
     parts = urlsplit(uri)
-    return f"s3://{parts.netloc}/{key}" + (f"?{parts.query}" if parts.query else "")
+    return f"{parts.scheme}://{parts.netloc}/{key}" + (f"?{parts.query}" if parts.query else "")
 
 
 # --- looking -----------------------------------------------------------------------------------------------------
@@ -102,9 +104,9 @@ class Entry:
 
 
 def kind(uri: str) -> Literal["file", "directory", "missing"]:
-    """What lies at `uri`; in S3 a prefix of any key is a directory."""
-    if is_s3(uri):
-        return _kind_in_s3(uri)
+    """What lies at `uri`; in a store a prefix of any key is a directory."""
+    if in_store(uri):
+        return _kind_in_store(uri)
     filesystem, path = open_filesystem(uri)
     found = filesystem.get_file_info(path).type
     if found == fs.FileType.Directory:
@@ -112,7 +114,7 @@ def kind(uri: str) -> Literal["file", "directory", "missing"]:
     return "missing" if found == fs.FileType.NotFound else "file"
 
 
-def _kind_in_s3(uri: str) -> Literal["file", "directory", "missing"]:
+def _kind_in_store(uri: str) -> Literal["file", "directory", "missing"]:
     if urlsplit(uri).path.strip("/"):
         try:
             objects.head(uri)
@@ -130,7 +132,7 @@ def exists(uri: str) -> bool:
 
 def size(uri: str) -> int:
     """Returns the bytes of a file. Raises FileNotFoundError."""
-    if is_s3(uri):
+    if in_store(uri):
         return int(objects.head(uri)["size"])
     filesystem, path = open_filesystem(uri)
     info = filesystem.get_file_info(path)
@@ -141,8 +143,8 @@ def size(uri: str) -> int:
 
 def list_entries(uri: str) -> list[Entry]:
     """Returns every file below `uri`, sorted by name; a bucket is listed by many prefixes at a time."""
-    if is_s3(uri):
-        return _list_s3(uri)
+    if in_store(uri):
+        return _list_store(uri)
     filesystem, path = open_filesystem(uri)
     infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     prefix = path.rstrip("/") + "/"
@@ -150,7 +152,7 @@ def list_entries(uri: str) -> list[Entry]:
     return sorted(Entry(info.path.removeprefix(prefix), info.size, info.mtime_ns or 0) for info in files)
 
 
-def _list_s3(uri: str) -> list[Entry]:
+def _list_store(uri: str) -> list[Entry]:
     # Pages of one listing come one after another, so a bucket of a million keys is listed by its folders.
     prefixes, found = objects.list_level(uri)
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
@@ -188,7 +190,7 @@ def list_files(uri: str) -> list[tuple[str, int]]:
 
 def list_directories(uri: str) -> list[str]:
     """Returns the names of the directories right below `uri`, sorted."""
-    if is_s3(uri):
+    if in_store(uri):
         return sorted(posixpath.basename(prefix.rstrip("/")) for prefix in objects.list_level(uri)[0])
     filesystem, path = open_filesystem(uri)
     infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
@@ -207,7 +209,7 @@ def fingerprint_of(uri: str, entries: list[Entry]) -> str:
 
 
 def _entry(uri: str) -> Entry:
-    if is_s3(uri):
+    if in_store(uri):
         found = objects.head(uri)
         return Entry("", int(found["size"]), int(found["last_modified"].timestamp() * 1e9))
     filesystem, path = open_filesystem(uri)
@@ -220,7 +222,7 @@ def _entry(uri: str) -> Entry:
 
 def read_bytes(uri: str) -> bytes:
     """Returns the whole content of one file."""
-    if is_s3(uri):
+    if in_store(uri):
         return objects.read(uri)[0]
     filesystem, path = open_filesystem(uri)
     with filesystem.open_input_file(path) as stream:
@@ -228,8 +230,8 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_range(uri: str, offset: int, length: int) -> memoryview:
-    """Returns `length` bytes at `offset`: in S3 by one request, and tried again. Raises OSError if there are fewer."""
-    if is_s3(uri):
+    """Returns `length` bytes at `offset`: of a store by one request, tried again. Raises OSError if there are fewer."""
+    if in_store(uri):
         return objects.read_range(uri, offset, length)
     data = _read_local(uri, offset, length) if is_local(uri) else _read_other(uri, offset, length)
     if len(data) != length:
@@ -295,7 +297,7 @@ def _read_other(uri: str, offset: int, length: int) -> bytes:
 
 def write_bytes(uri: str, data: Any) -> None:
     """Writes `data` so that a reader sees the old file or the whole new one: rename on disks, one PUT on stores."""
-    if is_s3(uri):
+    if in_store(uri):
         objects.write(uri, data)
         return
     filesystem, path = open_filesystem(uri)
@@ -370,11 +372,11 @@ def _write_direct(path: str, memory: mmap.mmap, size: int) -> None:
 def write_once(uri: str, data: bytes) -> bool:
     """Writes `data` unless something is there already; of any number of racing writers one gets True.
 
-    On disks by a hard link (which never overwrites), on S3 by a conditional PUT (`If-None-Match: *`).
+    On disks by a hard link (which never overwrites), in stores by a conditional PUT (S3: `If-None-Match: *`).
     """
-    if is_s3(uri):
+    if in_store(uri):
         try:
-            objects.write(uri, data, "create")
+            objects.create(uri, data)
         except objects.ConflictError:
             return False
         return True
@@ -394,7 +396,7 @@ def read_version(uri: str) -> tuple[bytes, str] | None:
     """Returns a file's content and version (for `replace`), or None where there is none."""
     _check_conditional(uri)
     try:
-        if is_s3(uri):
+        if in_store(uri):
             return objects.read(uri)
         data = Path(uri).read_bytes()
     except FileNotFoundError:
@@ -405,11 +407,12 @@ def read_version(uri: str) -> tuple[bytes, str] | None:
 def replace(uri: str, data: bytes, version: str) -> str | None:
     """Writes `data` if the file still is of `version`; returns the new version, or None if it isn't.
 
-    On S3 by a conditional PUT (`If-Match`), on disks under a lock (`flock`) on a file beside it.
+    In stores by a conditional PUT (S3: `If-Match`, Google's: its generation), on disks under a lock (`flock`) on a file
+    beside it.
     """
-    if is_s3(uri):
+    if in_store(uri):
         try:
-            return objects.write(uri, data, {"e_tag": version})
+            return objects.replace(uri, data, version)
         except (objects.ConflictError, FileNotFoundError):
             return None
     _check_conditional(uri)
@@ -423,13 +426,13 @@ def replace(uri: str, data: bytes, version: str) -> str | None:
 
 
 def _check_conditional(uri: str) -> None:
-    if not (is_local(uri) or is_s3(uri)):
-        raise PipelineError(f"{uri}: publishing needs conditional writes, known here for paths and s3:// only")
+    if not (is_local(uri) or in_store(uri)):
+        raise PipelineError(f"{uri}: publishing needs conditional writes, known here for paths, s3:// and gs:// only")
 
 
 def delete_tree(uri: str) -> None:
     """Removes a directory and what is below it; nothing happens where there is none."""
-    if is_s3(uri):
+    if in_store(uri):
         objects.delete(uri, [f"{urlsplit(uri).path.strip('/')}/{name}" for name, _ in list_files(uri)])
         return
     filesystem, path = open_filesystem(uri)
@@ -439,7 +442,7 @@ def delete_tree(uri: str) -> None:
 
 def delete_files(uri: str, names: list[str]) -> None:
     """Removes files below `uri` by their names; one that is gone already is fine."""
-    if is_s3(uri):
+    if in_store(uri):
         objects.delete(uri, [f"{urlsplit(uri).path.strip('/')}/{name}" for name in names])
         return
     for name in names:

@@ -115,7 +115,9 @@ def check_order(epochs: int) -> None:
     split = manifest.load(dataset).split("train")
     run = f"{WORK}/runs/one"
     config = json.loads(storage.read_bytes(f"{run}/config.json"))
-    order = Order(split.row_group_rows, config["seed"], 32, config["recipe"]["shuffle_window_row_groups"])
+    recipe = config["recipe"]
+    window, runs = recipe["shuffle_window_row_groups"], recipe["shuffle_run_rows"]
+    order = Order(split.row_group_rows, config["seed"], 32, window, run_rows=runs)
     keys = read_rows(dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
     seen = trained_on(run)
     assert sorted(seen) == list(range(epochs * order.steps_per_epoch))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.draws import Stream, permutation
 from pipeline.order import Order, cut, num_steps
 
 orders = st.builds(
@@ -13,6 +14,7 @@ orders = st.builds(
     seed=st.integers(0, 2**64 - 1),
     global_batch_size=st.integers(1, 70),
     window_row_groups=st.one_of(st.none(), st.integers(1, 5)),
+    run_rows=st.integers(1, 9),
 )
 
 
@@ -64,7 +66,7 @@ def test_batches_differ_by_one_row_and_none_is_too_large(order: Order, step: int
 
 @given(orders)
 def test_epochs_and_seeds_differ_and_repeat_themselves(order: Order) -> None:
-    again = Order(order.row_group_rows, order.seed, order.global_batch_size, order.window_row_groups)
+    again = replace(order)
     assert np.array_equal(order.epoch_rows(3), again.epoch_rows(3))
     if order.num_rows > 30:
         assert not np.array_equal(order.epoch_rows(0), order.epoch_rows(1))
@@ -107,7 +109,47 @@ def test_a_window_mixes_only_its_own_row_groups() -> None:
         assert not np.array_equal(window, np.sort(window))
 
 
+@given(orders, st.integers(0, 3))
+def test_the_order_is_what_its_sentences_say(order: Order, epoch: int) -> None:
+    """Word by word, slowly."""
+
+    def drawn(stream: Stream, numbers: list[int]) -> list[int]:
+        places = permutation(order.seed, epoch, stream, np.array(numbers, dtype=np.uint64))
+        return [numbers[place] for place in places]
+
+    groups, first = [], 0
+    for size in order.row_group_rows:
+        groups.append(list(range(first, first + size)))
+        first += size
+    sorted_groups, expected = drawn(Stream.ROW_GROUP, list(range(len(groups)))), []
+    window = order.window_row_groups or len(groups)
+    for start in range(0, len(groups), window):
+        members = [groups[number] for number in sorted(sorted_groups[start : start + window])]
+        if order.run_rows == 1:
+            expected += drawn(Stream.ROW, [row for group in members for row in group])
+            continue
+        length = order.run_rows
+        runs = {group[at]: group[at : at + length] for group in members for at in range(0, len(group), length)}
+        firsts = drawn(Stream.RUN, list(runs))
+        for at in range(0, len(firsts), 4):
+            expected += drawn(Stream.ROW, [row for number in sorted(firsts[at : at + 4]) for row in runs[number]])
+    assert order.epoch_rows(epoch).tolist() == expected
+
+
+def test_runs_stay_together_and_their_rows_do_not_stay_neighbours() -> None:
+    order = Order((64,) * 32, seed=2, global_batch_size=256, run_rows=8)
+    batch = order.rows(3)
+    assert sorted(np.unique(batch // 8, return_counts=True)[1].tolist()) == [8] * 32
+    follows = np.mean(np.diff(batch) == 1)
+    assert follows < 0.05
+    assert not np.array_equal(np.unique(batch // 8), np.unique(order.rows(3 + order.steps_per_epoch) // 8))
+
+
 PINNED_FULL = [0, 1, 7, 2, 6, 10, 4, 8, 5, 3, 9]
+PINNED_RUNS = [
+    14, 41, 0, 1, 16, 15, 42, 46, 12, 13, 33, 45, 21, 34, 22, 3, 2, 32, 7, 9, 8, 31, 6, 24, 17, 18, 23, 39, 40, 11,
+    10, 30, 29, 37, 38, 19, 27, 28, 20, 44, 25, 5, 43, 26, 4, 35, 36,
+]  # fmt: skip
 PINNED_WINDOWS = [5, 7, 4, 6, 9, 8, 10, 3, 2, 0, 1]
 
 
@@ -115,6 +157,7 @@ def test_the_order_is_pinned() -> None:
     """Resuming an old run and reading an old report depend on it; a change needs a new version of the order."""
     assert Order((4, 4, 3), seed=0, global_batch_size=4).epoch_rows(0).tolist() == PINNED_FULL
     assert Order((4, 4, 3), 0, 4, window_row_groups=1).epoch_rows(1).tolist() == PINNED_WINDOWS
+    assert Order((4, 13, 30), 0, 4, run_rows=2).epoch_rows(1).tolist() == PINNED_RUNS
 
 
 @pytest.mark.parametrize(
@@ -144,6 +187,7 @@ def test_num_steps_rounds_up(rows: int, batch: int, steps: int) -> None:
         (((), 0, 4), "no row"),
         (((3,), 0, 0), "global_batch_size=0"),
         (((3,), 0, 1, 0), "window_row_groups=0"),
+        (((3,), 0, 1, None, False, 1, 0), "run_rows=0"),
     ],
 )
 def test_impossible_orders_are_refused(arguments: tuple[object, ...], message: str) -> None:

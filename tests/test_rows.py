@@ -1,14 +1,21 @@
 import shutil
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import manifest
 from pipeline.errors import DatasetError
-from pipeline.rows import RowIndex, load_index, read_images
+from pipeline.rows import REMOTE_GAP_BYTES, REMOTE_RANGE_BYTES, RowIndex, load_index, near_each_other, read_images
+
+NONE = np.empty(0, np.int64)
+INDEX = RowIndex((), *[NONE] * 9)
 
 
 def stored(uri: str, name: str) -> list[dict[str, Any]]:
@@ -50,7 +57,53 @@ def test_rows_are_read_from_a_bucket(s3: str, tree_dataset: str) -> None:
     before = objects.sent()
     assert read_images(index, order) == read_images(index_of(tree_dataset), order)
     sent = objects.sent().plus(before, -1)
-    assert (sent.get, sent.bytes_read) == (51, int(index.length.sum()))  # no byte that isn't needed
+    ranges, _ = near_each_other(index, order)
+    assert sent.get == len(ranges) < 51
+    assert sent.bytes_read == sum(each.length for each in ranges)
+    before, far = objects.sent(), order[:1]
+    assert read_images(index, far) == read_images(index_of(tree_dataset), far)
+    sent = objects.sent().plus(before, -1)
+    assert (sent.get, sent.bytes_read) == (1, int(index.length[far[0]]))  # no byte that isn't needed
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200_000), st.integers(1, 300_000)), min_size=1, max_size=60),
+    st.integers(1, 4),
+    st.data(),
+)
+def test_neighbours_are_one_request_and_each_row_is_in_its_own(
+    images: list[tuple[int, int]], num_shards: int, data: st.DataObject
+) -> None:
+    """Gaps before images, and their lengths, in shards; rows in any order, some twice."""
+    shard = np.sort(np.arange(len(images)) % num_shards)
+    offset, length = np.zeros(len(images), dtype=np.int64), np.array([each[1] for each in images])
+    end: dict[int, int] = {}
+    for row, (gap, size) in enumerate(images):
+        offset[row] = end.get(int(shard[row]), 4) + gap
+        end[int(shard[row])] = int(offset[row]) + size
+    index = replace(INDEX, shard=shard.astype(np.int32), offset=offset, length=length.astype(np.int32))
+    rows = np.array(data.draw(st.lists(st.integers(0, len(images) - 1), max_size=80)), dtype=np.int64)
+    ranges, range_of = near_each_other(index, rows)
+    for row, number in zip(rows, range_of, strict=True):
+        own = ranges[number]
+        assert own.shard == shard[row]
+        assert own.offset <= offset[row]
+        assert offset[row] + length[row] <= own.offset + own.length
+    assert set(range_of) == set(range(len(ranges)))
+    for before, after in pairwise(ranges):
+        assert (before.shard, before.offset + before.length) < (after.shard, after.offset + 1)
+    seen = set(rows.tolist())
+    for number, each in enumerate(ranges):
+        members = sorted(set(rows[range_of == number].tolist()))
+        assert each.row == members[0]
+        assert each.length <= REMOTE_RANGE_BYTES or len(members) == 1
+        gaps = [offset[b] - offset[a] - length[a] for a, b in pairwise(members)]
+        assert all(gap <= REMOTE_GAP_BYTES for gap in gaps)
+    for a, b in pairwise(sorted(seen)):
+        if shard[a] == shard[b] and offset[b] - offset[a] - length[a] <= REMOTE_GAP_BYTES:
+            first, second = (int(range_of[rows.tolist().index(row)]) for row in (a, b))
+            too_long = offset[b] + length[b] - ranges[first].offset > REMOTE_RANGE_BYTES
+            assert first == second or too_long
 
 
 def test_a_flipped_bit_is_named_with_its_shard_and_row_group(copy: Path) -> None:

@@ -1,0 +1,116 @@
+"""Google Cloud Storage, by a stand-in that speaks its XML API (`google_storage.py`): files, conditions, whole jobs."""
+
+import json
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import objects, registry, storage
+from pipeline.cookbook import make_recipe
+from pipeline.errors import StorageError
+from tests.google_storage import Stored, google_storage
+from tests.test_jobs import run_job
+from tests.test_retrain import Source
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Stored]]:
+    """A bucket `images`, by its variables; yields its objects."""
+    with google_storage("images") as (variables, there):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        objects._store.cache_clear()
+        yield there
+    objects._store.cache_clear()
+
+
+def test_files_are_written_read_listed_and_removed(stored: dict[str, Stored]) -> None:
+    here = "gs://images/a"
+    storage.write_bytes(f"{here}/x.txt", b"hello world")
+    assert storage.read_bytes(f"{here}/x.txt") == b"hello world"
+    assert bytes(storage.read_range(f"{here}/x.txt", 6, 5)) == b"world"
+    with pytest.raises(StorageError, match="the object has changed"):
+        storage.read_range(f"{here}/x.txt", 6, 50)
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{here}/none")
+    names = sorted(f"deep/{number:03d}/f ä&.bin" for number in range(130))  # more than a page
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: storage.write_bytes(f"{here}/{name}", b"z"), names))
+    assert storage.list_files(here) == [*((name, 1) for name in names), ("x.txt", 11)]
+    assert storage.list_directories(here) == ["deep"]
+    assert [storage.kind(f"{here}{name}") for name in ("", "/x.txt", "/none")] == ["directory", "file", "missing"]
+    assert storage.size(f"{here}/x.txt") == 11
+    storage.delete_files(here, ["x.txt", "none"])
+    assert "a/x.txt" not in stored
+    storage.delete_tree(here)
+    assert stored == {}
+
+
+def test_of_racing_writers_one_is_first_and_a_file_is_replaced_in_the_version_that_was_read(
+    stored: dict[str, Stored],
+) -> None:
+    place = "gs://images/lease"
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda number: storage.write_once(place, f"{number}".encode()), range(16)))
+    assert sum(won) == 1
+    assert storage.read_bytes(place) == f"{won.index(True)}".encode()
+    found = storage.read_version(place)
+    assert found is not None
+    with ThreadPoolExecutor(16) as pool:
+        after = list(pool.map(lambda n: storage.replace(place, f"next {n}".encode(), found[1]), range(16)))
+    assert len([version for version in after if version]) == 1
+    assert storage.replace(place, b"late", found[1]) is None
+    assert storage.read_version("gs://images/none") is None
+
+
+def test_pyarrow_writes_and_reads_there_also_in_another_process(stored: dict[str, Stored]) -> None:
+    """As Ray Train does."""
+    filesystem, path = storage.open_filesystem("gs://images/run")
+    with filesystem.open_output_stream(f"{path}/marker") as stream:
+        stream.write(b"abc")
+    again = pickle.loads(pickle.dumps(filesystem))  # noqa: S301 - its own
+    assert again.get_file_info(f"{path}/marker").size == 3
+    assert again.open_input_file(f"{path}/marker").read() == b"abc"
+
+
+def test_a_wrong_token_is_one_line_without_the_endpoint(
+    stored: dict[str, Stored], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "another")
+    objects._store.cache_clear()
+    with pytest.raises(StorageError) as caught:
+        storage.read_bytes("gs://images/x")
+    text = str(caught.value)
+    assert text.startswith("gs://images/x: the storage answers 401 AuthenticationRequired; check bucket, endpoint and")
+    assert "127.0.0.1" not in text
+    assert "\n" not in text
+
+
+@pytest.mark.long
+@pytest.mark.ray
+def test_a_night_in_a_bucket_promotes_a_model_and_a_worker_trains_from_it(
+    stored: dict[str, Stored], digits_dataset: str, tmp_path: Path
+) -> None:
+    """Ingest, lease, training, evaluation, registry; then a stream and checkpoints of a worker of Ray Train."""
+    Source(digits_dataset, "gs://images/raw").add(0, 600)
+    night = run_job(
+        "retrain", "--source", "gs://images/raw", "--workspace", "gs://images/work", "--recipe", "digits",
+        "--epochs", "4", "--workers", "0", cwd=tmp_path,
+    )  # fmt: skip
+    assert night.returncode == 0, night.stdout + night.stderr
+    assert registry.get("gs://images/work/registry", "champion").id
+    assert registry.verify("gs://images/work/registry") == []
+    data = next(name for name in stored if name.endswith("/manifest.json")).rsplit("/", 1)[0]
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(asdict(replace(make_recipe("digits", epochs=1), residency="stream"))))
+    trained = run_job(
+        "imagenet_resnet", "--data", f"gs://images/{data}", "--storage", "gs://images/work", "--run-name", "one",
+        "--recipe", str(recipe), "--workers", "1", cwd=tmp_path,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    result = json.loads(stored["work/runs/one/result.json"].data)
+    assert result["val"]["rows"] == 359
