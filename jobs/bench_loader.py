@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +31,7 @@ import numpy as np
 from jobs import command
 from jobs.bench_ingest import read_tar
 from jobs.bench_peers import NEEDS, PEERS
-from jobs.processes import tree_megabytes
+from jobs.processes import cpu_seconds, tree_megabytes
 from pipeline import manifest, storage
 from pipeline.errors import PipelineError
 from pipeline.images import Handling
@@ -67,7 +67,8 @@ class Args:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass needs to know. data: the data set; folder: the same JPEGs as class folders."""
+    """What one pass needs to know. data: the data set; folder: the same JPEGs as class folders; server: the process
+    that `data` comes from, 0 for none; run_rows: of the order; cached: whether row groups are kept on this disk."""
 
     way: str
     data: str
@@ -75,6 +76,9 @@ class Pass:
     size_px: int
     batch_size: int
     seconds: float
+    server: int = 0
+    run_rows: int = 1
+    cached: bool = False
 
 
 def main(args: Args) -> None:
@@ -142,18 +146,23 @@ def run_all(args: Args, data: str, tree: str, folder: str) -> dict[str, list[flo
     missing = [way for way in chosen if way in NEEDS and not _is_installed(NEEDS[way])]
     if missing:
         command.console.print(f"left out, not installed: {', '.join(missing)} (uv sync --group bench)")
-    chosen = [way for way in chosen if way not in missing and (way != OURS_S3 or args.s3)]
+    chosen = [way for way in chosen if way not in missing and (way not in FROM_S3 or args.s3)]
     rates: dict[str, list[float]] = {way: [] for way in chosen}
-    with local_s3(BUCKET) if args.s3 else nullcontext():
-        if args.s3:
+    with local_s3(BUCKET) if args.s3 else nullcontext() as server:
+        if server is not None:
             for name, _ in storage.list_files(data):
                 storage.write_bytes(f"s3://{BUCKET}/data/{name}", storage.read_bytes(f"{data}/{name}"))
         for number in range(args.rounds):
             for way in chosen:
-                place = f"s3://{BUCKET}/data" if way == OURS_S3 else data
-                one = Pass(way, place, tree, args.size_px, args.batch_size, args.seconds)
-                rates[way].append(run_apart(one, folder))
-                command.console.print(f"round {number + 1}: {way}: {rates[way][-1]:,.0f} images/s")
+                one = Pass(way, data, tree, args.size_px, args.batch_size, args.seconds)
+                if way in FROM_S3 and server is not None:
+                    one = replace(one, data=f"s3://{BUCKET}/data", server=server.pid, **FROM_S3[way])
+                rate, served = run_apart(one, folder)
+                rates[way].append(rate)
+                if one.server:
+                    cpus = usable_cpus()
+                    rates.setdefault(f"{way}{BESIDE}", []).append(rate * cpus / (cpus - served))
+                command.console.print(f"round {number + 1}: {way}: {rate:,.0f} images/s")
     return rates
 
 
@@ -164,10 +173,10 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def run_apart(one: Pass, folder: str) -> float:
-    """Returns the images/s of one pass, run in a process of its own."""
+def run_apart(one: Pass, folder: str) -> tuple[float, float]:
+    """Returns the images/s of one pass, run in a process of its own, and how many CPUs its server took meanwhile."""
     os.makedirs(place := f"{folder}/pass")  # what a loader writes for itself goes with it
-    code = f"from jobs.bench_loader import *; print('RATE', measure(Pass(**{asdict(one)!r})))"
+    code = f"from jobs.bench_loader import *; print('RATE', *measure(Pass(**{asdict(one)!r})))"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TMPDIR": place}
     command_line = [sys.executable, "-c", code]
     done = subprocess.run(command_line, cwd=place, env=environment, capture_output=True, text=True)
@@ -175,11 +184,13 @@ def run_apart(one: Pass, folder: str) -> float:
     lines = [line for line in done.stdout.splitlines() if line.startswith("RATE ")]
     if done.returncode or not lines:
         raise PipelineError(f"{one.way}: failed: {' '.join(done.stderr.split())[-500:]}")
-    return float(lines[-1].split()[1])
+    rate, served = map(float, lines[-1].split()[1:])
+    return rate, served
 
 
-def measure(one: Pass) -> float:
-    """Returns images/s between the end of the start (5 s after the first batch) and the end of the pass."""
+def measure(one: Pass) -> tuple[float, float]:
+    """Returns images/s between the end of the start (5 s after the first batch) and the end of the pass, and the CPUs
+    that the server took meanwhile."""
     if one.way in WAYS:
         batches = WAYS[one.way](one)
     else:
@@ -188,12 +199,12 @@ def measure(one: Pass) -> float:
     warm = time.perf_counter() + 5
     while time.perf_counter() < warm:
         next(batches)
-    count, start = 0, time.perf_counter()
+    count, start, before = 0, time.perf_counter(), cpu_seconds(one.server)
     while time.perf_counter() < start + one.seconds:
         count += next(batches)
-    seconds = time.perf_counter() - start
+    seconds, served = time.perf_counter() - start, cpu_seconds(one.server) - before
     batches.close()
-    return count / seconds
+    return count / seconds, served / seconds
 
 
 # --- the ways: each yields the number of images of batch after batch ---------------------------------------------
@@ -257,7 +268,7 @@ def stream_from(one: Pass, first_step: int) -> Generator[Any]:
     split, order = manifest.load(one.data).split("train"), order_of(one)
     units = TrainUnits(order, 10_000 * order.steps_per_epoch, first_step)
     view = View(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
-    return loader.stream_batches(one.data, split, units, view)
+    return loader.stream_batches(one.data, split, units, view, cache=os.path.abspath("cache") if one.cached else "")
 
 
 def order_of(one: Pass) -> Any:
@@ -267,7 +278,7 @@ def order_of(one: Pass) -> Any:
 
     split, recipe = manifest.load(one.data).split("train"), make_recipe("resnet50")
     size = min(one.batch_size, split.rows)
-    return Order(split.row_group_rows, 0, size, recipe.shuffle_window_row_groups, run_rows=recipe.shuffle_run_rows)
+    return Order(split.row_group_rows, 0, size, recipe.shuffle_window_row_groups, run_rows=one.run_rows)
 
 
 # --- other questions than how fast -------------------------------------------------------------------------------
@@ -326,12 +337,17 @@ def soak(one: Pass, minutes: float) -> None:
 
 
 LIMIT, DECODER = "limit: libjpeg-turbo alone", "our decoder alone"
-OURS, OURS_S3 = "this project", "this project, from S3"
+OURS, BESIDE = "this project", ", by the CPU that the server left"
+FROM_S3: dict[str, dict[str, Any]] = {
+    f"{OURS}, from S3": {},
+    f"{OURS}, from S3, in runs of 8": {"run_rows": 8},
+    f"{OURS}, from S3, cached": {"cached": True},
+}
 WAYS: dict[str, Callable[[Pass], Generator[int]]] = {
     LIMIT: limit,
     DECODER: partial(limit, decoder="kernel"),
     OURS: ours,
-    OURS_S3: ours,
+    **dict.fromkeys(FROM_S3, ours),
 }
 
 

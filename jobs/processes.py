@@ -1,5 +1,6 @@
-"""Processes of this machine: which belong together, and what memory they take."""
+"""Processes of this machine: which belong together, and what memory and time they take."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,3 +25,11 @@ def tree_megabytes(root: int) -> float:
             lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
             total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1e3
+
+
+def cpu_seconds(process: int) -> float:
+    """Returns the CPU time that a process has taken so far; 0 for process 0, which stands for none."""
+    if not process:
+        return 0.0
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -32,7 +32,7 @@ def _names(literal: Any) -> str:
     return ", ".join(get_args(literal))
 
 
-OF_RECIPE = "the recipe's"
+OF_RECIPE, RUN_ROWS = "the recipe's", "shuffle_run_rows"
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,14 @@ class TrainingArgs:
     max_workers: Annotated[int | None, option("as many as there is room for, up to this", "N", "--workers")] = None
     max_skipped_steps: Annotated[int, option("steps that aren't finite to leave out before stopping", "N", "0")] = 0
     hang_minutes: Annotated[float, option("without progress before a worker starts again; 0: never", "N", "30")] = 30
+    shuffle_run_rows: Annotated[int | None, option("rows that stay together in the order", "N", OF_RECIPE)] = None
+    cache: Annotated[str | None, option("on a disk of each node: keeps what is read of a bucket", "DIR", "none")] = None
     mlflow: Annotated[str | None, option("tracking server to log to, too", "URI", "none")] = None
     trace_rows: Annotated[bool, option("write the keys of every step's images to RUN/rows/", "")] = False
 
     def make_recipe(self, default: str) -> Recipe:
         """Returns the recipe with the flags' changes. Raises RecipeError."""
-        names = ("epochs", "global_batch_size", "learning_rate", "model", "optimizer", "schedule", "loss")
+        names = ("epochs", "global_batch_size", "learning_rate", "model", "optimizer", "schedule", "loss", RUN_ROWS)
         if self.workers is not None and self.workers < 0:
             raise RecipeError(f"workers={self.workers} must be 0 (this process) or more")
         for name in ("max_skipped_steps", "hang_minutes", "wait_minutes"):
@@ -105,7 +107,16 @@ class TrainingArgs:
             pretrained=weights_of("pretrained", storage.absolute(self.pretrained)) if self.pretrained else None,
             teacher=teacher(self.teacher),
             hang_seconds=60 * self.hang_minutes,
+            cache=_cache(self.cache),
         )
+
+
+def _cache(folder: str | None) -> str:
+    if not folder:
+        return ""
+    if not storage.is_local(place := storage.absolute(folder)):
+        raise RecipeError(f"cache={folder} must be a folder on each node's own disk, not in object storage")
+    return place
 
 
 def teacher(run: str | None) -> "Weights | None":

@@ -9,10 +9,10 @@ from torch import Tensor
 from pipeline import evaluate, loader
 from pipeline.job import TrainJob
 from pipeline.loader import Batch, Resident
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, Split
 from pipeline.order import Order
 from pipeline.progress import Progress
-from pipeline.units import EvaluateUnits, TrainUnits, parts_of
+from pipeline.units import EvaluateUnits, TrainUnits, Units, parts_of
 from pipeline.view import View, evaluation_view
 
 _WHITENING_IMAGES = 5000
@@ -49,7 +49,7 @@ class Batches:
         if self.resident:
             batches = loader.resident_batches(self.resident["train"], units, self.train_view)
         else:
-            batches = loader.stream_batches(self.job.dataset, self.train, units, self.train_view, self.job.on_corrupt)
+            batches = self._streamed(self.train, units, self.train_view)
         return self._noting("train", batches)
 
     def validation(self, progress: Progress) -> Iterator[Batch]:
@@ -59,11 +59,13 @@ class Batches:
         if self.resident:
             batches = loader.resident_batches(self.resident["evaluated"], units, self.val_view)
         else:
-            split = self.data.split(name)
-            batches = loader.stream_batches(self.job.dataset, split, units, self.val_view, self.job.on_corrupt)
+            batches = self._streamed(self.data.split(name), units, self.val_view)
         for batch in self._noting(name, batches):
             yield batch
             progress("evaluate", batch.unit + 1, len(units))
+
+    def _streamed(self, split: Split, units: Units, view: View) -> Iterator[Batch]:
+        return loader.stream_batches(self.job.dataset, split, units, view, self.job.on_corrupt, self.job.cache)
 
     def _noting(self, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:

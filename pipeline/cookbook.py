@@ -83,14 +83,11 @@ def _cifar_classic(name: str, model: str, **changes: Any) -> Recipe:
 
 
 def _imagenet(name: str, model: str, **changes: Any) -> Recipe:
-    """A classic network on ImageNet-like data: crops of 8 to 100 % of the area and flips (1409.4842, 1512.03385).
-
-    Eight rows stay together in the order: an eighth of the requests to object storage (infra/scaling.md).
-    """
+    """A classic network on ImageNet-like data: crops of 8 to 100 % of the area and flips (1409.4842, 1512.03385)."""
     base = Recipe(
         name=name, model=model, image_size_px=224, evaluate_resize_px=256, epochs=90, global_batch_size=256,
         optimizer="nesterov", learning_rate=0.1, weight_decay=1e-4, schedule="cosine", warmup_epochs=5,
-        augment=Augment(resized_crop_area=(0.08, 1.0), flip_probability=0.5), residency="stream", shuffle_run_rows=8,
+        augment=Augment(resized_crop_area=(0.08, 1.0), flip_probability=0.5), residency="stream",
     )  # fmt: skip
     return replace(base, **changes)
 
@@ -139,7 +136,7 @@ def _imagenette(epochs: int) -> Recipe:
     return _imagenet(
         f"imagenette-{epochs}", "resnet18", image_size_px=128, evaluate_resize_px=146, epochs=epochs, blur_pool=True,
         global_batch_size=64, optimizer="nesterov", learning_rate=0.05, weight_decay=5e-4, warmup_epochs=epochs / 10,
-        schedule="one-cycle", label_smoothing=0.1, test_views="flip", shuffle_run_rows=1,  # batches are small
+        schedule="one-cycle", label_smoothing=0.1, test_views="flip",
         augment=Augment(resized_crop_area=(0.35, 1.0), flip_probability=0.5), checkpoint_every_steps=50,
     )  # fmt: skip
 

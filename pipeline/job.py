@@ -46,6 +46,7 @@ class TrainJob:
     trackers: who is told how it gets on; they don't change what a run is.
     pretrained: weights to begin with; teacher: a finished run to learn from (`distill.Teacher`).
     hang_seconds: without any progress, before a worker ends itself; 0 for never.
+    cache: a folder on each node, where a stream keeps what it reads of object storage; empty for none.
     """
 
     dataset: str
@@ -58,6 +59,7 @@ class TrainJob:
     cpus_per_worker: float = 1.0
     hold_out: float = 0.0
     trace_rows: bool = False
+    cache: str = ""
     on_corrupt: OnCorrupt = "stop"
     max_skipped_steps: int = 0
     pretrained: Weights | None = None

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline import errors
 from pipeline.augment import augment_batch
+from pipeline.cache import folder_of
 from pipeline.draws import Epochs, Keys, epochs_at
 from pipeline.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.manifest import Manifest, Split
@@ -152,18 +153,21 @@ def direct_batches(uri: str, split: Split, units: Units, view: View) -> Iterator
 
 
 def stream_batches(
-    uri: str, split: Split, units: Units, view: View, on_corrupt: OnCorrupt = "stop"
+    uri: str, split: Split, units: Units, view: View, on_corrupt: OnCorrupt = "stop", cache: str = ""
 ) -> Generator[Batch]:
     """Yields the units' batches as Ray Data makes them, in order, each checked against the order's rows.
 
-    Needs Ray. on_corrupt: "quarantine" leaves out images whose bytes have changed or can't be decoded. Raises
-    DatasetError otherwise, and ExactnessError if a row is missing, doubled or out of place.
+    Needs Ray. on_corrupt: "quarantine" leaves out images whose bytes have changed or can't be decoded. cache: a folder
+    on each node, to keep there what is read of object storage. Raises DatasetError for such images otherwise, and
+    ExactnessError if a row is missing, doubled or out of place.
     """
     import ray
 
     if not len(units):
         return
     index = load_index(uri, split)
+    if cache:
+        index = replace(index, cache=folder_of(cache, split))
     task = UnitTask(ray.put(index), units, view, on_corrupt)
     with closing(_blocks(task, len(units))) as blocks:
         yield from _units_from_blocks(blocks, units, index.key_hash)

@@ -9,14 +9,14 @@ import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import storage
+from pipeline import cache, storage
 from pipeline.draws import Keys, key_hash
 from pipeline.errors import DatasetError
 from pipeline.manifest import Split
@@ -31,11 +31,23 @@ _COLUMNS = ["key", "label", "height", "width", "bytes", "offset", "crc32"]
 
 
 @dataclass(frozen=True)
+class Range:
+    """One request: bytes of a shard that hold rows. row: the first of them; group: where it is a whole one, to keep."""
+
+    shard: int
+    offset: int
+    length: int
+    row: int
+    group: int | None = None
+
+
+@dataclass(frozen=True)
 class RowIndex:
     """Where the rows of a split are, in the order of the split; 40 bytes a row.
 
     paths: of the shards, URIs; shard int32, offset int64, length int32: of each image; crc32 uint32: of its bytes;
-    label int32, height and width int32, key_hash uint64 (`draws.key_hash`); row_group_ends int64: of the split.
+    label int32, height and width int32, key_hash uint64 (`draws.key_hash`); row_group_ends int64: of the split. cache:
+    a folder on each node where row groups of object storage are kept (`pipeline/cache.py`); empty for none.
     """
 
     paths: tuple[str, ...]
@@ -48,6 +60,13 @@ class RowIndex:
     width: npt.NDArray[np.int32]
     key_hash: Keys
     row_group_ends: Rows
+    cache: str = ""
+
+    def group_bytes(self, group: int) -> Range:
+        """Returns the bytes of a row group's images."""
+        first = int(self.row_group_ends[group - 1]) if group else 0
+        last, offset = int(self.row_group_ends[group]) - 1, int(self.offset[first])
+        return Range(int(self.shard[first]), offset, int(self.offset[last] + self.length[last]) - offset, first)
 
     def place(self, row: int) -> str:
         """Says where a row is, for messages: its shard, row group, and row in the split."""
@@ -98,7 +117,7 @@ def read_parts(
         _check(index, rows, 0, images, corrupt)
         yield slice(0, len(rows)), images
         return
-    ranges, range_of = near_each_other(index, rows)
+    ranges, range_of = _wanted(index, rows)
     asked: dict[int, Future[memoryview]] = {}
     for number in dict.fromkeys(range_of.tolist()):  # in the order in which they are needed
         asked[number] = _readers(os.getpid()).submit(_read_range, index, ranges[number])
@@ -110,16 +129,6 @@ def read_parts(
             images.append(asked[number].result()[start : start + int(index.length[row])])
         _check(index, rows, first, images, corrupt)
         yield part, images
-
-
-@dataclass(frozen=True)
-class Range:
-    """One request: bytes of a shard that hold rows. row: the first of them."""
-
-    shard: int
-    offset: int
-    length: int
-    row: int
 
 
 def near_each_other(index: RowIndex, rows: Rows) -> tuple[list[Range], Rows]:
@@ -142,13 +151,32 @@ def near_each_other(index: RowIndex, rows: Rows) -> tuple[list[Range], Rows]:
     return ranges, range_of
 
 
+def _wanted(index: RowIndex, rows: Rows) -> tuple[list[Range], Rows]:
+    """Returns what `near_each_other` does, or, of row groups that are kept or have room to be, the whole of them."""
+    if not index.cache:
+        return near_each_other(index, rows)
+    groups = np.searchsorted(index.row_group_ends, rows, side="right")
+    whole = {group: replace(index.group_bytes(group), group=group) for group in dict.fromkeys(groups.tolist())}
+    missing = {g: each.length for g, each in whole.items() if not cache.is_kept(index.cache, g, each.length)}
+    if missing and not cache.has_room(index.cache, sum(missing.values())):
+        whole = {group: each for group, each in whole.items() if group not in missing}
+    ranges, range_of = list(whole.values()), np.empty(len(rows), dtype=np.int64)
+    apart = np.isin(groups, list(missing)) if len(whole) < len(set(groups.tolist())) else np.zeros(len(rows), np.bool_)
+    numbers = {group: number for number, group in enumerate(whole)}
+    range_of[~apart] = [numbers[group] for group in groups[~apart].tolist()]
+    others, others_of = near_each_other(index, rows[apart])
+    range_of[apart] = len(ranges) + others_of
+    return ranges + others, range_of
+
+
 def _check(index: RowIndex, rows: Rows, first: int, images: list[memoryview], corrupt: set[int] | None) -> None:
     crcs = index.crc32[rows[first : first + len(images)]].tolist()
     for number, (image, expected) in enumerate(zip(images, crcs, strict=True), first):
         if zlib.crc32(image) != expected:
             if corrupt is None:
                 instead = "--on-corrupt quarantine goes on without such images"
-                raise DatasetError(f"{index.place(int(rows[number]))}: {_CHANGED}; {_REMEDY}; {instead}")
+                copy = f"; or remove its copy in {index.cache}" if index.cache else ""
+                raise DatasetError(f"{index.place(int(rows[number]))}: {_CHANGED}; {_REMEDY}; {instead}{copy}")
             corrupt.add(number)
 
 
@@ -171,7 +199,10 @@ def _read_local(index: RowIndex, rows: Rows, numbers: list[tuple[int, int, int]]
 
 def _read_range(index: RowIndex, wanted: Range) -> memoryview:
     try:
-        return storage.read_range(index.paths[wanted.shard], wanted.offset, wanted.length)
+        place = (index.paths[wanted.shard], wanted.offset, wanted.length)
+        if wanted.group is not None:
+            return cache.whole_group(index.cache, wanted.group, *place)
+        return storage.read_range(*place)
     except OSError as error:
         raise DatasetError(f"{index.place(wanted.row)}: can't be read ({error}); {_REMEDY}") from error
 

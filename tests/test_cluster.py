@@ -1,5 +1,6 @@
 """What a worker gets of a cluster, and waiting for nodes."""
 
+import os
 import threading
 import time
 
@@ -50,6 +51,12 @@ def test_gpus_for_an_evaluation_in_this_process_are_refused() -> None:
     job = EvaluateJob("model", "data", "out")
     with pytest.raises(RecipeError, match="device=gpu needs workers"), training.evaluating(0, job, "gpu"):
         pass
+
+
+def test_a_cache_in_a_bucket_is_refused() -> None:
+    with pytest.raises(RecipeError, match="cache=s3://a/b must be a folder on each node's own disk"):
+        training._cache("s3://a/b")
+    assert training._cache("~/kept") == os.path.expanduser("~/kept")
 
 
 @pytest.mark.parametrize(("use_gpu", "strategy"), [(True, "PACK"), (False, "SPREAD")])

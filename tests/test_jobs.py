@@ -293,7 +293,6 @@ def test_a_diverging_run_is_told_what_to_change(tmp_path: Path, digits_dataset: 
 
 
 def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
-    sessions = set(Path("/tmp").glob("ray-*"))
     tree = make_tree(tmp_path / "tree")
     for number in range(9000):
         (tree / "train" / "ant" / f"x{number}.jpg").write_bytes(jpeg(0))
@@ -304,19 +303,19 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     )  # fmt: skip
     assert process.stdout is not None
     assert any(line.startswith("write") for line in process.stdout)
+    assert list(Path("/tmp").glob(f"ray-{process.pid}-*"))
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert "interrupted; the same command goes on" in process.stdout.read()
     left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout
     assert left == ""
-    assert set(Path("/tmp").glob("ray-*")) <= sessions
+    assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))
 
 
 @pytest.mark.slow
 def test_a_training_that_streams_is_ended_by_sigterm_and_leaves_no_process_behind(
     tmp_path: Path, tree_dataset: str
 ) -> None:
-    sessions = set(Path("/tmp").glob("ray-*"))
     arguments = ["--data", tree_dataset, "--recipe", "resnet18-smoke", "--workers", "1", "--storage", "runs"]
     process = subprocess.Popen(
         command("imagenet_resnet", *arguments, "--global-batch-size", "4", "--epochs", "50"), cwd=tmp_path,
@@ -324,13 +323,14 @@ def test_a_training_that_streams_is_ended_by_sigterm_and_leaves_no_process_behin
     )  # fmt: skip
     assert process.stdout is not None
     assert any(line.startswith("train ") for line in process.stdout)
+    assert list(Path("/tmp").glob(f"ray-{process.pid}-*"))
     process.terminate()
     assert process.wait(timeout=60) == 143
     deadline = time.monotonic() + 10  # for the system to collect what has ended
     while (left := subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout) != "":
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
-    assert set(Path("/tmp").glob("ray-*")) <= sessions
+    assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))
 
 
 def test_a_local_ray_leaves_no_token_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

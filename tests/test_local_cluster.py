@@ -101,11 +101,12 @@ def client(request: pytest.FixtureRequest) -> Iterator[Client]:
     made.down()
 
 
-def train_flags(epochs: int) -> list[str]:
+def train_flags(epochs: int, cluster: Cluster) -> list[str]:
     data = f"{WORK}/raw/imagenette-mini.tar"
     return [
         "jobs/imagenet_resnet.py", "--data", data, "--storage", WORK, "--recipe", "resnet18-smoke", "--workers", "2",
         "--run-name", "one", "--epochs", str(epochs), "--global-batch-size", "32", "--trace-rows",
+        "--cache", f"{cluster.folder}/images",
     ]  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def test_three_nodes_ingest_train_on_two_and_evaluate_by_submitted_jobs_and_one_
     roles = client.nodes()
     assert sorted(roles.values()) == ["", "", "", "augment"]
 
-    process = client.submit(*train_flags(epochs=3))
+    process = client.submit(*train_flags(3, client.cluster))
     assert process.stdout is not None
     told, killed_at = [], 0.0
     for line in process.stdout:
@@ -171,6 +172,7 @@ def test_three_nodes_ingest_train_on_two_and_evaluate_by_submitted_jobs_and_one_
         "--data", f"{WORK}/datasets/{storage.list_directories(f'{WORK}/datasets')[0]}",
     )  # fmt: skip
     assert "of 400)" in evaluated
+    assert list((client.cluster.folder / "images").glob("*/0000000"))  # row groups are kept
 
 
 def head_answers(client: Client, certificate: bool) -> bool:
@@ -203,7 +205,7 @@ def test_a_head_that_died_goes_on_with_its_nodes_and_the_same_job_with_its_run(c
     assert head_answers(client, certificate=True)
     assert not head_answers(client, certificate=False)
     before = client.nodes()
-    process = client.submit(*train_flags(epochs=3))
+    process = client.submit(*train_flags(3, client.cluster))
     assert process.stdout is not None
     killed_at = 0.0
     for line in process.stdout:
@@ -218,7 +220,7 @@ def test_a_head_that_died_goes_on_with_its_nodes_and_the_same_job_with_its_run(c
     assert len(set(before) - set(after)) == 1  # the head itself
     jobs = subprocess.run(["ray", "job", "list"], env=client.environment, capture_output=True, text=True, cwd=ROOT)
     assert jobs.stdout.count("entrypoint='python jobs/imagenet_resnet.py") == 1, jobs.stdout
-    assert "succeeded" in client.run(*train_flags(epochs=3))
+    assert "succeeded" in client.run(*train_flags(3, client.cluster))
     assert len(starts()) == 2
     assert starts()[1]["step"] > 0
     check_order(3)
@@ -236,7 +238,7 @@ def test_a_node_that_trains_is_cut_off_and_the_job_succeeds_in_exact_order(
     """For a minute, after which it is back, or for good. Each node has a network and an address of its own."""
     storage_of(client)
     storage.write_bytes(f"{WORK}/raw/imagenette-mini.tar", Path(shared("imagenette-mini.tar")).read_bytes())
-    process = client.submit(*train_flags(epochs=3))
+    process = client.submit(*train_flags(3, client.cluster))
     assert process.stdout is not None
     told, cut_at = [], 0.0
     for line in process.stdout:

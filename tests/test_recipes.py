@@ -121,8 +121,8 @@ def test_a_stage_imports_only_what_stands_before_it() -> None:
     stages = [
         "errors", "progress", "objects", "storage", "lease", "draws", "order", "manifest", "parallel", "sources",
         "images", "plan", "gather", "shards", "quality", "charts", "quality_report", "ingest", "verify", "diff",
-        "timing", "rows", "decode", "recipes", "tracking", "cookbook", "crops", "auto_augment", "augment", "mix",
-        "optimizers", "optim", "averages", "networks", "checkpoint", "models", "state", "trained", "distill",
+        "timing", "cache", "rows", "decode", "recipes", "tracking", "cookbook", "crops", "auto_augment", "augment",
+        "mix", "optimizers", "optim", "averages", "networks", "checkpoint", "models", "state", "trained", "distill",
         "operations", "units", "view", "loader", "logs", "meter", "evaluate", "job", "batches", "step", "guard",
         "survive", "train", "replay", "tune", "tune_report", "result", "report", "robustness", "metrics", "certify",
         "findings", "label_problems", "explain", "compare", "evaluation_report", "model_card", "predictor", "export",

@@ -1,4 +1,7 @@
+import errno
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import manifest
-from pipeline.errors import DatasetError
+from pipeline import cache, manifest, objects, storage
+from pipeline.errors import DatasetError, StorageError
 from pipeline.rows import REMOTE_GAP_BYTES, REMOTE_RANGE_BYTES, RowIndex, load_index, near_each_other, read_images
 
 NONE = np.empty(0, np.int64)
@@ -48,8 +51,6 @@ def test_a_row_is_read_by_itself(request: pytest.FixtureRequest, fixture: str, n
 
 
 def test_rows_are_read_from_a_bucket(s3: str, tree_dataset: str) -> None:
-    from pipeline import objects, storage
-
     for name, _ in storage.list_files(tree_dataset):
         storage.write_bytes(f"{s3}/rows/{name}", storage.read_bytes(f"{tree_dataset}/{name}"))
     index = index_of(f"{s3}/rows")
@@ -104,6 +105,71 @@ def test_neighbours_are_one_request_and_each_row_is_in_its_own(
             first, second = (int(range_of[rows.tolist().index(row)]) for row in (a, b))
             too_long = offset[b] + length[b] - ranges[first].offset > REMOTE_RANGE_BYTES
             assert first == second or too_long
+
+
+@pytest.fixture
+def cached(s3: str, tree_dataset: str, tmp_path: Path) -> RowIndex:
+    """The index of a data set in a bucket whose row groups are kept in a folder of the test."""
+    for name, _ in storage.list_files(tree_dataset):
+        storage.write_bytes(f"{s3}/cached/{name}", storage.read_bytes(f"{tree_dataset}/{name}"))
+    split = manifest.load(f"{s3}/cached").split("train")
+    return replace(load_index(f"{s3}/cached", split), cache=cache.folder_of(str(tmp_path / "kept"), split))
+
+
+def requests(call: Callable[[], object]) -> objects.Requests:
+    before = objects.sent()
+    call()
+    return objects.sent().plus(before, -1)
+
+
+def test_a_row_group_is_asked_for_once_and_kept(cached: RowIndex, tree_dataset: str) -> None:
+    """Many at a time; again only where a file was cut; the same bytes as from the disk, each row checked."""
+    rows, here = np.random.default_rng(1).permutation(51), index_of(tree_dataset)
+    groups = len(cached.row_group_ends)
+
+    def many() -> None:
+        with ThreadPoolExecutor(8) as pool:
+            for images in pool.map(lambda part: read_images(cached, part), np.array_split(rows, 8)):
+                assert images
+        assert read_images(cached, rows) == read_images(here, rows)
+
+    assert requests(many).get == groups
+    assert requests(many).total == 0
+    kept = sorted(path for path in Path(cached.cache).iterdir() if path.suffix == "")
+    assert len(kept) == groups
+    kept[0].write_bytes(kept[0].read_bytes()[:-1])
+    assert requests(many).get == 1
+    kept[0].write_bytes(bytes(len(kept[0].read_bytes())))
+    with pytest.raises(DatasetError, match=f"not the bytes that were ingested.*remove its copy in {cached.cache}"):
+        read_images(cached, rows)
+
+
+def test_where_the_disk_has_no_room_rows_are_read_one_by_one_and_what_is_kept_is_used(
+    cached: RowIndex, tree_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, here = np.random.default_rng(1).permutation(51), index_of(tree_dataset)
+    read_images(cached, np.arange(3))
+    kept = sum(path.suffix == "" for path in Path(cached.cache).iterdir())
+    assert 0 < kept < len(cached.row_group_ends)
+    monkeypatch.setattr(cache, "RESERVED_BYTES", 1 << 60)
+    sent = requests(lambda: read_images(cached, rows))
+    assert read_images(cached, rows) == read_images(here, rows)
+    assert sent.bytes_read < int(cached.length.sum())
+    assert sum(path.suffix == "" for path in Path(cached.cache).iterdir()) == kept
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "RESERVED_BYTES", 0)
+    monkeypatch.setattr(Path, "write_bytes", full)  # somebody else took the room
+    assert read_images(cached, rows) == read_images(here, rows)
+    assert not list(Path(cached.cache).glob("*.tmp"))
+
+
+def test_a_cache_that_cannot_be_is_said_in_one_line(cached: RowIndex, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"can't be written on this node .*; give a folder on a disk of its own"):
+        read_images(replace(cached, cache=str(tmp_path / "file" / "x")), np.arange(3))
 
 
 def test_a_flipped_bit_is_named_with_its_shard_and_row_group(copy: Path) -> None:
