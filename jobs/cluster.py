@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from jobs.command import ray_session
+from pipeline import storage
 from pipeline.errors import ClusterError, RecipeError
 from pipeline.progress import Progress
 
@@ -14,7 +15,17 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "gpu", "cpu"]
 DEVICE_HELP, WAIT_HELP = "of the workers: gpu, cpu, or auto: what there is", "for nodes that an autoscaler starts"
+CACHE_HELP = "on a disk of each node: keeps what is read of a bucket"
 _LOOK_EVERY_SECONDS = 2.0
+
+
+def node_cache(folder: str | None) -> str:
+    """Returns the path of a cache on each node, "" for none. Raises RecipeError for a URI."""
+    if not folder:
+        return ""
+    if not storage.is_local(place := storage.absolute(folder)):
+        raise RecipeError(f"cache={folder} must be a folder on each node's own disk, not in object storage")
+    return place
 
 
 def count_gpus() -> int:

@@ -50,6 +50,7 @@ class Args:
     workers: Annotated[int | None, command.option("processes; 0: this one", "N", "one a GPU")] = None
     device: Annotated[cluster.Device, command.option(cluster.DEVICE_HELP, "KIND", "auto")] = "auto"
     wait_minutes: Annotated[float, command.option(cluster.WAIT_HELP, "N", "0")] = 0
+    cache: Annotated[str | None, command.option(cluster.CACHE_HELP, "DIR", "none")] = None
     force: Annotated[bool, command.option("also if nothing has changed", "")] = False
     wait: Annotated[bool, command.option("for another one at work here, instead of leaving", "")] = False
     dry_run: Annotated[bool, command.option("show the plan, do nothing", "")] = False
@@ -88,6 +89,7 @@ def main(args: Args) -> None:
     gate = Gate(args.level, args.minimum_gain, args.recall_drop, args.calibration_rise, args.latency_ratio)
     if args.webhook and not args.webhook.startswith(("http://", "https://")):
         raise RecipeError(f"webhook={args.webhook} must begin with http:// or https://")
+    cluster.node_cache(args.cache)  # before anything is done
     if args.mlflow:
         check_mlflow(args.mlflow)
     if args.source is None or args.workspace is None:
@@ -220,7 +222,8 @@ def _train(args: Args, night: "Night", recipe: Recipe, run: str) -> None:
     begin = None
     if args.from_champion and night.champion:
         begin = weights_of("champion", storage.join(night.champion_uri, MODEL_NAME))
-    job = TrainJob(night.dataset, run, recipe, args.seed, workers, use_gpu=use_gpu, pretrained=begin)
+    cache = cluster.node_cache(args.cache)
+    job = TrainJob(night.dataset, run, recipe, args.seed, workers, use_gpu=use_gpu, pretrained=begin, cache=cache)
     training.train_here(job, args.wait_minutes)
 
 

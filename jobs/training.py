@@ -65,7 +65,7 @@ class TrainingArgs:
     max_skipped_steps: Annotated[int, option("steps that aren't finite to leave out before stopping", "N", "0")] = 0
     hang_minutes: Annotated[float, option("without progress before a worker starts again; 0: never", "N", "30")] = 30
     shuffle_run_rows: Annotated[int | None, option("rows that stay together in the order", "N", OF_RECIPE)] = None
-    cache: Annotated[str | None, option("on a disk of each node: keeps what is read of a bucket", "DIR", "none")] = None
+    cache: Annotated[str | None, option(cluster.CACHE_HELP, "DIR", "none")] = None
     mlflow: Annotated[str | None, option("tracking server to log to, too", "URI", "none")] = None
     trace_rows: Annotated[bool, option("write the keys of every step's images to RUN/rows/", "")] = False
 
@@ -107,16 +107,8 @@ class TrainingArgs:
             pretrained=weights_of("pretrained", storage.absolute(self.pretrained)) if self.pretrained else None,
             teacher=teacher(self.teacher),
             hang_seconds=60 * self.hang_minutes,
-            cache=_cache(self.cache),
+            cache=cluster.node_cache(self.cache),
         )
-
-
-def _cache(folder: str | None) -> str:
-    if not folder:
-        return ""
-    if not storage.is_local(place := storage.absolute(folder)):
-        raise RecipeError(f"cache={folder} must be a folder on each node's own disk, not in object storage")
-    return place
 
 
 def teacher(run: str | None) -> "Weights | None":

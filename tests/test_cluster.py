@@ -55,8 +55,8 @@ def test_gpus_for_an_evaluation_in_this_process_are_refused() -> None:
 
 def test_a_cache_in_a_bucket_is_refused() -> None:
     with pytest.raises(RecipeError, match="cache=s3://a/b must be a folder on each node's own disk"):
-        training._cache("s3://a/b")
-    assert training._cache("~/kept") == os.path.expanduser("~/kept")
+        cluster.node_cache("s3://a/b")
+    assert cluster.node_cache("~/kept") == os.path.expanduser("~/kept")
 
 
 @pytest.mark.parametrize(("use_gpu", "strategy"), [(True, "PACK"), (False, "SPREAD")])
