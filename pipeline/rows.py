@@ -161,8 +161,7 @@ def _wanted(index: RowIndex, rows: Rows) -> tuple[list[Range], Rows]:
     if missing and not cache.has_room(index.cache, sum(missing.values())):
         whole = {group: each for group, each in whole.items() if group not in missing}
     ranges, range_of = list(whole.values()), np.empty(len(rows), dtype=np.int64)
-    apart = np.isin(groups, list(missing)) if len(whole) < len(set(groups.tolist())) else np.zeros(len(rows), np.bool_)
-    numbers = {group: number for number, group in enumerate(whole)}
+    numbers, apart = {group: number for number, group in enumerate(whole)}, ~np.isin(groups, list(whole))
     range_of[~apart] = [numbers[group] for group in groups[~apart].tolist()]
     others, others_of = near_each_other(index, rows[apart])
     range_of[apart] = len(ranges) + others_of

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from infra.local.certificates import Authority
+
 ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
 DOCKERFILE = INFRA / "Dockerfile"
@@ -202,6 +204,24 @@ def test_the_images_steps_install_it_in_an_empty_environment(tmp_path: Path) -> 
 def _settings() -> dict[str, str]:
     """What says where packages come from, and where uv keeps them."""
     return {name: value for name, value in os.environ.items() if name.startswith(("UV_", "PIP_", "SSL_", "XDG_"))}
+
+
+# --- certificates of the local cluster ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl isn't installed")
+def test_a_node_is_known_by_its_address_and_its_keys_are_its_owners_alone(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "tls")
+    certificate, key = authority.issue("node-1", ["10.77.0.11", "127.0.0.1", "fd00::2", "127.0.0.1"])
+    check = ["openssl", "verify", "-CAfile", authority.certificate, "-purpose", "sslserver", "-verify_ip"]
+    for address, valid in (("10.77.0.11", True), ("fd00::2", True), ("10.77.0.12", False)):
+        done = subprocess.run([*check, address, certificate], capture_output=True, text=True)
+        assert (done.returncode == 0) is valid, done.stderr
+    assert key.stat().st_mode & 0o077 == 0
+    assert (tmp_path / "tls").stat().st_mode & 0o077 == 0
+    assert Authority(tmp_path / "tls").issue("node-2", ["127.0.0.1"])[0] != certificate
+    other = Authority(tmp_path / "other").issue("node-1", ["127.0.0.1"])[0]
+    assert subprocess.run([*check, "127.0.0.1", other], capture_output=True).returncode != 0
 
 
 # --- what is written ---------------------------------------------------------------------------------------------
