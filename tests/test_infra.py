@@ -213,15 +213,15 @@ def _settings() -> dict[str, str]:
 def test_a_node_is_known_by_its_address_and_its_keys_are_its_owners_alone(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "tls")
     certificate, key = authority.issue("node-1", ["10.77.0.11", "127.0.0.1", "fd00::2", "127.0.0.1"])
-    check = ["openssl", "verify", "-CAfile", authority.certificate, "-purpose", "sslserver", "-verify_ip"]
+    check = ["openssl", "verify", "-CAfile", str(authority.certificate), "-purpose", "sslserver", "-verify_ip"]
     for address, valid in (("10.77.0.11", True), ("fd00::2", True), ("10.77.0.12", False)):
-        done = subprocess.run([*check, address, certificate], capture_output=True, text=True)
+        done = subprocess.run([*check, address, str(certificate)], capture_output=True, text=True)
         assert (done.returncode == 0) is valid, done.stderr
     assert key.stat().st_mode & 0o077 == 0
     assert (tmp_path / "tls").stat().st_mode & 0o077 == 0
     assert Authority(tmp_path / "tls").issue("node-2", ["127.0.0.1"])[0] != certificate
     other = Authority(tmp_path / "other").issue("node-1", ["127.0.0.1"])[0]
-    assert subprocess.run([*check, "127.0.0.1", other], capture_output=True).returncode != 0
+    assert subprocess.run([*check, "127.0.0.1", str(other)], capture_output=True).returncode != 0
 
 
 # --- what is written ---------------------------------------------------------------------------------------------
