@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from infra.local.certificates import Authority
+from jobs.command import prepare_environment
 
 ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
@@ -44,6 +45,7 @@ def cluster(name: str) -> dict[str, Any]:
 
 def launcher_problems(config: dict[str, Any]) -> list[str]:
     """What Ray's own loader has against a configuration, and what it doesn't look at."""
+    prepare_environment()  # before Ray is imported, whichever test comes first
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     provider = config["provider"]["type"]
