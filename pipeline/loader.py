@@ -157,9 +157,9 @@ def stream_batches(
 ) -> Generator[Batch]:
     """Yields the units' batches as Ray Data makes them, in order, each checked against the order's rows.
 
-    Needs Ray. on_corrupt: "quarantine" leaves out images whose bytes have changed or can't be decoded. cache: a folder
-    on each node, to keep there what is read of object storage. Raises DatasetError for such images otherwise, and
-    ExactnessError if a row is missing, doubled or out of place.
+    Needs Ray. on_corrupt: "quarantine" leaves out images whose bytes have changed or can't be decoded. Raises
+    DatasetError otherwise, and ExactnessError if a row is missing, doubled or out of place. cache: a folder on each
+    node, to keep there what is read of object storage.
     """
     import ray
 

@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -62,11 +62,11 @@ class RowIndex:
     row_group_ends: Rows
     cache: str = ""
 
-    def group_bytes(self, group: int) -> Range:
-        """Returns the bytes of a row group's images."""
+    def whole_group(self, group: int) -> Range:
+        """Returns the request for a row group's images."""
         first = int(self.row_group_ends[group - 1]) if group else 0
         last, offset = int(self.row_group_ends[group]) - 1, int(self.offset[first])
-        return Range(int(self.shard[first]), offset, int(self.offset[last] + self.length[last]) - offset, first)
+        return Range(int(self.shard[first]), offset, int(self.offset[last] + self.length[last]) - offset, first, group)
 
     def place(self, row: int) -> str:
         """Says where a row is, for messages: its shard, row group, and row in the split."""
@@ -156,7 +156,7 @@ def _wanted(index: RowIndex, rows: Rows) -> tuple[list[Range], Rows]:
     if not index.cache:
         return near_each_other(index, rows)
     groups = np.searchsorted(index.row_group_ends, rows, side="right")
-    whole = {group: replace(index.group_bytes(group), group=group) for group in dict.fromkeys(groups.tolist())}
+    whole = {group: index.whole_group(group) for group in dict.fromkeys(groups.tolist())}
     missing = {g: each.length for g, each in whole.items() if not cache.is_kept(index.cache, g, each.length)}
     if missing and not cache.has_room(index.cache, sum(missing.values())):
         whole = {group: each for group, each in whole.items() if group not in missing}

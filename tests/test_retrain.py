@@ -253,13 +253,12 @@ def test_of_two_nights_at_once_one_works_and_one_leaves_and_a_budget_ends_one(
     stopped = run_job("retrain", *arguments, "--max-hours", "0.002", cwd=tmp_path)  # 7 seconds
     assert stopped.returncode == 1, stopped.stdout + stopped.stderr
     assert "the budget of 0.002 h is used up" in stopped.stdout
-    line = command("retrain", *arguments, "--epochs", "12")
+    line = command("retrain", *arguments, "--epochs", "40")  # long enough for the other one to come meanwhile
     both = [subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted("PROMOTED" in text for text in said) == [False, True], said
-    other = next(text for text in said if "PROMOTED" not in text)
-    assert "leaving (--wait waits for it)" in other or "nothing to do" in other  # where it came when all was done
+    assert sorted("leaving (--wait waits for it)" in text for text in said) == [False, True], said
     assert len(registry.history(str(tmp_path / "work" / "registry"))) == 1
 
 
