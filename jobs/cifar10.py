@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
-from jobs import cluster, command, training
-from pipeline import storage
-from pipeline.sources import digits
+from jobs import command, training
+from pipeline.cluster import resources
+from pipeline.ingestion.sources import digits
+from pipeline.storage import files
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ def main(args: Args) -> None:
     if args.recipe is None and data.name == digits.NAME:
         recipe = args.make_recipe("digits")
 
-    gpus = cluster.count_gpus()
+    gpus = resources.count_gpus()
     workers = gpus if args.workers is None else args.workers
     default_run = f"runs/{recipe.name}-{data.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = storage.absolute(args.run_dir or default_run)
+    run = files.absolute(args.run_dir or default_run)
     job = args.make_job(dataset, run, recipe, workers, gpus)
     training.train_here(job, args.wait_minutes)
 

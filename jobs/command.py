@@ -3,17 +3,13 @@
 import errno
 import logging
 import os
-import secrets
-import shutil
 import signal
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeVar
+
+from pipeline.core.processes import end_on_sigterm
 
 # Python's cached bytecode halves Ray's start-up; a setting that forbids it is lifted for this process and its own.
 sys.dont_write_bytecode = False
@@ -24,9 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.errors import PipelineError, UnavailableError
-from pipeline.parallel import usable_cpus
-from pipeline.progress import silent
+from pipeline.core.errors import PipelineError, UnavailableError
+from pipeline.core.progress import silent
 
 Args = TypeVar("Args")
 # Lines are never broken: paths are there to be copied, and logs to be searched.
@@ -42,7 +37,9 @@ def run(main: Callable[[Args], None], args_type: type[Args], description: str, a
     again: what the same command does after Ctrl-C, for the last line.
     """
     arguments = tyro.cli(args_type, description=description, config=(tyro.conf.FlagCreatePairsOff,))
-    _end_on_sigterm()
+    end_on_sigterm()
+    logging.getLogger("pipeline").addHandler(_ToConsole())
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     try:
         main(arguments)
     except KeyboardInterrupt:
@@ -58,10 +55,11 @@ def run(main: Callable[[Args], None], args_type: type[Args], description: str, a
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # done: nothing is lost any more
 
 
-def _end_on_sigterm() -> None:
-    """So that what was started is ended. Ray sets a handler of its own, whose status says nothing."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+class _ToConsole(logging.Handler):
+    """Prints what the package logs, each record a line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(self.format(record))
 
 
 def user_error(error: BaseException) -> Exception | None:
@@ -132,7 +130,7 @@ class Display:
         return _no_display, ()  # Ray Tune pickles what it is given; a screen is this process's
 
     def __call__(self, stage: str, done: int, total: int, remark: str = "") -> None:
-        """A `pipeline.progress.Progress`."""
+        """A `pipeline.core.progress.Progress`."""
         if not console.is_terminal:
             self._print_line(stage, done, total, remark)
             return
@@ -155,168 +153,7 @@ def _no_display() -> Callable[..., None]:
     return silent
 
 
-class Board:
-    """A Ray actor that keeps, for a display elsewhere to read, the last word of a remote stage and all that is said
-    once: what has no total.
-    """
-
-    def __init__(self) -> None:
-        self._last: tuple[str, int, int, str] | None = None
-        self._once: list[tuple[str, int, int, str]] = []
-
-    def post(self, stage: str, done: int, total: int, remark: str) -> None:
-        """Called by the worker."""
-        if total:
-            self._last = (stage, done, total, remark)
-        else:
-            self._once.append((stage, done, total, remark))
-
-    def take(self) -> list[tuple[str, int, int, str]]:
-        """Called by the display: what it hasn't shown yet."""
-        new, self._once = [*self._once, *([self._last] if self._last else [])], []
-        self._last = None
-        return new
-
-
-class RemoteProgress:
-    """A `pipeline.progress.Progress` that a worker can call: it posts to a Board and doesn't wait."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def __call__(self, stage: str, done: int, total: int, remark: str = "") -> None:
-        self._board.post.remote(stage, done, total, remark)
-
-
-@contextmanager
-def remote_progress(display: Display) -> Iterator[RemoteProgress]:
-    """Shows on `display` what remote workers report to the value it yields. Needs Ray."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
-    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-    done = threading.Event()
-
-    def follow() -> None:
-        while not done.wait(0.5):
-            for words in ray.get(board.take.remote()):
-                display(*words)
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield RemoteProgress(board)
-    finally:
-        done.set()
-        thread.join(timeout=5)
-
-
 # --- Ray ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def ray_session(num_workers: int = 0) -> Iterator[None]:
-    """Joins the cluster that RAY_ADDRESS names (as in `ray job submit`), else starts Ray here and ends it after.
-
-    A local Ray announces one CPU more than there are workers, at least, so that reading never starves.
-    """
-    prepare_environment()
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        _end_on_sigterm()
-        quieten_ray()
-        _quieten_ray_data()
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
-    # Its own folder, because a session leaves its logs behind; in /tmp, because the path of a socket is at most
-    # 107 bytes long and temporary folders have long names on some machines.
-    _remove_stale_sessions()
-    folder = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = folder  # for what Ray's processes leave in temporary folders when they are ended
-    try:
-        ray.init(
-            address="local",
-            num_cpus=max(usable_cpus(), num_workers + 1),
-            include_dashboard=num_workers > 0,  # Ray Train's clean-up asks it
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            _temp_dir=folder,
-        )
-        _end_on_sigterm()
-        _restore_variable("TMPDIR", before)
-        quieten_ray()
-        _quieten_ray_data()
-        yield
-    finally:
-        _restore_variable("TMPDIR", before)
-        ray.shutdown()
-        for _ in range(20):  # Ray's processes may still be writing their last lines
-            shutil.rmtree(folder, ignore_errors=True)
-            if not os.path.exists(folder):
-                break
-            time.sleep(0.1)
-
-
-def _restore_variable(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
-
-
-def _remove_stale_sessions() -> None:
-    """Removes what killed jobs of this user left behind: logs, which would fill the disk in time."""
-    for folder in Path("/tmp").glob("ray-*-*"):
-        pid = folder.name.split("-")[1]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and folder.owner() == Path("/proc/self").owner():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def prepare_environment() -> None:
-    """Sets the variables that Ray reads when it is imported, in case this process imports it before `ray_session`."""
-    for name, value in (
-        ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),  # this environment is the workers' too: no need to build another
-        ("RAY_USAGE_STATS_ENABLED", "0"),
-        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
-        ("RAY_CHDIR_TO_TRIAL_DIR", "0"),
-        ("RAY_ENABLE_AUTO_CONNECT", "0"),  # a thread that outlives a session must not start another
-        ("RAY_DATA_LOG_LEVEL", "WARNING"),
-    ):
-        os.environ.setdefault(name, value)
-    # A local Ray gets a token of its own, before ray is imported. Left alone, Ray would write one to the home folder,
-    # for all to read, and every later `ray start` of this user would ask for it.
-    if not os.environ.get("RAY_ADDRESS") and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-def quieten_ray() -> None:
-    """Leaves Ray's warnings and errors on the screen, not its course of events."""
-    for name in ("ray", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what a task raised, which is raised here too
-    for name in (
-        "ray.data._internal.progress",  # that its bars are off: ours are on
-        "ray.data._internal.logical.rules.set_read_parallelism",  # that there are many tasks: the order wants them
-        "ray.data._internal.util",
-    ):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _quieten_ray_data() -> None:
-    from ray.data import DataContext
-
-    DataContext.get_current().issue_detectors_config.detectors = []  # they warn of memory that was asked for
 
 
 # --- the end -----------------------------------------------------------------------------------------------------

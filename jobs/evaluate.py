@@ -8,16 +8,17 @@ uv run jobs/evaluate.py --verify OUT
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jobs import cluster, command, training
-from pipeline import storage
-from pipeline.errors import RecipeError, check_installed
-from pipeline.manifest import Manifest
-from pipeline.manifest import load as load_manifest
-from pipeline.recipes import TestViews
+from jobs import command, training
+from pipeline.cluster import resources
+from pipeline.config.recipe import TestViews
+from pipeline.core.errors import RecipeError, check_installed
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import load as load_manifest
+from pipeline.storage import files
 
 if TYPE_CHECKING:
-    from pipeline.certify import EvaluateJob
-    from pipeline.trained import Model
+    from pipeline.evaluation.runner import EvaluateJob
+    from pipeline.models.load import Model
 
 _SHOWN = 3
 _LABEL_ROWS = 50_000
@@ -33,8 +34,8 @@ class Args:
     split: Annotated[str, command.option("val, train, or held-out: what the run kept of train", "NAME", "val")] = "val"
     views: Annotated[TestViews | None, command.option("of each image", "NAME", "the recipe's")] = None
     workers: Annotated[int | None, command.option("processes; 0: this one", "N", "one a GPU")] = None
-    device: Annotated[cluster.Device, command.option(cluster.DEVICE_HELP, "KIND", "auto")] = "auto"
-    wait_minutes: Annotated[float, command.option(cluster.WAIT_HELP, "N", "0")] = 0
+    device: Annotated[resources.Device, command.option(resources.DEVICE_HELP, "KIND", "auto")] = "auto"
+    wait_minutes: Annotated[float, command.option(resources.WAIT_HELP, "N", "0")] = 0
     out: Annotated[str | None, command.option("where everything goes", "DIR", "below the run")] = None
     slice_by: Annotated[
         tuple[str, ...], command.option("more columns of the provenance", "NAME...", "class, size, brightness")
@@ -57,13 +58,13 @@ class Args:
 def main(args: Args) -> None:
     """Evaluates, verifies or compares."""
     if args.compare is not None:
-        _compare(args, *(storage.absolute(each).rstrip("/") for each in args.compare))
+        _compare(args, *(files.absolute(each).rstrip("/") for each in args.compare))
     elif args.verify is not None:
-        _verify(args, storage.absolute(args.verify).rstrip("/"))
+        _verify(args, files.absolute(args.verify).rstrip("/"))
     elif args.checkpoint is None:
         raise RecipeError("checkpoint: give a finished run or RUN/checkpoints/STEP; or --compare A B, or --verify DIR")
     else:
-        _evaluate(args, storage.absolute(args.checkpoint).rstrip("/"))
+        _evaluate(args, files.absolute(args.checkpoint).rstrip("/"))
 
 
 def _dataset(args: Args) -> str:
@@ -75,7 +76,8 @@ def _dataset(args: Args) -> str:
 
 
 def _evaluate(args: Args, uri: str) -> None:
-    from pipeline import certify, trained
+    from pipeline.evaluation import runner as certify
+    from pipeline.models import load as trained
 
     model = trained.find_model(uri)
     if not all(1 <= severity <= 5 for severity in args.severities) or not args.severities:
@@ -93,22 +95,24 @@ def _evaluate(args: Args, uri: str) -> None:
     trained.check_classes(model, data.classes)
     split, first, rows = certify.split_rows(args.split, data, model)
     views = args.views or model.recipe.test_views
-    default = storage.join(uri, f"evaluation-{args.split}-{views}-{data.digest[:8]}")
-    job = certify.EvaluateJob(uri, dataset, storage.absolute(args.out) if args.out else default, split, views)
+    default = files.join(uri, f"evaluation-{args.split}-{views}-{data.digest[:8]}")
+    job = certify.EvaluateJob(uri, dataset, files.absolute(args.out) if args.out else default, split, views)
     job = replace(job, first_row=first, rows=rows)
     with training.evaluating(args.workers, job, args.device, args.wait_minutes) as ready:
         _run_and_report(args, ready, data, model)
 
 
 def _run_and_report(args: Args, job: "EvaluateJob", data: Manifest, model: "Model") -> None:
-    from pipeline import certify, evaluation_report, explain, findings, model_card
+    from pipeline.evaluation import explain, metrics_file, model_card
+    from pipeline.evaluation import report as evaluation_report
+    from pipeline.evaluation import runner as certify
 
     calibrates = bool(model.hold_out) and job.split == "val" and model.dataset_digest == data.digest
     job = replace(job, keep="logits" if calibrates else "nothing")
     severities = args.severities if args.robustness or args.full else ()
     certify.run(replace(job, severities=severities, robustness_rows=min(args.robustness_rows, job.num_rows(data))))
     certificate, predictions = certify.certify(job, data, model)
-    values = findings.gather(job, data, model, certificate, predictions, args.slice_by)
+    values = metrics_file.gather(job, data, model, certificate, predictions, args.slice_by)
     explained = problems = None
     if calibrates:
         values["temperature"] = _temperature(job, data, model, predictions)
@@ -126,20 +130,25 @@ def _run_and_report(args: Args, job: "EvaluateJob", data: Manifest, model: "Mode
 
 def _temperature(job: "EvaluateJob", data: Manifest, model: "Model", predictions: Any) -> dict[str, Any]:
     """Fits one on what the run held out of train, and says what it does to the calibration of what is evaluated."""
-    from pipeline import certify, evaluate, findings
+    from pipeline.evaluation import metrics_file
+    from pipeline.evaluation import predictions as evaluate
+    from pipeline.evaluation import runner as certify
 
     split, first, rows = certify.split_rows(certify.HELD_OUT, data, model)
-    held = replace(job, out=storage.join(job.out, certify.HELD_OUT), split=split, first_row=first, rows=rows)
+    held = replace(job, out=files.join(job.out, certify.HELD_OUT), split=split, first_row=first, rows=rows)
     certify.run(held)
-    return findings.calibrated(held, job, evaluate.read_predictions(held.out)[0].label, predictions)
+    return metrics_file.calibrated(held, job, evaluate.read_predictions(held.out)[0].label, predictions)
 
 
 def _label_problems(args: Args, job: "EvaluateJob", data: Manifest) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from pipeline import certify, evaluate, evaluation_report, label_problems
+    from pipeline.evaluation import label_issues as label_problems
+    from pipeline.evaluation import predictions as evaluate
+    from pipeline.evaluation import report as evaluation_report
+    from pipeline.evaluation import runner as certify
 
     rows = min(args.label_rows, data.split("train").rows)
     looked = replace(
-        job, out=storage.join(job.out, "train"), split="train", views="none", first_row=0, rows=rows, keep="features"
+        job, out=files.join(job.out, "train"), split="train", views="none", first_row=0, rows=rows, keep="features"
     )
     certify.run(looked)
     predictions, keys = evaluate.read_predictions(looked.out)
@@ -155,7 +164,7 @@ def _label_problems(args: Args, job: "EvaluateJob", data: Manifest) -> tuple[dic
 
 
 def _print(out: str, values: dict[str, Any], report: str, card: str) -> None:
-    from pipeline.robustness import robustness_means
+    from pipeline.evaluation.corruptions import robustness_means
 
     summary, certificate = values["metrics"], values["certificate"]
     low, high = summary["intervals"]["top1"]
@@ -189,8 +198,8 @@ def _print(out: str, values: dict[str, Any], report: str, card: str) -> None:
         )
     lines += [
         ("certificate", f"{certificate['digest'][:16]}  (--verify {out})"),
-        ("metrics", storage.join(out, "metrics.json")),
-        ("predictions", storage.join(out, "predictions.parquet")),
+        ("metrics", files.join(out, "metrics.json")),
+        ("predictions", files.join(out, "predictions.parquet")),
         ("model card", card),
         ("report", report),
     ]
@@ -216,10 +225,11 @@ def _worst(worst: dict[str, Any] | None) -> str:
 
 
 def _verify(args: Args, out: str) -> None:
-    from pipeline import certify, trained
+    from pipeline.evaluation import runner as certify
+    from pipeline.models import load as trained
 
     values = certify.read_metrics(out)
-    model = trained.find_model(storage.absolute(args.checkpoint) if args.checkpoint else values["model"]["uri"])
+    model = trained.find_model(files.absolute(args.checkpoint) if args.checkpoint else values["model"]["uri"])
     dataset = _dataset(args) if args.data else values["dataset"]["uri"]
     found = certify.verify(out, dataset, load_manifest(dataset), model)
     command.console.print(f"{out}: {found.rows:,} rows, each once; certificate {found.digest[:16]} and metrics hold")
@@ -227,12 +237,12 @@ def _verify(args: Args, out: str) -> None:
 
 def _compare(args: Args, first: str, second: str) -> None:
     """Prints which of two is better, and whether that may be chance."""
-    from pipeline import compare
+    from pipeline.evaluation import compare
 
     dataset = _dataset(args)
     data = training.describe_dataset(dataset)
     values, pair = compare.compare(first, second, dataset, data)
-    out = storage.absolute(args.out) if args.out else second
+    out = files.absolute(args.out) if args.out else second
     place, report = compare.write_comparison(out, dataset, data, values, pair)
     changes = values["per_class"]
     command.print_table(

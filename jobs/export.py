@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import numpy as np
 
 from jobs import command, training
-from pipeline import storage
-from pipeline.errors import check_installed
-from pipeline.recipes import TestViews
+from pipeline.config.recipe import TestViews
+from pipeline.core.errors import check_installed
+from pipeline.storage import files
 
 _RANDOM_BATCHES = (1, 2, 7, 64)
 
@@ -35,14 +35,15 @@ class Args:
 
 def main(args: Args) -> None:
     """Exports, compares, and only then puts the files where they belong."""
-    from pipeline import export, trained
-    from pipeline.decode import best_decoder
-    from pipeline.view import evaluation_view
+    from pipeline.evaluation import export
+    from pipeline.loader.decode import best_decoder
+    from pipeline.loader.transform import evaluation_view
+    from pipeline.models import load as trained
 
     check_installed("export", "onnx", "onnxscript", "onnxruntime")
-    uri = storage.absolute(args.checkpoint).rstrip("/")
+    uri = files.absolute(args.checkpoint).rstrip("/")
     model = trained.find_model(uri)
-    out = storage.absolute(args.out) if args.out else storage.join(uri, "export")
+    out = files.absolute(args.out) if args.out else files.join(uri, "export")
     view = evaluation_view(model.recipe, best_decoder())
     with tempfile.TemporaryDirectory() as folder, command.Display() as display:
         batches = _random(view.size_px) if args.data is None else _stored(args, model, view, display)
@@ -51,7 +52,7 @@ def main(args: Args) -> None:
         display("export", 1, 1)
         lines = export.compare(model, args.views, forms, batches)
         for name in (export.ONNX_NAME, export.TORCH_NAME, export.META_NAME):
-            storage.write_bytes(storage.join(out, name), (Path(folder) / name).read_bytes())
+            files.write_bytes(files.join(out, name), (Path(folder) / name).read_bytes())
     what = f"{args.split} images" if args.data else "images of random pixels"
     command.print_table(
         f"\n{model.name}: exported",
@@ -59,9 +60,9 @@ def main(args: Args) -> None:
             *((line.form, f"{_right(line)}the same class for {line.same_class:,} of {line.images:,} {what}, logits "
                f"within {line.largest_difference:.2g}") for line in lines),
             ("input", f"uint8 [N, 3, {view.size_px}, {view.size_px}], RGB, as decoded; test views: {args.views}"),
-            ("ONNX", storage.join(out, export.ONNX_NAME)),
-            ("torch", storage.join(out, export.TORCH_NAME)),
-            ("how to feed it", storage.join(out, export.META_NAME)),
+            ("ONNX", files.join(out, export.ONNX_NAME)),
+            ("torch", files.join(out, export.TORCH_NAME)),
+            ("how to feed it", files.join(out, export.META_NAME)),
         ],
     )  # fmt: skip
 
@@ -79,14 +80,16 @@ def _random(size_px: int) -> Iterator[tuple[Any, Any]]:
 
 
 def _stored(args: Args, model: Any, view: Any, display: command.Display) -> Iterator[tuple[Any, Any]]:
-    from pipeline import evaluate, loader, trained
-    from pipeline.units import EvaluateUnits
+    from pipeline.evaluation import predictions
+    from pipeline.loader import api as loader
+    from pipeline.loader.work_units import EvaluateUnits
+    from pipeline.models import load as trained
 
     dataset = training.dataset_or_default(args.data, args.layout, None, display)
     data = training.describe_dataset(dataset)
     trained.check_classes(model, data.classes)
     split = data.split(args.split)
-    units = EvaluateUnits(split.rows, evaluate.UNIT_ROWS)
+    units = EvaluateUnits(split.rows, predictions.UNIT_ROWS)
     for batch in loader.direct_batches(dataset, split, units, view):
         yield np.ascontiguousarray(batch.images.numpy()), batch.labels.numpy()
         display("compare", batch.unit + 1, len(units))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from jobs import command, training
-from pipeline import storage
+from pipeline.cluster.session import ray_session
+from pipeline.storage import files as storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ def main(args: Args) -> None:
     """The whole path, on the cluster that RAY_ADDRESS names, else on this machine."""
     recipe = args.make_recipe("resnet50")
     root = storage.absolute(args.storage)
-    with command.ray_session(args.workers or 1):
+    with ray_session(args.workers or 1):
         import ray
 
         gpus = int(ray.cluster_resources().get("GPU", 0))

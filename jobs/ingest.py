@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from jobs import command
-from pipeline import diff, objects, storage
-from pipeline.errors import PipelineError
-from pipeline.images import DEFAULT_SHRUNK_QUALITY, Handling
-from pipeline.ingest import Ingested, check_target, ingest, planned, task_memory_bytes
-from pipeline.manifest import load
-from pipeline.parallel import usable_cpus
-from pipeline.plan import SHARD_BYTES, Prices, Settings, estimate, plan_shards
-from pipeline.progress import Progress
-from pipeline.sources import LAYOUTS, Index, open_source
+from pipeline.cluster.ray_tasks import usable_cpus
+from pipeline.cluster.session import ray_session
+from pipeline.core.errors import PipelineError
+from pipeline.core.progress import Progress
+from pipeline.dataset.image_codec import DEFAULT_SHRUNK_QUALITY, Handling
+from pipeline.dataset.manifest import load
+from pipeline.ingestion import diff
+from pipeline.ingestion.plan import SHARD_BYTES, Prices, Settings, estimate, plan_shards
+from pipeline.ingestion.run import Ingested, check_target, ingest, planned, task_memory_bytes
+from pipeline.ingestion.sources import LAYOUTS, Index, open_source
+from pipeline.storage import files, object_store
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,14 @@ class Args:
 def main(args: Args) -> None:
     """Ingests, or shows what it would do, or compares; and prints what came of it."""
     if args.diff is not None:
-        print_diff(*map(storage.absolute, args.diff))
+        print_diff(*map(files.absolute, args.diff))
         return
     if args.source is None or args.out is None:
         missing = "--source" if args.source is None else "--out"
         raise PipelineError(f"{missing} is missing; give --source URI --out URI, or --diff A B")
     layout = "digits" if args.source == "digits" and args.layout == "auto" else args.layout
-    source = args.source if layout == "digits" else storage.absolute(args.source)
-    out = storage.absolute(args.out)
+    source = args.source if layout == "digits" else files.absolute(args.source)
+    out = files.absolute(args.out)
     settings = args.settings()
     if args.dry_run:
         dry_run(source, out, settings, layout, args.md5, args.workers)
@@ -98,16 +100,16 @@ def ingest_source(
     workers: int | None = None,
 ) -> Ingested:
     """Ingests `source` into `out` (absolute URIs). Ray is started first where the source is remote, for listing it."""
-    if layout != "digits" and not storage.is_local(source):
+    if layout != "digits" and not files.is_local(source):
         with (
-            command.ray_session(workers or 0),
+            ray_session(workers or 0),
             planned(source, out, settings, layout=layout, md5=md5, progress=progress) as plan,
         ):
             _say_ignored(plan.index)
             return ingest(plan, max_quarantined, workers, progress)
     with planned(source, out, settings, layout=layout, md5=md5, progress=progress) as plan:
         _say_ignored(plan.index)
-        with command.ray_session(workers or 0):
+        with ray_session(workers or 0):
             return ingest(plan, max_quarantined, workers, progress)
 
 
@@ -135,11 +137,11 @@ def print_ingested(done: Ingested, out: str, seconds: float) -> None:
             ("left out", f"{left_out:,} ({reasons}), see quarantine.parquet" if left_out else "none"),
             ("changed", repaired or "none"),
             ("leaked", f"{leaked} (duplicates and near duplicates of train)" if leaked else "not looked for"),
-            ("requests", str(done.requests.plus(objects.sent())) if done.requests.total else "none"),
+            ("requests", str(done.requests.plus(object_store.sent())) if done.requests.total else "none"),
             ("time", f"{seconds:.1f} s, {data.rows / seconds:,.0f} images/s with start-up"),
             ("digest", data.digest),
-            ("manifest", storage.join(out, "manifest.json")),
-            ("quality", storage.join(out, "quality.html")),
+            ("manifest", files.join(out, "manifest.json")),
+            ("quality", files.join(out, "quality.html")),
         ],
     )
 
@@ -152,7 +154,7 @@ def dry_run(source: str, out: str, settings: Settings, layout: str, md5: str | N
         shards = plan_shards(index, settings)
         _say_ignored(index)
         cpus = workers or usable_cpus()
-        indexed = objects.sent()
+        indexed = object_store.sent()
         cost = estimate(index, shards, settings, out, cpus, Prices())
         by_split = ", ".join(f"{table.num_rows:,} {name}" for name, table in index.splits.items())
         rows_of_groups = sorted({shard.row_group_rows for shard in shards})
@@ -166,7 +168,10 @@ def dry_run(source: str, out: str, settings: Settings, layout: str, md5: str | N
             ("requests", f"{cost.reads:,} GET, {cost.writes:,} PUT (and {indexed.total:,} to look at the source)"),
             ("memory", f"at most {task_memory_bytes(settings) / 2**20:,.0f} MiB a worker"),
             ("time", f"about {cost.seconds:,.0f} s on {cpus} CPUs"),
-            ("money", f"${cost.money:,.2f} once, ${cost.money_per_month:,.2f} a month for storage (pipeline/plan.py)"),
+            (
+                "money",
+                f"${cost.money:,.2f} once, ${cost.money_per_month:,.2f} a month for storage (ingestion/plan.py)",
+            ),
         ],
     )
 

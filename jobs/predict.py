@@ -7,11 +7,13 @@ import tempfile
 from dataclasses import dataclass
 from typing import Annotated
 
-from jobs import cluster, command
-from pipeline import storage
-from pipeline.decode import best_decoder
-from pipeline.errors import RecipeError
-from pipeline.recipes import TestViews
+from jobs import command
+from pipeline.cluster import resources
+from pipeline.cluster.session import ray_session
+from pipeline.config.recipe import TestViews
+from pipeline.core.errors import RecipeError
+from pipeline.loader.decode import best_decoder
+from pipeline.storage import files
 
 _SHOWN = 5
 
@@ -25,30 +27,31 @@ class Args:
     out: Annotated[str, command.option("where the predictions go, as Parquet", "URI")]
     views: Annotated[TestViews | None, command.option("of each image", "NAME", "the recipe's")] = None
     workers: Annotated[int | None, command.option("that hold the network", "N", "one a GPU, else one")] = None
-    device: Annotated[cluster.Device, command.option(cluster.DEVICE_HELP, "KIND", "auto")] = "auto"
-    wait_minutes: Annotated[float, command.option(cluster.WAIT_HELP, "N", "0")] = 0
+    device: Annotated[resources.Device, command.option(resources.DEVICE_HELP, "KIND", "auto")] = "auto"
+    wait_minutes: Annotated[float, command.option(resources.WAIT_HELP, "N", "0")] = 0
 
 
 def main(args: Args) -> None:
     """Predicts, and prints what came of it."""
-    from pipeline import predictor, trained
+    from pipeline.evaluation import batch_predict
+    from pipeline.models import load as trained
 
-    gpus = cluster.count_gpus()
+    gpus = resources.count_gpus()
     workers = args.workers if args.workers is not None else max(1, gpus)
     if workers < 1:
         raise RecipeError(f"workers={workers} must be 1 or more")
-    model = trained.find_model(storage.absolute(args.checkpoint))
-    source, out = storage.absolute(args.input), storage.absolute(args.out)
+    model = trained.find_model(files.absolute(args.checkpoint))
+    source, out = files.absolute(args.input), files.absolute(args.out)
     with tempfile.TemporaryDirectory() as spool:
         with command.Display() as display:
-            samples, others = predictor.find_images(source, spool, display)
+            samples, others = batch_predict.find_images(source, spool, display)
         views = args.views or model.recipe.test_views
-        with command.ray_session(workers), command.Display() as display:
-            use_gpu = cluster.takes_gpus(args.device, workers, gpus)
-            cluster.await_room(workers, use_gpu, args.wait_minutes, display)
-            threads = max(1, int(sum(cluster.node_cpus()) - 1) // workers)
-            job = predictor.PredictJob(model, samples, out, views, best_decoder(), workers, use_gpu, threads)
-            done = predictor.predict(job, display)
+        with ray_session(workers), command.Display() as display:
+            use_gpu = resources.takes_gpus(args.device, workers, gpus)
+            resources.await_room(workers, use_gpu, args.wait_minutes, display)
+            threads = max(1, int(sum(resources.node_cpus()) - 1) // workers)
+            job = batch_predict.PredictJob(model, samples, out, views, best_decoder(), workers, use_gpu, threads)
+            done = batch_predict.predict(job, display)
     most = sorted(done.per_class.items(), key=lambda item: -item[1])[:_SHOWN]
     rate = f", {done.predicted_now / done.seconds:,.0f} images/s" if done.predicted_now else ": they were there already"
     command.print_table(
@@ -59,8 +62,8 @@ def main(args: Args) -> None:
             ("UNUSABLE" if done.unusable else "unusable", _unusable(done.unusable, done.first_errors)),
             ("most frequent", ", ".join(f"{name} {count:,}" for name, count in most if count)),
             ("test views", views),
-            ("predictions", storage.join(out, "part-*.parquet")),
-            ("summary", storage.join(out, predictor.SUMMARY_NAME)),
+            ("predictions", files.join(out, "part-*.parquet")),
+            ("summary", files.join(out, batch_predict.SUMMARY_NAME)),
         ],
     )
 

@@ -13,8 +13,8 @@ import tyro
 from rich.table import Table
 
 from jobs import command
-from pipeline import storage
-from pipeline.errors import RegistryError
+from pipeline.core.errors import RegistryError
+from pipeline.storage import files
 
 Action = Literal["list", "show", "add", "promote", "rollback", "verify"]
 
@@ -40,12 +40,12 @@ def main(args: Args) -> None:
     """Does what is asked for."""
     if args.registry is None:
         raise RegistryError("registry is missing; give --registry URI, a folder or a prefix of a bucket")
-    place = storage.absolute(args.registry)
+    place = files.absolute(args.registry)
     {"list": _list, "show": _show, "add": _add, "promote": _promote, "rollback": _rollback, "verify": _verify}[
         args.action
     ](args, place)
     if args.mlflow:
-        from pipeline.mirror import MODEL_NAME, mirror
+        from pipeline.retraining.mlflow_mirror import MODEL_NAME, mirror
 
         command.console.print(
             f"MLflow's model {MODEL_NAME}: {mirror(place, args.mlflow)} version(s) added, aliases as here"
@@ -53,7 +53,7 @@ def main(args: Args) -> None:
 
 
 def _list(args: Args, place: str) -> None:
-    from pipeline import registry
+    from pipeline.retraining import registry
 
     named = registry.aliases(place)
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -69,7 +69,7 @@ def _list(args: Args, place: str) -> None:
 
 
 def _show(args: Args, place: str) -> None:
-    from pipeline import registry
+    from pipeline.retraining import registry
 
     each = registry.get(place, args.version or args.alias)
     lines = [
@@ -89,12 +89,12 @@ def _show(args: Args, place: str) -> None:
 
 
 def _add(args: Args, place: str) -> None:
-    from pipeline import registry
+    from pipeline.retraining import registry
 
     if args.checkpoint is None or args.evaluation is None:
         raise RegistryError("add needs --checkpoint RUN and --evaluation OUT, a folder that jobs/evaluate.py wrote")
     parent = registry.get(place, args.parent).id if args.parent else ""
-    run, evaluation = (storage.absolute(uri).rstrip("/") for uri in (args.checkpoint, args.evaluation))
+    run, evaluation = (files.absolute(uri).rstrip("/") for uri in (args.checkpoint, args.evaluation))
     added = registry.add(place, run, evaluation, parent)
     command.console.print(
         f"version {added.id}: {added.recipe}, top-1 {added.top1:.4f}; promote {added.id} makes it live"
@@ -102,7 +102,7 @@ def _add(args: Args, place: str) -> None:
 
 
 def _promote(args: Args, place: str) -> None:
-    from pipeline import registry
+    from pipeline.retraining import registry
 
     if not args.version or not args.reason:
         raise RegistryError("promote needs a version and --reason TEXT, which stays in the history")
@@ -112,14 +112,14 @@ def _promote(args: Args, place: str) -> None:
 
 
 def _rollback(args: Args, place: str) -> None:
-    from pipeline import registry
+    from pipeline.retraining import registry
 
     done = registry.rollback(place, args.alias, args.reason or "rolled back by hand")
     command.console.print(f"{args.alias} is {done.version} again (move {done.number})")
 
 
 def _verify(args: Args, place: str) -> None:
-    from pipeline import registry
+    from pipeline.retraining import registry
 
     problems = registry.verify(place)
     if problems:

@@ -8,9 +8,13 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from jobs import cluster, command, training
-from pipeline import storage
-from pipeline.errors import RecipeError
+from jobs import command, training
+from pipeline.cluster import resources
+from pipeline.cluster.remote_progress import remote_progress
+from pipeline.cluster.session import quieten_ray, ray_session
+from pipeline.core.errors import RecipeError
+from pipeline.storage import files
+from pipeline.training.job import fitted
 
 
 @dataclass(frozen=True)
@@ -28,24 +32,24 @@ def main(args: Args) -> None:
     """Repeats, compares, says how it went."""
     if args.steps < 1:
         raise RecipeError(f"steps={args.steps} must be 1 or more")
-    from pipeline import checkpoint
-    from pipeline.replay import prepare, replay
+    from pipeline.models import checkpoint
+    from pipeline.training.replay import prepare, replay
 
-    uri = storage.absolute(args.checkpoint).rstrip("/")
+    uri = files.absolute(args.checkpoint).rstrip("/")
     if f"/{checkpoint.FOLDER}/" not in uri and (steps := checkpoint.steps(uri)):
         uri = checkpoint.folder(uri, steps[0])
     with tempfile.TemporaryDirectory(prefix="replay-") as scratch, command.Display() as display:
-        job, recorded = prepare(uri, storage.absolute(args.data), scratch, args.steps, training.teacher(args.teacher))
-        gpus = cluster.count_gpus()
+        job, recorded = prepare(uri, files.absolute(args.data), scratch, args.steps, training.teacher(args.teacher))
+        gpus = resources.count_gpus()
         alone = not gpus and job.num_workers == 1  # as a run in its own process has it
-        use_gpu = cluster.takes_gpus("auto", job.num_workers, gpus)
+        use_gpu = resources.takes_gpus("auto", job.num_workers, gpus)
         job = replace(job, num_workers=0 if alone else job.num_workers, use_gpu=use_gpu)
         if not job.num_workers and job.recipe.residency == "resident":
-            command.quieten_ray()
+            quieten_ray()
             done = replay(replace(job, progress=display), recorded)
         else:
-            with command.ray_session(job.num_workers), command.remote_progress(display) as progress:
-                done = replay(replace(cluster.fitted(job, 0, display), progress=progress), recorded)
+            with ray_session(job.num_workers), remote_progress(display) as progress:
+                done = replay(replace(fitted(job, 0, display), progress=progress), recorded)
     pairs = list(zip(done.recorded, done.repeated, strict=True))
     worst = max(abs(new - old) / max(abs(old), 1e-12) for old, new in pairs)
     command.print_table(

@@ -19,19 +19,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jobs import cluster, command, training
+from jobs import command, training
 from jobs.ingest import ingest_source
-from pipeline import lease, storage
-from pipeline.cookbook import make_recipe
-from pipeline.errors import DatasetError, RecipeError, SourceError
-from pipeline.manifest import is_dataset, load
-from pipeline.plan import Settings
-from pipeline.recipes import Recipe
-from pipeline.sources import LAYOUTS
-from pipeline.tracking import check_mlflow
+from pipeline.cluster import resources
+from pipeline.config.presets import make_recipe
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import DatasetError, RecipeError, SourceError
+from pipeline.dataset.manifest import is_dataset, load
+from pipeline.ingestion.plan import Settings
+from pipeline.ingestion.sources import LAYOUTS
+from pipeline.storage import files, lease
+from pipeline.training.trackers import check_mlflow
 
 if TYPE_CHECKING:
-    from pipeline.retrain import Night
+    from pipeline.retraining.run import Night
 
 KEPT = 3
 _WEBHOOK_SECONDS, _LOOK_AGAIN_SECONDS, _INTERRUPT_AGAIN_SECONDS = 10, 2, 30
@@ -48,9 +49,9 @@ class Args:
     from_champion: Annotated[bool, command.option("begin with the champion's weights", "")] = False
     seed: Annotated[int, command.option("of weights, order and augmentation", "N", "0")] = 0
     workers: Annotated[int | None, command.option("processes; 0: this one", "N", "one a GPU")] = None
-    device: Annotated[cluster.Device, command.option(cluster.DEVICE_HELP, "KIND", "auto")] = "auto"
-    wait_minutes: Annotated[float, command.option(cluster.WAIT_HELP, "N", "0")] = 0
-    cache: Annotated[str | None, command.option(cluster.CACHE_HELP, "DIR", "none")] = None
+    device: Annotated[resources.Device, command.option(resources.DEVICE_HELP, "KIND", "auto")] = "auto"
+    wait_minutes: Annotated[float, command.option(resources.WAIT_HELP, "N", "0")] = 0
+    cache: Annotated[str | None, command.option(resources.CACHE_HELP, "DIR", "none")] = None
     force: Annotated[bool, command.option("also if nothing has changed", "")] = False
     wait: Annotated[bool, command.option("for another one at work here, instead of leaving", "")] = False
     dry_run: Annotated[bool, command.option("show the plan, do nothing", "")] = False
@@ -82,20 +83,20 @@ class Args:
 
 def main(args: Args) -> None:
     """One night."""
-    from pipeline import retrain
-    from pipeline.gate import Gate
+    from pipeline.retraining import run as retrain
+    from pipeline.retraining.promotion_gate import Gate
 
     hours, recipe = args.hours(), make_recipe(args.recipe, epochs=args.epochs)
     gate = Gate(args.level, args.minimum_gain, args.recall_drop, args.calibration_rise, args.latency_ratio)
     if args.webhook and not args.webhook.startswith(("http://", "https://")):
         raise RecipeError(f"webhook={args.webhook} must begin with http:// or https://")
-    cluster.node_cache(args.cache)  # before anything is done
+    resources.node_cache(args.cache)  # before anything is done
     if args.mlflow:
         check_mlflow(args.mlflow)
     if args.source is None or args.workspace is None:
         raise RecipeError(f"--{'source' if args.source is None else 'workspace'} URI is missing")
-    source, workspace = (storage.absolute(uri).rstrip("/") for uri in (args.source, args.workspace))
-    if not storage.exists(source):
+    source, workspace = (files.absolute(uri).rstrip("/") for uri in (args.source, args.workspace))
+    if not files.exists(source):
         raise SourceError(f"source={source}: no such file or folder; give an existing path or URI")
     if args.dry_run:
         latest = retrain.read_latest(workspace)
@@ -117,7 +118,7 @@ def _work(
     args: Args, source: str, workspace: str, recipe: Recipe, gate: Any, hours: float | None, alone: lease.Lease,
     over: threading.Event,
 ) -> None:  # fmt: skip
-    from pipeline import retrain
+    from pipeline.retraining import run as retrain
 
     latest = retrain.read_latest(workspace)
     night = _planned(args, source, workspace, recipe, gate, latest)
@@ -139,11 +140,12 @@ def _work(
 def _planned(
     args: Args, source: str, workspace: str, recipe: Recipe, gate: Any, latest: dict[str, Any] | None
 ) -> "Night":
-    from pipeline import registry, retrain
+    from pipeline.retraining import registry
+    from pipeline.retraining import run as retrain
 
-    fingerprint, values = storage.fingerprint(source), json.loads(json.dumps(asdict(recipe)))
+    fingerprint, values = files.fingerprint(source), json.loads(json.dumps(asdict(recipe)))
     same = retrain.nothing_to_do(latest, fingerprint, values)
-    champion = registry.current(storage.join(workspace, "registry"), registry.CHAMPION)
+    champion = registry.current(files.join(workspace, "registry"), registry.CHAMPION)
     attempt = (latest or {}).get("attempt", 0) + 1 if same else 0
     return retrain.Night(workspace, source, fingerprint, values, champion, gate, args.from_champion, attempt)
 
@@ -152,8 +154,11 @@ def _planned(
 
 
 def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over: threading.Event) -> dict[str, Any]:
-    from pipeline import compare, drift, evaluation_report, registry, retrain
-    from pipeline.certify import EvaluateJob
+    from pipeline.evaluation import compare
+    from pipeline.evaluation import report as evaluation_report
+    from pipeline.evaluation.runner import EvaluateJob
+    from pipeline.retraining import drift, registry
+    from pipeline.retraining import run as retrain
 
     seconds: dict[str, float] = {}
     fence = registry.take_fence(night.registry, registry.CHAMPION)
@@ -163,7 +168,7 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over:
                 ingest_source(night.source, night.dataset, args.layout, None, Settings(), display, args.max_quarantined)
         data = training.describe_dataset(night.dataset)
     alone.check()
-    run = storage.join(night.folder, "run")
+    run = files.join(night.folder, "run")
     with _stage("train", seconds, over):
         _train(args, night, recipe, run)
     alone.check()
@@ -181,15 +186,15 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over:
     latency = retrain.measure_latency(night, run)
     decision = retrain.decide_night(night, champion, challenger, data, fair, latency)
     report = evaluation_report.write_report(
-        storage.join(night.folder, "challenger"), night.dataset, data, values, challenger
+        files.join(night.folder, "challenger"), night.dataset, data, values, challenger
     )
     comparison = None
     if night.champion is not None:
-        before, after = (storage.join(night.folder, name) for name in ("champion", "challenger"))
+        before, after = (files.join(night.folder, name) for name in ("champion", "challenger"))
         compared, pair = compare.compare(before, after, night.dataset, data)
         _, comparison = compare.write_comparison(night.folder, night.dataset, data, compared, pair)
     parent = night.champion.version if night.champion and night.from_champion else ""
-    version = registry.add(night.registry, run, storage.join(night.folder, "challenger"), parent)
+    version = registry.add(night.registry, run, files.join(night.folder, "challenger"), parent)
     alone.check()
     more = {
         "fair_rows": int(fair.sum()),
@@ -213,16 +218,16 @@ def _stage(name: str, seconds: dict[str, float], over: threading.Event) -> Itera
 
 
 def _train(args: Args, night: "Night", recipe: Recipe, run: str) -> None:
-    from pipeline.checkpoint import MODEL_NAME
-    from pipeline.job import TrainJob, weights_of
+    from pipeline.models.checkpoint import MODEL_NAME
+    from pipeline.training.job import TrainJob, weights_of
 
-    gpus = cluster.count_gpus()
+    gpus = resources.count_gpus()
     workers = gpus if args.workers is None else args.workers
-    use_gpu = cluster.takes_gpus(args.device, workers, gpus)
+    use_gpu = resources.takes_gpus(args.device, workers, gpus)
     begin = None
     if args.from_champion and night.champion:
-        begin = weights_of("champion", storage.join(night.champion_uri, MODEL_NAME))
-    cache = cluster.node_cache(args.cache)
+        begin = weights_of("champion", files.join(night.champion_uri, MODEL_NAME))
+    cache = resources.node_cache(args.cache)
     job = TrainJob(night.dataset, run, recipe, args.seed, workers, use_gpu=use_gpu, pretrained=begin, cache=cache)
     training.train_here(job, args.wait_minutes)
 
@@ -233,7 +238,7 @@ def _train(args: Args, night: "Night", recipe: Recipe, run: str) -> None:
 @contextmanager
 def _alone(args: Args, workspace: str) -> Iterator[lease.Lease]:
     """Holds the workspace's lease; leaves with 0, or waits, where another one does."""
-    place = storage.join(workspace, "lease.json")
+    place = files.join(workspace, "lease.json")
     with ExitStack() as stack:
         held: lease.Lease | None = None
         while held is None:
@@ -302,8 +307,8 @@ def _print_decision(night: "Night", decision: dict[str, Any]) -> None:
         ),
         *(("drift", warning) for warning in (decision["drift"] or {}).get("warnings", ())),
         ("time", ", ".join(f"{name} {value:.0f} s" for name, value in decision["seconds"].items())),
-        ("decision", storage.join(night.folder, "decision.json")),
-        ("page", storage.join(night.folder, "decision.html")),
+        ("decision", files.join(night.folder, "decision.json")),
+        ("page", files.join(night.folder, "decision.html")),
     ]
     command.print_table(f"\nnight {night.id}: {load(night.dataset).name}", lines)
 
@@ -312,7 +317,7 @@ def _mirror(uri: str, night: "Night") -> None:
     """Brings the MLflow registry up to date. One that isn't there changes nothing, and is said."""
     from mlflow.exceptions import MlflowException
 
-    from pipeline.mirror import mirror
+    from pipeline.retraining.mlflow_mirror import mirror
 
     try:
         mirror(night.registry, uri)

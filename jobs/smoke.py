@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipeline.decode import Views, best_decoder, decode_batch
+from pipeline.loader.decode import Views, best_decoder, decode_batch
 
 
 def main() -> None:

@@ -9,23 +9,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from jobs import cluster
-from jobs.command import Display, console, option, print_table, quieten_ray, ray_session, remote_progress
+from jobs.command import Display, console, option, print_table
 from jobs.ingest import ingest_source
-from pipeline import storage, timing
-from pipeline.cookbook import RECIPES, make_recipe
-from pipeline.errors import RecipeError, SourceError
-from pipeline.manifest import Manifest, is_dataset
-from pipeline.manifest import load as load_manifest
-from pipeline.plan import Settings
-from pipeline.progress import Progress
-from pipeline.recipes import MODELS, LossName, OnCorrupt, OptimizerName, Recipe, ScheduleName, check_batch
-from pipeline.sources import LAYOUTS, digits
-from pipeline.tracking import MakeTracker, make_mlflow, ray_metrics, tensorboard
+from pipeline.cluster import resources
+from pipeline.cluster.remote_progress import remote_progress
+from pipeline.cluster.session import quieten_ray, ray_session
+from pipeline.config.presets import RECIPES, make_recipe
+from pipeline.config.recipe import MODELS, LossName, OnCorrupt, OptimizerName, Recipe, ScheduleName, check_batch
+from pipeline.core.errors import RecipeError, SourceError
+from pipeline.core.progress import Progress
+from pipeline.dataset.manifest import Manifest, is_dataset
+from pipeline.dataset.manifest import load as load_manifest
+from pipeline.ingestion.plan import Settings
+from pipeline.ingestion.sources import LAYOUTS, digits
+from pipeline.loader import stage_times
+from pipeline.storage import files
+from pipeline.training.job import fitted
+from pipeline.training.trackers import MakeTracker, make_mlflow, ray_metrics, tensorboard
 
 if TYPE_CHECKING:  # torch takes seconds to load, and not every error needs it
-    from pipeline.certify import EvaluateJob
-    from pipeline.job import TrainJob, Weights
+    from pipeline.evaluation.runner import EvaluateJob
+    from pipeline.training.job import TrainJob, Weights
 
 
 def _names(literal: Any) -> str:
@@ -41,8 +45,8 @@ class TrainingArgs:
 
     recipe: Annotated[str | None, option(f"one of {', '.join(RECIPES)}", "NAME")] = None
     workers: Annotated[int | None, option("training processes; 0: in this one", "N", "one a GPU")] = None
-    device: Annotated[cluster.Device, option(cluster.DEVICE_HELP, "KIND", "auto")] = "auto"
-    wait_minutes: Annotated[float, option(cluster.WAIT_HELP, "N", "0")] = 0
+    device: Annotated[resources.Device, option(resources.DEVICE_HELP, "KIND", "auto")] = "auto"
+    wait_minutes: Annotated[float, option(resources.WAIT_HELP, "N", "0")] = 0
     epochs: Annotated[int | None, option("times each image is seen", "N", OF_RECIPE)] = None
     seed: Annotated[int, option("of weights, order and augmentation", "N", "0")] = 0
     global_batch_size: Annotated[int | None, option("images a step, over all workers", "N", OF_RECIPE)] = None
@@ -65,7 +69,7 @@ class TrainingArgs:
     max_skipped_steps: Annotated[int, option("steps that aren't finite to leave out before stopping", "N", "0")] = 0
     hang_minutes: Annotated[float, option("without progress before a worker starts again; 0: never", "N", "30")] = 30
     shuffle_run_rows: Annotated[int | None, option("rows that stay together in the order", "N", OF_RECIPE)] = None
-    cache: Annotated[str | None, option(cluster.CACHE_HELP, "DIR", "none")] = None
+    cache: Annotated[str | None, option(resources.CACHE_HELP, "DIR", "none")] = None
     mlflow: Annotated[str | None, option("tracking server to log to, too", "URI", "none")] = None
     trace_rows: Annotated[bool, option("write the keys of every step's images to RUN/rows/", "")] = False
 
@@ -89,7 +93,7 @@ class TrainingArgs:
 
     def make_job(self, dataset: str, run: str, recipe: Recipe, workers: int, gpus: int) -> "TrainJob":
         """Returns the job. dataset, run: absolute URIs; gpus: that there are."""
-        from pipeline.job import TrainJob, weights_of
+        from pipeline.training.job import TrainJob, weights_of
 
         return TrainJob(
             dataset,
@@ -97,26 +101,26 @@ class TrainingArgs:
             recipe,
             self.seed,
             workers,
-            use_gpu=cluster.takes_gpus(self.device, workers, gpus),
+            use_gpu=resources.takes_gpus(self.device, workers, gpus),
             trace_rows=self.trace_rows,
             on_corrupt=self.on_corrupt,
             max_workers=self.max_workers or 0,
             max_skipped_steps=self.max_skipped_steps,
             hold_out=self.hold_out,
             trackers=self.trackers(),
-            pretrained=weights_of("pretrained", storage.absolute(self.pretrained)) if self.pretrained else None,
+            pretrained=weights_of("pretrained", files.absolute(self.pretrained)) if self.pretrained else None,
             teacher=teacher(self.teacher),
             hang_seconds=60 * self.hang_minutes,
-            cache=cluster.node_cache(self.cache),
+            cache=resources.node_cache(self.cache),
         )
 
 
 def teacher(run: str | None) -> "Weights | None":
     """Returns the weights of a finished run. Raises CheckpointError if there is none."""
-    from pipeline.checkpoint import MODEL_NAME
-    from pipeline.job import weights_of
+    from pipeline.models.checkpoint import MODEL_NAME
+    from pipeline.training.job import weights_of
 
-    return weights_of("teacher", storage.absolute(run).rstrip("/"), MODEL_NAME) if run else None
+    return weights_of("teacher", files.absolute(run).rstrip("/"), MODEL_NAME) if run else None
 
 
 def cache_folder() -> str:
@@ -130,15 +134,15 @@ def ready_dataset(data: str, parent: str, layout: str, md5: str | None, progress
 
     A raw source is ingested once; its size and modification times tell whether it changed.
     """
-    data = data if layout == "digits" else storage.absolute(data)
+    data = data if layout == "digits" else files.absolute(data)
     if layout != "digits":
         if is_dataset(data):
             return data
-        if not storage.exists(data):
-            where = f" (relative paths start from {os.getcwd()})" if storage.is_local(data) else ""
+        if not files.exists(data):
+            where = f" (relative paths start from {os.getcwd()})" if files.is_local(data) else ""
             raise SourceError(f"data={data}: no such file, folder or data set{where}; give an existing path or URI")
-    mark = hashlib.sha256("\n".join([storage.fingerprint(data), layout, md5 or ""]).encode()).hexdigest()[:12]
-    target = storage.join(parent, f"{storage.basename(data).split('.')[0]}-{mark}")
+    mark = hashlib.sha256("\n".join([files.fingerprint(data), layout, md5 or ""]).encode()).hexdigest()[:12]
+    target = files.join(parent, f"{files.basename(data).split('.')[0]}-{mark}")
     if is_dataset(target):
         return target
     start = time.perf_counter()
@@ -149,10 +153,10 @@ def ready_dataset(data: str, parent: str, layout: str, md5: str | None, progress
 
 def dataset_or_default(data: str | None, layout: str, md5: str | None, progress: Progress) -> str:
     """Returns the URI of the data set of `data`, or of CIFAR-10: cached, else downloaded, else (offline) the digits."""
-    parent = storage.join(cache_folder(), "datasets")
+    parent = files.join(cache_folder(), "datasets")
     if data is not None:
         return ready_dataset(data, parent, layout, md5, progress)
-    from jobs.download import cifar10_archive
+    from pipeline.ingestion.sources.download import cifar10_archive
 
     archive = cifar10_archive(cache_folder(), progress)
     source, layout = (archive, "cifar-binary") if archive else ("digits", "digits")
@@ -161,7 +165,9 @@ def dataset_or_default(data: str | None, layout: str, md5: str | None, progress:
 
 def train_and_report(job: "TrainJob") -> None:
     """Runs the job unless it is finished, writes result and report, and prints where they are."""
-    from pipeline import evaluate, report, result, train
+    from pipeline.evaluation import predictions
+    from pipeline.training import loop as train
+    from pipeline.training import report, result
 
     console.print(f"run {job.run}")
     data = train.check_job(job)
@@ -175,7 +181,7 @@ def train_and_report(job: "TrainJob") -> None:
             else:
                 train.run(replace(job, progress=display))
         finished = result.build_result(job, data)
-        report.write_report(job.run, job.dataset, data, finished, evaluate.read_predictions(job.run)[0])
+        report.write_report(job.run, job.dataset, data, finished, predictions.read_predictions(job.run)[0])
         result.write_result(job.run, finished)
     else:
         console.print("this run is finished already; give another run directory or name to train again")
@@ -200,13 +206,13 @@ def _print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
                 "speed",
                 f"{result['images_per_second']:,.0f} images/s, {result['data_wait_fraction']:.1%} waiting for data",
             ),
-            ("time went to", timing.remark(result["seconds"])),
+            ("time went to", stage_times.remark(result["seconds"])),
             ("operations", _operations(result)),
             ("goodput", f"{result['goodput']:.0%} of the time since the first start, {len(result['starts'])} start(s)"),
             *_quarantined(result),
             ("data set", data.digest[:16]),
-            ("result", storage.join(run, "result.json")),
-            ("report", storage.join(run, "report.html")),
+            ("result", files.join(run, "result.json")),
+            ("report", files.join(run, "report.html")),
         ],
     )
 
@@ -267,29 +273,29 @@ def train_here(job: "TrainJob", wait_minutes: float = 0) -> None:
 def train_on_cluster(job: "TrainJob", wait_minutes: float) -> None:
     """Trains and reports on the running Ray, when it has room. Raises ClusterError."""
     with Display() as display:
-        job = cluster.fitted(job, wait_minutes, display)
+        job = fitted(job, wait_minutes, display)
     train_and_report(job)
 
 
 @contextmanager
 def evaluating(
-    workers: int | None, job: "EvaluateJob", device: cluster.Device = "auto", wait_minutes: float = 0
+    workers: int | None, job: "EvaluateJob", device: resources.Device = "auto", wait_minutes: float = 0
 ) -> Iterator["EvaluateJob"]:
     """Yields an evaluation with its workers, one a GPU by default, and a display that they report to.
 
     Ray runs meanwhile where there are any. Raises RecipeError for a number that can't be.
     """
-    gpus = cluster.count_gpus()
+    gpus = resources.count_gpus()
     count = gpus if workers is None else workers
     if count < 0:
         raise RecipeError(f"workers={count} must be 0 (this process) or more")
-    use_gpu = cluster.takes_gpus(device, count, gpus)
+    use_gpu = resources.takes_gpus(device, count, gpus)
     if not count:
         quieten_ray()
         with Display() as display:
             yield replace(job, progress=display)
         return
     with ray_session(count), Display() as display, remote_progress(display) as progress:
-        cluster.await_room(count, use_gpu, wait_minutes, display)
-        cpus = int(100 * cluster.cpus_of_worker(count, use_gpu, cluster.node_cpus(that_train=True))) / 100
+        resources.await_room(count, use_gpu, wait_minutes, display)
+        cpus = int(100 * resources.cpus_of_worker(count, use_gpu, resources.node_cpus(that_train=True))) / 100
         yield replace(job, num_workers=count, use_gpu=use_gpu, cpus_per_worker=cpus, progress=progress)

@@ -10,16 +10,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs import command, training
-from pipeline import storage
-from pipeline.errors import RecipeError
-from pipeline.order import num_steps
-from pipeline.parallel import in_thread
-from pipeline.recipes import Recipe
-from pipeline.units import parts_of
+from pipeline.cluster.ray_tasks import in_thread
+from pipeline.cluster.session import quieten_ray, ray_session
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import RecipeError
+from pipeline.loader.sample_order import num_steps
+from pipeline.loader.work_units import parts_of
+from pipeline.storage import files
 
 if TYPE_CHECKING:
-    from pipeline.job import TrainJob
-    from pipeline.tune import Space, TrialResult, Values
+    from pipeline.training.job import TrainJob
+    from pipeline.training.search.run import Space, TrialResult, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,10 @@ class Args:
 def main(args: Args) -> None:
     """The whole search, to the table and the report."""
     recipe = _recipe(args)
-    with command.ray_session(max(1, args.workers)):
+    with ray_session(max(1, args.workers)):
         import ray
 
-        from pipeline import tune
+        from pipeline.training.search import run as tune
 
         space = tune.parse_space(args.space, recipe) or tune.default_space(recipe)
         drawn = tune.draw(space, args.trials, recipe, args.seed)
@@ -66,7 +67,7 @@ def main(args: Args) -> None:
         parts = parts_of(data, args.hold_out)
         gpus = int(ray.cluster_resources().get("GPU", 0))
         template = _template(args, recipe, dataset, gpus)
-        out = storage.absolute(args.out or f"runs/tune-{recipe.name}-{data.name}")
+        out = files.absolute(args.out or f"runs/tune-{recipe.name}-{data.name}")
         identity = {
             "recipe": asdict(recipe), "space": {name: repr(domain) for name, domain in space.items()},
             "trials": args.trials, "seed": args.seed, "hold_out": args.hold_out, "dataset_digest": data.digest,
@@ -84,7 +85,7 @@ def main(args: Args) -> None:
 
 
 def _recipe(args: Args) -> Recipe:
-    from pipeline.cookbook import make_recipe
+    from pipeline.config.presets import make_recipe
 
     for name, least in (("trials", 1), ("keep_one_of", 2), ("cpus_per_trial", 1), ("grace_epochs", 0.01)):
         if getattr(args, name) < least:
@@ -94,7 +95,7 @@ def _recipe(args: Args) -> Recipe:
 
 
 def _template(args: Args, recipe: Recipe, dataset: str, gpus: int) -> "TrainJob":
-    from pipeline.job import TrainJob
+    from pipeline.training.job import TrainJob
 
     workers = args.workers if args.workers >= 0 else min(1, gpus)
     return TrainJob(
@@ -126,10 +127,10 @@ def _search(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     from ray.tune.schedulers import ASHAScheduler
 
-    from pipeline import tune
+    from pipeline.training.search import run as tune
 
     def trial(config: dict[str, Any]) -> None:
-        command.quieten_ray()
+        quieten_ray()
         number = config["number"]
         tune.run_trial(tune.trial_job(template, out, number, drawn[number]), ray_tune.report)
 
@@ -189,8 +190,9 @@ def _search(
 
 
 def _finish(out: str, recipe: Recipe, space: "Space", trials: "list[TrialResult]", identity: dict[str, Any]) -> None:
-    from pipeline import tune, tune_report
-    from pipeline.result import git_commit
+    from pipeline.core.environment import git_commit
+    from pipeline.training.search import report as tune_report
+    from pipeline.training.search import run as tune
 
     best = tune.best_trial(trials)
     place = tune.write_best(out, recipe, trials)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from jobs import command
-from pipeline import storage
-from pipeline.errors import DatasetError
-from pipeline.manifest import load
-from pipeline.verify import verify
+from pipeline.core.errors import DatasetError
+from pipeline.dataset.manifest import load
+from pipeline.ingestion.verify import verify
+from pipeline.storage import files
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Checks, and names each damaged file."""
-    uri = storage.absolute(args.data)
+    uri = files.absolute(args.data)
     start = time.perf_counter()
     data = load(uri)
     with command.Display() as display:

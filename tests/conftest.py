@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from infra.local_s3 import local_s3
-from pipeline import lease, storage
-from pipeline.gather import gather
-from pipeline.images import Handling
-from pipeline.ingest import (
+from pipeline.core.progress import silent
+from pipeline.dataset.image_codec import Handling
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.parquet import parquet_bytes
+from pipeline.ingestion.plan import Settings, plan_shards
+from pipeline.ingestion.run import (
     QUARANTINE_NAME,
     WORK,
     IngestPlan,
@@ -25,11 +26,11 @@ from pipeline.ingest import (
     publish,
     quarantine_table,
 )
-from pipeline.manifest import Manifest
-from pipeline.plan import Settings, plan_shards
-from pipeline.progress import silent
-from pipeline.shards import parquet_bytes
-from pipeline.sources import Index, digits, open_source
+from pipeline.ingestion.source_reader import gather
+from pipeline.ingestion.sources import Index, digits, open_source
+from pipeline.storage import files as storage
+from pipeline.storage import lease
+from pipeline.storage.local_s3 import local_s3
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -136,7 +137,7 @@ def s3() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def ray_variables() -> None:
     """For who trains in this process before there is a cluster: Ray, imported without them, refuses its own nodes."""
-    from jobs.command import prepare_environment
+    from pipeline.cluster.session import prepare_environment
 
     os.environ.pop("RAY_ADDRESS", None)
     prepare_environment()
@@ -145,9 +146,9 @@ def ray_variables() -> None:
 @pytest.fixture(scope="session")
 def trained(digits_dataset: str, ray_variables: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URI of a finished run on the digits that held a tenth of train out."""
-    from pipeline import train
-    from pipeline.cookbook import make_recipe
-    from pipeline.job import TrainJob
+    from pipeline.config.presets import make_recipe
+    from pipeline.training import loop as train
+    from pipeline.training.job import TrainJob
 
     run = str(tmp_path_factory.mktemp("model") / "run")
     train.run(TrainJob(digits_dataset, run, make_recipe("digits", epochs=3), hold_out=0.1))
@@ -157,7 +158,7 @@ def trained(digits_dataset: str, ray_variables: None, tmp_path_factory: pytest.T
 @pytest.fixture(scope="session")
 def ray_cluster(s3: str) -> Iterator[None]:
     """One Ray for the whole session, started as the jobs start it; after S3, whose variables its workers inherit."""
-    from jobs.command import ray_session
+    from pipeline.cluster.session import ray_session
 
     os.environ.pop("RAY_ADDRESS", None)
     with ray_session(num_workers=3):

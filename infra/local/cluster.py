@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from infra.local.certificates import Authority
-from infra.local_s3 import await_answer, free_ports, remove_s3, start_s3
-from jobs.processes import process_tree
+from pipeline.core.processes import process_tree
+from pipeline.storage.local_s3 import await_answer, free_ports, remove_s3, start_s3
 
 BUCKET = "images"
 _START_SECONDS = 90

@@ -1,0 +1,1 @@
+"""Benchmarks: each compares with a physical limit or a peer in the same run."""

@@ -1,0 +1,255 @@
+"""How fast a training step is beside plain PyTorch, what compiling gives, and what checkpoints cost.
+
+uv run jobs/bench/step.py --images ../shared/data/imagenette-mini.tar [--recipe resnet50-16] [--sizes-px 160 192 224]
+uv run jobs/bench/step.py --images TAR --checkpoints [--to s3://bucket/prefix]
+
+No loader and no Ray: the same batch of real images again and again, decoded beforehand. Plain PyTorch is the same
+network from torchvision and the same optimiser in float32, and in bfloat16 with channels_last. All ways in turn, in
+rounds; the first steps of each aren't counted.
+"""
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+
+from jobs import command
+from jobs.bench.ingest import read_tar
+from pipeline.config.presets import make_recipe
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from pipeline.loader.api import Batch
+
+_WARM_UP_STEPS = 3
+_PERCENTILES = (50, 90, 99, 100)
+
+
+@dataclass(frozen=True)
+class Args:
+    """On the first GPU, or else on the CPU."""
+
+    images: Annotated[str, command.option("a local tar of JPEGs", "TAR")]
+    recipe: Annotated[str, command.option("whose step it is", "NAME", "resnet50-16")] = "resnet50-16"
+    sizes_px: Annotated[tuple[int, ...], command.option("of the images, in turn", "N...", "160 192 224")] = (
+        160,
+        192,
+        224,
+    )
+    batch_size: Annotated[int, command.option("images a step", "N", "256 on a GPU, 16 on a CPU")] = 0
+    seconds: Annotated[float, command.option("of each pass", "N", "20")] = 20.0
+    rounds: Annotated[int, command.option("of all ways in turn", "N", "3")] = 3
+    compiled: Annotated[bool, command.option("also with torch.compile", "")] = False
+    checkpoints: Annotated[bool, command.option("instead: step times with checkpoints and without", "")] = False
+    every_steps: Annotated[int, command.option("steps between checkpoints", "N", "10")] = 10
+    to: Annotated[str | None, command.option("where they are written", "URI", "a temporary folder")] = None
+
+
+def main(args: Args) -> None:
+    """Measures and prints."""
+    import torch
+
+    if args.every_steps < 2 or args.rounds < 1 or args.seconds <= 0 or not args.sizes_px:
+        raise RecipeError("every-steps must be 2 or more, rounds 1 or more, seconds above 0, and sizes-px not empty")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch_size = args.batch_size or (256 if device.type == "cuda" else 16)
+    recipe = replace(make_recipe(args.recipe), global_batch_size=batch_size)
+    with command.Display() as display:
+        if args.checkpoints:
+            _checkpoints(args, recipe, device, display)
+        else:
+            _steps(args, recipe, device, display)
+
+
+def make_batch(tar: str, count: int, size_px: int) -> "Batch":
+    """Returns a batch of real images: the first of the tar, again from the front where there are too few."""
+    import simplejpeg
+    import torch
+
+    from pipeline.loader.api import Batch
+    from pipeline.loader.decode import Views, best_decoder, decode_batch
+
+    found = read_tar(tar)
+    images = [memoryview(found[number % len(found)]) for number in range(count)]
+    sizes = np.array([simplejpeg.decode_jpeg_header(image)[:2] for image in images])
+    pixels = np.empty((count, size_px, size_px, 3), dtype=np.uint8)
+    decode_batch(images, Views.centred(size_px, size_px, sizes), str, best_decoder(), False, None, pixels)
+    rows = np.arange(count)
+    labels = torch.from_numpy(rows % 1000)
+    return Batch(0, rows, torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, rows.astype(np.uint64), rows, rows[:0])
+
+
+# --- speed -------------------------------------------------------------------------------------------------------
+
+
+def _steps(args: Args, recipe: Recipe, device: "torch.device", display: command.Display) -> None:
+    from pipeline.models.factory import recipe_model
+    from pipeline.models.flops import operations_per_image, peak_operations
+    from pipeline.training.train_step import uses_bfloat16
+
+    peak, source = peak_operations(device, uses_bfloat16(recipe, device))
+    lines = []
+    done, ways = 0, ("plain float32", "plain bfloat16", "ours", *(["ours, compiled"] if args.compiled else []))
+    total = len(args.sizes_px) * args.rounds * len(ways)
+    for size_px in args.sizes_px:
+        batch = make_batch(args.images, recipe.global_batch_size, size_px).to(device)
+        steps = {way: make_step(way, recipe, batch, device) for way in ways}
+        rates: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(args.rounds):
+            for way, step in steps.items():
+                display("step", done, total, f"{size_px} px, {way}")
+                rates[way].append(len(batch.rows) * _rate(step, args.seconds, device))
+                done += 1
+        each = operations_per_image(recipe_model(recipe, 1000), size_px)
+        for way, values in rates.items():
+            rate = statistics.median(values)
+            shares = f"{rate / statistics.median(rates['plain bfloat16']):.2f} of plain bfloat16"
+            lines.append(
+                (f"{size_px} px, {way}", f"{rate:,.1f} images/s, {shares}, {rate * each / peak:.0%} of the peak")
+            )
+    display("step", total, total)
+    title = f"\n{recipe.model}, batches of {recipe.global_batch_size}, {device}, medians of {args.rounds} rounds"
+    command.print_table(title, [*lines, ("peak", f"{peak:.3g} operations/s ({source})")])
+
+
+def _rate(step: Callable[[], None], seconds: float, device: "torch.device") -> float:
+    """Returns steps a second."""
+    for _ in range(_WARM_UP_STEPS):
+        step()
+    start, count = _settled(device), 0
+    while time.perf_counter() - start < seconds:
+        step()
+        count += 1
+    return count / (_settled(device) - start)
+
+
+def make_step(way: str, recipe: Recipe, batch: "Batch", device: "torch.device") -> Callable[[], None]:
+    """Returns a function that does one step of training in this way."""
+    if way.startswith("plain"):
+        return _plain_step(recipe, batch, device, bfloat16=way.endswith("bfloat16"))
+    update, _, _ = our_step(recipe, batch, device, compiled="compiled" in way)
+    return update
+
+
+def _plain_step(recipe: Recipe, batch: "Batch", device: "torch.device", bfloat16: bool) -> Callable[[], None]:
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(recipe.model, num_classes=1000).to(device)
+    images = batch.images.contiguous()
+    if bfloat16:
+        net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-5)
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (recipe.pixel_mean, recipe.pixel_std))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            out = net((images.float() / 255 - mean) / std)
+        loss(out.float(), batch.labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def our_step(
+    recipe: Recipe, batch: "Batch", device: "torch.device", compiled: bool = False
+) -> "tuple[Callable[[], None], nn.Module, list[torch.optim.Optimizer]]":
+    """Returns a function that does one of this project's steps, its network and its optimisers."""
+    import torch
+
+    from pipeline.loader.sample_order import Order
+    from pipeline.models.batch_transforms import Normalise
+    from pipeline.models.factory import recipe_model
+    from pipeline.training.optim.factory import make_optimizers
+    from pipeline.training.train_step import Step
+
+    torch.manual_seed(0)
+    net = recipe_model(recipe, 1000).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizers = make_optimizers(net, recipe)
+    normalise = Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
+    order = Order((len(batch.rows),), 0, len(batch.rows))
+    step = Step(recipe, torch.compile(net) if compiled else net, optimizers, normalise, order, 0, 1, device)
+
+    def once() -> None:
+        _, norm = step.gradients(batch, 0)
+        step.update(norm, 0, 1_000_000)
+
+    return once, net, optimizers
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def _checkpoints(args: Args, recipe: Recipe, device: "torch.device", display: command.Display) -> None:
+    from pipeline.models import checkpoint
+    from pipeline.models.run_state import RunState, collect
+    from pipeline.storage import files
+
+    batch = make_batch(args.images, recipe.global_batch_size, args.sizes_px[0]).to(device)
+    step, net, optimizers = our_step(recipe, batch, device)
+    for _ in range(_WARM_UP_STEPS):
+        step()
+    tensors = collect(net, optimizers, None, RunState(1))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    folder = tempfile.mkdtemp(prefix="bench-step-")
+    run = files.absolute(args.to) if args.to else folder
+    times: dict[str, list[float]] = {"without": [], "beside the steps": [], "waited for": []}
+    saves = dict.fromkeys(times, 0)
+    try:
+        writer, number = checkpoint.Writer(run), 0
+        for round_ in range(args.rounds):
+            for mode, seconds in times.items():
+                display("round", round_ * len(times) + list(times).index(mode), args.rounds * len(times), mode)
+                end = time.perf_counter() + args.seconds
+                while time.perf_counter() < end:
+                    start, number = time.perf_counter(), number + 1
+                    step()
+                    _settled(device)
+                    if mode != "without" and number % args.every_steps == 0:
+                        writer.save(number, tensors, {})
+                        saves[mode] += 1
+                        if mode == "waited for":
+                            writer.wait()
+                    seconds.append(time.perf_counter() - start)
+                writer.wait()
+        display("round", args.rounds * len(times), args.rounds * len(times))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if args.to:
+            for step_number in checkpoint.steps(run):
+                files.delete_tree(checkpoint.folder(run, step_number))
+    lines = [
+        (
+            f"checkpoints {mode}",
+            ", ".join(f"p{p} {1000 * np.percentile(seconds, p):,.0f} ms" for p in _PERCENTILES)
+            + f"; mean {1000 * statistics.fmean(seconds):,.0f} ms; {len(seconds):,} steps, {saves[mode]} checkpoints",
+        )
+        for mode, seconds in times.items()
+    ]
+    title = f"\nstep times of {recipe.model}, {recipe.global_batch_size} images of {args.sizes_px[0]} px, {device}"
+    command.print_table(title, [*lines, ("one checkpoint", f"{size / 1e6:,.0f} MB to {args.to or 'a local folder'}")])
+
+
+def _settled(device: "torch.device") -> float:
+    """Returns the time once the device has done all it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    command.run(main, Args, __doc__ or "")

@@ -1,0 +1,113 @@
+"""What a cluster has room for: GPUs, a worker's CPUs, and waiting for nodes that an autoscaler still has to start."""
+
+import os
+import time
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.cluster.session import ray_session
+from pipeline.core.errors import ClusterError, RecipeError
+from pipeline.core.progress import Progress
+from pipeline.storage import files
+
+if TYPE_CHECKING:
+    pass
+
+Device = Literal["auto", "gpu", "cpu"]
+DEVICE_HELP, WAIT_HELP = "of the workers: gpu, cpu, or auto: what there is", "for nodes that an autoscaler starts"
+CACHE_HELP = "on a disk of each node: keeps what is read of a bucket"
+_LOOK_EVERY_SECONDS = 2.0
+
+
+def node_cache(folder: str | None) -> str:
+    """Returns the path of a cache on each node, "" for none. Raises RecipeError for a URI."""
+    if not folder:
+        return ""
+    if not files.is_local(place := files.absolute(folder)):
+        raise RecipeError(f"cache={folder} must be a folder on each node's own disk, not in object storage")
+    return place
+
+
+def count_gpus() -> int:
+    """Returns the GPUs of the cluster that RAY_ADDRESS names, else of this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        import ray
+
+        with ray_session():
+            return int(ray.cluster_resources().get("GPU", 0))
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def takes_gpus(device: Device, workers: int, gpus: int) -> bool:
+    """Whether each worker gets a GPU. auto: where there are that many. Raises RecipeError."""
+    if device == "gpu" and not workers:
+        raise RecipeError("device=gpu needs workers; give --workers N")
+    return workers > 0 and (device == "gpu" or (device == "auto" and workers <= gpus))
+
+
+def node_cpus(that_train: bool = False) -> list[float]:
+    """Returns the CPUs that each node of the running Ray announces, without nodes that announce none.
+
+    that_train: without those for augmentation alone (`job.AUGMENT_NODES`).
+    """
+    import ray
+
+    from pipeline.cluster.ray_train import AUGMENT_NODES
+
+    key, value = AUGMENT_NODES
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return [node["Resources"]["CPU"] for node in nodes if not (that_train and node.get("Labels", {}).get(key) == value)]
+
+
+def cpus_of_worker(num_workers: int, use_gpu: bool, nodes: list[float]) -> float:
+    """Returns one CPU beside a GPU; without, whole ones of a share of all but what is left for reading, or that share
+    if it is less.
+
+    nodes: CPUs of each that trains. What is left is one CPU and, of several nodes, the largest one's, so that a run
+    goes on without any of them. No worker gets more than a node has.
+    """
+    if use_gpu:
+        return 1.0
+    left = 1 + (max(nodes) if len(nodes) > 1 else 0)
+    share = min((sum(nodes) - left) / num_workers, max(nodes))
+    return share if share < 1 else float(int(share))
+
+
+def await_room(num_workers: int, use_gpu: bool, minutes: float, progress: Progress) -> None:
+    """Asks the autoscaler, if there is one, for the workers' nodes and returns when they have joined.
+
+    Raises ClusterError if they haven't within the minutes.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    # Workers make do with shares of CPUs where there are no more.
+    kind, needed = ("GPU", num_workers) if use_gpu else ("CPU", num_workers + 1 if minutes else 2)
+    deadline = time.monotonic() + 60 * minutes
+    asked = False
+    try:
+        while (there := int(ray.cluster_resources().get(kind, 0))) < needed or not node_cpus():
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"workers={num_workers} need {needed} {kind}s, the cluster has {there}; use fewer workers, add "
+                    "nodes, or give the autoscaler time: --wait-minutes N"
+                )
+            if not asked:
+                request_resources(bundles=[{"CPU": 1, kind: 1}] * num_workers + [{"CPU": 1}])
+                asked = True
+            progress("nodes", there, needed, f"{kind}s; waiting for the others")
+            time.sleep(_LOOK_EVERY_SECONDS)
+    finally:
+        if asked:
+            request_resources(bundles=[])  # from here on the workers themselves hold them
+
+
+def check_stream_resources(num_workers: int, cpus_per_worker: float, total_cpus: float) -> None:
+    """Raises ClusterError if trainers would leave no CPU for reading: the stream would wait for ever, silently."""
+    free = total_cpus - num_workers * cpus_per_worker
+    if free < 1:
+        raise ClusterError(
+            f"workers={num_workers} x {cpus_per_worker:g} CPUs leave {free:g} of the cluster's {total_cpus:g} CPUs "
+            "for reading; use fewer workers or add a node (at least 1 CPU must stay free)"
+        )

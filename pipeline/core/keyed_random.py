@@ -1,0 +1,83 @@
+"""Random numbers that depend on what they are for, not on when or where they are drawn.
+
+A draw is a hash of (seed, epoch, stream, key, counter) by SplitMix64's finaliser (Steele, Lea and Flood,
+"Fast splittable pseudorandom number generators", OOPSLA 2014). Nothing is carried from call to call, so any
+worker can make any row's draws, in any order, and anyone can recompute them in any language. NumPy's own
+generators don't promise the same stream from version to version; this does (tests/core/test_keyed_random.py pins it).
+"""
+
+import hashlib
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Keys = npt.NDArray[np.uint64]
+Epochs = int | npt.NDArray[np.int64]  # one for all keys, or one for each
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+class Stream(IntEnum):
+    """What a draw is for. Each use has its own stream, so switching one on shifts no other. Never renumber."""
+
+    SHARD = 1
+    HOLD_OUT = 2
+    ROW_GROUP = 3
+    ROW = 4
+    RUN = 5
+    RESIZED_CROP = 10
+    CROP = 11
+    FLIP = 12
+    ROTATION = 13
+    SALT_AND_PEPPER = 14
+    JITTER = 15
+    ERASE = 16
+    DROPOUT = 17
+    AUTO = 18
+    MIX = 19
+    CUTOUT = 20
+    NOISE = 21
+    IMPULSES = 22
+
+
+def epochs_at(epochs: Epochs, places: Any) -> Epochs:
+    """Returns the epochs of the samples at some places (indices or a slice) of those that `epochs` is for."""
+    return epochs[places] if isinstance(epochs, np.ndarray) else epochs
+
+
+def key_hash(keys: list[str]) -> Keys:
+    """Returns uint64 [N]: the first 8 bytes of each key's BLAKE2b, little-endian."""
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def mix(x: Keys) -> Keys:
+    """SplitMix64's finaliser, a bijection on uint64."""
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return x ^ (x >> np.uint64(31))
+
+
+def bits(seed: int, epoch: Epochs, stream: Stream, keys: Keys, num_draws: int = 1) -> Keys:
+    """Returns uint64 [N, num_draws], one line of independent draws for each of the N keys."""
+    state = np.zeros(1, dtype=np.uint64)
+    for word in (seed, epoch, int(stream)):
+        number = word.astype(np.uint64) if isinstance(word, np.ndarray) else np.array([word % 2**64], dtype=np.uint64)
+        state = mix((state + _GAMMA) ^ number)
+    base = mix(mix(keys + _GAMMA) ^ state)
+    counters = np.arange(1, num_draws + 1, dtype=np.uint64) * _GAMMA
+    return mix(base[:, None] + counters[None, :])
+
+
+def uniform(seed: int, epoch: Epochs, stream: Stream, keys: Keys, num_draws: int = 1) -> npt.NDArray[np.float64]:
+    """Returns float64 [N, num_draws] in [0, 1), of 53 random bits each."""
+    return (bits(seed, epoch, stream, keys, num_draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, stream: Stream, keys: Keys) -> npt.NDArray[np.int64]:
+    """Returns int64 [N], the positions of `keys` sorted by their draw (ties, if any, by position)."""
+    return np.argsort(bits(seed, epoch, stream, keys)[:, 0], kind="stable")

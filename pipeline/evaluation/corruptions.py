@@ -1,0 +1,148 @@
+"""Accuracy under named corruptions: what of a model survives noise, blur, light and compression.
+
+After Hendrycks and Dietterich (arXiv 1903.12261), with the strengths that their published code has for ImageNet, and
+for images of at most 64 pixels those that it has for CIFAR-10. It corrupts images of 224 and of 32 pixels, as the model
+sees them; so does this. The noise depends on an image's key alone, so any number of workers gives the same counts.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+
+from pipeline.config.recipe import check_choice
+from pipeline.core.errors import RecipeError
+from pipeline.core.keyed_random import Keys, Stream, uniform
+from pipeline.dataset.image_codec import decode, encode_jpeg
+from pipeline.loader.api import Batch
+
+SMALL_PX = 64
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """What is done. unit: of the strengths; small, large: of severities 1 to 5 for images of <= 64 px, and larger."""
+
+    meaning: str
+    unit: str
+    small: tuple[float, ...]
+    large: tuple[float, ...]
+    apply: Callable[[Tensor, float, Keys], Tensor]
+
+    def strength(self, severity: int, size_px: int) -> float:
+        """Returns the strength for images of a size."""
+        return (self.small if size_px <= SMALL_PX else self.large)[severity - 1]
+
+
+def _gaussian_noise(images: Tensor, deviation: float, keys: Keys) -> Tensor:
+    draws = uniform(_SEED, 0, Stream.NOISE, keys, images[0].numel()).reshape(images.shape)
+    noise = torch.from_numpy(ndtri(draws + 2.0**-54)).to(images.device, torch.float32)
+    return (images + 255 * deviation * noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def _salt_and_pepper(images: Tensor, share: float, keys: Keys) -> Tensor:
+    draws = uniform(_SEED, 0, Stream.IMPULSES, keys, images[0].numel()).reshape(images.shape)
+    noise = torch.from_numpy(draws).to(images.device)
+    darkened = torch.where(noise < share / 2, torch.zeros_like(images), images)
+    return torch.where(noise >= 1 - share / 2, torch.full_like(images, 255), darkened)
+
+
+def _gaussian_blur(images: Tensor, deviation: float, keys: Keys) -> Tensor:
+    reach = min(2 * round(4 * deviation) + 1, images.shape[-1] // 2 * 2 - 1)
+    return F.gaussian_blur(images, [reach, reach], [deviation, deviation])
+
+
+def _brightness(images: Tensor, added: float, keys: Keys) -> Tensor:
+    """Adds to V of HSV, where hue and saturation stay: the pixel is scaled."""
+    pixels = images.float() / 255
+    value = pixels.amax(dim=1, keepdim=True)
+    brighter = (value + added).clamp(max=1)
+    scaled = torch.where(value > 0, pixels * brighter / value.clamp(min=1e-6), brighter)
+    return (255 * scaled).round().clamp(0, 255).to(torch.uint8)
+
+
+def _jpeg(images: Tensor, quality: float, keys: Keys) -> Tensor:
+    pixels = images.permute(0, 2, 3, 1).cpu().numpy()
+    again = np.stack([decode(encode_jpeg(image, int(quality))) for image in pixels])
+    return torch.from_numpy(again).permute(0, 3, 1, 2).to(images.device)
+
+
+CORRUPTIONS = {
+    "gaussian-noise": Corruption(
+        "normal noise", "standard deviation, of 1", (0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38),
+        _gaussian_noise,
+    ),
+    "salt-and-pepper": Corruption(
+        "values set to black or white", "share", (0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27),
+        _salt_and_pepper,
+    ),
+    "gaussian-blur": Corruption(
+        "blur", "standard deviation, px", (0.4, 0.6, 0.7, 0.8, 1.0), (1, 2, 3, 4, 6), _gaussian_blur
+    ),
+    "brightness": Corruption(
+        "brighter", "added to V of HSV, of 1", (0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5), _brightness
+    ),
+    "jpeg": Corruption("compressed again", "JPEG quality", (80, 65, 58, 50, 40), (25, 18, 15, 10, 7), _jpeg),
+}  # fmt: skip
+
+
+def corrupted(images: Tensor, name: str, severity: int, keys: Keys) -> Tensor:
+    """images: uint8 [N, 3, S, S]; keys: uint64 [N]; severity: 1 to 5. Returns uint8 of the same shape.
+
+    Raises RecipeError for an unknown name or severity.
+    """
+    check_choice("corruption", name, tuple(CORRUPTIONS))
+    if severity not in range(1, 6):
+        raise RecipeError(f"severity={severity} must be 1 to 5")
+    kind = CORRUPTIONS[name]
+    return kind.apply(images, kind.strength(severity, images.shape[-1]), keys).contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+def robustness_means(lines: list[dict[str, Any]]) -> tuple[float, float]:
+    """lines: of `robustness.json`. Returns the share that is right as the images are, and the mean over corruptions."""
+    share = {(line["corruption"], line["severity"]): line["correct"] / line["rows"] for line in lines}
+    clean = share.pop(("none", 0))
+    return clean, sum(share.values()) / len(share)
+
+
+@dataclass
+class Tally:
+    """Counts right answers under each corruption beside an evaluation, on the batches that pass through it.
+
+    severities: of every corruption; before_row: only rows before this one count, a random sample, for an ingest has
+    shuffled them. right: of (name, severity), over `rows` rows, and of ("none", 0). Each image is looked at once.
+    """
+
+    severities: Sequence[int]
+    before_row: int
+    rows: int = 0
+    right: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def through(self, batches: Iterable[Batch], net: nn.Module, normalise: nn.Module) -> Iterator[Batch]:
+        """Yields the batches after counting each."""
+        cases = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in self.severities)]
+        for batch in batches:
+            counted = batch.rows < self.before_row
+            if counted.any():
+                images, labels, keys = batch.images[counted], batch.labels[counted], batch.keys[counted]
+                for name, severity in cases:
+                    with torch.inference_mode():
+                        shown = corrupted(images, name, severity, keys) if severity else images
+                        right = int((net(normalise(shown)).argmax(dim=1) == labels).sum())
+                    self.right[name, severity] = self.right.get((name, severity), 0) + right
+                self.rows += int(counted.sum())
+            yield batch
+
+    def add(self, other: "Tally") -> None:
+        """Adds another worker's counts."""
+        self.rows += other.rows
+        for key, right in other.right.items():
+            self.right[key] = self.right.get(key, 0) + right

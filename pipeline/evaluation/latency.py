@@ -1,0 +1,38 @@
+"""How long a network takes for one image: what somebody who waits for an answer waits for."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pipeline.evaluation.predictions import view_logits
+from pipeline.loader.transform import evaluation_view
+from pipeline.models.batch_transforms import Normalise
+from pipeline.models.load import Model, load_net
+
+_ROUNDS, _WARM_UP_ROUNDS = 30, 3
+
+
+def prediction_seconds(models: Sequence[Model]) -> tuple[float, ...]:
+    """Returns each model's median seconds from the decoded image to the class: one image alone, at the size and with
+    the test views that it is evaluated with, on this process's GPU if it has one.
+
+    The models take turns, so that what else the machine does meanwhile befalls all alike.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prepared = []
+    for model in models:
+        recipe = model.recipe
+        size_px = evaluation_view(recipe, "libjpeg").size_px
+        image = torch.randint(0, 256, (1, 3, size_px, size_px), dtype=torch.uint8, device=device)
+        normalise = Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
+        prepared.append((load_net(model).to(device), normalise, image, recipe.test_views))
+    seconds = np.empty((_WARM_UP_ROUNDS + _ROUNDS, len(models)))
+    with torch.inference_mode():
+        for of_round in seconds:
+            for number, (net, normalise, image, views) in enumerate(prepared):
+                start = time.perf_counter()
+                int(view_logits(net, normalise(image), views).argmax())  # read here: waits for the device
+                of_round[number] = time.perf_counter() - start
+    return tuple(float(median) for median in np.median(seconds[_WARM_UP_ROUNDS:], axis=0))

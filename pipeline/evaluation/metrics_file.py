@@ -1,0 +1,103 @@
+"""The content of an evaluation's `metrics.json`: everything that its page and its model card say."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.environment import git_commit, versions
+from pipeline.core.errors import RecipeError
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.parquet import read_table
+from pipeline.dataset.row_reader import load_index
+from pipeline.evaluation import metrics
+from pipeline.evaluation import runner as certify
+from pipeline.evaluation.leakage import without_leaked
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.runner import Certificate, EvaluateJob
+from pipeline.models.load import Model
+from pipeline.storage import files
+
+_MOST_VALUES = 200
+
+
+def gather(
+    job: EvaluateJob, data: Manifest, model: Model, certificate: Certificate, predictions: Predictions,
+    columns: tuple[str, ...] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Returns what can be said of certified predictions. columns: of the data set's provenance, to slice by, too.
+
+    temperature, robustness, sanity and label_problems are None: they are for who has looked for them.
+    """
+    summary = metrics.summary(predictions, data.classes)
+    found = metrics.slices(predictions.right, _columns(job, data, predictions, columns))
+    worst = metrics.worst_slice(found, summary["top1"])
+    whole_val = job.split == "val" and not job.first_row
+    return {
+        "certificate": asdict(certificate),
+        "model": {
+            "uri": model.uri,
+            "recipe": model.recipe.name,
+            "network": model.recipe.model,
+            "settings": asdict(model.recipe),
+            "trained_on": model.dataset_digest,
+        },
+        "dataset": {
+            "uri": job.dataset,
+            "name": data.name,
+            "classes": list(data.classes),
+            "rows": {name: split.rows for name, split in data.splits.items()},
+            "quarantined": data.quarantined,
+        },
+        "metrics": summary,
+        "without_leaked": without_leaked(job.dataset, data, predictions) if whole_val else None,
+        "slices": [{**asdict(each), "top1": each.top1} for each in found],
+        "worst_slice": worst and {**asdict(worst), "top1": worst.top1, "below_mean": summary["top1"] - worst.top1},
+        "temperature": None,
+        "robustness": None,
+        "sanity": None,
+        "label_problems": None,
+        "decoder": job.decoder,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def _columns(
+    job: EvaluateJob, data: Manifest, predictions: Predictions, names: tuple[str, ...]
+) -> dict[str, npt.NDArray[Any]]:
+    index, rows = load_index(job.dataset, data.split(job.split)), predictions.row
+    columns: dict[str, npt.NDArray[Any]] = {
+        "class": np.array(data.classes)[predictions.label],
+        "size, px": np.sqrt(index.height[rows].astype(np.float64) * index.width[rows]).round(),
+    }
+    shards = data.split(job.split).shards
+    tables = [read_table(files.join(job.dataset, shard.provenance_path)) for shard in shards]
+    for name in ("brightness", *names):
+        if name not in tables[0].column_names:
+            raise RecipeError(
+                f"slice-by={name}: no column of the data set's provenance; there are "
+                f"{', '.join(tables[0].column_names)}"
+            )
+        column = np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])[rows]
+        if not (column.dtype.kind == "f" and np.isnan(column).all()):  # an ingest that decoded nothing knows none
+            columns[name] = column
+        if name in names and column.dtype.kind not in "fiu" and len(set(column.tolist())) > _MOST_VALUES:
+            raise RecipeError(f"slice-by={name}: has more than {_MOST_VALUES} different values; take another column")
+    return {name: column for name, column in columns.items() if len(set(column.tolist())) > 1}
+
+
+def calibrated(
+    held: EvaluateJob, job: EvaluateJob, labels: npt.NDArray[np.int64], predictions: Predictions
+) -> dict[str, Any]:
+    """Returns the temperature fitted on held-out rows, and what it does to the calibration of the predictions.
+
+    held, job: evaluations that kept their logits; labels: of the held-out rows.
+    """
+    from scipy.special import softmax
+
+    temperature = metrics.fit_temperature(certify.read_kept(held.out).astype(np.float64), labels)
+    probabilities = softmax(certify.read_kept(job.out).astype(np.float64) / temperature, axis=1)
+    after = metrics.calibration(probabilities.max(axis=1), predictions.right)
+    return {"value": temperature, "fitted_on": len(labels), "ece_after": after["ece"], "bins_after": after["bins"]}

@@ -1,0 +1,257 @@
+"""A data set seen as a whole: balance, sizes, brightness, and images that are there twice.
+
+Duplicates are images of equal pixels. Near duplicates are found in three steps, each cheaper than the next and passing
+on less: 64-bit perceptual hashes that differ in at most HASH_DISTANCE bits (every pair is compared, so nothing is
+missed by an index); thumbnails that correlate, also when one is a crop of the other; and the pixels themselves, at
+32x32 greys, over a finer set of crops. What is measured is the normalised correlation, which takes no notice of
+brightness and contrast.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.cluster.ray_tasks import map_tables
+from pipeline.core.errors import DatasetError
+from pipeline.core.progress import Progress, silent
+from pipeline.dataset.image_codec import HASH_PX, THUMBNAIL_PX, decode, grey_square
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.parquet import read_rows, read_tables
+from pipeline.storage import files
+
+HASH_DISTANCE = 14
+THUMBNAIL_CORRELATION = 0.8
+PIXEL_CORRELATION = 0.94
+_TILE_ROWS = 4096
+_PAIRS_AT_ONCE = 4096
+
+Squares = npt.NDArray[np.float32]
+PAIR_SCHEMA = pa.schema([("first", pa.int64()), ("second", pa.int64()), ("correlation", pa.float32())])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows of a data set that show the same. exact: of equal pixels. correlation: of their pixels."""
+
+    first: tuple[str, str]  # split, key
+    second: tuple[str, str]
+    correlation: float = 1.0
+    exact: bool = True
+
+
+# --- pairs -------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def _crops(side: int, scales: tuple[float, ...], steps: int, one_sided: bool) -> list[tuple[Squares, Squares]]:
+    """Returns (rows, columns): matrices that take crops out of a square and enlarge them to its size (bilinear)."""
+    whole = np.eye(side, dtype=np.float32)
+    crops = [(whole, whole)]
+    for scale in scales:
+        starts = np.linspace(0, side * (1 - scale), steps)
+        matrices = [_stretch(side, start, side * scale) for start in starts]
+        crops += [(rows, columns) for rows in matrices for columns in matrices]
+        if one_sided:
+            crops += [pair for matrix in matrices for pair in ((matrix, whole), (whole, matrix))]
+    return crops
+
+
+def _stretch(side: int, start: float, length: float) -> Squares:
+    centres = np.clip(start + (np.arange(side) + 0.5) * length / side - 0.5, 0, side - 1)
+    low = np.floor(centres).astype(int)
+    matrix = np.zeros((side, side), dtype=np.float32)
+    matrix[np.arange(side), low] += 1 - (centres - low)
+    matrix[np.arange(side), np.minimum(low + 1, side - 1)] += centres - low
+    return matrix
+
+
+def _normalised(squares: Squares) -> Squares:
+    centred = squares - squares.mean(axis=(1, 2), keepdims=True)
+    return np.asarray(centred / np.sqrt((centred**2).sum(axis=(1, 2), keepdims=True) + 1e-6))
+
+
+def correlations(
+    first: Squares,
+    second: Squares,
+    scales: tuple[float, ...] = (0.95, 0.9),
+    steps: int = 3,
+    one_sided: bool = False,
+) -> npt.NDArray[np.float32]:
+    """first, second: float32 [N, S, S]. Returns float32 [N]: the highest correlation of each with a crop of the other.
+
+    scales: sides of the crops, as shares of the side; steps: places of the crop in each direction; one_sided: also
+    crops of the height or the width alone.
+    """
+    best = np.full(len(first), -1.0, dtype=np.float32)
+    fixed_first, fixed_second = _normalised(first), _normalised(second)
+    for rows, columns in _crops(first.shape[1], scales, steps, one_sided):
+        for moving, fixed in ((first, fixed_second), (second, fixed_first)):
+            moved = _normalised(np.asarray(rows @ moving @ columns.T, dtype=np.float32))
+            best = np.maximum(best, np.einsum("nij,nij->n", moved, fixed))
+    return best
+
+
+@dataclass(frozen=True)
+class _TileSearch:
+    """Finds the pairs of one tile of the triangle of all pairs; runs in a Ray task."""
+
+    hashes: npt.NDArray[np.uint64]
+    thumbnails: npt.NDArray[np.uint8]
+
+    def __call__(self, tile: tuple[int, int]) -> pa.Table:
+        first, second = (part * _TILE_ROWS for part in tile)
+        rows, columns = self.hashes[first : first + _TILE_ROWS], self.hashes[second : second + _TILE_ROWS]
+        near = np.bitwise_count(rows[:, None] ^ columns[None, :]) <= HASH_DISTANCE
+        if tile[0] == tile[1]:
+            near = np.triu(near, 1)
+        i, j = np.nonzero(near)
+        i, j = i + first, j + second
+        kept = [np.empty(0, dtype=bool)]
+        for start in range(0, len(i), _PAIRS_AT_ONCE):
+            some = slice(start, start + _PAIRS_AT_ONCE)
+            left, right = (self.thumbnails[each[some]].astype(np.float32) for each in (i, j))
+            kept.append(correlations(left, right) >= THUMBNAIL_CORRELATION)
+        keep = np.concatenate(kept)
+        return pa.table([i[keep], j[keep], np.zeros(keep.sum(), np.float32)], schema=PAIR_SCHEMA)
+
+
+@dataclass(frozen=True)
+class _PixelCheck:
+    """Compares the pixels of a run of pairs; runs in a Ray task."""
+
+    uri: str
+    manifest: Manifest
+    places: dict[int, tuple[str, int]]
+
+    def __call__(self, pairs: npt.NDArray[np.int64]) -> pa.Table:
+        images = sorted(set(pairs.ravel().tolist()))
+        squares = dict(zip(images, self._squares(images), strict=True))
+        first, second = (np.stack([squares[row] for row in column]) for column in pairs.T.tolist())
+        found = correlations(first, second, scales=(0.97, 0.95, 0.93, 0.9), steps=4, one_sided=True)
+        return pa.table([pairs[:, 0], pairs[:, 1], found], schema=PAIR_SCHEMA)
+
+    def _squares(self, images: Sequence[int]) -> list[Squares]:
+        from PIL import Image
+
+        by_split: dict[str, list[int]] = {}
+        for row in images:
+            by_split.setdefault(self.places[row][0], []).append(row)
+        squares = {}
+        for split, members in by_split.items():
+            rows = np.array([self.places[row][1] for row in members])
+            table = read_rows(self.uri, self.manifest.split(split), rows, ("image",))
+            for row, data in zip(members, table["image"], strict=True):
+                squares[row] = grey_square(Image.fromarray(decode(data.as_py())), HASH_PX).astype(np.float32)
+        return [squares[row] for row in images]
+
+
+def find_pairs(uri: str, manifest: Manifest, rows: pa.Table, progress: Progress = silent) -> list[Pair]:
+    """Returns the duplicates and near duplicates among all rows, sorted. rows: the table of `load_provenance`.
+
+    Rows of equal pixels are one to the search: each is paired with the first of its kind, and has the first's near
+    duplicates.
+    """
+    pixels = np.array(rows["pixel_sha256"].to_pylist(), dtype="S32")
+    _, firsts, kind = np.unique(pixels, return_index=True, return_inverse=True)
+    order = np.sort(firsts)
+    names = list(zip(rows["split"].to_pylist(), rows["key"].to_pylist(), strict=True))
+    same: dict[int, list[int]] = {}
+    for row, first in enumerate(firsts[kind].tolist()):
+        same.setdefault(first, []).append(row)
+    pairs = [Pair(names[first], names[row]) for first, members in same.items() for row in members if row != first]
+    for first, second, correlation in _near_pairs(uri, manifest, rows, order, progress):
+        for a in same[first]:
+            for b in same[second]:
+                low, high = sorted((a, b))
+                pairs.append(Pair(names[low], names[high], correlation, exact=False))
+    return sorted(pairs, key=lambda pair: (not pair.exact, -pair.correlation, pair.first, pair.second))
+
+
+def _near_pairs(
+    uri: str, manifest: Manifest, rows: pa.Table, order: npt.NDArray[np.int64], progress: Progress
+) -> list[tuple[int, int, float]]:
+    hashes = rows["perceptual_hash"].to_numpy()[order]
+    side = THUMBNAIL_PX
+    thumbnails = np.frombuffer(b"".join(rows["thumbnail"].take(pa.array(order)).to_pylist()), np.uint8)
+    search = _TileSearch(hashes, thumbnails.reshape(-1, side, side))
+    parts = range(-(-len(order) // _TILE_ROWS))
+    tiles = [(a, b) for a in parts for b in parts if a <= b]
+    found = map_tables(search, tiles, PAIR_SCHEMA, lambda done: progress("duplicates", done, len(tiles)), computes=True)
+    together = pa.concat_tables(found)
+    candidates = np.stack([order[together[name].to_numpy()] for name in ("first", "second")], axis=1)
+    if not len(candidates):
+        return []
+    splits = rows["split"].to_pylist()
+    place_in_split = rows["row"].to_pylist()
+    places = {row: (splits[row], place_in_split[row]) for row in set(candidates.ravel().tolist())}
+    runs = [candidates[start : start + _PAIRS_AT_ONCE // 4] for start in range(0, len(candidates), _PAIRS_AT_ONCE // 4)]
+    check = _PixelCheck(uri, manifest, places)
+    checked = map_tables(check, runs, PAIR_SCHEMA, lambda done: progress("compare", done, len(runs)), computes=True)
+    table = pa.concat_tables(checked).to_pylist()
+    return [(r["first"], r["second"], float(r["correlation"])) for r in table if r["correlation"] >= PIXEL_CORRELATION]
+
+
+# --- the whole ---------------------------------------------------------------------------------------------------
+
+
+def load_provenance(uri: str, manifest: Manifest, columns: list[str]) -> pa.Table:
+    """Returns the provenance of all rows, with the columns `split` and `row` (its index in the split) before it."""
+    tables = []
+    for name, split in manifest.splits.items():
+        table = read_tables([files.join(uri, shard.provenance_path) for shard in split.shards], columns)
+        table = table.add_column(0, "row", pa.array(np.arange(table.num_rows)))
+        tables.append(table.add_column(0, "split", pa.array([name] * table.num_rows)))
+    return pa.concat_tables(tables)
+
+
+def assess(uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64], progress: Progress = silent) -> Manifest:
+    """Returns the manifest with what is known of its pixels: `quality` and `leaked`.
+
+    quality holds pixel_mean and pixel_std of R, G and B (0 to 1, exact sums divided once), num_pixels, and the counts
+    `duplicates` and `near_duplicates` by "SPLIT-SPLIT"; nothing where images weren't decoded. histogram: int64 [768]
+    of the values of all rows.
+    """
+    if manifest.settings["handling"]["checks"] != "decode":
+        return manifest
+    rows = load_provenance(uri, manifest, ["key", "pixel_sha256", "perceptual_hash", "thumbnail"])
+    if rows["pixel_sha256"].null_count:
+        raise DatasetError(f"{uri}: the provenance lacks pixels; delete the folder and ingest again")
+    pairs = find_pairs(uri, manifest, rows, progress)
+    counts: dict[str, dict[str, int]] = {"duplicates": {}, "near_duplicates": {}}
+    leaked: dict[str, set[str]] = {name: set() for name in manifest.splits if name != "train"}
+    for pair in pairs:
+        between = "-".join(sorted((pair.first[0], pair.second[0])))
+        kind = counts["duplicates" if pair.exact else "near_duplicates"]
+        kind[between] = kind.get(between, 0) + 1
+        for mine, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            if mine[0] != "train" and other[0] == "train":
+                leaked[mine[0]].add(mine[1])
+    values = {**pixel_statistics(histogram), **counts, "pairs": [_as_json(pair) for pair in pairs[:MOST_PAIRS]]}
+    return replace(manifest, quality=values, leaked={name: tuple(sorted(keys)) for name, keys in leaked.items()})
+
+
+MOST_PAIRS = 200
+
+
+def _as_json(pair: Pair) -> dict[str, Any]:
+    first, second = list(pair.first), list(pair.second)
+    return {"first": first, "second": second, "exact": pair.exact, "correlation": round(pair.correlation, 4)}
+
+
+def pixel_statistics(histogram: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Returns num_pixels, and mean and (population) standard deviation of R, G and B in 0 to 1, from int64 [768]."""
+    counts = [[int(n) for n in channel] for channel in histogram.reshape(3, 256)]
+    num_pixels = sum(counts[0])
+    means, deviations = [], []
+    for channel in counts:
+        total = sum(value * n for value, n in enumerate(channel))
+        squares = sum(value * value * n for value, n in enumerate(channel))
+        means.append(total / num_pixels / 255)
+        # integers until here: (N sum of squares - square of sum) has no rounding
+        deviations.append((num_pixels * squares - total * total) ** 0.5 / num_pixels / 255)
+    return {"num_pixels": num_pixels, "pixel_mean": means, "pixel_std": deviations}

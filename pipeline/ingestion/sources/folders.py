@@ -1,0 +1,114 @@
+"""Class folders: `[.../]SPLIT/CLASS/NAME.jpg`, or `[.../]CLASS/NAME.jpg` without splits."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.errors import SourceError
+from pipeline.ingestion.sources.index import Index, hold_out, sample_table
+from pipeline.ingestion.sources.members import Listing
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+HELD_OUT_FRACTION = 0.1
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name (hidden files such as macOS's `._x.jpg` are not)."""
+    base = name.rsplit("/", 1)[-1]
+    return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith(".")
+
+
+def matches(listing: Listing) -> bool:
+    """Whether the listing looks like class folders: an image in a folder."""
+    return any("/" in name and is_image(name) for name in listing.names)
+
+
+def build_index(listing: Listing, name: str) -> Index:
+    """Returns the index; a lone `test` split becomes `val`; without splits a tenth of each class is held out.
+
+    The label of a class is its rank among the sorted class names (ImageNet's convention too).
+    Raises SourceError if the tree isn't one of class folders.
+    """
+    images = [row for row in range(len(listing)) if is_image(listing.names[row])]
+    places = [_place(listing.names[row], listing.uri) for row in images]
+    found = {split for split, _ in places}
+    if len(found) > 1 and None in found:
+        stray = next(row for row, (split, _) in zip(images, places, strict=True) if split is None)
+        raise SourceError(
+            f"{listing.uri}: {listing.names[stray]!r} is in none of the splits {sorted(filter(None, found))}; move it"
+        )
+    rename = {"test": "val"} if "val" not in found else {}
+    keys = [key_of(listing.names[row]) for row in images]
+    splits = [rename.get(split or "", split or "") for split, _ in places]
+    return labelled_index(listing, name, "folders", images, keys, splits, [class_name for _, class_name in places])
+
+
+def labelled_index(
+    listing: Listing,
+    name: str,
+    layout: str,
+    rows: Sequence[int],
+    keys: Sequence[str],
+    splits: Sequence[str],
+    class_names: Sequence[str],
+    sort_key: Callable[[str], Any] | None = None,
+) -> Index:
+    """Returns the index of the listing's files `rows` with their keys, splits and class names, all in the same order.
+
+    Split "" means that the source has none: a tenth of each class is held out. The label of a class is its rank among
+    the class names, sorted by `sort_key`. Raises SourceError where a split or a class has no image to train on.
+    """
+    classes = tuple(sorted(set(class_names), key=sort_key))
+    if len(classes) < 2:
+        raise SourceError(f"{listing.uri}: one class only ({classes[0]!r}); a classifier needs two or more folders")
+    label = {class_name: index for index, class_name in enumerate(classes)}
+    tables = {}
+    for split in sorted(set(splits)):
+        chosen = [position for position, each in enumerate(splits) if each == split]
+        members = np.array([rows[position] for position in chosen], dtype=np.int64)
+        tables[split] = sample_table(
+            [keys[position] for position in chosen],
+            [label[class_names[position]] for position in chosen],
+            [listing.objects[row] for row in members],
+            listing.offsets[members],
+            listing.lengths[members],
+        )
+    if "" in tables:
+        tables = dict(zip(("train", "val"), hold_out(tables[""], HELD_OUT_FRACTION), strict=True))
+    for needed in ("train", "val"):
+        if needed not in tables:
+            raise SourceError(f"{listing.uri}: no {needed} split among {sorted(tables)}; add a {needed}/ folder")
+    trained = set(np.unique(tables["train"]["label"].to_numpy()).tolist())
+    for class_name, index in label.items():
+        if index not in trained:
+            raise SourceError(f"{listing.uri}: class {class_name!r} has no training image; add some or remove it")
+    return Index(name, layout, classes, "file", tables, listing.fingerprint, num_ignored=len(listing) - len(rows))
+
+
+def split_of(word: str) -> str | None:
+    """Returns the split that a folder's or file's name stands for, or None."""
+    return _SPLIT_NAMES.get(word.lower())
+
+
+def _place(name: str, uri: str) -> tuple[str | None, str]:
+    folders = name.split("/")[:-1]
+    if not folders or split_of(folders[-1]):
+        raise SourceError(f"{uri}: {name!r} isn't in a class folder; expected SPLIT/CLASS/NAME or CLASS/NAME")
+    split = split_of(folders[-2]) if len(folders) > 1 else None
+    return split, folders[-1]
+
+
+def key_of(name: str) -> str:
+    """Returns the key: the name from the split on, the same for a folder, a tar of it and a tar of its parent."""
+    parts = name.split("/")
+    return "/".join(parts[-3:] if len(parts) > 2 and split_of(parts[-3]) else parts[-2:])

@@ -1,0 +1,93 @@
+"""The index of a source: for every sample where its bytes lie, its label and a key that never changes."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.core.errors import SourceError
+from pipeline.core.keyed_random import Stream, key_hash, permutation
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("label", pa.int32()),
+        ("object", pa.dictionary(pa.int32(), pa.string())),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+    ]
+)
+
+Integers = Sequence[int] | npt.NDArray[np.int64]
+
+# How the bytes of a sample are to be read: an encoded image file, or 3 planes (R, G, B) of 32x32 uint8.
+Encoding = Literal["file", "cifar"]
+
+
+@dataclass(frozen=True)
+class Index:
+    """Everything that ingest needs to know of a source.
+
+    splits: for each split a table of INDEX_SCHEMA; `object` is an absolute URI, `offset` and `length` bytes in it.
+    fingerprint: changes when the source does (names, sizes, times).
+    num_ignored: files of the source that aren't images by their names.
+    """
+
+    name: str
+    layout: str
+    classes: tuple[str, ...]
+    encoding: Encoding
+    splits: dict[str, pa.Table]
+    fingerprint: str
+    num_ignored: int = 0
+
+    def __post_init__(self) -> None:
+        for split, table in self.splits.items():
+            keys = table["key"].to_pylist()  # sorted
+            twice = next((key for key, after in itertools.pairwise(keys) if key == after), None)
+            if twice is not None:
+                raise SourceError(
+                    f"{self.name}: key {twice!r} occurs twice in split {split!r}; rename one of the files"
+                )
+
+    @property
+    def num_rows(self) -> int:
+        """Samples in all splits."""
+        return sum(table.num_rows for table in self.splits.values())
+
+
+def sample_table(
+    keys: Sequence[str], labels: Sequence[int], objects: Sequence[str], offsets: Integers, lengths: Integers
+) -> pa.Table:
+    """Returns a table of INDEX_SCHEMA, sorted by key."""
+    columns = [
+        pa.array(keys, pa.string()),
+        pa.array(labels, pa.int32()),
+        pa.array(objects, pa.string()).dictionary_encode(),
+        pa.array(offsets, pa.int64()),
+        pa.array(lengths, pa.int64()),
+    ]
+    return pa.Table.from_arrays(columns, schema=INDEX_SCHEMA).sort_by("key")
+
+
+def hold_out(table: pa.Table, fraction: float, seed: int = 0) -> tuple[pa.Table, pa.Table]:
+    """Returns (train, val) of a source without splits: of every class `fraction` of the rows, at least one, for val.
+
+    Raises SourceError if a class has fewer than two rows. Which rows: the first by their keys' draws.
+    """
+    labels = table["label"].to_numpy()
+    order = permutation(seed, 0, Stream.HOLD_OUT, key_hash(table["key"].to_pylist()))
+    is_val = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        if len(rows) < 2:
+            raise SourceError(
+                f"class {label} has {len(rows)} image and the source has no val split; add images to it, "
+                "or a val/ folder"
+            )
+        is_val[rows[: max(1, round(fraction * len(rows)))]] = True
+    return table.filter(pa.array(~is_val)), table.filter(pa.array(is_val))

@@ -1,0 +1,55 @@
+"""WebDataset: tars whose samples are runs of files with one stem, `NAME.jpg` and `NAME.cls` (the class)."""
+
+import re
+
+from pipeline.core.errors import SourceError
+from pipeline.core.progress import Progress
+from pipeline.ingestion.sources.folders import is_image, labelled_index, split_of
+from pipeline.ingestion.sources.index import Index
+from pipeline.ingestion.sources.members import Listing, open_tars
+
+_LABEL_SUFFIX = ".cls"
+
+
+def matches(listing: Listing) -> bool:
+    """Whether the listing holds tars, and no image outside them."""
+    return any(name.endswith(".tar") for name in listing.names) and not any(map(is_image, listing.names))
+
+
+def build_index(listing: Listing, name: str, progress: Progress) -> Index:
+    """Returns the index. A shard's split is the word train, val or test in its path; classes are sorted as numbers
+    where all are numbers. Raises SourceError if an image has no .cls beside it.
+    """
+    shards = [row for row, each in enumerate(listing.names) if each.endswith(".tar")]
+    inside = open_tars(listing, shards, keep=(_LABEL_SUFFIX,), progress=progress)
+    images = [row for row, each in enumerate(inside.names) if is_image(each)]
+    if not images:
+        raise SourceError(f"{listing.uri}: {len(shards)} tars without a .jpg, .jpeg or .png; not WebDataset shards")
+    class_names, splits = [], []
+    for row in images:
+        stem = _stem(inside.names[row])
+        content = inside.contents.get(stem + _LABEL_SUFFIX)
+        if content is None:
+            raise SourceError(f"{listing.uri}: {inside.names[row]!r} has no {_LABEL_SUFFIX} file beside it; add it")
+        class_names.append(content.decode("utf-8", "replace").strip())
+        splits.append(_split(inside.names[row]))
+    if "" in splits and any(splits):
+        stray = inside.names[images[splits.index("")]]
+        raise SourceError(f"{listing.uri}: the path of {stray!r} names no split, others do; rename its shard")
+    if "val" not in splits:
+        splits = ["val" if split == "test" else split for split in splits]
+    numbers = all(each.isdecimal() for each in set(class_names))
+    keys = [inside.names[row] for row in images]
+    return labelled_index(inside, name, "webdataset", images, keys, splits, class_names, int if numbers else None)
+
+
+def _stem(name: str) -> str:
+    folder, _, base = name.rpartition("/")
+    return f"{folder}/{base.split('.', 1)[0]}"
+
+
+def _split(name: str) -> str:
+    for word in re.split(r"[/_.\-]", name.rsplit("/", 1)[0]):
+        if split := split_of(word):
+            return split
+    return ""

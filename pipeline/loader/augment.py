@@ -1,0 +1,126 @@
+"""Augmentation whose draws depend on (seed, epoch, row key) alone, so it is the same wherever it is made.
+
+Images of any size are cropped and flipped while they are decoded (`crop_boxes`, `flips`, then `decode.decode_batch`);
+what else there is, and all of it for resident data, `augment_batch` does to batches of equal size, on any device. Both
+work on uint8 and make the same draws.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from pipeline.config.recipe import Augment
+from pipeline.core.keyed_random import Epochs, Keys, Stream, bits, uniform
+from pipeline.loader.auto_augment import rand_augment, trivial_augment
+from pipeline.loader.crops import Draws, crop_boxes, padded_crops
+
+_ANTIALIASED = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
+
+
+def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
+    """images: uint8 [N, 3, S, S], any memory format; keys: uint64 [N]. Returns the same shape and dtype.
+
+    Does what is done sample by sample; erasing and mixing come later, on the device (`mix.on_device`).
+    """
+    if spec.resized_crop_area is not None:
+        images = _resized_crops(images, spec, uniform(seed, epoch, Stream.RESIZED_CROP, keys, 40))
+    if spec.crop_padding_px or spec.flip_probability:
+        images = _crop_and_flip(images, spec, seed, epoch, keys)
+    if spec.auto != "none":
+        images = _auto_augment(images, spec, seed, epoch, keys)
+    if spec.rotation_degrees:
+        angles = (2 * uniform(seed, epoch, Stream.ROTATION, keys)[:, 0] - 1) * spec.rotation_degrees
+        images = torch.stack([_rotate(image, angle) for image, angle in zip(images, angles, strict=True)])
+    if spec.jitters:
+        draws = uniform(seed, epoch, Stream.JITTER, keys, 4)
+        images = torch.stack([_jitter(image, spec, row) for image, row in zip(images, draws, strict=True)])
+    if spec.salt_and_pepper:
+        images = _salt_and_pepper(images, spec.salt_and_pepper, seed, epoch, keys)
+    return images
+
+
+def _resized_crops(images: Tensor, spec: Augment, draws: Draws) -> Tensor:
+    size = images.shape[-1]
+    sizes = np.full(len(images), size, dtype=np.int64)
+    boxes = crop_boxes(sizes, sizes, spec, draws).tolist()
+    crops = [
+        F.resized_crop(image, top, left, height, width, [size, size], **_ANTIALIASED)
+        for image, (top, left, height, width) in zip(images, boxes, strict=True)
+    ]
+    return torch.stack(crops)
+
+
+def _crop_and_flip(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
+    """Crop after reflect-padding and flip as one gather: pixel (y, x) is read from where it came from."""
+    from_y, from_x = (
+        torch.from_numpy(index).to(images.device) for index in padded_crops(images.shape[-1], spec, seed, epoch, keys)
+    )
+    rows = torch.arange(len(images), device=images.device)[:, None, None]
+    pixels = images.permute(0, 2, 3, 1)[rows, from_y[:, :, None], from_x[:, None, :]]  # one copy a pixel
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _auto_augment(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
+    if spec.auto == "trivial":
+        lines = uniform(seed, epoch, Stream.AUTO, keys, 3)
+        samples = [trivial_augment(image, draws) for image, draws in zip(images, lines, strict=True)]
+    else:
+        lines = uniform(seed, epoch, Stream.AUTO, keys, 2 * spec.rand_ops)
+        samples = [
+            rand_augment(image, spec.rand_ops, spec.rand_strength, draws)
+            for image, draws in zip(images, lines, strict=True)
+        ]
+    return torch.stack(samples).contiguous(memory_format=torch.channels_last)
+
+
+def _rotate(image: Tensor, degrees: float) -> Tensor:
+    return F.rotate(image, float(degrees), interpolation=InterpolationMode.BILINEAR)
+
+
+def _jitter(image: Tensor, spec: Augment, draws: Draws) -> Tensor:
+    factors = 1 + (2 * draws - 1) * (spec.brightness, spec.contrast, spec.saturation, spec.hue)
+    if spec.brightness:
+        image = F.adjust_brightness(image, float(factors[0]))
+    if spec.contrast:
+        image = F.adjust_contrast(image, float(factors[1]))
+    if spec.saturation:
+        image = F.adjust_saturation(image, float(factors[2]))
+    if spec.hue:
+        image = F.adjust_hue(image, float(factors[3] - 1))
+    return image
+
+
+def _salt_and_pepper(images: Tensor, share: float, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
+    size = images.shape[-1]
+    draws = uniform(seed, epoch, Stream.SALT_AND_PEPPER, keys, size * size).reshape(-1, 1, size, size)
+    noise = torch.from_numpy(draws).to(images.device)
+    images = torch.where(noise < share / 2, torch.zeros_like(images), images)
+    return torch.where(noise >= 1 - share / 2, torch.full_like(images, 255), images)
+
+
+def erase(images: Tensor, probability: float, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
+    """images: uint8 [N, 3, S, S], keys: uint64 [N]. Returns images of which a share has a grey rectangle."""
+    draws = uniform(seed, epoch, Stream.ERASE, keys, 5)
+    size = images.shape[-1]
+    area = size * size * (0.02 + (0.33 - 0.02) * draws[:, 1])
+    ratio = np.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * draws[:, 2])
+    height = np.minimum(np.round(np.sqrt(area / ratio)), size - 1).astype(np.int64)
+    width = np.minimum(np.round(np.sqrt(area * ratio)), size - 1).astype(np.int64)
+    top = (draws[:, 3] * (size - height + 1)).astype(np.int64)
+    left = (draws[:, 4] * (size - width + 1)).astype(np.int64)
+    line = np.arange(size)
+    inside_y = (line >= top[:, None]) & (line < (top + height)[:, None])
+    inside_x = (line >= left[:, None]) & (line < (left + width)[:, None])
+    mask = inside_y[:, :, None] & inside_x[:, None, :] & (draws[:, 0] < probability)[:, None, None]
+    erased = torch.from_numpy(mask[:, None]).to(images.device)
+    return torch.where(erased, torch.full_like(images, 127), images)
+
+
+def dropout_seed(seed: int, global_step: int, rank: int) -> int:
+    """Returns the seed of torch's generator for one step of one rank, so that dropout needs no saved state."""
+    key = np.array([rank], dtype=np.uint64)
+    return int(bits(seed, global_step, Stream.DROPOUT, key)[0, 0] >> np.uint64(1))

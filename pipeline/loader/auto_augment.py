@@ -1,0 +1,102 @@
+"""RandAugment and TrivialAugment: torchvision's operations and strengths, with draws of our own.
+
+RandAugment (Cubuk et al., arXiv 1909.13719) does `ops` operations of one strength; TrivialAugment (Müller and Hutter,
+arXiv 2103.10158, "wide") does one of a random strength. The tables are those of torchvision's RandAugment and
+TrivialAugmentWide; so is each operation, to the last bit (tests/loader/test_augment.py).
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+BINS = 31
+_SIGNED = {"shear-x", "shear-y", "translate-x", "translate-y", "rotate", "brightness", "color", "contrast", "sharpness"}
+_TRANSLATE = 150.0 / 331.0  # of the side, as in AutoAugment
+OPERATIONS = (
+    "identity", "shear-x", "shear-y", "translate-x", "translate-y", "rotate", "brightness", "color", "contrast",
+    "sharpness", "posterize", "solarize", "auto-contrast", "equalize",
+)  # fmt: skip
+
+
+def rand_augment(image: Tensor, ops: int, strength: int, draws: npt.NDArray[np.float64]) -> Tensor:
+    """image: uint8 [3, S, S]; strength: 0 to BINS - 1; draws: float64 [2 * ops] in [0, 1). Returns the same shape."""
+    for choice, sign in draws.reshape(ops, 2).tolist():
+        name = OPERATIONS[int(choice * len(OPERATIONS))]
+        image = apply(image, name, _signed(name, _rand_strength(name, strength, image.shape[-1]), sign))
+    return image
+
+
+def trivial_augment(image: Tensor, draws: npt.NDArray[np.float64]) -> Tensor:
+    """image: uint8 [3, S, S]; draws: float64 [3] in [0, 1). Returns the same shape."""
+    choice, strength, sign = draws.tolist()
+    name = OPERATIONS[int(choice * len(OPERATIONS))]
+    return apply(image, name, _signed(name, _trivial_strength(name, int(strength * BINS)), sign))
+
+
+def _signed(name: str, value: float, draw: float) -> float:
+    return -value if name in _SIGNED and draw < 0.5 else value
+
+
+def _level(most: float, bin_: int, least: float = 0.0) -> float:
+    """The value of a bin in float32, as torchvision computes it."""
+    return float(torch.linspace(least, most, BINS)[bin_])
+
+
+def _rand_strength(name: str, bin_: int, size: int) -> float:
+    most = {"shear-x": 0.3, "shear-y": 0.3, "translate-x": _TRANSLATE * size, "translate-y": _TRANSLATE * size,
+            "rotate": 30.0}  # fmt: skip
+    return _strength(name, bin_, most, 0.9, 4)
+
+
+def _trivial_strength(name: str, bin_: int) -> float:
+    most = {"shear-x": 0.99, "shear-y": 0.99, "translate-x": 32.0, "translate-y": 32.0, "rotate": 135.0}
+    return _strength(name, bin_, most, 0.99, 6)
+
+
+def _strength(name: str, bin_: int, most: dict[str, float], colour: float, bits: int) -> float:
+    if name in most:
+        return _level(most[name], bin_)
+    if name in ("brightness", "color", "contrast", "sharpness"):
+        return _level(colour, bin_)
+    if name == "posterize":
+        return float((8 - torch.tensor(bin_) / ((BINS - 1) / bits)).round())
+    if name == "solarize":
+        return _level(0.0, bin_, 1.0)
+    return 0.0
+
+
+def apply(image: Tensor, name: str, value: float) -> Tensor:
+    """Does one operation; pixels from outside the image are black, and none is interpolated."""
+    return _APPLY[name](image, value)
+
+
+def _shear(image: Tensor, x: float, y: float) -> Tensor:
+    angles = [math.degrees(math.atan(x)), math.degrees(math.atan(y))]
+    return F.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=angles, center=[0, 0])
+
+
+def _translate(image: Tensor, x: int, y: int) -> Tensor:
+    return F.affine(image, angle=0.0, translate=[x, y], scale=1.0, shear=[0.0, 0.0])
+
+
+_APPLY: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "identity": lambda image, _: image,
+    "shear-x": lambda image, value: _shear(image, value, 0.0),
+    "shear-y": lambda image, value: _shear(image, 0.0, value),
+    "translate-x": lambda image, value: _translate(image, int(value), 0),
+    "translate-y": lambda image, value: _translate(image, 0, int(value)),
+    "rotate": lambda image, value: F.rotate(image, value),
+    "brightness": lambda image, value: F.adjust_brightness(image, 1.0 + value),
+    "color": lambda image, value: F.adjust_saturation(image, 1.0 + value),
+    "contrast": lambda image, value: F.adjust_contrast(image, 1.0 + value),
+    "sharpness": lambda image, value: F.adjust_sharpness(image, 1.0 + value),
+    "posterize": lambda image, value: F.posterize(image, int(value)),
+    "solarize": lambda image, value: F.solarize(image, 255.0 * value),
+    "auto-contrast": lambda image, _: F.autocontrast(image),
+    "equalize": lambda image, _: F.equalize(image),
+}

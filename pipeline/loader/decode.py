@@ -1,0 +1,215 @@
+"""JPEGs -> uint8 batch: crop, antialiased resize and flip in one go, by the kernel or, without it, a library.
+
+The kernel (`native/decode.c`) decodes the rows and columns of the crop alone: photographs by code of our own, the rest,
+and all of evaluation, by libjpeg-turbo. "libjpeg" is the kernel without that code. It is compiled at first use, in a
+few seconds, beside its source, where there are a C compiler and libjpeg-turbo's headers. Without them simplejpeg
+decodes in full and torchvision crops and resizes. All three stay within MAX_ERROR of torchvision's own decode and
+antialiased resize (test_decode.py), but they don't give the same pixels, so a run uses one of them on all nodes,
+and says which.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.errors import ClusterError, DatasetError
+from pipeline.dataset import image_codec
+from pipeline.dataset.image_codec import Buffer
+
+MAX_ERROR = 0.6  # mean absolute difference to torchvision, of 255, over many images; 3.0 for any one
+DecoderName = Literal["kernel", "libjpeg", "simplejpeg"]
+_SOURCE = Path(__file__).parent / "native" / "decode.c"
+_FLAGS = ("-O3", "-ffp-contract=off", "-fPIC", "-shared")
+_OK, _DAMAGED, _UNSUPPORTED, _OTHER_SIZE, _NO_MEMORY, _BAD_BOX = range(6)
+
+Ints = npt.NDArray[np.int32]
+Batch = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Views:
+    """How N images become a batch of S x S pixels, one line each, all int32, in pixels.
+
+    sizes [N, 2]: height and width of the stored image. boxes [N, 4]: top, left, height and width of what is shown of
+    it. full [N, 2]: the size that the box is resized to; window [N, 2]: top and left of the S x S pixels of that which
+    make the sample. flip [N]: 1 to mirror it.
+    """
+
+    size_px: int
+    sizes: Ints
+    boxes: Ints
+    full: Ints
+    window: Ints
+    flip: Ints
+
+    @staticmethod
+    def crops(size_px: int, sizes: Ints, boxes: Ints, flip: Ints) -> "Views":
+        """Views that show each box in full."""
+        num = len(sizes)
+        return Views(size_px, sizes, boxes, np.full((num, 2), size_px, np.int32), np.zeros((num, 2), np.int32), flip)
+
+    @staticmethod
+    def centred(size_px: int, resize_px: int, sizes: Ints) -> "Views":
+        """Views of evaluation: the shorter side resized to `resize_px`, then the centre, as torchvision rounds."""
+        height, width = sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64)
+        short = np.minimum(height, width)
+        full = np.stack([resize_px * height // short, resize_px * width // short], axis=1)
+        half = (full - size_px) / 2.0
+        window = np.rint(half).astype(np.int32)  # Python's round: halves to the even number
+        boxes = np.stack([np.zeros_like(height), np.zeros_like(height), height, width], axis=1).astype(np.int32)
+        return Views(size_px, sizes, boxes, full.astype(np.int32), window, np.zeros(len(sizes), np.int32))
+
+    def lines(self) -> Ints:
+        """int32 [N, 11], as the kernel reads them."""
+        parts = [self.sizes, self.boxes, self.full, self.window, self.flip[:, None]]
+        return np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.int32)
+
+
+def decode_batch(
+    encoded: Sequence[Buffer],
+    views: Views,
+    place: Callable[[int], str],
+    decoder: DecoderName,
+    scaled: bool = True,
+    corrupt: set[int] | None = None,
+    out: Batch | None = None,
+) -> Batch:
+    """Returns uint8 [N, S, S, 3], which is `out`, contiguous, where it is given.
+
+    place: what to call the n-th image in messages. scaled: whether the kernel may decode large crops at 1/2, 1/4 or
+    1/8; False decodes in full, for evaluation. Raises DatasetError if an image can't be decoded. corrupt: a set, to
+    note such images instead, which are black then; those in it already aren't looked at.
+    """
+    if out is None:
+        out = np.empty((len(encoded), views.size_px, views.size_px, 3), dtype=np.uint8)
+    status = np.full(len(encoded), _UNSUPPORTED, dtype=np.int32)
+    if decoder != "simplejpeg":
+        status = _run_kernel(encoded, views, scaled, decoder == "libjpeg", out)
+    for index in np.flatnonzero(status).tolist():
+        try:
+            if corrupt is None or index not in corrupt:
+                if status[index] != _UNSUPPORTED:
+                    raise _CorruptError(_REASONS[status[index]])
+                out[index] = _by_library(encoded[index], views, index)
+        except _CorruptError as error:
+            if corrupt is None or status[index] in (_NO_MEMORY, _BAD_BOX):
+                raise DatasetError(f"{place(index)}: {error}; ingest the data set again") from error
+            corrupt.add(index)
+    for index in corrupt or ():
+        out[index] = 0
+    return out
+
+
+class _CorruptError(Exception):
+    """What the bytes of an image say that they can't."""
+
+
+_REASONS = {
+    _DAMAGED: "the JPEG can't be decoded in full",
+    _OTHER_SIZE: "the image has another size than its row says",
+    _NO_MEMORY: "no memory to decode it",
+    _BAD_BOX: "a crop that doesn't lie in the image",
+}
+
+
+# --- the kernel --------------------------------------------------------------------------------------------------
+
+
+def best_decoder() -> DecoderName:
+    """Returns the decoder that this machine has, or what IMAGE_DECODER in the environment asks for.
+
+    Raises ClusterError if that is no decoder or isn't there.
+    """
+    asked = os.environ.get("IMAGE_DECODER")
+    for name in get_args(DecoderName):
+        if asked == name:
+            check_decoder(name)
+            return name
+    if asked:
+        raise ClusterError(f"IMAGE_DECODER={asked} is no decoder; there are {', '.join(get_args(DecoderName))}")
+    return "kernel" if _kernel() else "simplejpeg"
+
+
+def check_decoder(decoder: DecoderName) -> None:
+    """Raises ClusterError if this machine lacks the decoder that the run has begun with."""
+    if decoder != "simplejpeg" and not _kernel():
+        raise ClusterError(
+            f"{os.uname().nodename}: has no C compiler or no libjpeg-turbo headers, but the run decodes with the "
+            "kernel; install gcc and libjpeg-dev on every node, or set IMAGE_DECODER=simplejpeg for the job"
+        )
+
+
+def _run_kernel(encoded: Sequence[Buffer], views: Views, scaled: bool, by_libjpeg: bool, out: Batch) -> Ints:
+    kernel = _kernel()
+    assert kernel is not None
+    arrays = [np.frombuffer(image, dtype=np.uint8) for image in encoded]
+    pointers = np.array([array.ctypes.data for array in arrays], dtype=np.uint64)
+    lengths = np.array([len(array) for array in arrays], dtype=np.uint64)
+    status = np.zeros(len(encoded), dtype=np.int32)
+    lines = views.lines()
+    addresses = [ctypes.c_void_p(each.ctypes.data) for each in (pointers, lengths, lines)]
+    kernel.decode_batch(
+        len(encoded),
+        *addresses,
+        views.size_px,
+        int(scaled),
+        int(by_libjpeg),
+        ctypes.c_void_p(out.ctypes.data),
+        ctypes.c_void_p(status.ctypes.data),
+    )
+    return status
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> Any:
+    """Returns the loaded kernel, compiled if it isn't there yet, or None."""
+    source = b"".join(path.read_bytes() for path in sorted(_SOURCE.parent.glob("*.[ch]")))
+    name = f"decode-{hashlib.sha256(source + ' '.join(_FLAGS).encode()).hexdigest()[:16]}.so"
+    library = _SOURCE.with_name(name)
+    return ctypes.CDLL(str(library)) if library.exists() or _compile(library) else None
+
+
+def _compile(library: Path) -> bool:
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None or not os.access(library.parent, os.W_OK):
+        return False
+    unfinished = library.with_suffix(f".{os.getpid()}.tmp")
+    command = [compiler, *_FLAGS, "-o", str(unfinished), str(_SOURCE), "-ljpeg"]
+    if subprocess.run(command, capture_output=True).returncode:
+        return False  # no headers, or not libjpeg-turbo's
+    for older in library.parent.glob("decode-*.so"):
+        older.unlink(missing_ok=True)
+    os.replace(unfinished, library)
+    return True
+
+
+# --- the library -------------------------------------------------------------------------------------------------
+
+
+def _by_library(data: Buffer, views: Views, index: int) -> Batch:
+    import torch
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
+    top, left, height, width = views.boxes[index].tolist()
+    y, x = views.window[index].tolist()
+    try:
+        pixels = image_codec.decode(data)
+    except image_codec.BadImageError as error:
+        raise _CorruptError(f"can't be decoded ({error})") from error
+    if pixels.shape[:2] != tuple(views.sizes[index].tolist()):
+        raise _CorruptError(_REASONS[_OTHER_SIZE])
+    box = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1)
+    full = F.resize(box, views.full[index].tolist(), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    shown = full.permute(1, 2, 0).numpy()[y : y + views.size_px, x : x + views.size_px]
+    return shown[:, ::-1] if views.flip[index] else shown

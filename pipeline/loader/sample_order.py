@@ -1,0 +1,151 @@
+"""Who comes when: (data set, seed, epoch) -> the order of rows -> the global batch of every step.
+
+Pure numpy, no Ray. The definition, for anyone who wants to recompute it:
+
+1. The row groups of a split are numbered 0, 1, ... in manifest order, its rows likewise.
+2. In each epoch the row groups are sorted by the draw of their number (`draws.permutation`, stream ROW_GROUP).
+3. Each run of `window_row_groups` of them is a window; the rows of a window are sorted by the draw of their
+   number (stream ROW). One window over everything (`None`) is a full permutation. With `run_rows` = L > 1, so that
+   object storage is asked for L rows at once, each row group of a window is cut into runs of L rows, the last one maybe
+   shorter; runs are sorted by the draw of their first row (stream RUN), and the rows of each 4 runs by their own draw.
+4. The epoch's n rows are cut into S = ceil(n / global_batch_size) consecutive global batches: batch s holds the
+   positions from s*n//S to (s+1)*n//S. Their sizes differ by one row at most and none is larger than
+   `global_batch_size`, so there is no tiny last batch, nothing is dropped and nothing repeated.
+5. Rank r of W takes the positions from r*m//W to (r+1)*m//W of a global batch of m rows. Where samples are mixed
+   (`pairs`), positions 2k and 2k+1 belong together: rank r takes the pairs from r*p//W to (r+1)*p//W of p = ceil(m/2).
+
+6. With `repeats` = R, epochs come in rounds of R, each in the order of its first epoch. A round's n rows are cut into
+   R*S runs; batch s holds run s R times, one copy after the other, copy c augmented as in the round's epoch c. So R
+   epochs hold what they would hold without it, and the versions of an image meet in one batch.
+
+World size enters at 5 alone, so the global batches are the same for any number of workers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.keyed_random import Epochs, Stream, permutation
+from pipeline.core.partition import cut
+
+Rows = npt.NDArray[np.int64]
+RUNS_TOGETHER = 4  # so that neighbours of a row group aren't neighbours in a batch: who is mixed with whom varies
+
+
+def num_steps(num_rows: int, global_batch_size: int) -> int:
+    """Returns the number of global batches of an epoch: ceil(num_rows / global_batch_size)."""
+    return -(-num_rows // global_batch_size)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of one split's rows in every epoch.
+
+    row_group_rows: rows of each row group, in manifest order. pairs: whether workers take whole pairs of rows.
+    repeats: versions of an image that are in one batch; `global_batch_size` must be a multiple. run_rows: rows of a row
+    group that stay together.
+    """
+
+    row_group_rows: tuple[int, ...]
+    seed: int
+    global_batch_size: int
+    window_row_groups: int | None = None
+    pairs: bool = False
+    repeats: int = 1
+    run_rows: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_rows < 1:
+            raise ValueError("row_group_rows holds no row; an order needs at least one")
+        if self.global_batch_size < 1:
+            raise ValueError(f"global_batch_size={self.global_batch_size} must be 1 or more")
+        if self.repeats < 1 or self.global_batch_size % self.repeats:
+            raise ValueError(f"repeats={self.repeats} must divide global_batch_size={self.global_batch_size}")
+        if self.run_rows < 1:
+            raise ValueError(f"run_rows={self.run_rows} must be 1 or more")
+        if self.window_row_groups is not None and self.window_row_groups < 1:
+            raise ValueError(f"window_row_groups={self.window_row_groups} must be 1 or more, or None for all")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the split, and so of an epoch."""
+        return sum(self.row_group_rows)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of an epoch."""
+        return num_steps(self.num_rows, self.global_batch_size)
+
+    def epoch_rows(self, epoch: int) -> Rows:
+        """Returns int64 [num_rows]: every row index once, in the order of this epoch."""
+        return _epoch_rows(self.row_group_rows, self.seed, epoch, self.window_row_groups, self.run_rows)
+
+    def batch_size(self, global_step: int) -> int:
+        """Returns the rows of a global batch: `global_batch_size` or a little less."""
+        start, stop = self._run(global_step)
+        return self.repeats * (stop - start)
+
+    def _run(self, global_step: int) -> tuple[int, int]:
+        """First and last position, in the order of its round, of the images of a step."""
+        steps = self.repeats * self.steps_per_epoch
+        return cut(self.num_rows, steps, global_step % steps)
+
+    def _part(self, size: int, world_size: int, rank: int) -> tuple[int, int]:
+        """A rank's part of a global batch of `size` rows."""
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank} must lie in [0, {world_size})")
+        if self.pairs:
+            first, last = (min(size, 2 * place) for place in cut(-(-size // 2), world_size, rank))
+            return first, last
+        return cut(size, world_size, rank)
+
+    def rows(self, global_step: int, world_size: int = 1, rank: int = 0) -> Rows:
+        """Returns the row indices that `rank` of `world_size` trains on in `global_step`, counted over all epochs."""
+        start, stop = self._run(global_step)
+        first_epoch = global_step // self.steps_per_epoch // self.repeats * self.repeats
+        images = self.epoch_rows(first_epoch)[start:stop]
+        first, last = self._part(self.repeats * len(images), world_size, rank)
+        return images[first:last] if self.repeats == 1 else np.tile(images, self.repeats)[first:last]
+
+    def epochs(self, global_step: int, world_size: int = 1, rank: int = 0) -> Epochs:
+        """Returns the epoch that decides the augmentation of the rows of `rows`; where they are repeated, of each."""
+        epoch = global_step // self.steps_per_epoch
+        if self.repeats == 1:
+            return epoch
+        start, stop = self._run(global_step)
+        copies = np.repeat(np.arange(self.repeats, dtype=np.int64), stop - start)
+        first, last = self._part(len(copies), world_size, rank)
+        return epoch // self.repeats * self.repeats + copies[first:last]
+
+
+@lru_cache(maxsize=4)
+def _epoch_rows(
+    row_group_rows: Sequence[int], seed: int, epoch: int, window_row_groups: int | None, run_rows: int
+) -> Rows:
+    sizes = np.asarray(row_group_rows, dtype=np.int64)
+    starts = np.cumsum(sizes) - sizes
+    window = window_row_groups or len(sizes)
+    groups = permutation(seed, epoch, Stream.ROW_GROUP, np.arange(len(sizes), dtype=np.uint64))
+    parts = []
+    for first in range(0, len(groups), window):
+        members = np.sort(groups[first : first + window])
+        rows = np.concatenate([np.arange(starts[g], starts[g] + sizes[g]) for g in members])
+        drawn = permutation(seed, epoch, Stream.ROW, rows.astype(np.uint64))
+        if run_rows > 1:
+            begins = np.concatenate([np.arange(sizes[g]) % run_rows == 0 for g in members])
+            places = _inverse(permutation(seed, epoch, Stream.RUN, rows[begins].astype(np.uint64)))
+            together = places[np.cumsum(begins) - 1] // RUNS_TOGETHER
+            drawn = np.lexsort((_inverse(drawn), together))
+        parts.append(rows[drawn])
+    order = np.concatenate(parts)
+    order.setflags(write=False)
+    return order
+
+
+def _inverse(permuted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    places = np.empty_like(permuted)
+    places[permuted] = np.arange(len(permuted))
+    return places

@@ -1,0 +1,36 @@
+"""Figures shared by reports: confused classes and the confusion matrix."""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.reporting.charts import BLUE, GREY, svg
+from pipeline.reporting.charts import axes as new_axes
+
+MAX_MATRIX_CLASSES = 20
+
+
+def confused_pairs(matrix: Any, classes: tuple[str, ...], count: int = 5) -> list[tuple[int, str, str]]:
+    """Returns (images, true class, predicted class) of the most frequent mistakes, most frequent first."""
+    wrong = np.array(matrix)
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    places = [divmod(int(place), len(classes)) for place in order]
+    return [(int(wrong[t, p]), classes[t], classes[p]) for t, p in places if wrong[t, p]]
+
+
+def matrix_picture(matrix: Any, classes: tuple[str, ...]) -> str:
+    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    side = 1.6 + 0.42 * len(classes)
+    figure, axes = new_axes(side, side)
+    axes.imshow(np.where(np.eye(len(classes), dtype=bool), np.nan, shares), cmap="Oranges", vmin=0, vmax=0.12)
+    for true, line in enumerate(matrix):
+        for predicted, count in enumerate(line):
+            if count:
+                strong = true != predicted and shares[true, predicted] > 0.07
+                own = {"weight": "bold", "color": BLUE} if true == predicted else {"color": "white" if strong else GREY}
+                axes.text(predicted, true, f"{count:,}", ha="center", va="center", fontsize=8, **own)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="true")
+    return svg(figure)

@@ -1,6 +1,0 @@
-"""Raw images in the layouts found in the wild, each turned into an index without decoding anything."""
-
-from pipeline.sources.index import Index
-from pipeline.sources.open import LAYOUTS, open_source
-
-__all__ = ["LAYOUTS", "Index", "open_source"]

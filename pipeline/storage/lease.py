@@ -1,0 +1,143 @@
+"""A lease: of several processes, on one machine or many, one may write to a place at a time.
+
+The holder rewrites the lease's file every few seconds by a conditional write. Who finds a lease watches it: rewritten
+meanwhile means that its holder lives; unchanged for the time that it promises means that its holder is dead. So no two
+clocks are compared. A holder of this very machine whose process is gone is dead at once.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import DatasetError, StorageError
+from pipeline.core.progress import Progress, silent
+from pipeline.storage import files
+
+TTL_SECONDS = 30.0
+
+
+class Lease:
+    """A lease that this process holds."""
+
+    def __init__(self, uri: str, content: dict[str, Any], version: str, ttl_seconds: float) -> None:
+        self._uri, self._content, self._version = uri, content, version
+        self._ttl_seconds = ttl_seconds
+        self._ended = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._ttl_seconds / 6):
+            self._content["beat"] += 1
+            try:
+                version = files.replace(self._uri, _encode(self._content), self._version)
+            except (OSError, StorageError):  # whoever works under the lease meets it too, and says so
+                version = None
+            if version is None:
+                self._lost = True
+                return
+            self._version = version
+
+    def check(self) -> None:
+        """Raises DatasetError if another process has taken the lease, or it couldn't be renewed."""
+        if self._lost or not (self._thread.is_alive() or self._ended.is_set()):
+            raise DatasetError(
+                f"{self._uri.split('?')[0]}: this process was away for too long and another has taken over; "
+                "let that one finish, then run the same command again"
+            )
+
+    def release(self) -> None:
+        """Gives the lease back, if it is still this process's."""
+        self._ended.set()
+        self._thread.join()
+        found = None if self._lost else files.read_version(self._uri)
+        if found is not None and json.loads(found[0])["owner"] == self._content["owner"]:
+            files.delete_files(self._uri.rsplit("/", 1)[0], [files.basename(self._uri)])
+
+
+@contextmanager
+def held(uri: str, what: str, progress: Progress = silent, ttl_seconds: float = TTL_SECONDS) -> Iterator[Lease]:
+    """Holds the lease at `uri`; waits for a dead holder's to run out. Raises DatasetError if a live one holds it.
+
+    what: what is being written, for the other's error message.
+    """
+    content = {
+        "owner": uuid.uuid4().hex,
+        "what": what,
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid": os.getpid(),
+        "ttl_seconds": ttl_seconds,
+        "beat": 0,
+    }
+    lease = Lease(uri, content, _acquire(uri, content, progress), ttl_seconds)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _encode(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+def _acquire(uri: str, content: dict[str, Any], progress: Progress) -> str:
+    while True:
+        if files.write_once(uri, _encode(content)):
+            found = files.read_version(uri)
+            if found is not None and json.loads(found[0])["owner"] == content["owner"]:
+                return found[1]
+            continue
+        found = files.read_version(uri)
+        if found is None:
+            continue
+        holder = json.loads(found[0])
+        if not _is_dead(holder):
+            _watch(uri, holder, found[1], progress)
+        version = files.replace(uri, _encode(content), found[1])
+        if version is not None:
+            return version
+
+
+def _watch(uri: str, holder: dict[str, Any], version: str, progress: Progress) -> None:
+    """Returns when the holder has been silent for as long as it promised not to be. Raises DatasetError if it lives."""
+    start = time.monotonic()
+    while (waited := time.monotonic() - start) < holder["ttl_seconds"]:
+        progress("lease", int(waited), int(holder["ttl_seconds"]), f"is process {holder['pid']} still there?")
+        time.sleep(min(1.0, holder["ttl_seconds"] / 10))
+        found = files.read_version(uri)
+        if found is None:
+            return
+        if found[1] != version:
+            raise DatasetError(
+                f"{holder['what']}: another process is writing there now (process {holder['pid']} on "
+                f"{holder['host']}); wait for it, or end it"
+            )
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    if (holder["host"], holder["boot"]) != (socket.gethostname(), _boot()):
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    # Itself: an earlier holder that was a thread of this process, or a process with its number.
+    return False
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux: leases of this machine then run out like all others
+        return uuid.uuid4().hex

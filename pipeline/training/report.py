@@ -1,0 +1,128 @@
+"""The report: one HTML file that needs nothing else, from `result.json`, the predictions and the stored images."""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.dataset.manifest import Manifest
+from pipeline.evaluation.mistakes import confident_mistakes
+from pipeline.evaluation.predictions import Predictions
+from pipeline.ingestion.sources import digits
+from pipeline.loader.stage_times import MEANINGS, STAGES, TRAINING, WAITING, training_seconds, waiting_seconds
+from pipeline.reporting.charts import BLUE, GREY, ORANGE, page, svg
+from pipeline.reporting.charts import axes as new_axes
+from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, matrix_picture
+from pipeline.storage import files
+
+REPORT_NAME = "report.html"
+
+
+def write_report(run: str, dataset: str, data: Manifest, result: dict[str, Any], predictions: Predictions) -> str:
+    """Writes `report.html` into the run and returns its URI. run, dataset: absolute URIs."""
+    uri = files.join(run, REPORT_NAME)
+    files.write_bytes(uri, render(dataset, data, result, predictions).encode())
+    return uri
+
+
+def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Predictions) -> str:
+    """Returns the report as HTML."""
+    matrix = np.array(result["val"]["confusion_matrix"])
+    return page(
+        "report.html",
+        result=result,
+        stand_in=data.name == digits.NAME,
+        pairs=confused_pairs(matrix, data.classes),
+        classes=sorted(((v["recall"], v["rows"], name) for name, v in result["val"]["per_class"].items())),
+        curves=_curves(result),
+        time_bars=_time_bars(result),
+        time_words=_time_words(result),
+        stages=[(name, result["seconds"][name], MEANINGS[name]) for name in STAGES if result["seconds"].get(name)],
+        bars=_recall_bars(result),
+        matrix=matrix_picture(matrix, data.classes) if len(data.classes) <= MAX_MATRIX_CLASSES else None,
+        mistakes=confident_mistakes(dataset, data, result["evaluated"]["split"], predictions),
+        recipe=_flat(result["recipe"]),
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        rows += _flat(value, f"{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows
+
+
+def _curves(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns (picture, text alternative) of each curve."""
+    history, points = result["history"], list(result["evaluations"])
+    points.append({"step": result["steps"], "loss": result["val"]["loss"], "top1": result["val"]["top1"]})
+    per_epoch = result["steps"] / result["epochs"]
+    epochs = [line["epoch"] for line in history]
+    at = [point["step"] / per_epoch for point in points]
+
+    figure, axes = new_axes()
+    axes.plot(epochs, [line["loss"] for line in history], color=BLUE, label="train (augmented)")
+    axes.plot(at, [point["loss"] for point in points], "o-", color=ORANGE, label="validation")
+    axes.set(xlabel="epoch", ylabel="loss")
+    axes.legend(frameon=False)
+    pictures = [(svg(figure), f"Loss falls to {points[-1]['loss']:.3f} on the validation split")]
+
+    figure, axes = new_axes()
+    axes.plot(at, [100 * point["top1"] for point in points], "o-", color=ORANGE)
+    axes.annotate(
+        f"{100 * points[-1]['top1']:.1f} %",
+        (at[-1], 100 * points[-1]["top1"]),
+        xytext=(0, 7),
+        textcoords="offset points",
+        ha="right",
+    )
+    axes.margins(y=0.12)
+    axes.set(xlabel="epoch", ylabel="top-1 on validation, %", xlim=(0, result["epochs"] * 1.03))
+    pictures.append((svg(figure), f"Top-1 reaches {100 * points[-1]['top1']:.1f} %"))
+
+    figure, axes = new_axes()
+    axes.plot(epochs, [line["images_per_second"] for line in history], color=BLUE)
+    axes.set(xlabel="epoch", ylabel="images/s", ylim=(0, None))
+    pictures.append((svg(figure), f"{result['images_per_second']:,.0f} images/s on average"))
+
+    figure, axes = new_axes()
+    axes.plot(epochs, [line["learning_rate"] for line in history], color=BLUE)
+    axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    pictures.append((svg(figure), "Learning rate over the epochs"))
+    return pictures
+
+
+def _time_words(result: dict[str, Any]) -> str:
+    """Returns the sentence that says what to conclude."""
+    seconds, trained = result["seconds"], training_seconds(result["seconds"])
+    waited = waiting_seconds(seconds) / trained
+    largest = max(TRAINING, key=lambda name: seconds.get(name, 0.0))
+    text = f"{largest} took {100 * seconds[largest] / trained:.0f} % of the {trained:,.0f} s of training"
+    if waited < 0.02:
+        return (
+            f"{text}; the data were there nearly always ({100 * waited:.1f} % of the time was spent waiting for them)."
+        )
+    slowest = max(WAITING, key=lambda name: seconds.get(name, 0.0))
+    return f"{text}; {100 * waited:.0f} % was spent waiting for data, most of it for {slowest}."
+
+
+def _time_bars(result: dict[str, Any]) -> str:
+    stages = [name for name in reversed(STAGES) if result["seconds"].get(name)]
+    values = [result["seconds"][name] for name in stages]
+    figure, axes = new_axes(5.2, 0.8 + 0.3 * len(stages))
+    bars = axes.barh(stages, values, color=[ORANGE if name in WAITING else BLUE for name in stages])
+    axes.bar_label(bars, [f"{value:,.1f} s" for value in values], padding=3, color=GREY)
+    axes.margins(x=0.18)
+    axes.set(xlabel="seconds (orange: waiting for data)")
+    return svg(figure)
+
+
+def _recall_bars(result: dict[str, Any]) -> str:
+    recalls = sorted((value["recall"], name) for name, value in result["val"]["per_class"].items())
+    if len(recalls) > 2 * MAX_MATRIX_CLASSES:
+        recalls = recalls[:MAX_MATRIX_CLASSES] + recalls[-5:]
+    figure, axes = new_axes(5.2, 0.8 + 0.26 * len(recalls))
+    bars = axes.barh([name for _, name in recalls], [100 * recall for recall, _ in recalls], color=BLUE)
+    axes.bar_label(bars, fmt="%.0f", padding=3, color=GREY)
+    axes.axvline(100 * result["val"]["top1"], color=ORANGE, linestyle="--", linewidth=1)
+    axes.set(xlabel="recall, % (dashed: all classes)", xlim=(0, 108))
+    return svg(figure)

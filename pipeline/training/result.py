@@ -1,0 +1,99 @@
+"""`result.json`: what a run was and what it reached, from what it left behind."""
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.environment import git_commit, versions
+from pipeline.dataset import parquet
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.row_reader import load_index
+from pipeline.evaluation import predictions as evaluate
+from pipeline.evaluation.leakage import without_leaked
+from pipeline.loader import stage_times
+from pipeline.loader.work_units import parts_of
+from pipeline.models import checkpoint
+from pipeline.storage import files
+from pipeline.training.fault_tolerance import read_starts
+from pipeline.training.job import TrainJob
+
+RESULT_NAME = "result.json"
+
+
+def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
+    """Returns the content of `result.json` for a finished run."""
+    output = json.loads(files.read_bytes(files.join(job.run, checkpoint.OUTPUT_NAME)))
+    state, operations, starts = output["state"], output["operations"], read_starts(job.run)
+    parts = parts_of(data, job.hold_out)
+    predictions, _ = evaluate.read_predictions(job.run)
+    stepping = sum(state["seconds"].get(name, 0.0) for name in ("copy", "compute"))
+    trained = stage_times.training_seconds(state["seconds"])
+    images_per_second = state["epochs"] * parts.train_rows / trained
+    return {
+        "dataset": {
+            "name": data.name,
+            "digest": data.digest,
+            "rows": {name: split.rows for name, split in data.splits.items()},
+            "classes": list(data.classes),
+        },
+        "recipe": asdict(job.recipe),
+        "seed": job.seed,
+        "world_size": output["world_size"],
+        "decoder": job.decoder,
+        "epochs": state["epochs"],
+        "steps": state["step"],
+        "train_seconds": trained,
+        "images_per_second": images_per_second,
+        "data_wait_fraction": stage_times.waiting_seconds(state["seconds"]) / trained,
+        "seconds": state["seconds"],
+        "operations": operations,
+        "utilisation": operations["per_image"]
+        * images_per_second
+        / (operations["peak_per_second"] * operations["devices"]),
+        "starts": starts,
+        "goodput": stepping / (time.time() - starts[0]["time"]),
+        "skipped_steps": state["skipped"],
+        "parameter_groups": output["parameter_groups"],
+        "quarantined": quarantined(job.dataset, data, state["quarantined"]),
+        "evaluated": {"split": parts.split, "held_out": job.hold_out > 0, "first_row": parts.first_row},
+        "val": evaluate.metrics(predictions, data.classes),
+        "val_without_leaked": None if job.hold_out else without_leaked(job.dataset, data, predictions),
+        "history": state["history"],
+        "evaluations": state["evaluations"],
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def quarantined(dataset: str, data: Manifest, rows: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    """Returns split, row, key and place of each image that training or evaluation left out."""
+    lines = []
+    for split in data.splits:
+        numbers = np.array([row for name, row in rows if name == split], dtype=np.int64)
+        if len(numbers):
+            index = load_index(dataset, data.split(split))
+            keys = parquet.read_rows(dataset, data.split(split), numbers, ("key",))["key"].to_pylist()
+            lines += [
+                {"split": split, "row": row, "key": key, "place": index.place(row)}
+                for row, key in zip(numbers.tolist(), keys, strict=True)
+            ]
+    return lines
+
+
+def write_result(run: str, result: dict[str, Any]) -> str:
+    """Writes `result.json`, the last file of a run, and returns its URI."""
+    uri = files.join(run, RESULT_NAME)
+    files.write_bytes(uri, json.dumps(result, indent=1).encode() + b"\n")
+    return uri
+
+
+def read_result(run: str) -> dict[str, Any] | None:
+    """Returns the result of a finished run, or None if it isn't finished."""
+    uri = files.join(run, RESULT_NAME)
+    if not files.exists(uri):
+        return None
+    result: dict[str, Any] = json.loads(files.read_bytes(uri))
+    return result

@@ -1,0 +1,92 @@
+"""The batches of one worker: of training and evaluation, from memory or as streams, by recipe."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.core.progress import Progress
+from pipeline.dataset.manifest import Manifest, Split
+from pipeline.evaluation import predictions
+from pipeline.loader import api as loader
+from pipeline.loader.api import Batch, Resident
+from pipeline.loader.sample_order import Order
+from pipeline.loader.transform import View, evaluation_view
+from pipeline.loader.work_units import EvaluateUnits, TrainUnits, Units, parts_of
+from pipeline.training.job import TrainJob
+
+_WHITENING_IMAGES = 5000
+
+
+class Batches:
+    """The batches of one worker, resident or streamed by recipe."""
+
+    def __init__(
+        self, job: TrainJob, data: Manifest, world_size: int, rank: int, device: torch.device, progress: Progress
+    ) -> None:
+        recipe = job.recipe
+        self.job, self.data, self.world_size, self.rank, self.device = job, data, world_size, rank, device
+        self.parts = parts_of(data, job.hold_out)
+        self.train, window = data.split("train"), recipe.shuffle_window_row_groups
+        rows, batch_size = self.parts.train_groups, recipe.global_batch_size
+        mixes, run_rows = recipe.augment.mixes, recipe.shuffle_run_rows
+        self.order = Order(rows, job.seed, batch_size, window, mixes, recipe.repeats, run_rows)
+        self._corrupt: set[tuple[str, int]] = set()
+        self.val_view = evaluation_view(recipe, job.decoder)
+        self.train_view = View(
+            recipe.image_size_px, recipe.image_size_px, recipe.augment, job.seed, job.decoder, recipe.size_ramp
+        )
+        self.resident: dict[str, Resident] = {}
+        if recipe.residency == "resident":
+            views = {"train": ("train", self.train_view), "evaluated": (self.parts.split, self.val_view)}
+            for name, (split, view) in views.items():
+                whole = loader.load_resident(job.dataset, data.split(split), view, progress, job.on_corrupt)
+                self.resident[name] = whole.to(device)
+
+    def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
+        """Yields this rank's batches of the steps from `first_step` to `num_steps`."""
+        units = TrainUnits(self.order, num_steps, first_step, self.world_size, self.rank)
+        if self.resident:
+            batches = loader.resident_batches(self.resident["train"], units, self.train_view)
+        else:
+            batches = self._streamed(self.train, units, self.train_view)
+        return self._noting("train", batches)
+
+    def validation(self, progress: Progress) -> Iterator[Batch]:
+        """Yields this rank's part of what is evaluated."""
+        name, first, rows = self.parts.split, self.parts.first_row, self.parts.rows
+        units = EvaluateUnits(rows, predictions.UNIT_ROWS, self.world_size, self.rank, first)
+        if self.resident:
+            batches = loader.resident_batches(self.resident["evaluated"], units, self.val_view)
+        else:
+            batches = self._streamed(self.data.split(name), units, self.val_view)
+        for batch in self._noting(name, batches):
+            yield batch
+            progress("evaluate", batch.unit + 1, len(units))
+
+    def _streamed(self, split: Split, units: Units, view: View) -> Iterator[Batch]:
+        return loader.stream_batches(self.job.dataset, split, units, view, self.job.on_corrupt, self.job.cache)
+
+    def _noting(self, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._corrupt.update((split, row) for row in batch.corrupt.tolist())
+            yield batch
+
+    def quarantined(self, before: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Returns (split, row) of all images that any worker left out, those of `before` too. All ranks together."""
+        parts: list[Any] = [self._corrupt]
+        if self.job.on_corrupt == "quarantine" and self.world_size > 1:
+            parts = [None] * self.world_size
+            torch.distributed.all_gather_object(parts, self._corrupt)
+        return sorted({(split, row) for split, row in before}.union(*parts))
+
+    def evaluates_after(self, epoch: int) -> bool:
+        """Whether the curve gets a point after this many epochs: after each of the first two, then every other."""
+        return epoch <= 2 or epoch % 2 == 0
+
+    def whitening_images(self) -> Tensor:
+        """uint8 [<=5000, 3, S, S] of the train split, the same on every rank."""
+        if self.resident:
+            return self.resident["train"].images[:_WHITENING_IMAGES]
+        return loader.sample_images(self.job.dataset, self.data, "train", _WHITENING_IMAGES, self.val_view)

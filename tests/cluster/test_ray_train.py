@@ -1,0 +1,166 @@
+"""What only a real Ray can show. All tests share one cluster."""
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config.presets import make_recipe
+from pipeline.config.recipe import Augment
+from pipeline.core.errors import DatasetError
+from pipeline.dataset import manifest
+from pipeline.dataset.row_reader import load_index
+from pipeline.ingestion.plan import SHARD_BYTES
+from pipeline.ingestion.run import ingest, planned
+from pipeline.loader import api as loader
+from pipeline.loader.api import Batch
+from pipeline.loader.decode import best_decoder
+from pipeline.loader.sample_order import Order
+from pipeline.loader.transform import View
+from pipeline.loader.work_units import EvaluateUnits, TrainUnits, Units
+from pipeline.training import loop as train
+from pipeline.training import result
+from pipeline.training.job import TrainJob
+from tests.conftest import ingest_here, make_tar, make_tree, shared, tree_files
+from tests.jobs.test_command_lines import traced
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable"),
+]
+
+
+def digest(batch: Batch) -> tuple[Any, ...]:
+    return (
+        batch.unit,
+        batch.rows.tolist(),
+        batch.labels.tolist(),
+        hashlib.sha256(batch.images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()).hexdigest(),
+    )
+
+
+def test_ray_writes_the_bytes_that_the_plan_says(tmp_path: Path) -> None:
+    source = str(make_tar(tmp_path / "a.tar", tree_files(make_tree(tmp_path / "tree"))))
+    with planned(source, str(tmp_path / "by-ray")) as plan:
+        by_ray = ingest(plan).manifest
+        assert by_ray == ingest_here(plan.index, str(tmp_path / "here"), shard_size=SHARD_BYTES)
+    assert not (tmp_path / "by-ray" / "_ingest").exists()
+    for split in by_ray.splits.values():
+        for shard in split.shards:
+            data = (tmp_path / "by-ray" / shard.path).read_bytes()
+            assert (hashlib.sha256(data).hexdigest(), len(data)) == (shard.sha256, shard.bytes)
+
+
+def test_a_bad_image_leaves_no_manifest(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree")
+    (tree / "val" / "cow" / "004.jpg").write_bytes(b"")
+    with (
+        pytest.raises(DatasetError, match=r"1 of 36 files can't be used \(val/cow/004\.jpg: empty: zero bytes\)"),
+        planned(str(tree), str(tmp_path / "out")) as plan,
+    ):
+        ingest(plan)
+    assert not manifest.is_dataset(str(tmp_path / "out"))
+
+
+AUGMENT = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5, salt_and_pepper=0.02)
+
+
+@pytest.mark.parametrize(("world_size", "first_step", "repeats"), [(1, 0, 1), (3, 0, 1), (2, 7, 3)])
+def test_a_stream_holds_the_batches_of_the_order_for_any_world_size(
+    tree_dataset: str, world_size: int, first_step: int, repeats: int
+) -> None:
+    """51 rows in batches of 12 over 3 epochs: nothing divides. The reference is computed here, without Ray."""
+    split = manifest.load(tree_dataset).split("train")
+    order = Order(split.row_group_rows, 3, 12, 2, repeats=repeats)
+    view = View(24, 24, AUGMENT, seed=3, decoder=best_decoder())
+    for rank in range(world_size):
+        units = TrainUnits(order, 3 * order.steps_per_epoch, first_step, world_size, rank)
+        streamed = [digest(batch) for batch in loader.stream_batches(tree_dataset, split, units, view)]
+        assert streamed == [digest(reference(tree_dataset, units, view, unit)) for unit in range(len(units))]
+
+
+def reference(uri: str, units: Units, view: View, unit: int) -> Batch:
+    index, rows = load_index(uri, manifest.load(uri).split("train")), units.rows(unit)
+    images = view.batch(index, rows, units.epochs(unit))
+    labels = index.label[rows].astype(np.int64)
+    columns = {"row": rows, "label": labels, "image": images, "corrupt": rows < 0, "making": np.zeros(5)}
+    return loader._as_batch(unit, columns, index.key_hash, units.epochs(unit))
+
+
+def test_streamed_and_resident_evaluation_see_the_same_pixels(tree_dataset: str) -> None:
+    split, view = manifest.load(tree_dataset).split("val"), View(16, 18)
+    units = EvaluateUnits(split.rows, 10, 2, 1)
+    data = loader.load_resident(tree_dataset, split, view)
+    resident = [digest(batch) for batch in loader.resident_batches(data, units, view)]
+    assert [digest(batch) for batch in loader.stream_batches(tree_dataset, split, units, view)] == resident
+
+
+@pytest.fixture(scope="module")
+def trained(digits_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    """A finished run of two workers, two epochs of the digits."""
+    recipe = make_recipe("digits", epochs=2, global_batch_size=126)
+    run = str(tmp_path_factory.mktemp("runs") / "two-workers")
+    job = TrainJob(digits_dataset, run, recipe, seed=4, num_workers=2, cpus_per_worker=0.5, trace_rows=True)
+    train.claim_run(job, train.check_job(job))
+    train.run(job)
+    return job
+
+
+def global_batches(run: Path) -> dict[int, list[str]]:
+    """Returns {step: keys of all ranks, in rank order} of a traced run."""
+    steps: dict[int, list[str]] = {}
+    for path in sorted((run / "rows").iterdir()):
+        only = run / "one-rank" / "rows"
+        shutil.rmtree(only.parent, ignore_errors=True)
+        only.mkdir(parents=True)
+        shutil.copy(path, only)
+        for step, keys in traced(only.parent).items():
+            steps.setdefault(step, []).extend(keys)
+    return steps
+
+
+def test_one_and_two_workers_train_on_the_same_global_batches(trained: TrainJob, tmp_path: Path) -> None:
+    alone = replace(trained, run=str(tmp_path / "alone"), num_workers=0)
+    train.claim_run(alone, train.check_job(alone))
+    train.run(alone)
+    steps = global_batches(Path(trained.run))
+    assert steps == global_batches(tmp_path / "alone")
+    assert len(steps) == 24
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_a_checkpoint_has_the_same_totals_on_any_number_of_workers(
+    trained: TrainJob, tmp_path: Path, num_workers: int
+) -> None:
+    """The finished run's checkpoint is continued with other worker counts: nothing is left to train."""
+    run = tmp_path / "again"
+    shutil.copytree(trained.run, run, ignore=shutil.ignore_patterns("*.parquet", "model.*", "*snapshot*", "rows"))
+    job = replace(trained, run=str(run), num_workers=num_workers, cpus_per_worker=0.3, trace_rows=False)
+    data = train.check_job(job)
+    train.claim_run(job, data)
+    train.run(job)
+    expected, again = (result.build_result(each, data)["val"] for each in (trained, job))
+    assert again["confusion_matrix"] == expected["confusion_matrix"]
+    assert (again["correct"], again["correct_top5"]) == (expected["correct"], expected["correct_top5"])
+    assert again["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_a_small_network_learns_real_imagenet_photographs_from_a_stream(tmp_path: Path) -> None:
+    with planned(shared("imagenette-mini.tar"), str(tmp_path / "data")) as plan:
+        data = ingest(plan).manifest
+    assert {name: split.rows for name, split in data.splits.items()} == {"train": 1200, "val": 400}
+    recipe = make_recipe("resnet18-smoke", epochs=1, model="fast-resnet", optimizer="muon", learning_rate=0.1)
+    recipe = replace(recipe, image_size_px=32, evaluate_resize_px=36, schedule="one-cycle", momentum=0.6)
+    job = TrainJob(str(tmp_path / "data"), str(tmp_path / "run"), recipe)
+    train.claim_run(job, train.check_job(job))
+    train.run(job)
+    values = result.build_result(job, data)
+    assert values["steps"] == 19
+    assert values["val"]["rows"] == 400
+    assert values["val"]["top1"] > 0.2  # one epoch; chance is 0.1

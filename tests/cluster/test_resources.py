@@ -1,0 +1,93 @@
+"""What a worker gets of a cluster, and waiting for nodes."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from jobs import training
+from pipeline.cluster import resources
+from pipeline.cluster.ray_train import scaling
+from pipeline.core.errors import ClusterError, RecipeError
+from pipeline.evaluation.runner import EvaluateJob
+
+
+@pytest.mark.parametrize(
+    ("workers", "use_gpu", "nodes", "expected"),
+    [
+        (1, False, [2.0], 1),  # one is left for reading
+        (2, False, [3.0], 1),
+        (2, False, [2.0], 0.5),  # shares where there are no whole ones
+        (1, False, [16.0], 15),
+        (4, True, [16.0, 16.0], 1),
+        (2, False, [2.0, 2.0, 2.0], 1),  # of three nodes one may go, and there is still one CPU for reading
+        (2, False, [1.0, 1.0, 1.0], 0.5),
+        (1, False, [8.0, 8.0], 7),
+        (1, False, [8.0, 8.0, 8.0], 8),  # not more than a node has
+        (3, False, [16.0, 16.0, 16.0, 4.0], 11),
+    ],
+)
+def test_what_a_worker_gets(workers: int, use_gpu: bool, nodes: list[float], expected: float) -> None:
+    cpus = resources.cpus_of_worker(workers, use_gpu, nodes)
+    assert cpus == expected
+    if not use_gpu and len(nodes) > 1:
+        assert workers * cpus + 1 <= sum(nodes) - max(nodes)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "gpus", "expected"),
+    [("auto", 2, 2, True), ("auto", 3, 2, False), ("auto", 0, 2, False), ("gpu", 8, 0, True), ("cpu", 1, 4, False)],
+)
+def test_who_gets_gpus(device: resources.Device, workers: int, gpus: int, expected: bool) -> None:
+    assert resources.takes_gpus(device, workers, gpus) is expected
+
+
+def test_gpus_for_nobody_are_refused() -> None:
+    with pytest.raises(RecipeError, match="device=gpu needs workers"):
+        resources.takes_gpus("gpu", 0, 1)
+
+
+def test_gpus_for_an_evaluation_in_this_process_are_refused() -> None:
+    job = EvaluateJob("model", "data", "out")
+    with pytest.raises(RecipeError, match="device=gpu needs workers"), training.evaluating(0, job, "gpu"):
+        pass
+
+
+def test_a_cache_in_a_bucket_is_refused() -> None:
+    with pytest.raises(RecipeError, match="cache=s3://a/b must be a folder on each node's own disk"):
+        resources.node_cache("s3://a/b")
+    assert resources.node_cache("~/kept") == os.path.expanduser("~/kept")
+
+
+@pytest.mark.parametrize(("use_gpu", "strategy"), [(True, "PACK"), (False, "SPREAD")])
+def test_cpus_are_of_different_nodes_gpus_near_each_other_and_none_of_a_node_that_augments(
+    use_gpu: bool, strategy: str
+) -> None:
+    made = scaling(2, use_gpu, 1.5)
+    assert made.placement_strategy == strategy
+    assert made.resources_per_worker == {"CPU": 1.5, **({"GPU": 1} if use_gpu else {})}
+    assert made.label_selector == {"image-pipeline/role": "!augment"}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_nodes_are_waited_for_and_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.autoscaler import sdk
+
+    asked: list[object] = []
+    monkeypatch.setattr(sdk, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(resources, "_LOOK_EVERY_SECONDS", 0.05)
+    with pytest.raises(ClusterError, match=r"workers=2 need 2 GPUs, the cluster has 0; .*--wait-minutes N"):
+        resources.await_room(2, True, 0, lambda *_: None)
+    assert asked == []
+    told: list[tuple[object, ...]] = []
+    have = {"CPU": 4.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: have)
+    threading.Timer(0.5, lambda: have.update(GPU=2.0)).start()
+    start = time.monotonic()
+    resources.await_room(2, True, 1, lambda *stage: told.append(stage))
+    assert time.monotonic() - start >= 0.4
+    assert told[0] == ("nodes", 0, 2, "GPUs; waiting for the others")
+    assert asked == [[{"CPU": 1, "GPU": 1}] * 2 + [{"CPU": 1}], []]

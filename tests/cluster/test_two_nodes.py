@@ -1,0 +1,293 @@
+"""Two real Ray nodes on this machine, one of them with CPUs alone: both make batches, and it may die."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.core.processes import process_tree
+from pipeline.dataset import manifest
+from pipeline.dataset.parquet import read_rows
+from pipeline.loader.sample_order import Order
+from tests.jobs.test_command_lines import ROOT
+from tests.training.test_fault_tolerance import trained_on
+
+pytestmark = pytest.mark.ray
+
+# Streams the batches of two epochs on the cluster; a line each: step, node of the task, rows and pixels as SHA-256.
+CODE = """
+import hashlib, sys, time
+from dataclasses import dataclass
+import numpy as np
+import ray
+from jobs import command
+from pipeline import loader, manifest
+from pipeline.loader.decode import best_decoder
+from pipeline.loader.sample_order import Order
+from pipeline.config.recipe import Augment
+from pipeline.loader.work_units import TrainUnits
+from pipeline.loader.transform import View
+
+@dataclass(frozen=True)
+class Telling(View):
+    folder: str = ""
+
+    def batch(self, index, rows, epoch, corrupt=None, watch=None):
+        time.sleep(0.3)  # so that there is a middle to be killed in
+        open(f"{self.folder}/{ray.get_runtime_context().get_node_id()}-{epoch}-{rows[0]}", "w").close()
+        return super().batch(index, rows, epoch, corrupt, watch)
+
+uri = sys.argv[1]
+split = manifest.load(uri).split("train")
+order = Order(split.row_group_rows, 3, 5, 2)
+spec = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5)
+view = Telling(24, 24, spec, seed=3, decoder=best_decoder(), folder=sys.argv[2])
+with command.ray_session():
+    for batch in loader.stream_batches(uri, split, TrainUnits(order, 2 * order.steps_per_epoch * 4), view):
+        pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+        rows = ",".join(map(str, batch.rows.tolist()))
+        print("STEP", batch.unit, rows, hashlib.sha256(pixels).hexdigest(), flush=True)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Nodes:
+    """A head and a node beside it, as `ray start` starts them."""
+
+    def __init__(self, folder: Path, cpus: int = 1) -> None:
+        self.port, self.folder, self.cpus = free_port(), folder, cpus
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64}
+        self.environment["RAY_ADDRESS"] = f"127.0.0.1:{self.port}"
+        self.environment["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"  # Ray's default, which other tests switch off
+        self.start("--head", f"--port={self.port}", f"--temp-dir={folder}", "--include-dashboard=false")
+        self.start(f"--address=127.0.0.1:{self.port}")
+
+    def start(self, *arguments: str) -> None:
+        """Starts a node, and returns when it has joined."""
+        ray = str(Path(sys.executable).with_name("ray"))
+        environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
+        command = [ray, "start", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={self.cpus}", *arguments]
+        command.append("--object-store-memory=300000000")
+        log = open(self.folder / f"node-{len(self.processes)}.log", "wb")  # noqa: SIM115 - the process's
+        self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in (self.folder / f"node-{len(self.processes) - 1}.log").read_text():
+            assert time.monotonic() < deadline, "a node doesn't start"
+            time.sleep(0.2)
+
+    def kill(self, number: int) -> None:
+        """SIGKILL to a node's every process at once, as when a machine is gone."""
+        for process in reversed(process_tree(self.processes[number].pid)):
+            os.kill(process, signal.SIGKILL)
+        self.processes[number].wait()
+
+    def end(self) -> None:
+        for number, process in enumerate(self.processes):
+            if process.poll() is None:
+                self.kill(number)
+
+
+@pytest.fixture(params=[1])
+def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
+    """Two nodes of as many CPUs as the parameter says."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-nodes-", dir="/tmp"))
+    both = Nodes(folder, request.param)
+    yield both
+    both.end()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def expected(uri: str) -> list[tuple[str, str]]:
+    """Returns (rows, SHA-256 of the pixels) of every step, computed here, without Ray."""
+    from pipeline.config.recipe import Augment
+    from pipeline.dataset.row_reader import load_index
+    from pipeline.loader.decode import best_decoder
+    from pipeline.loader.transform import View
+
+    split = manifest.load(uri).split("train")
+    order, index = Order(split.row_group_rows, 3, 5, 2), load_index(uri, split)
+    spec = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5)
+    view = View(24, 24, spec, seed=3, decoder=best_decoder())
+    lines = []
+    for step in range(8 * order.steps_per_epoch):
+        rows = order.rows(step)
+        pixels = np.ascontiguousarray(view.batch(index, rows, step // order.steps_per_epoch))
+        lines.append((",".join(map(str, rows.tolist())), hashlib.sha256(pixels.tobytes()).hexdigest()))
+    return lines
+
+
+@pytest.mark.slow
+def test_a_node_dies_in_the_middle_of_an_epoch_and_no_row_is_lost_or_doubled(
+    nodes: Nodes, tree_dataset: str, tmp_path: Path
+) -> None:
+    (told := tmp_path / "told").mkdir()
+    command = [sys.executable, "-c", CODE, tree_dataset, str(told)]
+    process = subprocess.Popen(command, env=nodes.environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines: list[tuple[str, ...]] = []
+    workers: set[str] = set()
+    for line in process.stdout:
+        if line.startswith("STEP"):
+            lines.append(tuple(line.split()[2:]))
+            if len(workers) < 2:
+                workers = {path.name.split("-")[0] for path in told.iterdir()}
+                if len(workers) == 2:  # both make batches
+                    nodes.kill(1)
+                    killed_at = len(lines)
+    assert process.wait(60) == 0
+    assert len(workers) == 2
+    assert killed_at < 80
+    assert lines == expected(tree_dataset)
+
+
+# Trains digits with one to two workers and prints what it is told, and where the workers' nodes are.
+TRAIN = """
+import sys
+from dataclasses import replace
+from jobs import command
+from pipeline import train
+from pipeline.config.presets import make_recipe
+from pipeline.training.job import TrainJob
+
+class Printing(command.Display):
+    def __call__(self, stage, done, total, remark=""):
+        print("PROGRESS", stage, done, total, remark, flush=True)
+
+if __name__ == "__main__":
+    recipe = replace(make_recipe("digits", epochs=20, global_batch_size=7), checkpoint_every_steps=100000)
+    job = TrainJob(sys.argv[1], sys.argv[2], recipe, 4, 1, max_workers=2, cpus_per_worker=2, trace_rows=True,
+                   resize_seconds=3)
+    with command.ray_session(2):
+        data = train.check_job(job)
+        train.claim_run(job, data)
+        with Printing() as display, command.remote_progress(display) as progress:
+            train.run(replace(job, progress=progress))
+        print("DONE", flush=True)
+"""
+
+
+def second_node(nodes: Nodes) -> str:
+    """Returns the id of the node that isn't the head."""
+    code = (
+        "import ray; ray.init(log_to_driver=False)\n"
+        "print('NODE', *[n['NodeID'] for n in ray.nodes() if 'node:__internal_head__' not in n['Resources']])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], env=nodes.environment, capture_output=True, text=True).stdout
+    return out.split("NODE ")[1].split()[0]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("nodes", [2], indirect=True)
+def test_after_a_notice_a_node_goes_and_another_comes_and_the_order_stays(
+    nodes: Nodes, digits_dataset: str, tmp_path: Path
+) -> None:
+    """2 workers; a spot notice of 25 s, then SIGKILL to the node; 1 worker; a new node; 2 workers again."""
+    run, script = tmp_path / "run", tmp_path / "job.py"
+    script.write_text(TRAIN)
+    command = [sys.executable, str(script), digits_dataset, str(run)]
+    process = subprocess.Popen(
+        command,
+        env=nodes.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    ray = str(Path(sys.executable).with_name("ray"))
+    told: list[str] = []
+    noticed_step = killed_at = 0.0
+    drained = added = False
+    for line in process.stdout:
+        told.append(line.strip())
+        words = line.split()
+        starts = [json.loads(path.read_text()) for path in sorted((run / "starts").glob("*.json"))]
+        if words[:2] == ["PROGRESS", "train"] and not drained and int(words[2]) > 20:
+            assert [start["world_size"] for start in starts] == [2]
+            subprocess.run(
+                [ray, "drain-node", f"--address=127.0.0.1:{nodes.port}", f"--node-id={second_node(nodes)}",
+                 "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=25"],
+                env=nodes.environment, check=True,
+            )  # fmt: skip
+            drained = True
+        if words[:2] == ["PROGRESS", "notice"]:
+            while not (run / "latest.json").exists():
+                time.sleep(0.05)
+            noticed_step = json.loads((run / "latest.json").read_text())["step"]
+            nodes.kill(1)
+            killed_at = time.time()
+        if len(starts) == 2 and not added:
+            nodes.start(f"--address=127.0.0.1:{nodes.port}")
+            added = True
+    assert process.wait(60) == 0, told[-20:]
+    assert told[-1] == "DONE"
+    starts = [json.loads(path.read_text()) for path in sorted((run / "starts").glob("*.json"))]
+    assert [start["world_size"] for start in starts] == [2, 1, 2], told
+    assert starts[1]["step"] == noticed_step  # what the notice saved, in the middle of an epoch
+    assert noticed_step % 206
+    print(f"notice: checkpoint at step {noticed_step}; back {starts[1]['time'] - killed_at:.1f} s after the kill")
+
+    split = manifest.load(digits_dataset).split("train")
+    order = Order(split.row_group_rows, 4, 7, None)
+    seen = trained_on(str(run))
+    keys = read_rows(digits_dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
+    assert sorted(seen) == list(range(20 * order.steps_per_epoch))
+    for step, batch in seen.items():
+        assert batch == [keys[row] for row in order.rows(step)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("nodes", [2], indirect=True)
+def test_when_the_head_has_gone_the_job_ends_and_the_same_command_goes_on_on_another_cluster(
+    nodes: Nodes, digits_dataset: str, tmp_path: Path
+) -> None:
+    """SIGKILL to the head, with the job's controller and the state of Ray on it: nothing can go on there."""
+    run, script = tmp_path / "run", tmp_path / "job.py"
+    script.write_text(TRAIN.replace("=100000", "=50").replace("epochs=20", "epochs=5"))
+    command = [sys.executable, str(script), digits_dataset, str(run)]
+    process = subprocess.Popen(command, env=nodes.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (run / "latest.json").exists() or json.loads((run / "latest.json").read_text())["step"] < 100:
+        assert process.poll() is None
+        time.sleep(0.1)
+    nodes.kill(0)
+    killed_at = time.time()
+    assert process.wait(180) != 0
+    ended_at = time.time()
+    nodes.kill(1)
+    saved = json.loads((run / "latest.json").read_text())["step"]
+    folder = Path(tempfile.mkdtemp(prefix="ray-nodes-", dir="/tmp"))
+    other = Nodes(folder, 2)
+    begun_at = time.time()
+    try:
+        finished = subprocess.run(command, env=other.environment, capture_output=True, text=True, timeout=400)
+    finally:
+        other.end()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert "DONE" in finished.stdout, finished.stderr[-2000:]
+    starts = [json.loads(path.read_text()) for path in sorted((run / "starts").glob("*.json"))]
+    second = next(start for start in starts if start["time"] > begun_at)
+    assert second["step"] == saved
+    print(
+        f"the job ended {ended_at - killed_at:.1f} s after the head; on the new cluster it went on from step {saved} "
+        f"after {second['time'] - begun_at:.1f} s"
+    )
+    split = manifest.load(digits_dataset).split("train")
+    order, seen = Order(split.row_group_rows, 4, 7, None), trained_on(str(run))
+    keys = read_rows(digits_dataset, split, np.arange(split.rows), ("key",))["key"].to_pylist()
+    assert seen == {step: [keys[row] for row in order.rows(step)] for step in range(5 * order.steps_per_epoch)}

@@ -1,0 +1,117 @@
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.presets import RECIPES, make_recipe
+from pipeline.config.recipe import Augment, Recipe, SizeRamp, check_batch
+from pipeline.core.errors import RecipeError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_recipe_is_called_what_it_is_listed_as() -> None:
+    assert all(make_recipe(name).name == name for name in RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("cifar-10", "cifar10"), ("resnet-50", "resnet50"), ("seedcnn", "seed-cnn")]
+)
+def test_an_unknown_recipe_is_answered_with_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(RecipeError, match=f"recipe='{name}' is unknown; did you mean [^?]*{nearest}"):
+        make_recipe(name)
+
+
+def test_flags_change_fields_and_given_epochs_end_the_fitting() -> None:
+    recipe = make_recipe("cifar10", epochs=3, global_batch_size=None, optimizer="adam")
+    assert (recipe.epochs, recipe.fit_seconds, recipe.optimizer) == (3, 0.0, "adam")
+    assert recipe.global_batch_size == RECIPES["cifar10"]().global_batch_size
+    assert make_recipe("resnet50", epochs=1).warmup_epochs < 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "epochs=0 must be 1 or more"),
+        ("global_batch_size", -1, "global_batch_size=-1"),
+        ("learning_rate", 0.0, "learning_rate=0.0 must be above 0"),
+        ("label_smoothing", 1.0, "label_smoothing=1.0"),
+        ("warmup_epochs", 99.0, "warmup_epochs=99.0"),
+        ("optimizer", "admw", "did you mean adamw"),
+        ("schedule", "cosin", "did you mean cosine"),
+        ("model", "resnet81", "did you mean resnet18"),
+        ("precision", "float16", "float32"),
+    ],
+)
+def test_impossible_values_are_refused(field: str, value: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        dataclasses.replace(RECIPES["cifar10"](), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "rows", "message"),
+    [
+        (2, 3, None, "global_batch_size=2 is too small for 3 workers; use 3 or more"),
+        (4, 4, 5, "leaves steps of 2 rows for 4 workers"),
+    ],
+)
+def test_batches_that_cannot_be_shared_out_are_refused(
+    batch: int, workers: int, rows: int | None, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_batch(make_recipe("cifar10", global_batch_size=batch), workers, rows)
+
+
+def test_batches_that_can_be_shared_out_pass() -> None:
+    check_batch(make_recipe("cifar10"), 2, 50_000)
+    check_batch(make_recipe("cifar10", global_batch_size=4), 4, 4)
+    check_batch(make_recipe("cifar10", global_batch_size=1000), 7, 50_000)  # 142 or 143 each
+
+
+@pytest.mark.parametrize(
+    ("ramp", "last_px", "sizes"),
+    [
+        (SizeRamp(160, 5, 13), 192, [160] * 9 + [192] * 7),  # as FFCV's 16 epochs, in steps of 32
+        (SizeRamp(128, 0, 4), 224, [128, 160, 192, 192, 224, 224]),
+        (SizeRamp(96, 0, 2, 1), 177, [96, 136, 177, 177]),
+        (SizeRamp(64, 3, 3), 128, [64, 64, 64, 128]),
+    ],
+)
+def test_images_grow_from_epoch_to_epoch(ramp: SizeRamp, last_px: int, sizes: list[int]) -> None:
+    assert [ramp.size_px(epoch, last_px) for epoch in range(len(sizes))] == sizes
+
+
+@pytest.mark.parametrize("values", [(4, 0, 1), (32, 3, 2), (32, -1, 2), (32, 0, 1, 0)])
+def test_impossible_ramps_are_refused(values: tuple[int, ...]) -> None:
+    with pytest.raises(RecipeError, match="size_ramp=SizeRamp"):
+        SizeRamp(*values)
+
+
+def test_a_ramp_needs_a_stream() -> None:
+    with pytest.raises(RecipeError, match="size_ramp needs residency='stream' and a from_px of at most image_size_px"):
+        dataclasses.replace(RECIPES["cifar10"](), size_ramp=SizeRamp(16, 0, 2))
+    with pytest.raises(RecipeError, match="size_ramp needs"):
+        dataclasses.replace(RECIPES["resnet50"](), size_ramp=SizeRamp(256, 0, 2))
+
+
+def test_mixing_needs_a_pair_for_each_worker() -> None:
+    recipe = make_recipe("cifar10", global_batch_size=4)
+    check_batch(recipe, 4, 4)
+    with pytest.raises(RecipeError, match="global_batch_size=4 is too small for 4 workers; use 8"):
+        check_batch(dataclasses.replace(recipe, augment=Augment(mixup_alpha=0.2)), 4, 4)
+
+
+def test_every_field_of_a_recipe_is_read_somewhere() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "pipeline").rglob("*.py") if path.name != "recipe.py")
+    for field in dataclasses.fields(Recipe):
+        assert re.search(rf"recipe\.{field.name}\b", source) or field.name == "name", field.name
+
+
+def test_nothing_loads_pickled_code() -> None:
+    for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")]:
+        source = path.read_text()
+        assert "weights_only=False" not in source, path
+        assert not re.search(r"pickle\.loads?\(", source), path
+        for call in re.findall(r"torch\.load\((?:[^()]|\([^()]*(?:\([^()]*\))?[^()]*\))*\)", source):
+            assert "weights_only=True" in call, path

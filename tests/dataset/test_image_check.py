@@ -1,0 +1,244 @@
+"""Odd images, made here: each is stored as it is, repaired or refused, with its reason."""
+
+import hashlib
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from pipeline.dataset import image_codec
+from pipeline.dataset.image_codec import Handling, Refused, Stored, decode, examine, pixel_facts
+from tests.conftest import jpeg, picture, shared
+
+DECODE, HEADER = Handling(), Handling(checks="header")
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format=kind, **options)
+    return out.getvalue()
+
+
+def rgb() -> Image.Image:
+    return picture(7, 40, 60)
+
+
+def with_segment(data: bytes, marker: int, content: bytes) -> bytes:
+    return data[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content + data[2:]
+
+
+def grey16() -> bytes:
+    grey = np.asarray(rgb().convert("L")).astype(np.uint16)
+    return encoded(Image.fromarray(grey * 257), "PNG")
+
+
+def ycck() -> bytes:
+    data: bytes = simplejpeg.encode_jpeg(255 - np.asarray(rgb().convert("CMYK")), colorspace="CMYK", quality=95)
+    return data
+
+
+def broken_exif() -> bytes:
+    """An EXIF block whose tag promises more bytes than there are: PIL warns, the pixels decode."""
+    tiff = b"II*\0\x08\0\0\0" + struct.pack("<H", 1) + struct.pack("<HHII", 0x010F, 2, 5000, 200)
+    return with_segment(encoded(rgb(), "JPEG"), 0xE1, b"Exif\0\0" + tiff)
+
+
+def bomb() -> bytes:
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def jpeg_bomb() -> bytes:
+    """A JPEG whose header claims 30,000 x 30,000 pixels."""
+    data = bytearray(encoded(rgb(), "JPEG"))
+    place = data.index(b"\xff\xc0") + 5
+    data[place : place + 4] = struct.pack(">HH", 30_000, 30_000)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.JPEG", jpeg(1, 40, 60)),
+        ("a.JPEG", encoded(rgb(), "JPEG", progressive=True)),
+        ("a.JPEG", encoded(rgb(), "JPEG", quality=95, subsampling=0)),
+        ("a.png", encoded(rgb(), "PNG")),
+        ("a.JPEG", encoded(rgb(), "JPEG") + b"bytes after the end"),
+        ("a.JPEG", encoded(rgb(), "JPEG", exif=bytes(Image.Exif()))),
+    ],
+)
+@pytest.mark.parametrize("handling", [DECODE, HEADER])
+def test_what_is_in_order_is_stored_byte_for_byte(name: str, data: bytes, handling: Handling) -> None:
+    found = examine(data, name, handling)
+    assert isinstance(found, Stored)
+    assert (found.data, found.repair, found.height, found.width) == (data, "", 40, 60)
+    assert found.source_sha256 == hashlib.sha256(data).hexdigest()
+    assert (found.facts is None) == (handling is HEADER)
+
+
+@pytest.mark.parametrize("handling", [DECODE, HEADER])
+@pytest.mark.parametrize(
+    ("data", "repair", "tolerance"),
+    [
+        (encoded(rgb().convert("CMYK"), "JPEG", quality=95), "CMYK JPEG converted to RGB JPEG of quality 95", 3),
+        (ycck(), "YCCK JPEG converted", 3),
+        (encoded(rgb().convert("L"), "JPEG", quality=95), "Gray JPEG converted", 40),
+        (encoded(rgb(), "PNG"), "RGB PNG converted", 2),
+        (encoded(rgb().convert("P"), "PNG"), "P PNG converted", 30),
+        (encoded(rgb().convert("RGBA"), "PNG"), "RGBA PNG converted", 2),
+        (grey16(), "16-bit PNG converted", 40),
+        (encoded(rgb(), "BMP"), "RGB BMP converted", 2),
+        (encoded(rgb(), "WEBP", quality=95), "RGB WEBP converted", 6),
+        (broken_exif(), "unreadable EXIF removed", 3),
+    ],
+)
+def test_what_is_odd_is_converted_and_said_so(data: bytes, repair: str, tolerance: float, handling: Handling) -> None:
+    found = examine(data, "val/n01/x.JPEG", handling)
+    assert isinstance(found, Stored)
+    assert found.repair.startswith(repair)
+    assert found.source_sha256 == hashlib.sha256(data).hexdigest()
+    assert simplejpeg.decode_jpeg_header(found.data)[2] == "YCbCr"
+    assert examine(found.data, "val/n01/x.JPEG", handling).repair == ""
+    assert np.abs(decode(found.data).astype(int) - np.asarray(rgb())).mean() < tolerance
+    assert examine(data, "val/n01/x.JPEG", handling).data == found.data
+
+
+def test_a_grey_image_keeps_its_greys() -> None:
+    grey = rgb().convert("L")
+    found = examine(encoded(grey, "JPEG", quality=95), "x.jpg", DECODE)
+    assert isinstance(found, Stored)
+    assert np.abs(decode(found.data).astype(int) - np.asarray(grey)[:, :, None]).mean() < 2
+    sixteen = examine(grey16(), "x.jpg", DECODE)
+    assert isinstance(sixteen, Stored)
+    assert np.abs(decode(sixteen.data).astype(int) - np.asarray(grey)[:, :, None]).mean() < 2
+
+
+def test_a_cmyk_photograph_has_the_colours_that_pil_gives_it() -> None:
+    data = encoded(rgb().convert("CMYK"), "JPEG", quality=95)
+    reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    found = examine(data, "x.jpg", DECODE)
+    assert isinstance(found, Stored)
+    assert np.abs(decode(found.data) - reference).mean() < 2
+
+
+def test_unreadable_exif_is_cut_out_and_no_pixel_changes() -> None:
+    found = examine(broken_exif(), "x.jpg", DECODE)
+    assert isinstance(found, Stored)
+    assert found.data == encoded(rgb(), "JPEG")
+
+
+def test_a_png_under_its_own_name_stays_lossless() -> None:
+    found = examine(encoded(rgb().convert("P"), "PNG"), "x.png", DECODE)
+    assert isinstance(found, Stored)
+    assert found.repair == "P PNG converted to RGB PNG"
+    assert np.array_equal(decode(found.data), np.asarray(rgb().convert("P").convert("RGB")))
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+
+
+WHOLE = encoded(noise(), "JPEG")
+
+
+@pytest.mark.parametrize("handling", [DECODE, HEADER])
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty: zero bytes"),
+        (b"hello, I am text", "no image: it begins with b'hello, I am text'"),
+        (WHOLE[:20], "damaged: no readable JPEG header"),
+        (WHOLE[: len(WHOLE) // 2], "truncated: "),
+        (encoded(rgb(), "PNG")[:-300], "truncated: |damaged: "),
+        (bomb(), "too many pixels: "),
+        (jpeg_bomb(), "too many pixels: 30000x30000, the limit is 100,000,000"),
+        (encoded(noise().convert("CMYK"), "JPEG")[:3000], "truncated: "),
+        (encoded(rgb(), "WEBP")[:200], "damaged: |truncated: "),
+        (b"\xff\xd8" + b"\0" * 50, "damaged: "),
+    ],
+)
+def test_what_cannot_be_decoded_in_full_is_refused_with_its_reason(
+    data: bytes, reason: str, handling: Handling
+) -> None:
+    found = examine(data, "x.JPEG", handling)
+    assert isinstance(found, Refused)
+    assert any(found.reason.startswith(each) for each in reason.split("|")), found.reason
+    assert found.source_sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_missing_data_before_the_end_mark_is_found_by_decoding_alone() -> None:
+    """PIL and torchvision make up the missing part, in grey."""
+    cut = WHOLE[: len(WHOLE) // 2] + b"\xff\xd9"
+    assert Image.open(io.BytesIO(cut)).convert("RGB").size == (60, 40)
+    found = examine(cut, "x.jpg", DECODE)
+    assert isinstance(found, Refused)
+    assert found.reason == "truncated: Corrupt JPEG data: premature end of data segment"
+    assert isinstance(examine(cut, "x.jpg", HEADER), Stored)
+
+
+def test_bytes_too_many_change_no_pixel_and_are_kept() -> None:
+    data = WHOLE[:-2] + b"\0" * 20 + WHOLE[-2:]
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(data, strict=True)
+    found = examine(data, "x.jpg", DECODE)
+    assert isinstance(found, Stored)
+    assert np.array_equal(decode(found.data), decode(WHOLE))
+
+
+def test_a_large_image_is_shrunk_to_its_shorter_side() -> None:
+    data = encoded(picture(3, 400, 600), "JPEG", quality=95)
+    found = examine(data, "x.jpg", Handling(shorter_side_px=100))
+    assert isinstance(found, Stored)
+    assert (found.height, found.width, found.repair) == (100, 150, "shrunk to 150x100, JPEG of quality 90")
+    reference = np.asarray(picture(3, 400, 600).resize((150, 100), Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(decode(found.data) - reference).mean() < 2
+    small = examine(WHOLE, "x.jpg", Handling(shorter_side_px=100))
+    assert isinstance(small, Stored)
+    assert small.data == WHOLE
+    again = examine(WHOLE, "x.jpg", Handling(jpeg_quality=30))
+    assert isinstance(again, Stored)
+    assert (again.repair, len(again.data) < len(WHOLE)) == ("JPEG of quality 30", True)
+
+
+def test_the_facts_of_pixels_are_what_numpy_says() -> None:
+    pixels = np.asarray(picture(5, 50, 70))
+    facts = pixel_facts(pixels)
+    for channel in range(3):
+        counts = np.bincount(pixels[:, :, channel].ravel(), minlength=256)
+        assert np.array_equal(facts.histogram[256 * channel : 256 * (channel + 1)], counts)
+    assert facts.sha256 == hashlib.sha256(b"50x70:" + pixels.tobytes()).hexdigest()
+    assert facts.sha256 != pixel_facts(pixels.reshape(70, 50, 3)).sha256
+    assert len(facts.thumbnail) == 256
+
+
+def test_the_perceptual_hash_is_the_signs_of_scipys_dct() -> None:
+    from scipy.fft import dctn
+
+    grey = np.random.default_rng(0).uniform(0, 255, (32, 32))
+    spectrum = dctn(grey, type=2)
+    wanted = [(u, v) for u in range(9) for v in range(9) if 0 < u + v <= 10][:64]
+    bits = np.array([spectrum[u, v] > 0 for u, v in wanted])
+    assert image_codec.perceptual_hash(grey) == int(np.packbits(bits).view(np.uint64)[0])
+
+
+def test_our_decoder_agrees_with_torchvisions_on_real_photographs(tmp_path: Path) -> None:
+    import tarfile
+
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with tarfile.open(shared("imagenet-fullsize-160.tar")) as tar:
+        members = [info for info in tar if info.isfile()][:24]
+        for info in members:
+            stream = tar.extractfile(info)
+            assert stream
+            data = stream.read()
+            reference = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+            assert np.abs(decode(data).astype(int) - reference.permute(1, 2, 0).numpy()).max() <= 3

@@ -1,0 +1,205 @@
+import errno
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.errors import DatasetError, StorageError
+from pipeline.dataset import manifest, row_group_cache
+from pipeline.dataset.row_reader import (
+    REMOTE_GAP_BYTES,
+    REMOTE_RANGE_BYTES,
+    RowIndex,
+    load_index,
+    near_each_other,
+    read_images,
+)
+from pipeline.storage import files, object_store
+
+NONE = np.empty(0, np.int64)
+INDEX = RowIndex((), *[NONE] * 9)
+
+
+def stored(uri: str, name: str) -> list[dict[str, Any]]:
+    shards = manifest.load(uri).split(name).shards
+    return [row for shard in shards for row in pq.read_table(f"{uri}/{shard.path}").to_pylist()]
+
+
+@pytest.fixture
+def copy(tree_dataset: str, tmp_path: Path) -> Path:
+    shutil.copytree(tree_dataset, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def index_of(uri: Path | str) -> RowIndex:
+    return load_index(str(uri), manifest.load(str(uri)).split("train"))
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+@pytest.mark.parametrize("fixture", ["tree_dataset", "digits_dataset"])
+def test_a_row_is_read_by_itself(request: pytest.FixtureRequest, fixture: str, name: str) -> None:
+    uri = request.getfixturevalue(fixture)
+    rows = stored(uri, name)
+    index = load_index(uri, manifest.load(uri).split(name))
+    order = np.random.default_rng(0).permutation(len(rows))[:300]
+    images = read_images(index, order)
+    for row, image in zip(order.tolist(), images, strict=True):
+        assert bytes(image) == rows[row]["image"]
+        facts = (index.label[row], index.height[row], index.width[row])
+        assert facts == tuple(rows[row][column] for column in ("label", "height", "width"))
+
+
+def test_rows_are_read_from_a_bucket(s3: str, tree_dataset: str) -> None:
+    for name, _ in files.list_files(tree_dataset):
+        files.write_bytes(f"{s3}/rows/{name}", files.read_bytes(f"{tree_dataset}/{name}"))
+    index = index_of(f"{s3}/rows")
+    order = np.random.default_rng(0).permutation(51)
+    before = object_store.sent()
+    assert read_images(index, order) == read_images(index_of(tree_dataset), order)
+    sent = object_store.sent().plus(before, -1)
+    ranges, _ = near_each_other(index, order)
+    assert sent.get == len(ranges) < 51
+    assert sent.bytes_read == sum(each.length for each in ranges)
+    before, far = object_store.sent(), order[:1]
+    assert read_images(index, far) == read_images(index_of(tree_dataset), far)
+    sent = object_store.sent().plus(before, -1)
+    assert (sent.get, sent.bytes_read) == (1, int(index.length[far[0]]))  # no byte that isn't needed
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200_000), st.integers(1, 300_000)), min_size=1, max_size=60),
+    st.integers(1, 4),
+    st.data(),
+)
+def test_neighbours_are_one_request_and_each_row_is_in_its_own(
+    images: list[tuple[int, int]], num_shards: int, data: st.DataObject
+) -> None:
+    """Gaps before images, and their lengths, in shards; rows in any order, some twice."""
+    shard = np.sort(np.arange(len(images)) % num_shards)
+    offset, length = np.zeros(len(images), dtype=np.int64), np.array([each[1] for each in images])
+    end: dict[int, int] = {}
+    for row, (gap, size) in enumerate(images):
+        offset[row] = end.get(int(shard[row]), 4) + gap
+        end[int(shard[row])] = int(offset[row]) + size
+    index = replace(INDEX, shard=shard.astype(np.int32), offset=offset, length=length.astype(np.int32))
+    rows = np.array(data.draw(st.lists(st.integers(0, len(images) - 1), max_size=80)), dtype=np.int64)
+    ranges, range_of = near_each_other(index, rows)
+    for row, number in zip(rows, range_of, strict=True):
+        own = ranges[number]
+        assert own.shard == shard[row]
+        assert own.offset <= offset[row]
+        assert offset[row] + length[row] <= own.offset + own.length
+    assert set(range_of) == set(range(len(ranges)))
+    for before, after in pairwise(ranges):
+        assert (before.shard, before.offset + before.length) < (after.shard, after.offset + 1)
+    seen = set(rows.tolist())
+    for number, each in enumerate(ranges):
+        members = sorted(set(rows[range_of == number].tolist()))
+        assert each.row == members[0]
+        assert each.length <= REMOTE_RANGE_BYTES or len(members) == 1
+        gaps = [offset[b] - offset[a] - length[a] for a, b in pairwise(members)]
+        assert all(gap <= REMOTE_GAP_BYTES for gap in gaps)
+    for a, b in pairwise(sorted(seen)):
+        if shard[a] == shard[b] and offset[b] - offset[a] - length[a] <= REMOTE_GAP_BYTES:
+            first, second = (int(range_of[rows.tolist().index(row)]) for row in (a, b))
+            too_long = offset[b] + length[b] - ranges[first].offset > REMOTE_RANGE_BYTES
+            assert first == second or too_long
+
+
+@pytest.fixture
+def cached(s3: str, tree_dataset: str, tmp_path: Path) -> RowIndex:
+    """The index of a data set in a bucket whose row groups are kept in a folder of the test."""
+    for name, _ in files.list_files(tree_dataset):
+        files.write_bytes(f"{s3}/cached/{name}", files.read_bytes(f"{tree_dataset}/{name}"))
+    split = manifest.load(f"{s3}/cached").split("train")
+    return replace(load_index(f"{s3}/cached", split), cache=row_group_cache.folder_of(str(tmp_path / "kept"), split))
+
+
+def requests(call: Callable[[], object]) -> object_store.Requests:
+    before = object_store.sent()
+    call()
+    return object_store.sent().plus(before, -1)
+
+
+def test_a_row_group_is_asked_for_once_and_kept(cached: RowIndex, tree_dataset: str) -> None:
+    """Many at a time; again only where a file was cut; the same bytes as from the disk, each row checked."""
+    rows, here = np.random.default_rng(1).permutation(51), index_of(tree_dataset)
+    groups = len(cached.row_group_ends)
+
+    def many() -> None:
+        with ThreadPoolExecutor(8) as pool:
+            for images in pool.map(lambda part: read_images(cached, part), np.array_split(rows, 8)):
+                assert images
+        assert read_images(cached, rows) == read_images(here, rows)
+
+    assert requests(many).get == groups
+    assert requests(many).total == 0
+    kept = sorted(path for path in Path(cached.cache).iterdir() if path.suffix == "")
+    assert len(kept) == groups
+    kept[0].write_bytes(kept[0].read_bytes()[:-1])
+    assert requests(many).get == 1
+    kept[0].write_bytes(bytes(len(kept[0].read_bytes())))
+    with pytest.raises(DatasetError, match=f"not the bytes that were ingested.*remove its copy in {cached.cache}"):
+        read_images(cached, rows)
+
+
+def test_where_the_disk_has_no_room_rows_are_read_one_by_one_and_what_is_kept_is_used(
+    cached: RowIndex, tree_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, here = np.random.default_rng(1).permutation(51), index_of(tree_dataset)
+    read_images(cached, np.arange(3))
+    kept = sum(path.suffix == "" for path in Path(cached.cache).iterdir())
+    assert 0 < kept < len(cached.row_group_ends)
+    monkeypatch.setattr(row_group_cache, "RESERVED_BYTES", 1 << 60)
+    sent = requests(lambda: read_images(cached, rows))
+    assert read_images(cached, rows) == read_images(here, rows)
+    assert sent.bytes_read < int(cached.length.sum())
+    assert sum(path.suffix == "" for path in Path(cached.cache).iterdir()) == kept
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(row_group_cache, "RESERVED_BYTES", 0)
+    monkeypatch.setattr(Path, "write_bytes", full)  # somebody else took the room
+    assert read_images(cached, rows) == read_images(here, rows)
+    assert not list(Path(cached.cache).glob("*.tmp"))
+
+
+def test_a_cache_that_cannot_be_is_said_in_one_line(cached: RowIndex, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"can't be written on this node .*; give a folder on a disk of its own"):
+        read_images(replace(cached, cache=str(tmp_path / "file" / "x")), np.arange(3))
+
+
+def test_a_flipped_bit_is_named_with_its_shard_and_row_group(copy: Path) -> None:
+    index = index_of(copy)
+    split = manifest.load(str(copy)).split("train")
+    row = split.row_group_rows[0] + 1  # in the second row group
+    shard, group = split.row_group_places[1]
+    path = copy / shard.path
+    data = bytearray(path.read_bytes())
+    data[int(index.offset[row]) + int(index.length[row]) // 2] ^= 4
+    path.write_bytes(data)
+    read_images(index, np.arange(row))
+    with pytest.raises(DatasetError) as caught:
+        read_images(index, np.arange(51))
+    assert f"{shard.path}, row group {group}, row {row} of the split: not the bytes that were ingested" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:500])])
+def test_a_shard_that_is_gone_or_cut_is_named(copy: Path, damage: Any) -> None:
+    shard = manifest.load(str(copy)).split("train").shards[-1]
+    damage(copy / shard.path)
+    with pytest.raises(DatasetError, match=rf"{shard.path}, row group \d+, row \d+ of the split: can't be read"):
+        read_images(index_of(copy), np.arange(51))

@@ -1,0 +1,145 @@
+"""Predictions of any images: what an evaluation says of the same, and what can't be used is reported."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.core.errors import CheckpointError, SourceError
+from pipeline.dataset.manifest import load
+from pipeline.dataset.parquet import read_rows
+from pipeline.evaluation import batch_predict
+from pipeline.evaluation.predictions import read_predictions
+from pipeline.loader.decode import best_decoder
+from pipeline.loader.transform import evaluation_view
+from pipeline.models.load import find_model
+from pipeline.storage import files
+from tests.conftest import jpeg, make_tar, tree_files
+from tests.evaluation.test_runner import evaluated
+from tests.jobs.test_command_lines import run_job
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few images are several parts."""
+    monkeypatch.setattr(batch_predict, "PART_UNITS", 2)
+
+
+@pytest.fixture(scope="module")
+def pictures(digits_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits' validation images as files in folders, and some that can't be used."""
+    root = tmp_path_factory.mktemp("pictures")
+    split = load(digits_dataset).split("val")
+    table = read_rows(digits_dataset, split, np.arange(split.rows))
+    for key, image in zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True):
+        place = root / "digits" / f"{key}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(image)
+    (root / "empty.jpg").touch()
+    (root / "text.png").write_text("no image")
+    (root / "cut.jpg").write_bytes(jpeg(3)[:-200])
+    (root / "notes.txt").write_text("no image by its name")
+    return root
+
+
+def predicted(out: Path) -> pa.Table:
+    return pa.concat_tables(pq.read_table(path) for path in sorted(out.glob("part-*.parquet")))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_folder_is_predicted_as_an_evaluation_does_and_the_rest_reported(
+    trained: str, pictures: Path, digits_dataset: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    samples, _ = batch_predict.find_images(str(pictures), str(tmp_path), lambda *_: None)
+    job = batch_predict.PredictJob(find_model(trained), samples, str(out), "none", best_decoder(), num_workers=2)
+    done = batch_predict.predict(job)
+    table = predicted(out)
+    pairs = zip(table["key"].to_pylist(), table["error"].to_pylist(), strict=True)
+    errors = {key: error for key, error in pairs if error}
+    assert errors.keys() == {"empty.jpg", "text.png", "cut.jpg"}
+    assert errors["empty.jpg"] == "empty: zero bytes"
+    assert (done.images, done.unusable, done.predicted_now) == (362, 3, 362)
+    evaluated(trained, digits_dataset, tmp_path / "evaluation")
+    theirs, keys = read_predictions(str(tmp_path / "evaluation"))
+    classes = load(digits_dataset).classes
+    expected = {f"digits/{key}.png": classes[best] for key, best in zip(keys, theirs.classes[:, 0], strict=True)}
+    usable = table.filter(table["error"].is_null())
+    assert dict(zip(usable["key"].to_pylist(), usable["class"].to_pylist(), strict=True)) == expected
+    summary = json.loads((out / "predictions.json").read_text())
+    assert (summary["images_count"], summary["unusable"]) == (362, 3)
+    assert sum(summary["per_class"].values()) == 359
+    assert batch_predict.predict(job).predicted_now == 0  # they are there already
+
+    alone = replace(job, out=str(tmp_path / "alone"), num_workers=1)
+    batch_predict._claim(alone)
+    (tmp_path / "alone" / "part-000000.parquet").write_bytes((out / "part-000000.parquet").read_bytes())
+    assert batch_predict.predict(alone).predicted_now == 362 - 256
+    assert predicted(tmp_path / "alone").equals(table)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_job_says_what_came_of_it(trained: str, pictures: Path, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", trained, "--input", str(pictures / "cut.jpg"), "--out", "out"]
+    finished = run_job("predict", *arguments, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "1, see the column error; first cut.jpg: truncated" in finished.stdout
+
+
+def test_an_archive_gives_what_its_folder_gives(pictures: Path, tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "all.tar.gz", tree_files(pictures), "w:gz")
+    folder, archive = (
+        batch_predict.find_images(str(each), str(tmp_path / "spool"), lambda *_: None) for each in (pictures, tar)
+    )
+    assert folder[1] == archive[1] == 1
+    assert folder[0]["name"].to_pylist() == archive[0]["name"].to_pylist()
+    assert folder[0]["length"].to_pylist() == archive[0]["length"].to_pylist()
+    one, others = batch_predict.find_images(str(pictures / "cut.jpg"), "", lambda *_: None)
+    assert (one["name"].to_pylist(), others) == (["cut.jpg"], 0)
+
+
+def test_what_cannot_be_read_is_reported_and_the_rest_is_read(trained: str, pictures: Path, tmp_path: Path) -> None:
+    samples, _ = batch_predict.find_images(str(pictures), str(tmp_path), lambda *_: None)
+    gone = files.join(str(pictures), "gone.png")
+    lost = batch_predict._samples(["gone.png"], [gone], [0], [100])
+    view = evaluation_view(find_model(trained).recipe, "simplejpeg")
+    images, errors = batch_predict.decode_unit(pa.concat_tables([samples.slice(0, 20), lost]), view)
+    assert images.shape == (21, 32, 32, 3)
+    assert "can't be read" in errors[20]
+    assert [bool(error) for error in errors[:20]] == [
+        bool(error) for error in batch_predict.decode_unit(samples.slice(0, 20), view)[1]
+    ]
+
+
+def test_other_predictions_are_not_mixed_in(trained: str, pictures: Path, tmp_path: Path) -> None:
+    samples, _ = batch_predict.find_images(str(pictures), str(tmp_path), lambda *_: None)
+    job = batch_predict.PredictJob(find_model(trained), samples, str(tmp_path), "none", "simplejpeg")
+    batch_predict._claim(job)
+    batch_predict._claim(job)
+    with pytest.raises(CheckpointError, match="of other images"):
+        batch_predict._claim(batch_predict.PredictJob(job.model, samples.slice(1), str(tmp_path), "none", "simplejpeg"))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").touch()
+    with pytest.raises(SourceError, match="holds no image, by their names"):
+        batch_predict.find_images(str(tmp_path / "texts"), str(tmp_path), lambda *_: None)
+    with pytest.raises(SourceError, match="no such file or folder"):
+        batch_predict.find_images(str(tmp_path / "nothere"), str(tmp_path), lambda *_: None)
+
+
+def test_a_buckets_prefix_gives_what_the_folder_gives(trained: str, pictures: Path, s3: str, tmp_path: Path) -> None:
+    for name, data in list(tree_files(pictures).items())[:12]:
+        files.write_bytes(f"{s3}/pictures/{name}", data)
+    view = evaluation_view(find_model(trained).recipe, best_decoder())
+    bucket, _ = batch_predict.find_images(f"{s3}/pictures", str(tmp_path), lambda *_: None)
+    folder, _ = batch_predict.find_images(str(pictures), str(tmp_path), lambda *_: None)
+    kept = folder.filter(pa.compute.is_in(folder["name"], value_set=bucket["name"].combine_chunks()))
+    assert bucket["name"].to_pylist() == kept["name"].to_pylist()
+    (images, errors), (same, same_errors) = (batch_predict.decode_unit(samples, view) for samples in (bucket, kept))
+    assert np.array_equal(images, same)
+    assert errors == same_errors

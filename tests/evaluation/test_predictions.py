@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
+from torch import nn
+
+from pipeline.config.recipe import CIFAR_MEAN, CIFAR_STD
+from pipeline.core.errors import ExactnessError
+from pipeline.dataset import manifest
+from pipeline.evaluation import predictions as evaluate
+from pipeline.evaluation.predictions import Predictions
+from pipeline.loader import api as loader
+from pipeline.loader.api import Batch
+from pipeline.loader.transform import View
+from pipeline.loader.work_units import EvaluateUnits
+from pipeline.models.batch_transforms import Normalise
+from pipeline.models.small_networks import FastResNet
+
+CLASSES = tuple("abcdefg")
+
+
+def random_predictions(num_rows: int = 500) -> tuple[Predictions, np.ndarray]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(num_rows, 7, generator=generator)
+    labels = torch.randint(0, 7, (num_rows,), generator=generator)
+    rows = np.arange(num_rows)
+    batch = Batch(0, rows, logits[:, :, None, None], labels, rows.astype(np.uint64), rows, rows[:0])
+    return evaluate.predict(nn.Flatten(), [batch], nn.Identity(), 7), logits.softmax(1).numpy()
+
+
+def test_metrics_are_scikit_learns() -> None:
+    predictions, probabilities = random_predictions()
+    ours, labels = evaluate.metrics(predictions, CLASSES), predictions.label
+    best = probabilities.argmax(1)
+    assert ours["top1"] == accuracy_score(labels, best)
+    assert ours["correct"] == accuracy_score(labels, best, normalize=False)
+    assert ours["top5"] == top_k_accuracy_score(labels, probabilities, k=5)
+    assert ours["loss"] == pytest.approx(log_loss(labels, probabilities.astype(np.float64)), rel=1e-6)
+    assert np.array_equal(ours["confusion_matrix"], confusion_matrix(labels, best))
+    recalls = [value["recall"] for value in ours["per_class"].values()]
+    assert recalls == pytest.approx(recall_score(labels, best, average=None))
+    assert sum(value["rows"] for value in ours["per_class"].values()) == 500
+
+
+def part(rows: list[int]) -> Predictions:
+    none = np.zeros((len(rows), 2))
+    labels = np.zeros(len(rows), np.int64)
+    return Predictions(
+        np.array(rows, np.int64), labels, none.astype(np.int64), none.astype(np.float32), none[:, 0], none[:, :0]
+    )
+
+
+def test_parts_are_merged_in_row_order() -> None:
+    assert evaluate.merge([part([2, 0]), part([]), part([1])], 3).row.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 1], [1, 2]], r"more than once \[1\]"),
+        ([[0], [2]], r"missing \[1\]"),
+        ([[0, 1, 2], [7]], r"foreign \[7\]"),
+    ],
+)
+def test_a_doubled_missing_or_foreign_row_stops_the_evaluation(rows: list[list[int]], message: str) -> None:
+    with pytest.raises(ExactnessError, match=message):
+        evaluate.merge([part(some) for some in rows], 3)
+
+
+def test_rows_that_are_left_out_must_not_be_there_and_the_others_must() -> None:
+    assert evaluate.merge([part([2]), part([0])], 3, [1]).row.tolist() == [0, 2]
+    with pytest.raises(ExactnessError, match=r"more than once \[1\]"):
+        evaluate.merge([part([0, 1, 2])], 3, [1])
+    with pytest.raises(ExactnessError, match=r"missing \[2\]"):
+        evaluate.merge([part([0])], 3, [1])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_totals_are_the_same_to_the_last_bit_for_any_number_of_workers(digits_dataset: str, world_size: int) -> None:
+    split = manifest.load(digits_dataset).split("val")
+    view = View(32, 32)
+    data = loader.load_resident(digits_dataset, split, view)
+    torch.manual_seed(0)
+    model, normalise = FastResNet(10).to(memory_format=torch.channels_last), Normalise((0.3,) * 3, (0.35,) * 3)
+
+    def totals(num_workers: int) -> dict[str, object]:
+        parts = []
+        for rank in range(num_workers):
+            units = EvaluateUnits(split.rows, 50, num_workers, rank)
+            parts.append(evaluate.predict(model, loader.resident_batches(data, units, view), normalise, 10))
+        return evaluate.metrics(evaluate.merge(parts, split.rows), tuple("0123456789"))
+
+    assert totals(world_size) == totals(1)
+
+
+def test_normalising_is_the_textbooks() -> None:
+    images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CIFAR_MEAN, CIFAR_STD))
+    out = Normalise(CIFAR_MEAN, CIFAR_STD)(images)
+    assert torch.allclose(out, (images / 255 - mean) / std, atol=1e-5)
+    assert out.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,125 @@
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from pipeline.dataset.image_codec import pixel_facts
+from pipeline.dataset.manifest import Manifest
+from pipeline.ingestion import duplicates as quality
+from pipeline.ingestion.duplicates import correlations, find_pairs, load_provenance, pixel_statistics
+from pipeline.ingestion.sources import open_source
+from tests.conftest import ingest_here, make_tree, picture, shared
+
+
+def saved(image: Image.Image, quality: int = 92) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format="JPEG", quality=quality)
+    return out.getvalue()
+
+
+def crop(image: Image.Image, share: float, random: np.random.Generator) -> Image.Image:
+    width, height = (round(side * (1 - share)) for side in image.size)
+    left, top = int(random.integers(image.width - width + 1)), int(random.integers(image.height - height + 1))
+    return image.crop((left, top, left + width, top + height))
+
+
+def photographs(count: int) -> list[Image.Image]:
+    images: list[Image.Image] = []
+    with tarfile.open(shared("imagenette-mini.tar")) as tar:
+        for info in tar:
+            if info.isfile() and len(images) < count and (stream := tar.extractfile(info)):
+                images.append(Image.open(io.BytesIO(stream.read())).convert("RGB"))
+    return images
+
+
+def data_set(root: Path, train: list[bytes], val: list[bytes]) -> tuple[str, Manifest]:
+    for split, files in (("train", train), ("val", val)):
+        for number, data in enumerate(files):
+            folder = root / "raw" / split / ("ant", "bee")[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number:04d}.jpg").write_bytes(data)
+    index = open_source(str(root / "raw"), spool=str(root / "spool"))
+    return str(root / "data"), ingest_here(index, str(root / "data"))
+
+
+def test_mean_and_deviation_are_numpys() -> None:
+    images = [np.asarray(picture(seed, 40 + seed, 50)) for seed in range(7)]
+    histogram = sum(pixel_facts(image).histogram for image in images)
+    values = np.concatenate([image.reshape(-1, 3) for image in images]).astype(np.float64) / 255
+    found = pixel_statistics(histogram)
+    assert found["num_pixels"] == len(values)
+    np.testing.assert_allclose(found["pixel_mean"], values.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found["pixel_std"], values.std(axis=0), rtol=1e-12)
+
+
+def test_correlation_takes_no_notice_of_brightness_contrast_and_a_crop() -> None:
+    random = np.random.default_rng(0)
+    wide = np.asarray(picture(1, 256, 256).convert("L").resize((128, 128)), dtype=np.float32)
+    square = wide.reshape(32, 4, 32, 4).mean(axis=(1, 3))[None]
+    assert correlations(square, 0.5 * square + 20)[0] == pytest.approx(1, abs=1e-4)
+    assert correlations(square, 255 - square)[0] < 0.5
+    inside = np.asarray(Image.fromarray(wide[0:122, 0:122]).resize((32, 32), Image.Resampling.BOX))[None]
+    assert correlations(square, inside)[0] > 0.98
+    assert correlations(inside, square)[0] == pytest.approx(correlations(square, inside)[0], abs=1e-6)
+    noise = random.normal(size=(1, 32, 32)).astype(np.float32)
+    assert correlations(square, noise)[0] < 0.5
+
+
+def test_equal_pixels_and_leaks_are_found(tmp_path: Path) -> None:
+    train = [saved(picture(n, 64, 64)) for n in range(20)]
+    with_comment = train[4][:2] + b"\xff\xfe\x00\x05abc" + train[4][2:]  # other bytes, the same pixels
+    val = [saved(picture(100 + n, 64, 64)) for n in range(6)] + [train[3], with_comment]
+    _, data = data_set(tmp_path, [*train, train[7]], val)
+    assert data.quality["duplicates"] == {"train-train": 1, "train-val": 2}
+    assert data.quality["near_duplicates"] == {}
+    assert data.leaked == {"val": ("val/ant/0006.jpg", "val/bee/0007.jpg")}
+    assert {(*pair["first"], *pair["second"]) for pair in data.quality["pairs"]} == {
+        ("train", "train/bee/0003.jpg", "val", "val/ant/0006.jpg"),
+        ("train", "train/ant/0004.jpg", "val", "val/bee/0007.jpg"),
+        ("train", "train/bee/0007.jpg", "train", "train/ant/0020.jpg"),
+    }
+
+
+def test_any_cut_into_tiles_finds_the_same_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [picture(n % 30, 64, 64) for n in range(60)]  # each twice, once re-encoded
+    files = [saved(image, 92 if number < 30 else 60) for number, image in enumerate(images)]
+    uri, data = data_set(tmp_path, files[:50], files[50:])
+    rows = load_provenance(uri, data, ["key", "pixel_sha256", "perceptual_hash", "thumbnail"])
+    whole = find_pairs(uri, data, rows)
+    assert len(whole) >= 30
+    monkeypatch.setattr(quality, "_TILE_ROWS", 7)
+    monkeypatch.setattr(quality, "_PAIRS_AT_ONCE", 8)
+    assert find_pairs(uri, data, rows) == whole
+
+
+def test_planted_near_duplicates_among_real_photographs_are_found(tmp_path: Path) -> None:
+    """180 photographs in train; of 60 of them something alike in val, beside 60 others. Measured in the README."""
+    images, random = photographs(240), np.random.default_rng(1)
+    changes = [
+        lambda image: saved(crop(image, 0.05, random)),
+        lambda image: saved(image, quality=50),
+        lambda image: saved(ImageEnhance.Brightness(image).enhance(1.02)),
+    ]
+    planted = [changes[number % 3](image) for number, image in enumerate(images[:60])]
+    _, data = data_set(tmp_path, [saved(each) for each in images[:180]], [*planted, *map(saved, images[180:])])
+    found = {int(key.rsplit("/", 1)[1][:4]) for key in data.leaked["val"]}
+    missed = set(range(60)) - found
+    assert len(missed) <= 3
+    assert all(number % 3 == 0 for number in missed)  # a re-encoding and a brightening are never missed
+    assert found <= set(range(60))  # and nothing else is taken for one
+
+
+def test_the_page_says_what_is_wrong(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", per_class=6)
+    (tree / "val/ant/000.jpg").write_bytes((tree / "train/ant/000.jpg").read_bytes())
+    (tree / "val/bee/001.jpg").write_bytes(b"I am text")
+    ingest_here(open_source(str(tree), spool=""), str(tmp_path / "out"))
+    page = (tmp_path / "out" / "quality.html").read_text()
+    assert "1 images outside train show what a training image shows" in page
+    assert "1 files of the source could not be used" in page
+    assert "val/bee/001.jpg" in page
+    assert "no image: it begins with" in page
+    assert "http" not in page.replace("http://www.w3.org", "")  # it needs nothing from anywhere

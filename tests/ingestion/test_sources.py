@@ -1,0 +1,299 @@
+import gzip
+import io
+import lzma
+import os
+import pickle
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.core.errors import SourceError
+from pipeline.ingestion.sources import Index, digits, open_source
+from pipeline.ingestion.sources.cifar import CLASSES
+from tests.conftest import jpeg, make_tar, make_tree, sample_bytes, shared, tree_files
+
+
+def open_here(path: Path, tmp_path: Path, **options: Any) -> Index:
+    return open_source(str(path), spool=str(tmp_path / "spool"), **options)
+
+
+# --- class folders -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing", ["folder", "tar", "tar in a parent folder", "tar.gz", "tar.xz", "misnamed"])
+def test_every_packing_of_a_tree_gives_the_same_rows(tmp_path: Path, packing: str) -> None:
+    tree = make_tree(tmp_path / "tree")
+    files = tree_files(tree)
+    source = tmp_path / "source.tar"
+    if packing == "folder":
+        source = tree
+    elif packing == "tar in a parent folder":
+        make_tar(source, {f"./data/{name}": data for name, data in files.items()})
+    else:
+        make_tar(source, files)
+    if packing == "tar.gz":
+        source = tmp_path / "source.tar.gz"
+        source.write_bytes(gzip.compress((tmp_path / "source.tar").read_bytes()))
+    if packing in ("tar.xz", "misnamed"):
+        source = tmp_path / ("source.tar.xz" if packing == "tar.xz" else "source.tar.gz")
+        source.write_bytes(lzma.compress((tmp_path / "source.tar").read_bytes()))
+
+    index = open_here(source, tmp_path)
+    assert index.classes == ("ant", "bee", "cow")
+    assert {split: table.num_rows for split, table in index.splits.items()} == {"train": 18, "val": 18}
+    for table in index.splits.values():
+        keys = table["key"].to_pylist()
+        assert keys == sorted(keys)
+        assert sample_bytes(table) == [files[key] for key in keys]
+        assert [index.classes[label] for label in table["label"].to_pylist()] == [key.split("/")[1] for key in keys]
+
+
+def test_a_lone_test_split_is_the_evaluation_split(tmp_path: Path) -> None:
+    assert set(open_here(make_tree(tmp_path / "t", splits=("train", "test")), tmp_path).splits) == {"train", "val"}
+
+
+def test_a_third_split_is_kept(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "t", splits=("train", "validation", "test"))
+    assert set(open_here(tree, tmp_path).splits) == {"train", "val", "test"}
+
+
+def test_without_splits_a_tenth_of_every_class_is_held_out(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "t", per_class=20, splits=("train",))
+    index = open_here(tree / "train", tmp_path)
+    assert index.splits["val"]["label"].to_pylist().count(0) == 2
+    assert index.splits["val"].num_rows == 6
+    keys = [set(table["key"].to_pylist()) for table in index.splits.values()]
+    assert not keys[0] & keys[1]
+    assert len(keys[0] | keys[1]) == 60
+
+
+def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "t")
+    (tree / "README.txt").write_text("hello")
+    (tree / "train" / "ant" / "._000.jpg").write_text("macOS")
+    assert open_here(tree, tmp_path).num_ignored == 2
+
+
+def remove_class(tree: Path) -> None:
+    for path in (tree / "train" / "bee").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tree: [path.unlink() for path in tree.rglob("*.jpg")], "holds no file"),
+        (lambda tree: [path.rename(path.with_suffix(".txt")) for path in tree.rglob("*.jpg")], r"36 x \.txt"),
+        (remove_class, "class 'bee' has no training image"),
+        (lambda tree: (tree / "train" / "x.jpg").write_bytes(b""), "isn't in a class folder"),
+        (lambda tree: shutil.copytree(tree / "train", tree / "other"), "none of the splits"),
+        (lambda tree: (tree / "train").rename(tree / "valid"), "no train split"),
+    ],
+)  # fmt: skip
+def test_trees_that_cannot_be_used(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    tree = make_tree(tmp_path / "t")
+    damage(tree)
+    with pytest.raises(SourceError, match=message):
+        open_here(tree, tmp_path)
+
+
+def test_one_class_is_no_task(tmp_path: Path) -> None:
+    make_tar(tmp_path / "a.tar", {"train/ant/1.jpg": jpeg(0), "val/ant/1.jpg": jpeg(1)})
+    with pytest.raises(SourceError, match="one class only"):
+        open_here(tmp_path / "a.tar", tmp_path)
+
+
+# --- archives ----------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="nothere: no such file or directory"):
+        open_here(tmp_path / "nothere", tmp_path)
+
+
+def test_a_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"hello world" * 100)
+    with pytest.raises(SourceError, match=r"neither a folder nor a tar .* begins with b'hello"):
+        open_here(tmp_path / "x.tar", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+@pytest.mark.parametrize("share", [0.3, 0.9, "between members", "end mark"])
+def test_a_truncated_archive_is_refused(tmp_path: Path, suffix: str, share: float | str) -> None:
+    plain = make_tar(tmp_path / "a.tar", tree_files(make_tree(tmp_path / "t"))).read_bytes()
+    if share == "end mark":
+        cut = plain.rstrip(b"\0")
+        plain = cut + b"\0" * (-len(cut) % 512)
+    if share == "between members":
+        with tarfile.open(tmp_path / "a.tar") as tar:
+            plain = plain[: tar.getmembers()[20].offset]
+    data = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[suffix](plain)
+    data = data[: int(len(data) * share)] if isinstance(share, float) else data
+    (tmp_path / f"cut.tar{suffix}").write_bytes(data)
+    with pytest.raises(SourceError, match="truncated"):
+        open_here(tmp_path / f"cut.tar{suffix}", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../evil.jpg", "train/../../evil.jpg", "/etc/evil.jpg"])
+def test_a_member_that_points_outside_is_refused(tmp_path: Path, name: str) -> None:
+    make_tar(tmp_path / "a.tar", {name: jpeg(0)})
+    with pytest.raises(SourceError, match="points outside the archive"):
+        open_here(tmp_path / "a.tar", tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("train/ant/1.jpg")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+    with pytest.raises(SourceError, match="is a link or a device"):
+        open_here(tmp_path / "a.tar", tmp_path)
+
+
+# --- CIFAR-10 ----------------------------------------------------------------------------------------------------
+
+
+def cifar_rows() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (30, 3072), dtype=np.uint8), np.arange(30) % 10
+
+
+def binary_archive(path: Path) -> Path:
+    pixels, labels = cifar_rows()
+    records = np.concatenate([labels[:, None].astype(np.uint8), pixels], axis=1)
+    files = {
+        "cifar-10-batches-bin/data_batch_1.bin": records[:20].tobytes(),
+        "cifar-10-batches-bin/test_batch.bin": records[20:].tobytes(),
+        "cifar-10-batches-bin/batches.meta.txt": b"airplane\n",
+    }
+    return make_tar(path, files, "w:gz")
+
+
+def python_archive(path: Path, dump: Callable[[Any], bytes], **first: Any) -> Path:
+    pixels, labels = cifar_rows()
+    batches = {
+        "data_batch_1": {b"data": pixels[:20], b"labels": labels[:20].tolist(), **first},
+        "test_batch": {b"data": pixels[20:], b"labels": labels[20:].tolist()},
+    }
+    files = {f"cifar-10-batches-py/{name}": dump(batch) for name, batch in batches.items()}
+    return make_tar(path, files | {"cifar-10-batches-py/batches.meta": b""}, "w:gz")
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_both_cifar_archives_give_the_same_rows(tmp_path: Path, protocol: int) -> None:
+    binary = open_here(binary_archive(tmp_path / "c.tar.gz"), tmp_path / "1", md5="any")
+    archive = python_archive(tmp_path / "p.tar.gz", lambda batch: pickle.dumps(batch, protocol))
+    python = open_here(archive, tmp_path / "2", md5="any")
+    pixels, labels = cifar_rows()
+    for index in (binary, python):
+        assert index.classes == CLASSES
+        train = index.splits["train"]
+        assert train["key"].to_pylist() == [f"data_batch_1/{row:05d}" for row in range(20)]
+        assert train["label"].to_pylist() == labels[:20].tolist()
+        assert sample_bytes(train) == [row.tobytes() for row in pixels[:20]]
+        assert sample_bytes(index.splits["val"]) == [row.tobytes() for row in pixels[20:]]
+
+
+def test_a_wrong_md5_is_refused_with_both_sums(tmp_path: Path) -> None:
+    archive = binary_archive(tmp_path / "c.tar.gz")
+    with pytest.raises(
+        SourceError, match=r"md5 is \w{32}, the published archive's is c32a1d4ab5d03f1284b67883e8d87530"
+    ):
+        open_here(archive, tmp_path)
+    with pytest.raises(SourceError, match="the published archive's is 0000"):
+        open_here(archive, tmp_path, md5="0000")
+
+
+class Hostile:
+    """Runs a command when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch hacked",)
+
+
+class HostileEncode:
+    """Reaches for a codec of its own through the one codec function that numpy needs."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import _codecs
+
+        return _codecs.encode, ("x", "zlib")
+
+
+@pytest.mark.parametrize("bait", [Hostile(), HostileEncode(), np.random.default_rng(0), pickle.Unpickler, eval])
+def test_a_pickle_that_names_anything_but_arrays_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bait: object
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    archive = python_archive(tmp_path / "p.tar.gz", lambda batch: pickle.dumps(batch, 2), bait=bait)
+    with pytest.raises(SourceError, match="the pickle is refused"):
+        open_here(archive, tmp_path, md5="any")
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ([1, 2], "no dictionary"),
+        ({b"data": np.zeros((2, 3072)), b"labels": [0, 1]}, "'data' is not uint8"),
+        ({b"data": np.zeros((2, 10), np.uint8), b"labels": [0, 1]}, "'data' is not uint8"),
+        ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, "'labels' is not a list of 2"),
+        ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 10]}, "'labels' is not a list of 2"),
+    ],
+)
+def test_pickles_of_something_else_are_refused(tmp_path: Path, batch: Any, message: str) -> None:
+    files = {f"cifar-10-batches-py/{name}": pickle.dumps(batch) for name in ("data_batch_1", "test_batch")}
+    make_tar(tmp_path / "p.tar.gz", files, "w:gz")
+    with pytest.raises(SourceError, match=message):
+        open_here(tmp_path / "p.tar.gz", tmp_path, md5="any")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"\0" * 5000, "no whole number of 3073-byte records"), (b"\x0b" + b"\0" * 3072, "label 11 is not below 10")],
+)
+def test_damaged_binary_batches_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    make_tar(tmp_path / "c.tar", {"data_batch_1.bin": data, "test_batch.bin": data})
+    with pytest.raises(SourceError, match=message):
+        open_here(tmp_path / "c.tar", tmp_path)
+
+
+# --- the rest ----------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_layout_lists_what_was_found_and_what_is_understood(tmp_path: Path) -> None:
+    make_tar(tmp_path / "x.tar", {"a/notes.csv": b"1", "b.bin": b"2", "c.csv": b"3"})
+    with pytest.raises(SourceError) as caught:
+        open_here(tmp_path / "x.tar", tmp_path)
+    for part in ("found 3 files", "2 x .csv", "'a/notes.csv'", "class folders", "CIFAR-10 binary", "CIFAR-10 Python"):
+        assert part in str(caught.value)
+
+
+def test_an_unknown_name_of_a_layout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="layout 'foldrs' is unknown"):
+        open_here(tmp_path, tmp_path, layout="foldrs")
+
+
+def test_the_digits_are_1797_and_never_called_cifar(tmp_path: Path) -> None:
+    index = digits.build_index(str(tmp_path))
+    assert index.num_rows == 1797
+    assert index.name == "digits-not-cifar10"
+    assert index.splits["val"].num_rows == 359
+    image = np.frombuffer(sample_bytes(index.splits["train"])[0], np.uint8)
+    assert image.shape == (3072,)
+
+
+def test_the_real_cifar10_jpegs_are_indexed(tmp_path: Path) -> None:
+    index = open_here(Path(shared("cifar10-jpeg.tar.xz")), tmp_path)
+    assert index.classes == CLASSES
+    assert {split: table.num_rows for split, table in index.splits.items()} == {"train": 50_000, "val": 10_000}
+    assert np.bincount(index.splits["train"]["label"].to_numpy()).tolist() == [5000] * 10
+    first = sample_bytes(index.splits["val"].slice(0, 1))[0]
+    with io.BytesIO(first) as stream:
+        assert stream.read(2) == b"\xff\xd8"

@@ -1,0 +1,344 @@
+"""The jobs from outside: real command lines in real processes."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.dataset.manifest import load
+from pipeline.ingestion.sources import open_source
+from pipeline.loader.sample_order import Order
+from pipeline.models import checkpoint
+from tests.conftest import ingest_here, jpeg, make_tar, make_tree, tree_files
+from tests.training.test_trackers import scalars
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(job: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments]
+
+
+def run_job(job: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    # A proxy that nobody runs: no job of a test reaches the network.
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache"), "https_proxy": "http://127.0.0.1:9"}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.run(
+        command(job, *arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def one_line_error(finished: subprocess.CompletedProcess[str]) -> str:
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    lines = finished.stderr.strip().splitlines()
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "message"),
+    [
+        ("cifar10", ["--data", "nothere"], "nothere: no such file, folder or data set"),
+        ("cifar10", ["--recipe", "cifar-10"], "recipe='cifar-10' is unknown; did you mean cifar10"),
+        ("cifar10", ["--workers", "3", "--global-batch-size", "2"], "too small for 3 workers; use 3 or more"),
+        ("cifar10", ["--optimizer", "adma"], "did you mean adam"),
+        ("cifar10", ["--workers", "-1"], "workers=-1 must be 0"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line_before_anything_starts(
+    tmp_path: Path, job: str, arguments: list[str], message: str
+) -> None:
+    assert message in one_line_error(run_job(job, *arguments, cwd=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_flag_is_an_error(tmp_path: Path) -> None:
+    finished = run_job("cifar10", "--epoch", "3", cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "--epochs" in finished.stderr
+
+
+def test_bad_sources_are_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "holds no file" in one_line_error(run_job("ingest", "--source", "empty", "--out", "out", cwd=tmp_path))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+    files = tree_files(make_tree(tmp_path / "tree"))
+    make_tar(tmp_path / "a.tar", {**files, "train/bee/002.jpg": b"I am text"})
+    message = one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
+    assert "1 of 36 files can't be used (train/bee/002.jpg: no image: it begins with b'I am text')" in message
+    assert "--max-quarantined 1" in message
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not list((tmp_path / "out").rglob("spool*"))
+
+    # as the message says: the same command with that flag goes on from there and leaves it out
+    left_out = run_job("ingest", "--source", "a.tar", "--out", "out", "--max-quarantined", "1", cwd=tmp_path)
+    assert left_out.returncode == 0, left_out.stderr
+    assert "2 of them there already" in left_out.stdout
+    assert "1 (1 no image), see quarantine.parquet" in left_out.stdout
+    assert load(str(tmp_path / "out")).digest in left_out.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md", "manifest.json", "provenance", "quality.html", "quarantine.parquet", "train", "val",
+    ]  # fmt: skip
+    again = one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
+    assert "holds a finished data set already" in again
+
+
+@pytest.mark.slow
+def test_a_mended_source_starts_over_and_another_source_is_refused(tmp_path: Path) -> None:
+    files = tree_files(make_tree(tmp_path / "tree"))
+    make_tar(tmp_path / "a.tar", {**files, "train/bee/002.jpg": b""})
+    one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
+    other = one_line_error(run_job("ingest", "--source", "tree", "--out", "out", cwd=tmp_path))
+    assert "holds an unfinished ingest with another source" in other
+    other = one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", "--seed", "1", cwd=tmp_path))
+    assert "holds an unfinished ingest with another settings" in other
+    make_tar(tmp_path / "a.tar", files)
+    done = run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    fresh = run_job("ingest", "--source", "tree", "--out", "fresh", cwd=tmp_path)
+    assert fresh.returncode == 0, fresh.stderr
+    assert load(str(tmp_path / "fresh")).digest == load(str(tmp_path / "out")).digest
+    names = {name for name in tree_files(tmp_path / "fresh") if name.endswith(".parquet")}
+    assert names == {name for name in tree_files(tmp_path / "out") if name.endswith(".parquet")}
+    for name in names:
+        assert (tmp_path / "fresh" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree")
+    finished = run_job("ingest", "--source", "tree", "--out", "out", "--dry-run", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    for words in ("36 (18 train, 18 val), 3 classes", "2, of row groups of 512 rows", "0 GET, 0 PUT", "about "):
+        assert words in finished.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_and_diff_say_what_is_wrong_and_what_changed(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree")
+    ingest_here(open_source(str(tree), spool=""), str(tmp_path / "a"))
+    (tree / "train" / "ant" / "000.jpg").unlink()
+    ingest_here(open_source(str(tree), spool=""), str(tmp_path / "b"))
+    changes = run_job("ingest", "--diff", "a", "b", cwd=tmp_path)
+    assert changes.returncode == 0, changes.stderr
+    assert "removed          1 rows, first train/ant/000.jpg" in changes.stdout
+    assert run_job("verify", "--data", "a", cwd=tmp_path).returncode == 0
+    (shard,) = (tmp_path / "a" / "val").iterdir()
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    finished = run_job("verify", "--data", "a", cwd=tmp_path)
+    assert "1 files or splits are damaged" in one_line_error(finished)
+    assert f"damaged: val/{shard.name}: SHA-256" in finished.stdout
+
+
+@pytest.mark.slow
+def test_an_ingest_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp_path: Path) -> None:
+    """One worker, undisturbed; four workers, killed twice with SIGKILL and started again: one digest, equal files."""
+    make_tree(tmp_path / "tree", per_class=300)
+    arguments = ["--source", "tree", "--shard-mib", "0.03"]
+    quiet = run_job("ingest", *arguments, "--out", "quiet", "--workers", "1", cwd=tmp_path)
+    assert quiet.returncode == 0, quiet.stderr
+    num_shards = len(list((tmp_path / "quiet" / "train").iterdir())) + len(list((tmp_path / "quiet" / "val").iterdir()))
+    assert num_shards > 50
+    done = 0
+    for _ in range(2):
+        process = subprocess.Popen(
+            command("ingest", *arguments, "--out", "killed", "--workers", "4"), cwd=tmp_path, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "killed").glob("_ingest/receipts/*/*.json"))) < done + 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        done = len(list((tmp_path / "killed").glob("_ingest/receipts/*/*.json")))
+        assert done < num_shards
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    last = run_job("ingest", *arguments, "--out", "killed", "--workers", "4", cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    trusted = int(re.search(r"(\d+) of them there already", last.stdout).group(1))
+    assert done <= trusted < num_shards
+    assert tree_files(tmp_path / "killed") == tree_files(tmp_path / "quiet")
+
+
+def test_a_second_ingest_into_the_same_target_is_refused(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", per_class=300)
+    first = subprocess.Popen(
+        command("ingest", "--source", str(tree), "--out", "out", "--shard-mib", "0.01"), cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (tmp_path / "out" / "_ingest" / "lease.json").exists():
+        time.sleep(0.01)
+    second = run_job("ingest", "--source", str(tree), "--out", "out", "--shard-mib", "0.01", cwd=tmp_path)
+    assert "another process is writing there now" in one_line_error(second)
+    assert first.wait(timeout=120) == 0
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_the_readmes_first_command_works_offline(tmp_path: Path) -> None:
+    """It can't have CIFAR-10, so it trains on the digits and says so in every place that people look at."""
+    finished = run_job("cifar10", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "CIFAR-10 can't be downloaded here" in finished.stdout
+    assert "NOT CIFAR-10" in finished.stdout
+    (run,) = (tmp_path / "runs").iterdir()
+    assert "digits-not-cifar10" in run.name
+    values = json.loads((run / "result.json").read_text())
+    assert values["dataset"]["name"] == "digits-not-cifar10"
+    assert values["val"]["top1"] >= 0.97
+    shown = scalars(str(run / "tensorboard"), "val/top1")
+    assert shown[-1] == (values["steps"], round(values["val"]["top1"], 6))
+    assert len(shown) == len(values["evaluations"]) + 1
+    assert "not CIFAR-10" in (run / "report.html").read_text()
+    assert str(run / "report.html") in finished.stdout.replace("\n", "").replace(" ", "")
+
+
+TRAIN = ["--recipe", "digits", "--epochs", "6", "--trace-rows"]
+
+
+def weights(run: Path) -> str:
+    model = checkpoint.read_tensors(str(run / "model.safetensors"))
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for _, tensor in sorted(model.items()))).hexdigest()
+
+
+def traced(run: Path) -> dict[int, list[str]]:
+    """Returns {step: keys}; of a step that was done twice, the last time counts."""
+    lines = [line for path in sorted((run / "rows").iterdir()) for line in path.read_text().splitlines()]
+    return {entry["step"]: entry["keys"] for entry in map(json.loads, lines)}
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path, digits_dataset: str) -> None:
+    train = [*TRAIN, "--data", digits_dataset]
+    quiet = run_job("cifar10", *train, "--run-dir", "quiet", cwd=tmp_path)
+    assert quiet.returncode == 0, quiet.stderr
+
+    process = subprocess.Popen(
+        command("cifar10", *train, "--run-dir", "killed"), cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    # 12 steps an epoch, checkpoints at their ends: kill in the third epoch
+    while not (checkpoint.latest(str(tmp_path / "killed")) or "").endswith("24"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.latest(str(tmp_path / "killed"))
+    assert not (tmp_path / "killed" / "result.json").exists()
+
+    again = run_job("cifar10", *train, "--run-dir", "killed", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    resumed = [path.name for path in (tmp_path / "killed" / "rows").iterdir()]
+    assert any(name.startswith(("from-step-000000024", "from-step-000000036")) for name in resumed), resumed
+    assert weights(tmp_path / "killed") == weights(tmp_path / "quiet")
+    assert traced(tmp_path / "killed") == traced(tmp_path / "quiet")
+
+    # each row once an epoch, in the order that anyone can recompute
+    split = load(digits_dataset).split("train")
+    order = Order(split.row_group_rows, 0, 128)
+    steps = traced(tmp_path / "quiet")
+    assert len(steps) == 6 * order.steps_per_epoch
+    for epoch in range(6):
+        keys = [key for step in range(12 * epoch, 12 * epoch + 12) for key in steps[step]]
+        assert len(keys) == len(set(keys)) == split.rows
+
+    values = json.loads((tmp_path / "quiet" / "result.json").read_text())
+    for name in ("dataset", "recipe", "seed", "world_size", "epochs", "steps", "train_seconds", "images_per_second",
+                 "data_wait_fraction", "val", "versions", "git_commit"):  # fmt: skip
+        assert name in values
+    assert values["val"]["rows"] == 359
+    assert "NOT CIFAR-10" in quiet.stdout
+
+    # the steps after a checkpoint give the recorded losses again, to the last bit; and it would be seen if they didn't
+    replay = ["--checkpoint", "quiet", "--data", digits_dataset, "--steps", "5"]
+    same = run_job("replay", *replay, cwd=tmp_path)
+    assert same.returncode == 0, same.stderr
+    assert "5 of 5" in same.stdout
+    shutil.copytree(tmp_path / "quiet", tmp_path / "altered")
+    output = json.loads((tmp_path / "altered" / "model.json").read_text())
+    output["state"]["losses"] = [loss * (1 + 1e-12) for loss in output["state"]["losses"]]
+    (tmp_path / "altered" / "model.json").write_text(json.dumps(output))
+    different = run_job("replay", *replay, "--checkpoint", "altered", cwd=tmp_path)
+    assert different.returncode == 1
+    assert "DIFFERENT from step" in different.stdout
+
+    # finished: said so, nothing trained, nothing changed; and another recipe is refused with the difference
+    before = (tmp_path / "quiet" / "result.json").read_bytes()
+    finished = run_job("cifar10", *train, "--run-dir", "quiet", cwd=tmp_path)
+    assert "finished already" in finished.stdout
+    other = run_job("cifar10", *train, "--run-dir", "quiet", "--seed", "1", cwd=tmp_path)
+    assert "holds another run (seed was 0, now 1)" in one_line_error(other)
+    assert (tmp_path / "quiet" / "result.json").read_bytes() == before
+
+
+def test_a_diverging_run_is_told_what_to_change(tmp_path: Path, digits_dataset: str) -> None:
+    finished = run_job(
+        "cifar10", "--data", digits_dataset, "--recipe", "digits", "--optimizer", "sgd", "--learning-rate", "1e30",
+        "--epochs", "2", cwd=tmp_path,
+    )  # fmt: skip
+    message = one_line_error(finished)
+    assert "nothing was updated" in message
+    assert "last good checkpoint: none; lower learning_rate" in message
+
+
+def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree")
+    for number in range(9000):
+        (tree / "train" / "ant" / f"x{number}.jpg").write_bytes(jpeg(0))
+    process = subprocess.Popen(
+        command("ingest", "--source", "tree", "--out", "out"), cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert any(line.startswith("write") for line in process.stdout)
+    assert list(Path("/tmp").glob(f"ray-{process.pid}-*"))
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "interrupted; the same command goes on" in process.stdout.read()
+    left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout
+    assert left == ""
+    assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))
+
+
+@pytest.mark.slow
+def test_a_training_that_streams_is_ended_by_sigterm_and_leaves_no_process_behind(
+    tmp_path: Path, tree_dataset: str
+) -> None:
+    arguments = ["--data", tree_dataset, "--recipe", "resnet18-smoke", "--workers", "1", "--storage", "runs"]
+    process = subprocess.Popen(
+        command("imagenet_resnet", *arguments, "--global-batch-size", "4", "--epochs", "50"), cwd=tmp_path,
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert any(line.startswith("train ") for line in process.stdout)
+    assert list(Path("/tmp").glob(f"ray-{process.pid}-*"))
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    deadline = time.monotonic() + 10  # for the system to collect what has ended
+    while (left := subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout) != "":
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))
+
+
+def test_a_local_ray_leaves_no_token_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    make_tree(tmp_path / "tree")
+    finished = run_job("ingest", "--source", "tree", "--out", "out", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    assert not (tmp_path / ".ray").exists()

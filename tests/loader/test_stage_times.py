@@ -1,0 +1,86 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.loader.api import Batch
+from pipeline.loader.sample_order import Order
+from pipeline.loader.stage_times import STAGES, Making, Stopwatch, remark, training_seconds, waiting_seconds
+from pipeline.training.step_meter import Meter
+
+
+@pytest.mark.parametrize(
+    ("making", "asked", "arrived", "expected"),
+    [
+        # began before it was asked for, ended 3 s after, 1 s on its way
+        (Making(1, 1, 2, started=6, ended=14), 10, 15, {"storage": 1, "decode": 1, "augment": 2, "hand-over": 1}),
+        (Making(1, 2, 1, started=2, ended=6), 10, 14, {"hand-over": 4}),  # was made long ago
+        (Making(0, 3, 0, started=11, ended=14), 10, 14, {"queue": 1, "decode": 3}),  # had not begun
+        (Making(0, 0, 0, started=9, ended=12), 10, 14, {"hand-over": 4}),  # nothing of it took time
+        (Making(1, 0, 0, started=90, ended=91), 10, 14, {"queue": 4}),  # a clock that is ahead
+        (Making(1, 1, 1, started=0, ended=99), 10, 9, {}),  # a clock that was set back
+    ],
+)  # fmt: skip
+def test_waiting_is_shared_out_in_full(
+    making: Making, asked: float, arrived: float, expected: dict[str, float]
+) -> None:
+    shares = making.share(asked, arrived)
+    assert {name: value for name, value in shares.items() if value} == pytest.approx(expected)
+    assert sum(shares.values()) == pytest.approx(max(0, arrived - asked))
+
+
+def test_a_stopwatch_counts_what_is_inside_its_stages() -> None:
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch.stage("decode"):
+            time.sleep(0.02)
+    making = watch.making()
+    assert 0.04 <= making.decode < 0.2
+    assert making.storage == 0
+    assert making.ended - making.started >= 0.04
+
+
+def batch(unit: int, making: Making | None) -> Batch:
+    rows = np.arange(2)
+    return Batch(unit, rows, torch.zeros(2), torch.zeros(2), rows.astype(np.uint64), rows, rows[:0], 0, making)
+
+
+def test_a_loops_seconds_add_up_to_its_time_and_go_to_their_stages() -> None:
+    def stream():  # type: ignore[no-untyped-def]
+        for unit in range(3):
+            started = time.time()
+            time.sleep(0.06)
+            yield batch(unit, Making(0.0, 0.9, 0.1, started, time.time()))
+
+    seconds: dict[str, float] = {}
+    order, batches = Order((6,), 0, 2), stream()
+    begin = time.perf_counter()
+    losses: list[float] = []
+    meter = Meter(seconds, losses, torch.device("cpu"), 1, start_seconds=0.5)
+    for _ in range(3):
+        meter.next_batch(batches)
+        meter.until_now("copy")
+        time.sleep(0.03)
+        meter.add(torch.tensor(3.0), 2)
+        meter.until_now("compute")
+    line = meter.line(3, order, 0.1)
+    time.sleep(0.05)
+    meter.until_now("evaluate")
+    meter.settle()
+    wall = time.perf_counter() - begin
+    assert sum(seconds.values()) - 0.5 == pytest.approx(wall, abs=0.005)
+    assert seconds["decode"] == pytest.approx(0.162, rel=0.3)
+    assert seconds["augment"] == pytest.approx(seconds["decode"] / 9)
+    assert seconds["compute"] == pytest.approx(0.09, rel=0.3)
+    assert seconds["evaluate"] == pytest.approx(0.05, rel=0.3)
+    assert (seconds["start"], line["loss"], losses) == (0.5, 1.5, [1.5] * 3)
+    trained = training_seconds(line["seconds"])
+    assert line["data_wait"] == pytest.approx(waiting_seconds(line["seconds"]) / trained, rel=1e-3)
+    assert line["images_per_second"] == pytest.approx(6 / trained, rel=1e-3)
+
+
+def test_the_remark_names_the_largest_shares() -> None:
+    seconds = dict.fromkeys(STAGES, 0.0) | {"compute": 80.0, "decode": 15.0, "storage": 4.0, "copy": 1.0, "start": 99.0}
+    assert remark(seconds) == "compute 80%, decode 15%, storage 4%"
+    assert remark({}) == ""

@@ -1,0 +1,141 @@
+"""The pages as people meet them, in headless Chromium: axe finds nothing, nothing sticks out, nothing is fetched."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.presets import make_recipe
+from pipeline.dataset import manifest
+from pipeline.evaluation import compare, explain, metrics_file, model_card
+from pipeline.evaluation import report as evaluation_report
+from pipeline.evaluation import runner as certify
+from pipeline.evaluation.label_issues import Problem
+from pipeline.evaluation.predictions import read_predictions
+from pipeline.evaluation.report import problem_pictures
+from pipeline.evaluation.runner import EvaluateJob
+from pipeline.models.load import find_model
+from pipeline.reporting.charts import page
+from pipeline.retraining.drift import Thresholds, judge
+from pipeline.retraining.promotion_gate import Gate, decide
+from pipeline.training import result
+from pipeline.training.job import TrainJob
+from pipeline.training.report import write_report
+
+WINDOWS = ((1280, "light"), (390, "dark"))
+
+
+@pytest.fixture(scope="module")
+def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An evaluation's page with everything on it, a comparison, and the model card beside them."""
+    out = tmp_path_factory.mktemp("pages")
+    data, model = manifest.load(digits_dataset), find_model(trained)
+    jobs = [
+        EvaluateJob(trained, digits_dataset, str(out / views), views=views, keep="logits", severities=(1, 5))
+        for views in ("none", "flip")
+    ]
+    for job in jobs:
+        certify.run(job)
+    job = jobs[0]
+    certificate, predictions = certify.certify(job, data, model)
+    values = metrics_file.gather(job, data, model, certificate, predictions)
+    values["temperature"] = metrics_file.calibrated(job, job, predictions.label, predictions)
+    values["robustness"] = certify.read_robustness(job.out)
+    values["label_problems"] = {"rows": 100, "found": 2, "table": "label-problems.parquet"}
+    problems = problem_pictures(
+        digits_dataset, data, "val", predictions.row, [Problem(3, 1, 7, 0.01), Problem(8, 2, 3, 0.2)]
+    )
+    explained = explain.explain(job, data, model, predictions)
+    values["sanity"] = explained["sanity"]
+    arguments = (job.out, digits_dataset, data, values, predictions, explained, problems)
+    report = evaluation_report.write_report(*arguments)
+    compared, pair = compare.compare(jobs[0].out, jobs[1].out, digits_dataset, data)
+    _, comparison = compare.write_comparison(str(out), digits_dataset, data, compared, pair)
+    (out / "values.json").write_text(json.dumps(values))
+    better, worse = (read_predictions(each.out)[0] for each in jobs)
+    decided = {
+        **decide(better, worse, data.classes, Gate()).as_json(),
+        "drift": judge(0.3, None, 0.1, Thresholds()).as_json(),
+        "night": "0123456789ab", "recipe": {"name": "digits"}, "dataset": digits_dataset, "fair_rows": 300, "rows": 359,
+        "challenger": "a" * 16, "champion_before": "b" * 16, "report": "evaluation.html", "comparison": "compare.html",
+        "seconds": {"train": 12.3},
+    }  # fmt: skip
+    (out / "decision.html").write_text(page("decision.html", values=decided))
+    training = TrainJob(digits_dataset, trained, make_recipe("digits", epochs=3), hold_out=0.1)
+    made = result.build_result(training, data)
+    trained_page = write_report(str(out), digits_dataset, data, made, read_predictions(trained)[0])
+    return {
+        "evaluation": Path(report),
+        "compare": Path(comparison),
+        "report": Path(trained_page),
+        "decision": out / "decision.html",
+        "card": Path(model_card.write_card(str(out), values)),
+        "values": out / "values.json",
+    }
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium isn't installed (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=120_000)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("name", ["evaluation", "compare", "report", "decision"])
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS)
+def test_axe_finds_nothing_and_nothing_sticks_out(
+    pages: dict[str, Path], browser: Any, name: str, scheme: str, width: int
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    fetched: list[str] = []
+    shown.on("request", lambda request: fetched.append(request.url))
+    shown.goto(pages[name].as_uri(), timeout=120_000)
+    results = Axe().run(shown)
+    assert results.violations_count == 0, results.generate_report()
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    assert [url for url in fetched if not url.startswith(("file:", "data:"))] == []
+    assert pages[name].stat().st_size < 5e6
+    shown.close()
+
+
+def test_tables_are_sorted_by_keyboard(pages: dict[str, Path], browser: Any) -> None:
+    shown = browser.new_page()
+    shown.goto(pages["evaluation"].as_uri())
+    table = shown.locator("table.sortable").last
+    head = table.locator("th button", has_text="recall")
+    for order in (1, -1):
+        head.focus()
+        shown.keyboard.press("Enter")
+        numbers = [float(text) for text in table.locator("tbody td:nth-child(4)").all_text_contents()]
+        assert numbers == sorted(numbers)[::order]
+    assert table.locator("th[aria-sort=descending]").text_content() == "recall"
+    shown.close()
+
+
+def test_the_page_says_what_was_found(pages: dict[str, Path]) -> None:
+    text, values = pages["evaluation"].read_text(), json.loads(pages["values"].read_text())
+    assert f"{100 * values['metrics']['top1']:.2f} %" in text
+    assert values["certificate"]["digest"] in text
+    for heading in ("Under corruption", "What it looks at", "Training labels in doubt", "Classes"):
+        assert heading in text
+
+
+def test_hugging_faces_own_reader_takes_the_card(pages: dict[str, Path]) -> None:
+    from huggingface_hub import ModelCard
+
+    card, values = ModelCard.load(pages["card"]), json.loads(pages["values"].read_text())
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert results["top-1"] == pytest.approx(values["metrics"]["top1"], abs=1e-6)
+    assert card.data.pipeline_tag == "image-classification"
+    assert "## Limits" in card.text

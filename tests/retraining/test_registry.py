@@ -1,0 +1,235 @@
+"""The registry, in a folder and in a real bucket: what is in it stays, and of racing moves one succeeds."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import RegistryError, StorageError
+from pipeline.dataset import manifest
+from pipeline.evaluation import metrics_file
+from pipeline.evaluation import runner as certify
+from pipeline.evaluation.runner import EvaluateJob
+from pipeline.models.load import find_model, load_net
+from pipeline.retraining import registry
+from pipeline.retraining.mlflow_mirror import mirror
+from pipeline.storage import files
+from tests.jobs.test_command_lines import one_line_error, run_job
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty registry."""
+    if request.param == "folder":
+        yield str(tmp_path / "registry")
+        return
+    s3 = request.getfixturevalue("s3")
+    uri = f"{s3}/registry-{tmp_path.name}"
+    yield uri
+    files.delete_tree(uri)
+
+
+@pytest.fixture(scope="module")
+def evaluation(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A certified evaluation of the trained run."""
+    out = str(tmp_path_factory.mktemp("evaluation"))
+    job, data, model = EvaluateJob(trained, digits_dataset, out), manifest.load(digits_dataset), find_model(trained)
+    certify.run(job)
+    certificate, predictions = certify.certify(job, data, model)
+    values = metrics_file.gather(job, data, model, certificate, predictions)
+    Path(out, "metrics.json").write_text(json.dumps(values))
+    return out
+
+
+def three(place: str, trained: str, evaluation: str) -> list[str]:
+    """IDs of three versions, each the child of the one before."""
+    ids = [""]
+    for _ in range(3):
+        ids.append(registry.add(place, trained, evaluation, ids[-1]).id)
+    return ids[1:]
+
+
+def test_a_version_is_added_once_and_is_a_model(place: str, trained: str, evaluation: str) -> None:
+    first, again = (registry.add(place, trained, evaluation) for _ in range(2))
+    assert first == again
+    assert [each.id for each in registry.versions(place)] == [first.id]
+    model = find_model(registry.version_uri(place, first.id))
+    assert model.sha256 == find_model(trained).sha256
+    load_net(model)
+    assert registry.get(place, first.id[:5]) == first
+    assert registry.verify(place) == []
+    child = registry.add(place, trained, evaluation, parent=first.id)
+    assert child.id != first.id
+    assert registry.versions(place) == [first, child]
+
+
+def test_an_upload_that_was_cut_off_is_no_version_and_is_completed(
+    place: str, trained: str, evaluation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = files.write_bytes
+
+    def cut(uri: str, data: bytes) -> None:
+        if uri.endswith("metrics.json"):
+            raise StorageError("the storage went away")
+        written(uri, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_bytes", cut)
+        with pytest.raises(StorageError):
+            registry.add(place, trained, evaluation)
+    assert registry.versions(place) == []
+    assert registry.verify(place) == []
+    assert registry.versions(place) == [] != [registry.add(place, trained, evaluation)]
+    assert registry.verify(place) == []
+
+
+def test_aliases_move_and_roll_back_as_far_as_they_came(place: str, trained: str, evaluation: str) -> None:
+    a, b, c = three(place, trained, evaluation)
+    for version in (a, b, a, c):
+        registry.move(place, "champion", version, f"to {version}", registry.current(place, "champion"))
+    seen = []
+    for _ in range(3):
+        seen.append(registry.rollback(place).version)
+    assert seen == [a, b, a]
+    with pytest.raises(RegistryError, match="nothing to go back to"):
+        registry.rollback(place)
+    moves = registry.history(place)
+    assert [each.version for each in moves] == [a, b, a, c, a, b, a]
+    assert [each.number for each in moves] == [1, 2, 3, 4, 5, 6, 7]
+    assert registry.aliases(place) == {"champion": a}
+    assert registry.get(place, "champion").id == a
+    assert registry.verify(place) == []
+    now = registry.current(place, "champion")
+    assert registry.move(place, "champion", a, "again", now) == now  # it is there already
+
+
+@pytest.mark.parametrize("first_time", [True, False])
+def test_of_racing_promotions_exactly_one_succeeds_and_the_others_are_told(
+    place: str, trained: str, evaluation: str, first_time: bool
+) -> None:
+    a, b, c = three(place, trained, evaluation)
+    before = None if first_time else registry.move(place, "champion", a, "first", None)
+    told: list[str] = []
+    won: list[registry.Move] = []
+    start = threading.Barrier(6)
+
+    def promote(number: int) -> None:
+        start.wait()
+        try:
+            won.append(registry.move(place, "champion", (b, c)[number % 2], f"by {number}", before))
+        except RegistryError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=promote, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert len(told) == 5
+    assert all("somebody else has moved it meanwhile" in message for message in told)
+    assert registry.current(place, "champion") == won[0] == registry.history(place)[-1]
+    assert registry.verify(place) == []
+
+
+def test_who_slept_while_another_began_moves_nothing(place: str, trained: str, evaluation: str) -> None:
+    """Also where the other one moved nothing: then only the fence tells."""
+    a, b, c = three(place, trained, evaluation)
+    slept = registry.take_fence(place, "champion")
+    assert registry.current(place, "champion") is None
+    assert registry.aliases(place) == {}
+    awake = registry.take_fence(place, "champion")
+    with pytest.raises(RegistryError, match="somebody else means to move it; nothing was changed"):
+        registry.move(place, "champion", a, "too late", None, slept)
+    assert registry.current(place, "champion") is None
+    first = registry.move(place, "champion", b, "in time", None, awake)
+    with pytest.raises(RegistryError, match="somebody else has moved it meanwhile"):
+        registry.move(place, "champion", a, "still too late", None, slept)
+    assert registry.move(place, "champion", c, "again in time", first, awake).number == 2
+    assert registry.rollback(place).version == b  # by hand, without a fence
+    assert registry.take_fence(place, "champion") == awake + 1
+    assert registry.verify(place) == []
+
+
+def test_a_mover_that_was_killed_leaves_no_gap(place: str, trained: str, evaluation: str) -> None:
+    a, b, c = three(place, trained, evaluation)
+    first = registry.move(place, "champion", a, "first", None)
+    killed = registry.Move("champion", 2, b, 1, "killed before the history was written", 0.0)
+    _, fence, found = registry._current(place, "champion")
+    assert registry._write_alias(place, "champion", killed, fence, found)
+    assert registry.history(place) == [first, killed]
+    assert registry.verify(place) == []
+    registry.move(place, "champion", c, "next", killed)
+    assert [each.version for each in registry.history(place)] == [a, b, c]
+    assert registry.rollback(place).version == b
+    assert registry.verify(place) == []
+
+
+def test_what_has_changed_is_named(place: str, trained: str, evaluation: str) -> None:
+    a, b, _ = three(place, trained, evaluation)
+    first = registry.move(place, "champion", a, "first", None)
+    registry.move(place, "champion", b, "second", first)
+    folder = registry.version_uri(place, a)
+    files.write_bytes(files.join(folder, "model.safetensors"), b"other weights")
+    files.delete_files(registry.version_uri(place, b), ["metrics.json"])
+    files.delete_files(files.join(place, "history", "champion"), ["000001.json"])
+    told = "; ".join(registry.verify(place))
+    for words in (f"version {a}: model.safetensors has changed", f"version {b}: metrics.json is gone", "has gaps: [2]"):
+        assert words in told
+
+
+def test_what_does_not_fit_is_refused(place: str, trained: str, evaluation: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in Path(evaluation).iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    values = json.loads((other / "metrics.json").read_text())
+    values["certificate"]["checkpoint_sha256"] = "0" * 64
+    (other / "metrics.json").write_text(json.dumps(values))
+    with pytest.raises(RegistryError, match="its certificate is of other weights"):
+        registry.add(place, trained, str(other))
+    with pytest.raises(RegistryError, match="no such version or alias"):
+        registry.add(place, trained, evaluation, parent="nothere")
+    with pytest.raises(RegistryError, match="give a finished run"):
+        registry.add(place, str(tmp_path), evaluation)
+
+
+@pytest.mark.ray
+def test_the_job_adds_promotes_shows_and_rolls_back(trained: str, evaluation: str, tmp_path: Path) -> None:
+    def job(*arguments: str) -> str:
+        finished = run_job("registry", *arguments, "--registry", "models", cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    said = job("add", "--checkpoint", trained, "--evaluation", evaluation)
+    version = said.split()[1].rstrip(":")
+    assert "champion is" in job("promote", version[:6], "--reason", "the first")
+    assert "the first" in job("show")
+    error = run_job("registry", "rollback", "--registry", "models", cwd=tmp_path)
+    assert "nothing to go back to" in one_line_error(error)
+
+
+def test_an_mlflow_registry_follows(
+    trained: str, evaluation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a server, without one
+    from mlflow import MlflowClient
+
+    place, uri = str(tmp_path / "registry"), f"file://{tmp_path}/mlflow"
+    a, b, _ = three(place, trained, evaluation)
+    first = registry.move(place, "champion", a, "first", None)
+    assert mirror(place, uri) == 3
+    registry.move(place, "champion", b, "second", first)
+    assert mirror(place, uri) == 0
+    client = MlflowClient(uri)
+    shown = {
+        each.tags["image_pipeline.version"]: each for each in client.search_model_versions("name='image-pipeline'")
+    }
+    assert set(shown) == {each.id for each in registry.versions(place)}
+    assert client.get_model_version_by_alias("image-pipeline", "champion").source == registry.version_uri(place, b)
+    assert float(shown[a].tags["top1"]) == registry.get(place, a).top1
+    finished = run_job("registry", "rollback", "--registry", place, "--mlflow", uri, cwd=tmp_path)
+    assert "0 version(s) added, aliases as here" in finished.stdout, finished.stderr
+    assert client.get_model_version_by_alias("image-pipeline", "champion").version == shown[a].version

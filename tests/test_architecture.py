@@ -1,0 +1,70 @@
+"""The shape of the source: rooms import downwards only, and stay small enough to be read."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = (
+    "core", "storage", "cluster", "reporting", "dataset", "config", "ingestion", "loader", "models", "evaluation",
+    "training", "retraining",
+)  # fmt: skip
+SOURCES = sorted(path for folder in ("pipeline", "jobs", "infra") for path in (ROOT / folder).rglob("*.py"))
+MOST_MODULES = 15
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yields the full name of each module, or name of a module, that a file imports at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def upward(room: str, names: Iterator[str]) -> list[str]:
+    """Returns the imports of `names` that a module of `room` may not have."""
+    later = ROOMS[ROOMS.index(room) + 1 :]
+    return [
+        name
+        for name in names
+        if name.split(".")[0] == "jobs" or name.split(".")[:2] in [["pipeline", r] for r in later]
+    ]
+
+
+def test_every_folder_of_the_package_is_a_room() -> None:
+    folders = {path.name for path in (ROOT / "pipeline").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_below_it(room: str) -> None:
+    found = {path.name: upward(room, imported(path)) for path in (ROOT / "pipeline" / room).rglob("*.py")}
+    assert not {name: names for name, names in found.items() if names}
+
+
+def test_an_upward_import_is_found() -> None:
+    assert upward("loader", iter(["pipeline.models.factory", "pipeline.core.errors", "jobs.command", "torch.nn"])) == [
+        "pipeline.models.factory",
+        "jobs.command",
+    ]
+
+
+def test_jobs_and_infra_do_not_import_each_other() -> None:
+    for mine, other in (("jobs", "infra"), ("infra", "jobs")):
+        for path in (ROOT / mine).rglob("*.py"):
+            assert not [name for name in imported(path) if name.split(".")[0] == other], path
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is_for_and_holds_few_modules(room: str) -> None:
+    for folder in [
+        ROOT / "pipeline" / room,
+        *(path for path in (ROOT / "pipeline" / room).rglob("*") if path.is_dir()),
+    ]:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= MOST_MODULES, f"{folder.name} has {len(modules)} modules"
+        if modules:
+            assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
