@@ -1,6 +1,7 @@
 """The shape of the source: rooms import downwards only, and stay small enough to be read."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,3 +69,11 @@ def test_a_room_says_what_it_is_for_and_holds_few_modules(room: str) -> None:
         assert len(modules) <= MOST_MODULES, f"{folder.name} has {len(modules)} modules"
         if modules:
             assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+
+
+@pytest.mark.parametrize("name", ["pipeline", *(f"pipeline.{room}" for room in ROOMS)])
+def test_every_name_of_a_door_is_there(name: str) -> None:
+    package = importlib.import_module(name)
+    for each in getattr(package, "__all__", ()):
+        assert getattr(package, each).__module__ != name
+        assert not (Path(package.__file__ or "").parent / f"{each}.py").exists(), f"{each} is a module, too"

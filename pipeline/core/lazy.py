@@ -1,0 +1,21 @@
+"""Names of a package that are imported on first use, so that `import pipeline` stays cheap (PEP 562)."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazy(package: str, names: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
+    """Returns the `__getattr__` of a package.
+
+    package: its `__name__`. names: for each of its modules, relative to the package, the names that are taken from it.
+    The function that is returned raises AttributeError for any other name.
+    """
+    modules = {name: f"{package}.{module}" for module, found in names.items() for name in found}
+
+    def load(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(modules[name]), name)
+
+    return load
