@@ -52,7 +52,7 @@ def test_the_rules_are_prometheus_rules_and_the_dashboard_is_complete() -> None:
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
     assert len(set(places)) == 12
     assert all(panel["description"] for panel in dashboard["panels"])
-    runbook = (MONITORING.parent / "runbook.md").read_text()
+    runbook = (MONITORING.parents[1] / "docs" / "clusters" / "runbook.md").read_text()
     for group in yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]:
         for rule in group["rules"]:
             for number in re.findall(r"\d+", rule["annotations"]["runbook"].split(",")[1]):

@@ -1,0 +1,22 @@
+"""README and docs name files that exist, and links from pages outside the site lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    path
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("infra/*.md"), *ROOT.glob("docs/**/*.md")])
+    if path.name not in ("CHANGELOG.md", "log.md")  # both tell of files as they were then
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_files_that_exist(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert page.parent.joinpath(link).exists(), link
+    for name in re.findall(r"\b((?:infra|jobs|pipeline|tests|examples)/[\w./-]+\.\w+)\b", text):
+        assert (ROOT / name).exists(), name
