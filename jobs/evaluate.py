@@ -103,9 +103,11 @@ def _evaluate(args: Args, uri: str) -> None:
 
 
 def _run_and_report(args: Args, job: "EvaluateJob", data: Manifest, model: "Model") -> None:
-    from pipeline.evaluation import explain, metrics_file, model_card
-    from pipeline.evaluation import report as evaluation_report
+    from pipeline.evaluation import metrics_file
     from pipeline.evaluation import runner as certify
+    from pipeline.evaluation.analysis import explain
+    from pipeline.evaluation.pages import model_card
+    from pipeline.evaluation.pages import report as evaluation_report
 
     calibrates = bool(model.hold_out) and job.split == "val" and model.dataset_digest == data.digest
     job = replace(job, keep="logits" if calibrates else "nothing")
@@ -141,10 +143,10 @@ def _temperature(job: "EvaluateJob", data: Manifest, model: "Model", predictions
 
 
 def _label_problems(args: Args, job: "EvaluateJob", data: Manifest) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from pipeline.evaluation import label_issues as label_problems
     from pipeline.evaluation import predictions as evaluate
-    from pipeline.evaluation import report as evaluation_report
     from pipeline.evaluation import runner as certify
+    from pipeline.evaluation.analysis import label_issues as label_problems
+    from pipeline.evaluation.pages import report as evaluation_report
 
     rows = min(args.label_rows, data.split("train").rows)
     looked = replace(
@@ -164,7 +166,7 @@ def _label_problems(args: Args, job: "EvaluateJob", data: Manifest) -> tuple[dic
 
 
 def _print(out: str, values: dict[str, Any], report: str, card: str) -> None:
-    from pipeline.evaluation.corruptions import robustness_means
+    from pipeline.evaluation.analysis.corruptions import robustness_means
 
     summary, certificate = values["metrics"], values["certificate"]
     low, high = summary["intervals"]["top1"]
@@ -237,7 +239,7 @@ def _verify(args: Args, out: str) -> None:
 
 def _compare(args: Args, first: str, second: str) -> None:
     """Prints which of two is better, and whether that may be chance."""
-    from pipeline.evaluation import compare
+    from pipeline.evaluation import comparison as compare
 
     dataset = _dataset(args)
     data = training.describe_dataset(dataset)

@@ -33,7 +33,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Predicts, and prints what came of it."""
-    from pipeline.evaluation import batch_predict
+    from pipeline.evaluation.batch_predict import run as batch_predict
     from pipeline.models import load as trained
 
     gpus = resources.count_gpus()

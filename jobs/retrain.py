@@ -154,8 +154,8 @@ def _planned(
 
 
 def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over: threading.Event) -> dict[str, Any]:
-    from pipeline.evaluation import compare
-    from pipeline.evaluation import report as evaluation_report
+    from pipeline.evaluation import comparison as compare
+    from pipeline.evaluation.pages import report as evaluation_report
     from pipeline.evaluation.runner import EvaluateJob
     from pipeline.retraining import drift, registry
     from pipeline.retraining import run as retrain

@@ -25,7 +25,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.row_reader import load_index
 from pipeline.evaluation import metrics
 from pipeline.evaluation import predictions as evaluate
-from pipeline.evaluation.corruptions import CORRUPTIONS, Tally
+from pipeline.evaluation.analysis.corruptions import CORRUPTIONS, Tally
 from pipeline.evaluation.predictions import PREDICTIONS_NAME, Kept, Predictions, read_predictions
 from pipeline.loader import api as loader
 from pipeline.loader.api import Batch

@@ -20,7 +20,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.evaluation import metrics_file
 from pipeline.evaluation import predictions as evaluate
 from pipeline.evaluation import runner as certify
-from pipeline.evaluation.latency import prediction_seconds
+from pipeline.evaluation.analysis.latency import prediction_seconds
 from pipeline.evaluation.leakage import leaked_rows
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import METRICS_NAME, EvaluateJob

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.dataset.manifest import Manifest
-from pipeline.evaluation.mistakes import confident_mistakes
+from pipeline.evaluation.pages.mistakes import confident_mistakes
 from pipeline.evaluation.predictions import Predictions
 from pipeline.ingestion.sources import digits
 from pipeline.loader.stage_times import MEANINGS, STAGES, TRAINING, WAITING, training_seconds, waiting_seconds

@@ -12,7 +12,7 @@ import pytest
 from pipeline.core.errors import CheckpointError, SourceError
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_rows
-from pipeline.evaluation import batch_predict
+from pipeline.evaluation.batch_predict import run as batch_predict
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.transform import evaluation_view

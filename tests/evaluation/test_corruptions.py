@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import RecipeError
 from pipeline.core.keyed_random import key_hash
-from pipeline.evaluation.corruptions import CORRUPTIONS, Tally, corrupted
+from pipeline.evaluation.analysis.corruptions import CORRUPTIONS, Tally, corrupted
 from pipeline.loader.api import Batch
 
 KEYS = key_hash([f"image {n}" for n in range(40)])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.evaluation import explain
+from pipeline.evaluation.analysis import explain
 from pipeline.models.factory import make_model
 
 

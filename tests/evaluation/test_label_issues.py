@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.core.errors import RecipeError
-from pipeline.evaluation.label_issues import find_problems, out_of_sample_probabilities, write_problems
+from pipeline.evaluation.analysis.label_issues import find_problems, out_of_sample_probabilities, write_problems
 
 
 def clusters(rows: int = 3000, classes: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

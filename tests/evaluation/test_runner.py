@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.core.errors import CertificateError, CheckpointError, RecipeError
 from pipeline.dataset import manifest
-from pipeline.evaluation import compare, metrics_file
+from pipeline.evaluation import comparison as compare
+from pipeline.evaluation import metrics_file
 from pipeline.evaluation import runner as certify
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.runner import EvaluateJob

@@ -10,12 +10,15 @@ import pytest
 
 from pipeline.config.presets import make_recipe
 from pipeline.dataset import manifest
-from pipeline.evaluation import compare, explain, metrics_file, model_card
-from pipeline.evaluation import report as evaluation_report
+from pipeline.evaluation import comparison as compare
+from pipeline.evaluation import metrics_file
 from pipeline.evaluation import runner as certify
-from pipeline.evaluation.label_issues import Problem
+from pipeline.evaluation.analysis import explain
+from pipeline.evaluation.analysis.label_issues import Problem
+from pipeline.evaluation.pages import model_card
+from pipeline.evaluation.pages import report as evaluation_report
+from pipeline.evaluation.pages.report import problem_pictures
 from pipeline.evaluation.predictions import read_predictions
-from pipeline.evaluation.report import problem_pictures
 from pipeline.evaluation.runner import EvaluateJob
 from pipeline.models.load import find_model
 from pipeline.reporting.charts import page

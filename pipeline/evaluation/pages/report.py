@@ -6,9 +6,9 @@ import numpy as np
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_rows
-from pipeline.evaluation.corruptions import CORRUPTIONS, robustness_means
-from pipeline.evaluation.label_issues import Problem
-from pipeline.evaluation.mistakes import confident_mistakes
+from pipeline.evaluation.analysis.corruptions import CORRUPTIONS, robustness_means
+from pipeline.evaluation.analysis.label_issues import Problem
+from pipeline.evaluation.pages.mistakes import confident_mistakes
 from pipeline.evaluation.predictions import Predictions
 from pipeline.reporting.charts import BLUE, GREY, ORANGE, axes, page, svg, thumbnail
 from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, matrix_picture
