@@ -1,6 +1,5 @@
 """The recipes, by name."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -183,7 +182,7 @@ def read_recipe(uri: str) -> Recipe:
     if not files.exists(uri):
         raise RecipeError(f"recipe={uri}: no such file")
     try:
-        values = json.loads(files.read_bytes(uri))
+        values = files.read_json(uri)
         return recipe_from_json(values.get("recipe", values))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, RecipeError):

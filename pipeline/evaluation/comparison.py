@@ -1,6 +1,5 @@
 """Two models on the same rows: which is better, whether that may be chance, and on which images they differ."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -96,7 +95,7 @@ def verdict(values: dict[str, Any]) -> str:
 def write_comparison(out: str, dataset: str, data: Manifest, values: dict[str, Any], pair: Pair) -> tuple[str, str]:
     """Writes `compare.json` and `compare.html` and returns their URIs."""
     places = files.join(out, COMPARE_NAME), files.join(out, REPORT_NAME)
-    files.write_bytes(places[0], json.dumps(values, indent=1).encode() + b"\n")
+    files.write_json(places[0], values, pretty=True)
     one, other = (each.right for each in pair)
     pictures = {
         "won": _pictures(dataset, data, values["split"], pair, ~one & other),

@@ -177,12 +177,12 @@ def _write_robustness(job: EvaluateJob, tallies: list[Tally], size_px: int) -> N
         }
         for (name, severity), right in whole.right.items()
     ]
-    files.write_bytes(files.join(job.out, ROBUSTNESS_NAME), json.dumps(lines, indent=1).encode() + b"\n")
+    files.write_json(files.join(job.out, ROBUSTNESS_NAME), lines, pretty=True)
 
 
 def read_robustness(out: str) -> list[dict[str, Any]]:
     """Returns `robustness.json`: corruption, severity, strength, correct and rows of each."""
-    lines: list[dict[str, Any]] = json.loads(files.read_bytes(files.join(out, ROBUSTNESS_NAME)))
+    lines: list[dict[str, Any]] = files.read_json(files.join(out, ROBUSTNESS_NAME))
     return lines
 
 
@@ -253,13 +253,13 @@ def read_metrics(out: str) -> dict[str, Any]:
     place = files.join(out, METRICS_NAME)
     if not files.exists(place):
         raise CheckpointError(f"{out}: no {METRICS_NAME}; give a folder that jobs/evaluate.py wrote")
-    values: dict[str, Any] = json.loads(files.read_bytes(place))
+    values: dict[str, Any] = files.read_json(place)
     return values
 
 
 def write_metrics(out: str, values: dict[str, Any]) -> None:
     """Writes `metrics.json`."""
-    files.write_bytes(files.join(out, METRICS_NAME), json.dumps(values, indent=1).encode() + b"\n")
+    files.write_json(files.join(out, METRICS_NAME), values, pretty=True)
 
 
 def verify(out: str, dataset: str, data: Manifest, model: Model) -> Certificate:

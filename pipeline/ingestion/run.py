@@ -172,7 +172,7 @@ class ShardContext:
     def trusted_receipt(self, plan: ShardPlan) -> Receipt | None:
         """Returns the receipt of an earlier ingest, if its shard is there and is what it says."""
         try:
-            receipt = Receipt(**json.loads(storage.read_bytes(self.receipt_uri(plan.path))))
+            receipt = Receipt(**storage.read_json(self.receipt_uri(plan.path)))
             if receipt.plan != self.plan or receipt.path != plan.path:
                 return None
             for path, expected in (
@@ -205,7 +205,7 @@ class ShardTask:
         if receipt is None:
             samples = ray.get(self.tables)[plan.split].take(pa.array(plan.rows))
             receipt = make_shard(samples, plan, self.context)
-            storage.write_bytes(self.context.receipt_uri(plan.path), json.dumps(asdict(receipt)).encode())
+            storage.write_json(self.context.receipt_uri(plan.path), asdict(receipt))
         return {"id": np.array([number]), "receipt": np.array([json.dumps(asdict(receipt))])}
 
 

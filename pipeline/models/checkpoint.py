@@ -101,7 +101,7 @@ def _json(place: str) -> dict[str, Any]:
     if not files.exists(place):
         raise CheckpointError(f"{place}: no such checkpoint")
     try:
-        values: dict[str, Any] = json.loads(files.read_bytes(place))
+        values: dict[str, Any] = files.read_json(place)
     except ValueError as error:
         raise CheckpointError(f"{place}: damaged ({error}); remove it") from error
     return values

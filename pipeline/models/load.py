@@ -1,7 +1,6 @@
 """A trained network: found by the folder of a finished run or of one checkpoint, loaded without running any code."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +58,7 @@ def find_model(uri: str, field_name: str = "checkpoint") -> Model:
                 f"{field_name}={uri}: no finished run ({checkpoint.OUTPUT_NAME}); give the folder of one, or "
                 "RUN/checkpoints/STEP"
             )
-        identity = json.loads(storage.read_bytes(place))
+        identity = storage.read_json(place)
         classes, files = identity["classes"], [checkpoint.MODEL_NAME]
     sha256 = hashlib.sha256()
     for name in files:

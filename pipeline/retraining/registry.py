@@ -151,7 +151,7 @@ def _ids(registry: str) -> list[str]:
 
 
 def _read(registry: str, version: str) -> Version:
-    return Version(**json.loads(storage.read_bytes(storage.join(version_uri(registry, version), VERSION_NAME))))
+    return Version(**storage.read_json(storage.join(version_uri(registry, version), VERSION_NAME)))
 
 
 # --- aliases -----------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def _write_history(registry: str, move: Move) -> None:
 def history(registry: str, alias: str = CHAMPION) -> list[Move]:
     """Returns all moves of an alias, the first first."""
     names = sorted(name for name, _ in storage.list_files(storage.join(registry, "history", alias)))
-    moves = [Move(**json.loads(storage.read_bytes(storage.join(registry, "history", alias, name)))) for name in names]
+    moves = [Move(**storage.read_json(storage.join(registry, "history", alias, name))) for name in names]
     now = current(registry, alias)
     return moves if now is None or now in moves else [*moves, now]
 

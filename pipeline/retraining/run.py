@@ -85,13 +85,13 @@ def begin(planned: Night) -> Night:
     """
     place = files.join(planned.workspace, ACTIVE_NAME)
     if files.exists(place):
-        values = json.loads(files.read_bytes(place))
+        values = files.read_json(place)
         move = values["champion"]
         values |= {"champion": move and registry.Move(**move), "gate": Gate(**values["gate"])}
         found = Night(**{**values, "workspace": planned.workspace})
         if asdict(replace(found, champion=planned.champion)) == json.loads(json.dumps(asdict(planned))):
             return found
-    files.write_bytes(place, json.dumps(asdict(planned), indent=1).encode() + b"\n")
+    files.write_json(place, asdict(planned), pretty=True)
     return planned
 
 
@@ -105,7 +105,7 @@ def read_latest(workspace: str) -> dict[str, Any] | None:
     place = files.join(workspace, LATEST_NAME)
     if not files.exists(place):
         return None
-    latest: dict[str, Any] = json.loads(files.read_bytes(place))
+    latest: dict[str, Any] = files.read_json(place)
     return latest
 
 

@@ -9,6 +9,7 @@ are asked goes through `pipeline/storage/object_store.py`; other schemes are rea
 import errno
 import fcntl
 import hashlib
+import json
 import mmap
 import os
 import posixpath
@@ -229,6 +230,11 @@ def read_bytes(uri: str) -> bytes:
         return bytes(stream.read())
 
 
+def read_json(uri: str) -> Any:
+    """Returns the value of a JSON file. Raises FileNotFoundError, or ValueError if it isn't JSON."""
+    return json.loads(read_bytes(uri))
+
+
 def read_range(uri: str, offset: int, length: int) -> memoryview:
     """Returns `length` bytes at `offset`: of a store by one request, tried again. Raises OSError if there are fewer."""
     if in_store(uri):
@@ -307,6 +313,11 @@ def write_bytes(uri: str, data: Any) -> None:
         return
     with _temporary_beside(path) as temporary, open(temporary, "wb") as file:
         file.write(data)
+
+
+def write_json(uri: str, value: Any, pretty: bool = False) -> None:
+    """Writes `value` as JSON, as `write_bytes` does. pretty: one value a line, for people; else on one line."""
+    write_bytes(uri, json.dumps(value, indent=1).encode() + b"\n" if pretty else json.dumps(value).encode())
 
 
 @contextmanager

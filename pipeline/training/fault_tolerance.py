@@ -1,6 +1,5 @@
 """What happens when workers fail: who starts again, when it is enough, and what is saved before a node goes."""
 
-import json
 import socket
 import time
 import uuid
@@ -79,7 +78,7 @@ def note_start(run: str, rank: int, world_size: int, step: int) -> str:
     if rank == 0:
         now = time.time()
         values = {"time": now, "step": step, "world_size": world_size, "nodes": nodes}
-        files.write_bytes(files.join(run, STARTS, f"{int(1000 * now)}.json"), json.dumps(values).encode())
+        files.write_json(files.join(run, STARTS, f"{int(1000 * now)}.json"), values)
     return str(tokens[0])
 
 
@@ -96,7 +95,7 @@ def read_starts(run: str) -> list[dict[str, Any]]:
     """Returns time (seconds since the epoch), step, world_size and the ranks' nodes of each start, in their order."""
     folder = files.join(run, STARTS)
     names = sorted(name for name, _ in files.list_files(folder))
-    return [json.loads(files.read_bytes(files.join(folder, name))) for name in names]
+    return [files.read_json(files.join(folder, name)) for name in names]
 
 
 class Notice:

@@ -197,7 +197,7 @@ def _train(job: TrainJob, ending: contextlib.ExitStack) -> None:
     if job.replay_steps:
         meter.settle()
         if rank == 0:
-            files.write_bytes(files.join(job.run, REPLAY_NAME), json.dumps(state.losses).encode())
+            files.write_json(files.join(job.run, REPLAY_NAME), state.losses)
         ray.train.report({"step": state.step})
         return
     predictions = _evaluate(net, average, batches, normalise, progress, watchdog)
@@ -243,7 +243,7 @@ def _diverged(error: DivergedError, job: TrainJob, data: Manifest, batch: Batch,
     """Says everything about a step that gave no finite numbers, and writes down its keys."""
     keys = parquet.read_rows(job.dataset, data.split("train"), np.sort(batch.rows), ("key",))["key"].to_pylist()
     place = files.join(job.run, f"diverged-step-{step}-rank-{rank}.json")
-    files.write_bytes(place, json.dumps({"step": step, "rank": rank, "keys": keys}).encode())
+    files.write_json(place, {"step": step, "rank": rank, "keys": keys})
     last = checkpoint.latest(job.run)
     return DivergedError(
         f"{error} on rank {rank}; nothing was updated. Images {', '.join(keys[:3])} and {max(0, len(keys) - 3)} more "
@@ -365,7 +365,7 @@ def _write_outputs(
         "state": asdict(state),
         **more,
     }
-    files.write_bytes(files.join(job.run, checkpoint.OUTPUT_NAME), json.dumps(values).encode())
+    files.write_json(files.join(job.run, checkpoint.OUTPUT_NAME), values)
 
 
 # --- starting it -------------------------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ def claim_run(job: TrainJob, data: Manifest) -> None:
     """Writes the run's identity at the first start. Raises CheckpointError if it is another's."""
     place, mine = files.join(job.run, CONFIG_NAME), job.identity(data.digest)
     if not files.write_once(place, json.dumps(mine, indent=1).encode()):
-        checkpoint.check_same(job.run, json.loads(files.read_bytes(place)), mine)
+        checkpoint.check_same(job.run, files.read_json(place), mine)
 
 
 def run(job: TrainJob) -> None:

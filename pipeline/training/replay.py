@@ -1,6 +1,5 @@
 """The steps after a checkpoint once more, and whether they give the losses that the run wrote down."""
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +30,7 @@ def recorded_losses(run: str) -> list[float]:
     """Returns the losses of a run as far as it got: of its model, or of its newest checkpoint."""
     output = files.join(run, checkpoint.OUTPUT_NAME)
     if files.exists(output):
-        losses: list[float] = json.loads(files.read_bytes(output))["state"]["losses"]
+        losses: list[float] = files.read_json(output)["state"]["losses"]
         return losses
     newest = checkpoint.latest(run)
     if newest is None:
@@ -69,13 +68,13 @@ def prepare(
     place = checkpoint.folder(scratch, first)
     for name in [*meta["parts"], checkpoint.STATE_NAME]:
         files.write_bytes(files.join(place, name), files.read_bytes(files.join(uri, name)))
-    files.write_bytes(files.join(scratch, checkpoint.LATEST_NAME), json.dumps({"step": first}).encode())
+    files.write_json(files.join(scratch, checkpoint.LATEST_NAME), {"step": first})
     return replace(job, num_workers=meta["state"]["world_size"]), losses[first : first + count]
 
 
 def replay(job: TrainJob, recorded: list[float]) -> Replay:
     """Runs a prepared job and returns both sides."""
     train.run(job)
-    losses: list[float] = json.loads(files.read_bytes(files.join(job.run, train.REPLAY_NAME)))
+    losses: list[float] = files.read_json(files.join(job.run, train.REPLAY_NAME))
     first = len(losses) - len(recorded)
     return Replay(first, recorded, losses[first:])

@@ -1,6 +1,5 @@
 """`result.json`: what a run was and what it reached, from what it left behind."""
 
-import json
 import time
 from dataclasses import asdict
 from typing import Any
@@ -25,7 +24,7 @@ RESULT_NAME = "result.json"
 
 def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     """Returns the content of `result.json` for a finished run."""
-    output = json.loads(files.read_bytes(files.join(job.run, checkpoint.OUTPUT_NAME)))
+    output = files.read_json(files.join(job.run, checkpoint.OUTPUT_NAME))
     state, operations, starts = output["state"], output["operations"], read_starts(job.run)
     parts = parts_of(data, job.hold_out)
     predictions, _ = evaluate.read_predictions(job.run)
@@ -86,7 +85,7 @@ def quarantined(dataset: str, data: Manifest, rows: list[tuple[str, int]]) -> li
 def write_result(run: str, result: dict[str, Any]) -> str:
     """Writes `result.json`, the last file of a run, and returns its URI."""
     uri = files.join(run, RESULT_NAME)
-    files.write_bytes(uri, json.dumps(result, indent=1).encode() + b"\n")
+    files.write_json(uri, result, pretty=True)
     return uri
 
 
@@ -95,5 +94,5 @@ def read_result(run: str) -> dict[str, Any] | None:
     uri = files.join(run, RESULT_NAME)
     if not files.exists(uri):
         return None
-    result: dict[str, Any] = json.loads(files.read_bytes(uri))
+    result: dict[str, Any] = files.read_json(uri)
     return result

@@ -265,14 +265,14 @@ class Mlflow:
         self._client: Any = MlflowClient(uri)
         place = files.join(job.run, MLFLOW_NAME)
         if files.exists(place):
-            self._id = str(json.loads(files.read_bytes(place))["run_id"])
+            self._id = str(files.read_json(place)["run_id"])
             return
         known = self._client.get_experiment_by_name("image-pipeline")
         experiment = known.experiment_id if known else self._client.create_experiment("image-pipeline")
         self._id = self._client.create_run(
             experiment, run_name=files.basename(job.run), tags={"run": job.run, "dataset": job.dataset}
         ).info.run_id
-        files.write_bytes(place, json.dumps({"run_id": self._id, "tracking_uri": uri}).encode())
+        files.write_json(place, {"run_id": self._id, "tracking_uri": uri})
         for name, value in {**asdict(job.recipe), "seed": job.seed}.items():
             inner = {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
             for key, each in inner.items():

@@ -116,7 +116,7 @@ def check_order(epochs: int) -> None:
     dataset = f"{WORK}/datasets/{files.list_directories(f'{WORK}/datasets')[0]}"
     split = manifest.load(dataset).split("train")
     run = f"{WORK}/runs/one"
-    config = json.loads(files.read_bytes(f"{run}/config.json"))
+    config = files.read_json(f"{run}/config.json")
     recipe = config["recipe"]
     window, runs = recipe["shuffle_window_row_groups"], recipe["shuffle_run_rows"]
     order = Order(split.row_group_rows, config["seed"], 32, window, run_rows=runs)
@@ -134,7 +134,7 @@ def steps_done(line: str) -> int:
 
 def starts() -> list[dict[str, Any]]:
     folder = f"{WORK}/runs/one/starts"
-    return [json.loads(files.read_bytes(f"{folder}/{name}")) for name, _ in files.list_files(folder)]
+    return [files.read_json(f"{folder}/{name}") for name, _ in files.list_files(folder)]
 
 
 def test_three_nodes_ingest_train_on_two_and_evaluate_by_submitted_jobs_and_one_is_killed(

@@ -193,7 +193,7 @@ def test_a_shard_is_trusted_only_with_the_receipt_of_its_plan_and_its_own_bytes(
     receipt = make_shard(tree_index.splits[plan.split].take(pa.array(plan.rows)), plan, context)
     assert context.trusted_receipt(plan) is None  # no receipt yet
     place = context.receipt_uri(plan.path)
-    files.write_bytes(place, json.dumps(receipt.__dict__).encode())
+    files.write_json(place, receipt.__dict__)
     trusted = context.trusted_receipt(plan)
     assert trusted is not None
     assert (trusted.shard, trusted.trusted) == (json.loads(json.dumps(receipt.shard)), True)

@@ -23,7 +23,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_lease_is_there_while_it_is_held_and_gone_after(place: str) -> None:
     with lease.held(place, "out") as held:
-        assert json.loads(files.read_bytes(place))["pid"] == os.getpid()
+        assert files.read_json(place)["pid"] == os.getpid()
         held.check()
     assert not files.exists(place)
     with lease.held(place, "out"):
@@ -78,7 +78,7 @@ def leave_behind(place: str, **changes: object) -> None:
         "pid": 0,
         "ttl_seconds": 30.0,
     }
-    files.write_bytes(place, json.dumps({**content, **changes, "beat": 0}).encode())
+    files.write_json(place, {**content, **changes, "beat": 0})
 
 
 def ended_process() -> int:
@@ -116,7 +116,7 @@ def test_a_holder_that_was_away_for_too_long_is_told(place: str) -> None:
         time.sleep(0.5)
         with pytest.raises(DatasetError, match="another has taken over"):
             held.check()
-    assert json.loads(files.read_bytes(place))["owner"] == "another"  # it isn't ours to remove
+    assert files.read_json(place)["owner"] == "another"  # it isn't ours to remove
 
 
 def test_of_many_replacements_one_wins(place: str) -> None:

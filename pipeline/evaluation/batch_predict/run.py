@@ -254,7 +254,7 @@ def predict(job: PredictJob, progress: Progress = silent) -> Predicted:
 
 def _claim(job: PredictJob) -> None:
     place, mine = files.join(job.out, PLAN_NAME), job.plan()
-    if not files.write_once(place, json.dumps(mine).encode()) and json.loads(files.read_bytes(place)) != mine:
+    if not files.write_once(place, json.dumps(mine).encode()) and files.read_json(place) != mine:
         raise CheckpointError(
             f"out={job.out}: holds predictions by another model, of other images or with other views; give another"
         )
@@ -334,5 +334,5 @@ def _summed(job: PredictJob, seconds: float, predicted: int) -> Predicted:
         "unusable": unusable,
         "per_class": per_class,
     }
-    files.write_bytes(files.join(job.out, SUMMARY_NAME), json.dumps(summary, indent=1).encode() + b"\n")
+    files.write_json(files.join(job.out, SUMMARY_NAME), summary, pretty=True)
     return Predicted(images, unusable, per_class, tuple(first[:5]), seconds, predicted)

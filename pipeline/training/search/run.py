@@ -152,7 +152,7 @@ def read_scores(run: str) -> list[dict[str, float]]:
     place = files.join(run, SCORES_NAME)
     if not files.exists(place):
         return []
-    scores: list[dict[str, float]] = json.loads(files.read_bytes(place))
+    scores: list[dict[str, float]] = files.read_json(place)
     return scores
 
 
@@ -169,7 +169,7 @@ class Scores:
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """See `Tracker`."""
         self._scores.append({"step": step, "epoch": step / self._per_epoch, **scores})
-        files.write_bytes(self._place, json.dumps(self._scores).encode())
+        files.write_json(self._place, self._scores)
 
     def end(self, finished: bool) -> None:
         """Nothing."""
@@ -230,7 +230,7 @@ def _train(job: TrainJob) -> None:
 
 def write_status(run: str, status: str, error: str = "") -> None:
     """Notes how a trial is: running, finished, stopped (by the scheduler) or failed."""
-    files.write_bytes(files.join(run, STATUS_NAME), json.dumps({"status": status, "error": error}).encode())
+    files.write_json(files.join(run, STATUS_NAME), {"status": status, "error": error})
 
 
 def read_status(run: str) -> tuple[str, str]:
@@ -238,7 +238,7 @@ def read_status(run: str) -> tuple[str, str]:
     place = files.join(run, STATUS_NAME)
     if not files.exists(place):
         return "waiting", ""
-    noted = json.loads(files.read_bytes(place))
+    noted = files.read_json(place)
     return noted["status"], noted["error"]
 
 
@@ -251,7 +251,7 @@ def claim_search(out: str, identity: dict[str, Any]) -> None:
 
     place, mine = files.join(out, SEARCH_NAME), json.loads(json.dumps(identity))
     if not files.write_once(place, json.dumps(mine, indent=1).encode()):
-        checkpoint.check_same(out, json.loads(files.read_bytes(place)), mine, "--out")
+        checkpoint.check_same(out, files.read_json(place), mine, "--out")
 
 
 @dataclass(frozen=True)
