@@ -46,6 +46,7 @@ def main(args: Args) -> None:
     training.train_here(job, args.wait_minutes)
 
 
+RESUME_HINT = "the same command with the same --run-dir continues from the last checkpoint"
+
 if __name__ == "__main__":
-    again = "the same command with the same --run-dir goes on from the last checkpoint"
-    command.run(main, Args, __doc__ or "", again)
+    command.run(main, Args, __doc__ or "", RESUME_HINT)

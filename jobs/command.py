@@ -1,19 +1,14 @@
-"""The edge that all jobs share: arguments, errors, Ray, progress, and the last lines on the screen."""
+"""What all commands share: parsing of flags, errors in one line, progress, log records and tables on the console."""
 
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-
-from pipeline.core.processes import end_on_sigterm
-
-# Python's cached bytecode halves Ray's start-up; a setting that forbids it is lifted for this process and its own.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import tyro
 from rich.console import Console
@@ -21,45 +16,123 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline.core.errors import PipelineError, UnavailableError
+from pipeline.core.processes import end_on_sigterm
 from pipeline.core.progress import silent
 
 Args = TypeVar("Args")
-# Lines are never broken: paths are there to be copied, and logs to be searched.
+# Lines are never wrapped: people copy paths from them, and search logs.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-_LINE_EVERY_SECONDS = 10.0
+_SECONDS_BETWEEN_LINES = 10.0
 _RAYS_ADVICE = "Failed to apply UDF transform"  # Ray Data adds it to the text of what a task raises
 
 
-def run(main: Callable[[Args], None], args_type: type[Args], description: str, again: str = "") -> None:
-    """Parses the command line into `args_type` and calls `main`; ends with 2 on a user's error, 1 where a storage stays
-    away, 130 on Ctrl-C.
+def run(
+    main: Callable[[Args], None],
+    args_type: type[Args],
+    doc: str,
+    resume_hint: str = "",
+    program: str | None = None,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Parses the command line into `args_type`, calls `main`, and turns its errors into one line and an exit status.
 
-    again: what the same command does after Ctrl-C, for the last line.
+    Exit status: 2 for a user error, 1 for storage that doesn't answer, 130 after Ctrl-C, 143 after SIGTERM. Other
+    exceptions are defects and keep their traceback.
+
+    doc: the description for `--help`, with examples at its end (`examples`). resume_hint: printed after Ctrl-C: what
+    the same command does when it is run again. program, arguments: as shown and as given; by default those of
+    this process.
     """
-    arguments = tyro.cli(args_type, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    _allow_bytecode()
+    parsed = parse(args_type, doc, program, arguments)
     end_on_sigterm()
-    logging.getLogger("pipeline").addHandler(_ToConsole())
-    logging.getLogger("pipeline").setLevel(logging.INFO)
+    status = call(main, parsed, resume_hint)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is written and given back: let the interpreter end
+    if status:
+        sys.exit(status)
+
+
+def call(main: Callable[[Args], None], args: Args, resume_hint: str = "") -> int:
+    """Calls `main` and returns the exit status that `run` describes; prints the package's log records meanwhile.
+
+    Changes nothing of the process that lasts, so that tests can call it many times.
+    """
+    log, handler = logging.getLogger("pipeline"), _ToConsole()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
-        main(arguments)
+        main(args)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one has nothing left to end
-        console.print(f"interrupted; {again}" if again else "interrupted")
-        sys.exit(130)
+        console.print(f"interrupted; {resume_hint}" if resume_hint else "interrupted")
+        return 130
     except Exception as error:
         known = user_error(error)
         if known is None:
             raise
         print(f"error: {user_message(known)}", file=sys.stderr)
-        sys.exit(1 if isinstance(known, UnavailableError) else 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # done: nothing is lost any more
+        return 1 if isinstance(known, UnavailableError) else 2
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+    return 0
 
 
-class _ToConsole(logging.Handler):
-    """Prints what the package logs, each record a line."""
+def _allow_bytecode() -> None:
+    """Lets this process and its children cache bytecode, which halves the time that Ray's workers take to start."""
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        console.print(self.format(record))
+
+# --- flags and help ----------------------------------------------------------------------------------------------
+
+_EXAMPLES = "\nExamples:\n"
+_SCRIPT = re.compile(r"\buv run jobs/\w+\.py")
+
+
+def parse(args_type: type[Args], doc: str, program: str | None = None, arguments: Sequence[str] | None = None) -> Args:
+    """Returns the flags as an `args_type`; nested dataclasses are groups of flags.
+
+    Ends the process with status 0 after `--help`, whose last lines are the examples of `doc`, and with 2 for flags that
+    can't be parsed.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    description = doc.partition(_EXAMPLES)[0].strip()
+    try:
+        return tyro.cli(args_type, prog=program, description=description, args=arguments, config=config)
+    except SystemExit as end:
+        if not end.code and (lines := examples(doc, program)):
+            print("\nexamples:", *(f"  {line}" for line in lines), sep="\n")
+        raise
+
+
+def examples(doc: str, program: str | None = None) -> list[str]:
+    """Returns the command lines below "Examples:" at the end of a module's docstring, each as one line.
+
+    program: replaces `uv run jobs/NAME.py` at their beginning.
+    """
+    lines = doc.partition(_EXAMPLES)[2].replace("\\\n", " ").splitlines()
+    shown = (" ".join(line.split()) for line in lines if line.strip())
+    return [_SCRIPT.sub(program, line) if program else line for line in shown]
+
+
+def option(text: str, value: str, default: str = "") -> Any:
+    """Returns the annotation of a flag: its help, a name for its value, and the default that `--help` shows."""
+    return tyro.conf.arg(help=text, metavar=value, help_behavior_hint=f"(default: {default})" if default else "")
+
+
+def group(title: str) -> Any:
+    """Returns the annotation of a nested dataclass whose flags `--help` shows together, below "TITLE options".
+
+    The first line of the dataclass's docstring is shown below the title:
+
+        data: Annotated[DataArgs, command.group("data")] = DataArgs()
+    """
+    return tyro.conf.arg(name=title)
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
 
 
 def user_error(error: BaseException) -> Exception | None:
@@ -93,12 +166,14 @@ def _storage_message(error: OSError) -> str | None:
     return None
 
 
-def option(text: str, value: str, default: str = "") -> Any:
-    """Returns what tyro shows of a flag: its help, a name for its value, and what holds without it."""
-    return tyro.conf.arg(help=text, metavar=value, help_behavior_hint=f"(default: {default})" if default else "")
+# --- on the console ----------------------------------------------------------------------------------------------
 
 
-# --- progress ----------------------------------------------------------------------------------------------------
+class _ToConsole(logging.Handler):
+    """Prints the log records of the package, one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(self.format(record))
 
 
 class Display:
@@ -144,19 +219,13 @@ class Display:
         last, last_line = self._last_line
         new_stage = last_line.split(" ")[0] != stage
         ended = total and done == total
-        if line != last_line and (new_stage or ended or time.monotonic() - last > _LINE_EVERY_SECONDS):
+        if line != last_line and (new_stage or ended or time.monotonic() - last > _SECONDS_BETWEEN_LINES):
             console.print(line)
             self._last_line = (time.monotonic(), line)
 
 
 def _no_display() -> Callable[..., None]:
     return silent
-
-
-# --- Ray ---------------------------------------------------------------------------------------------------------
-
-
-# --- the end -----------------------------------------------------------------------------------------------------
 
 
 def print_table(title: str, rows: list[tuple[str, str]]) -> None:

@@ -47,6 +47,7 @@ def main(args: Args) -> None:
         training.train_on_cluster(job, args.wait_minutes)
 
 
+RESUME_HINT = "the same command with the same --run-name continues from the last checkpoint"
+
 if __name__ == "__main__":
-    again = "the same command with the same --run-name goes on from the last checkpoint"
-    command.run(main, Args, __doc__ or "", again)
+    command.run(main, Args, __doc__ or "", RESUME_HINT)

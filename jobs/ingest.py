@@ -193,5 +193,7 @@ def _some(keys: tuple[str, ...]) -> str:
     return f", first {keys[0]}" if keys else ""
 
 
+RESUME_HINT = "the same command continues where it stopped"
+
 if __name__ == "__main__":
-    command.run(main, Args, __doc__ or "", again="the same command goes on where it stopped")
+    command.run(main, Args, __doc__ or "", RESUME_HINT)

@@ -72,5 +72,7 @@ def _unusable(count: int, first: tuple[str, ...]) -> str:
     return f"{count:,}, see the column error; first {first[0]}" if count else "none"
 
 
+RESUME_HINT = "the same command continues after the last finished part"
+
 if __name__ == "__main__":
-    command.run(main, Args, __doc__ or "", again="the same command goes on after the last part")
+    command.run(main, Args, __doc__ or "", RESUME_HINT)

@@ -336,5 +336,7 @@ def _notify(url: str, decision: dict[str, Any]) -> None:
         command.console.print(f"the webhook didn't take it ({error}); the decision stands", style="bold yellow")
 
 
+RESUME_HINT = "the same command continues where it stopped"
+
 if __name__ == "__main__":
-    command.run(main, Args, __doc__ or "", again="the same command goes on where it stopped")
+    command.run(main, Args, __doc__ or "", RESUME_HINT)

@@ -216,5 +216,7 @@ def _finish(out: str, recipe: Recipe, space: "Space", trials: "list[TrialResult]
         raise RecipeError(f"no trial has finished; first error: {errors[0] if errors else 'none'}")
 
 
+RESUME_HINT = "the same command continues the search"
+
 if __name__ == "__main__":
-    command.run(main, Args, __doc__ or "", "the same command goes on with the search")
+    command.run(main, Args, __doc__ or "", RESUME_HINT)

@@ -306,7 +306,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     assert list(Path("/tmp").glob(f"ray-{process.pid}-*"))
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    assert "interrupted; the same command goes on" in process.stdout.read()
+    assert "interrupted; the same command continues" in process.stdout.read()
     left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout
     assert left == ""
     assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))

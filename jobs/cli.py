@@ -1,0 +1,74 @@
+"""The command `image-pipeline`: one subcommand for each script in jobs/.
+
+It finds the subcommand before it imports anything, so that the list of subcommands appears at once; torch and Ray are
+loaded by the subcommands that need them.
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+_USER_ERROR = 2
+# {subcommand: (module, one line for the list)}
+SUBCOMMANDS = {
+    "ingest": ("jobs.ingest", "turn raw images into a data set: Parquet shards and a manifest"),
+    "verify": ("jobs.verify", "check every byte of a data set against its manifest"),
+    "train": ("jobs.cifar10", "train and evaluate a classifier on a data set, raw images or CIFAR-10"),
+    "evaluate": ("jobs.evaluate", "evaluate a trained model and certify the result, or compare two models"),
+    "predict": ("jobs.predict", "write the model's predictions for a folder, an archive or a bucket of images"),
+    "export": ("jobs.export", "export a trained model to ONNX and torch.export"),
+    "tune": ("jobs.tune", "search the hyperparameters of a recipe with Ray Tune"),
+    "replay": ("jobs.replay", "repeat steps after a checkpoint and compare their losses with the recorded ones"),
+    "retrain": ("jobs.retrain", "train on changed data and promote the new model if it is better"),
+    "registry": ("jobs.registry", "list, add, promote and roll back versions of models"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the subcommand that the command line names; ends with status 2 if there is none of that name."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if words else _USER_ERROR)
+    if words[0] == "--version":
+        print(f"image-pipeline {importlib.metadata.version('image-pipeline')}")
+        return
+    if words[0] not in SUBCOMMANDS:
+        print(f"error: {unknown(words[0])}", file=sys.stderr)
+        sys.exit(_USER_ERROR)
+    name, *rest = words
+    job = importlib.import_module(SUBCOMMANDS[name][0])
+    from jobs import command
+
+    command.run(job.main, job.Args, job.__doc__ or "", getattr(job, "RESUME_HINT", ""), f"image-pipeline {name}", rest)
+
+
+def usage() -> str:
+    """Returns the text of `image-pipeline --help`."""
+    width = max(map(len, SUBCOMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in SUBCOMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: image-pipeline SUBCOMMAND [options]",
+            "",
+            "A distributed data-and-training pipeline for image recognition.",
+            "",
+            "subcommands:",
+            *lines,
+            "",
+            "image-pipeline SUBCOMMAND --help shows its options and two examples; --version shows the version.",
+        ]
+    )
+
+
+def unknown(word: str) -> str:
+    """Returns the message for a subcommand that doesn't exist, with the nearest one that does."""
+    nearest = difflib.get_close_matches(word, SUBCOMMANDS, n=1, cutoff=0.5)
+    remedy = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(SUBCOMMANDS)}"
+    return f"{word}: no such subcommand; {remedy}"
+
+
+if __name__ == "__main__":
+    main()
