@@ -77,3 +77,9 @@ def test_every_name_of_a_door_is_there(name: str) -> None:
     for each in getattr(package, "__all__", ()):
         assert getattr(package, each).__module__ != name
         assert not (Path(package.__file__ or "").parent / f"{each}.py").exists(), f"{each} is a module, too"
+
+
+def test_no_test_imports_another() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        from_tests = [name for name in imported(path) if name.startswith("tests.")]
+        assert not [name for name in from_tests if not name.startswith("tests.support.")], path

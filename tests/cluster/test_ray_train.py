@@ -25,8 +25,9 @@ from pipeline.loader.work_units import EvaluateUnits, TrainUnits, Units
 from pipeline.training import loop as train
 from pipeline.training import result
 from pipeline.training.job import TrainJob
-from tests.conftest import ingest_here, make_tar, make_tree, shared, tree_files
-from tests.jobs.test_command_lines import traced
+from tests.support.datasets import ingest_here
+from tests.support.images import make_tar, make_tree, shared, tree_files
+from tests.support.runs import traced
 
 pytestmark = [
     pytest.mark.ray,

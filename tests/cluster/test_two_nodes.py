@@ -20,8 +20,8 @@ from pipeline.core.processes import process_tree
 from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.loader.sample_order import Order
-from tests.jobs.test_command_lines import ROOT
-from tests.training.test_fault_tolerance import trained_on
+from tests.support.jobs import ROOT
+from tests.support.runs import trained_on
 
 pytestmark = pytest.mark.ray
 

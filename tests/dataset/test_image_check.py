@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.dataset import image_codec
 from pipeline.dataset.image_codec import Handling, Refused, Stored, decode, examine, pixel_facts
-from tests.conftest import jpeg, picture, shared
+from tests.support.images import jpeg, picture, shared
 
 DECODE, HEADER = Handling(), Handling(checks="header")
 

@@ -18,9 +18,9 @@ from pipeline.loader.decode import best_decoder
 from pipeline.loader.transform import evaluation_view
 from pipeline.models.load import find_model
 from pipeline.storage import files
-from tests.conftest import jpeg, make_tar, tree_files
-from tests.evaluation.test_runner import evaluated
-from tests.jobs.test_command_lines import run_job
+from tests.support.images import jpeg, make_tar, tree_files
+from tests.support.jobs import run_job
+from tests.support.predictions import evaluated
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from pipeline.dataset import manifest
 from pipeline.evaluation import export
 from pipeline.models.factory import make_model
 from pipeline.models.load import find_model
-from tests.jobs.test_command_lines import run_job
+from tests.support.jobs import run_job
 
 
 def batches(sizes: tuple[int, ...] = (1, 5)) -> list[tuple[np.ndarray, np.ndarray]]:

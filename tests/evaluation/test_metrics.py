@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
 
 from pipeline.evaluation import metrics
 from pipeline.evaluation.predictions import Predictions
-from tests.evaluation.test_predictions import CLASSES, random_predictions
+from tests.support.predictions import CLASSES, random_predictions
 
 
 def predictions_of(correct: np.ndarray, confidence: np.ndarray) -> Predictions:

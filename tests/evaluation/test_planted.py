@@ -13,7 +13,8 @@ from pipeline.dataset.manifest import load
 from pipeline.ingestion.sources import open_source
 from pipeline.training import loop as train
 from pipeline.training.job import TrainJob
-from tests.conftest import ingest_here, shared
+from tests.support.datasets import ingest_here
+from tests.support.images import shared
 from tests.support.planted import found_of, plant
 
 

@@ -2,30 +2,17 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
-from torch import nn
 
 from pipeline.config.recipe import CIFAR_MEAN, CIFAR_STD
 from pipeline.core.errors import ExactnessError
 from pipeline.dataset import manifest
 from pipeline.evaluation import predictions as evaluate
-from pipeline.evaluation.predictions import Predictions
 from pipeline.loader import api as loader
-from pipeline.loader.api import Batch
 from pipeline.loader.transform import View
 from pipeline.loader.work_units import EvaluateUnits
 from pipeline.models.batch_transforms import Normalise
 from pipeline.models.small_networks import FastResNet
-
-CLASSES = tuple("abcdefg")
-
-
-def random_predictions(num_rows: int = 500) -> tuple[Predictions, np.ndarray]:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(num_rows, 7, generator=generator)
-    labels = torch.randint(0, 7, (num_rows,), generator=generator)
-    rows = np.arange(num_rows)
-    batch = Batch(0, rows, logits[:, :, None, None], labels, rows.astype(np.uint64), rows, rows[:0])
-    return evaluate.predict(nn.Flatten(), [batch], nn.Identity(), 7), logits.softmax(1).numpy()
+from tests.support.predictions import CLASSES, part, random_predictions
 
 
 def test_metrics_are_scikit_learns() -> None:
@@ -40,14 +27,6 @@ def test_metrics_are_scikit_learns() -> None:
     recalls = [value["recall"] for value in ours["per_class"].values()]
     assert recalls == pytest.approx(recall_score(labels, best, average=None))
     assert sum(value["rows"] for value in ours["per_class"].values()) == 500
-
-
-def part(rows: list[int]) -> Predictions:
-    none = np.zeros((len(rows), 2))
-    labels = np.zeros(len(rows), np.int64)
-    return Predictions(
-        np.array(rows, np.int64), labels, none.astype(np.int64), none.astype(np.float32), none[:, 0], none[:, :0]
-    )
 
 
 def test_parts_are_merged_in_row_order() -> None:

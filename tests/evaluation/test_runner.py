@@ -19,13 +19,8 @@ from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.runner import EvaluateJob
 from pipeline.models import checkpoint
 from pipeline.models.load import check_classes, find_model
-from tests.jobs.test_command_lines import one_line_error, run_job
-
-
-def evaluated(trained: str, dataset: str, out: Path, **changes: object) -> certify.Certificate:
-    job = EvaluateJob(trained, dataset, str(out), **changes)
-    certify.run(job)
-    return certify.certify(job, manifest.load(dataset), find_model(trained))[0]
+from tests.support.jobs import one_line_error, run_job
+from tests.support.predictions import evaluated
 
 
 def test_an_evaluation_has_every_row_once_and_repeats_itself(trained: str, digits_dataset: str, tmp_path: Path) -> None:

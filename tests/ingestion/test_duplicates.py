@@ -11,7 +11,8 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.ingestion import duplicates as quality
 from pipeline.ingestion.duplicates import correlations, find_pairs, load_provenance, pixel_statistics
 from pipeline.ingestion.sources import open_source
-from tests.conftest import ingest_here, make_tree, picture, shared
+from tests.support.datasets import ingest_here
+from tests.support.images import make_tree, picture, shared
 
 
 def saved(image: Image.Image, quality: int = 92) -> bytes:

@@ -18,7 +18,7 @@ from pipeline.ingestion.plan import (
 from pipeline.ingestion.source_reader import gather
 from pipeline.ingestion.sources import Index, open_source
 from pipeline.ingestion.sources.index import sample_table
-from tests.conftest import make_tar, make_tree, sample_bytes, tree_files
+from tests.support.images import make_tar, make_tree, sample_bytes, tree_files
 
 
 @pytest.fixture

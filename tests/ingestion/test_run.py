@@ -20,7 +20,8 @@ from pipeline.ingestion.run import WORK, Receipt, ShardContext, _check_counts, _
 from pipeline.ingestion.sources import Index, digits, open_source
 from pipeline.ingestion.verify import verify
 from pipeline.storage import files
-from tests.conftest import ingest_here, jpeg, make_tree, tree_files
+from tests.support.datasets import ingest_here
+from tests.support.images import jpeg, make_tree, tree_files
 
 
 @pytest.fixture

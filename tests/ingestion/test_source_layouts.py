@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources import Index, open_source
-from tests.conftest import jpeg, make_tar, sample_bytes
+from tests.support.images import jpeg, make_tar, sample_bytes, webdataset
 
 WNIDS = ("n01440764", "n01443537", "n02102040")
 # As in the real devkit, an ILSVRC2012_ID is not the rank of its WNID, and synsets with children aren't classes.
@@ -149,19 +149,6 @@ def test_kaggles_validation_images_need_their_labels(tmp_path: Path) -> None:
     (root / "LOC_val_solution.csv").unlink()
     with pytest.raises(SourceError, match=r"LOC_val_solution\.csv is missing"):
         opened(root, tmp_path)
-
-
-def webdataset(root: Path, label: str = "{}") -> Path:
-    root.mkdir(parents=True)
-    for split in ("train", "val"):
-        for shard in range(2):
-            files = {}
-            for sample in range(6):
-                files[f"{sample:04d}.jpg"] = jpeg(100 * shard + sample + (50 if split == "val" else 0))
-                files[f"{sample:04d}.cls"] = label.format(sample * 2).encode()
-                files[f"{sample:04d}.json"] = b"{}"
-            make_tar(root / f"imagenet-{split}-{shard:06d}.tar", files)
-    return root
 
 
 def test_webdataset_shards_are_labelled_by_their_cls_files(tmp_path: Path) -> None:

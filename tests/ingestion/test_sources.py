@@ -15,7 +15,7 @@ import pytest
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources import Index, digits, open_source
 from pipeline.ingestion.sources.cifar import CLASSES
-from tests.conftest import jpeg, make_tar, make_tree, sample_bytes, shared, tree_files
+from tests.support.images import jpeg, make_tar, make_tree, sample_bytes, shared, tree_files
 
 
 def open_here(path: Path, tmp_path: Path, **options: Any) -> Index:

@@ -12,7 +12,7 @@ from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources import tars
 from pipeline.ingestion.sources.tars import Tar, scan
 from pipeline.storage import files
-from tests.conftest import make_tar
+from tests.support.images import make_tar
 
 
 def archive(path: Path, kind: int, members: int = 300, seed: int = 0) -> Path:

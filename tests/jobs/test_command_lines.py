@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,31 +16,10 @@ from pipeline.dataset.manifest import load
 from pipeline.ingestion.sources import open_source
 from pipeline.loader.sample_order import Order
 from pipeline.models import checkpoint
-from tests.conftest import ingest_here, jpeg, make_tar, make_tree, tree_files
-from tests.training.test_trackers import scalars
-
-ROOT = Path(__file__).parents[2]
-
-
-def command(job: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments]
-
-
-def run_job(job: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    # A proxy that nobody runs: no job of a test reaches the network.
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache"), "https_proxy": "http://127.0.0.1:9"}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.run(
-        command(job, *arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
-
-
-def one_line_error(finished: subprocess.CompletedProcess[str]) -> str:
-    assert finished.returncode == 2, finished.stdout + finished.stderr
-    lines = finished.stderr.strip().splitlines()
-    assert len(lines) == 1, finished.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
+from tests.support.datasets import ingest_here
+from tests.support.images import jpeg, make_tar, make_tree, tree_files
+from tests.support.jobs import command, one_line_error, run_job
+from tests.support.runs import scalars, traced
 
 
 @pytest.mark.parametrize(
@@ -210,12 +188,6 @@ TRAIN = ["--recipe", "digits", "--epochs", "6", "--trace-rows"]
 def weights(run: Path) -> str:
     model = checkpoint.read_tensors(str(run / "model.safetensors"))
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for _, tensor in sorted(model.items()))).hexdigest()
-
-
-def traced(run: Path) -> dict[int, list[str]]:
-    """Returns {step: keys}; of a step that was done twice, the last time counts."""
-    lines = [line for path in sorted((run / "rows").iterdir()) for line in path.read_text().splitlines()]
-    return {entry["step"]: entry["keys"] for entry in map(json.loads, lines)}
 
 
 @pytest.mark.slow

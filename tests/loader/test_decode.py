@@ -21,7 +21,7 @@ from pipeline.core.keyed_random import Stream, uniform
 from pipeline.loader import decode
 from pipeline.loader.crops import crop_boxes
 from pipeline.loader.decode import MAX_ERROR, DecoderName, Views, best_decoder, decode_batch
-from tests.conftest import picture, shared
+from tests.support.images import picture, shared
 
 BILINEAR: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
 

@@ -30,7 +30,7 @@ from pipeline.training import result
 from pipeline.training.job import TrainJob
 from pipeline.training.step_meter import Meter
 from pipeline.training.trackers import ray_metrics
-from tests.jobs.test_command_lines import traced
+from tests.support.runs import traced
 
 pytestmark = [
     pytest.mark.ray,

@@ -13,9 +13,9 @@ import pytest
 from pipeline.retraining import registry
 from pipeline.storage import files
 from pipeline.storage.local_s3 import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY
-from tests.jobs.test_command_lines import command, one_line_error, run_job
-from tests.retraining.test_run import Source
+from tests.support.datasets import Source
 from tests.support.fault_proxy import fault_proxy
+from tests.support.jobs import command, one_line_error, run_job
 
 pytestmark = pytest.mark.ray
 

@@ -16,7 +16,7 @@ from pipeline.models.load import find_model, load_net
 from pipeline.retraining import registry
 from pipeline.retraining.mlflow_mirror import mirror
 from pipeline.storage import files
-from tests.jobs.test_command_lines import one_line_error, run_job
+from tests.support.jobs import one_line_error, run_job
 
 
 @pytest.fixture(params=["folder", "bucket"])

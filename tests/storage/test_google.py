@@ -13,9 +13,9 @@ from pipeline.config.presets import make_recipe
 from pipeline.core.errors import StorageError
 from pipeline.retraining import registry
 from pipeline.storage import files, object_store
-from tests.jobs.test_command_lines import run_job
-from tests.retraining.test_run import Source
+from tests.support.datasets import Source
 from tests.support.google_storage import Stored, google_storage
+from tests.support.jobs import run_job
 
 
 @pytest.fixture

@@ -24,10 +24,9 @@ from pipeline.storage.local_s3 import ACCESS_KEY, SECRET_KEY
 from pipeline.training import loop as train
 from pipeline.training import result
 from pipeline.training.job import TrainJob
-from tests.conftest import jpeg, make_tar, make_tree, sample_bytes, tree_files
-from tests.ingestion.test_source_layouts import webdataset
-from tests.jobs.test_command_lines import one_line_error, run_job
 from tests.support.fault_proxy import fault_proxy
+from tests.support.images import jpeg, make_tar, make_tree, sample_bytes, tree_files, webdataset
+from tests.support.jobs import one_line_error, run_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
 

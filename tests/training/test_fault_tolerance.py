@@ -1,6 +1,5 @@
 """Real kills of real workers: what was lost, and that it ends as if nothing had been."""
 
-import json
 import math
 import os
 import random
@@ -8,7 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ import torch
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import DivergedError
 from pipeline.models import checkpoint
-from pipeline.storage import files
 from pipeline.training import loop as train
 from pipeline.training import result
 from pipeline.training import train_step as step_module
 from pipeline.training.job import TrainJob
+from tests.support.runs import trained_on
 
 pytestmark = [
     pytest.mark.ray,
@@ -53,20 +52,6 @@ def workers() -> list[int]:
         except OSError:  # it has just ended
             continue
     return found
-
-
-def trained_on(run: str) -> dict[int, list[str]]:
-    """Returns {step: keys of the global batch}; of a step that was done twice, the last time counts."""
-    starts: dict[tuple[str, int], dict[int, list[list[str]]]] = {}
-    for name, _ in files.list_files(files.join(run, "rows")):  # a start's files lie together, rank by rank
-        start = (name.split("-rank-")[0], int(name.split("-of-")[1].split("-to-")[0].removesuffix(".jsonl")))
-        for line in files.read_bytes(files.join(run, "rows", name)).decode().splitlines():
-            entry = json.loads(line)
-            starts.setdefault(start, {}).setdefault(entry["step"], []).append(entry["keys"])
-    done: dict[int, list[str]] = {}
-    for (_, ranks), steps in starts.items():
-        done |= {step: list(chain.from_iterable(keys)) for step, keys in steps.items() if len(keys) == ranks}
-    return done
 
 
 @pytest.mark.long

@@ -17,7 +17,7 @@ from pipeline.evaluation.leakage import without_leaked
 from pipeline.evaluation.predictions import metrics
 from pipeline.reporting.figures import confused_pairs
 from pipeline.training import report, result
-from tests.evaluation.test_predictions import part
+from tests.support.predictions import part
 
 
 class Collector(HTMLParser):

@@ -24,7 +24,7 @@ from pipeline.training.job import TrainJob
 from pipeline.training.search import run as tune
 from pipeline.training.search.report import render
 from pipeline.training.search.run import Choice, Range, draw, parse_space, with_values
-from tests.jobs.test_command_lines import command, one_line_error, run_job
+from tests.support.jobs import command, one_line_error, run_job
 
 
 def recipe() -> Recipe:

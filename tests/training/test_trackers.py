@@ -13,6 +13,7 @@ from pipeline.core.structured_log import RunLog, silent_log
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
 from pipeline.training.trackers import TensorBoard, Tracker, Trackers, make_mlflow, tensorboard
+from tests.support.runs import scalars
 
 
 def line(step: int, loss: float = 1.0) -> dict[str, Any]:
@@ -30,14 +31,6 @@ def told(tracker: Tracker, first: int, last: int, loss: float) -> None:
     for step in range(first, last + 1):
         tracker.line(line(step, loss), 3)
     tracker.evaluation(last, {"top1": 0.5, "top5": 0.9, "loss": loss})
-
-
-def scalars(folder: str, name: str) -> list[tuple[int, float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(folder)
-    found.Reload()
-    return [(event.step, round(event.value, 6)) for event in found.Scalars(name)]
 
 
 def test_tensorboard_shows_each_step_once_also_of_a_run_that_went_on_from_a_checkpoint(tmp_path: Path) -> None:
