@@ -76,7 +76,7 @@ def _dataset(args: Args) -> str:
 
 
 def _evaluate(args: Args, uri: str) -> None:
-    from pipeline.evaluation import runner as certify
+    from pipeline.evaluation import runner
     from pipeline.models import load as trained
 
     model = trained.find_model(uri)
@@ -93,18 +93,18 @@ def _evaluate(args: Args, uri: str) -> None:
     dataset = _dataset(args)
     data = training.describe_dataset(dataset)
     trained.check_classes(model, data.classes)
-    split, first, rows = certify.split_rows(args.split, data, model)
+    split, first, rows = runner.split_rows(args.split, data, model)
     views = args.views or model.recipe.test_views
     default = files.join(uri, f"evaluation-{args.split}-{views}-{data.digest[:8]}")
-    job = certify.EvaluateJob(uri, dataset, files.absolute(args.out) if args.out else default, split, views)
+    job = runner.EvaluateJob(uri, dataset, files.absolute(args.out) if args.out else default, split, views)
     job = replace(job, first_row=first, rows=rows)
     with training.evaluating(args.workers, job, args.device, args.wait_minutes) as ready:
         _run_and_report(args, ready, data, model)
 
 
 def _run_and_report(args: Args, job: "EvaluateJob", data: Manifest, model: "Model") -> None:
-    from pipeline.evaluation import metrics_file
-    from pipeline.evaluation import runner as certify
+    from pipeline.evaluation import certificate as certify
+    from pipeline.evaluation import metrics_file, output_files, runner
     from pipeline.evaluation.analysis import explain
     from pipeline.evaluation.pages import model_card
     from pipeline.evaluation.pages import report as evaluation_report
@@ -112,51 +112,52 @@ def _run_and_report(args: Args, job: "EvaluateJob", data: Manifest, model: "Mode
     calibrates = bool(model.hold_out) and job.split == "val" and model.dataset_digest == data.digest
     job = replace(job, keep="logits" if calibrates else "nothing")
     severities = args.severities if args.robustness or args.full else ()
-    certify.run(replace(job, severities=severities, robustness_rows=min(args.robustness_rows, job.num_rows(data))))
+    runner.run_evaluation(
+        replace(job, severities=severities, robustness_rows=min(args.robustness_rows, len(job.row_range(data))))
+    )
     certificate, predictions = certify.certify(job, data, model)
     values = metrics_file.gather(job, data, model, certificate, predictions, args.slice_by)
     explained = problems = None
     if calibrates:
         values["temperature"] = _temperature(job, data, model, predictions)
     if severities:
-        values["robustness"] = certify.read_robustness(job.out)
+        values["robustness"] = output_files.read_robustness(job.out)
     if args.explain or args.full:
         explained = explain.explain(job, data, model, predictions, job.progress)
         values["sanity"] = explained["sanity"]
     if args.label_problems or args.full:
         values["label_problems"], problems = _label_problems(args, job, data)
-    certify.write_metrics(job.out, values)
+    output_files.write_metrics(job.out, values)
     report = evaluation_report.write_report(job.out, job.dataset, data, values, predictions, explained, problems)
     _print(job.out, values, report, model_card.write_card(job.out, values))
 
 
 def _temperature(job: "EvaluateJob", data: Manifest, model: "Model", predictions: Any) -> dict[str, Any]:
     """Fits one on what the run held out of train, and says what it does to the calibration of what is evaluated."""
-    from pipeline.evaluation import metrics_file
-    from pipeline.evaluation import predictions as evaluate
-    from pipeline.evaluation import runner as certify
+    from pipeline.evaluation import metrics_file, runner
+    from pipeline.evaluation.predictions import read_predictions
 
-    split, first, rows = certify.split_rows(certify.HELD_OUT, data, model)
-    held = replace(job, out=files.join(job.out, certify.HELD_OUT), split=split, first_row=first, rows=rows)
-    certify.run(held)
-    return metrics_file.calibrated(held, job, evaluate.read_predictions(held.out)[0].label, predictions)
+    split, first, rows = runner.split_rows(runner.HELD_OUT, data, model)
+    held = replace(job, out=files.join(job.out, runner.HELD_OUT), split=split, first_row=first, rows=rows)
+    runner.run_evaluation(held)
+    return metrics_file.calibrated(held, job, read_predictions(held.out)[0].label, predictions)
 
 
 def _label_problems(args: Args, job: "EvaluateJob", data: Manifest) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from pipeline.evaluation import predictions as evaluate
-    from pipeline.evaluation import runner as certify
+    from pipeline.evaluation import output_files, runner
     from pipeline.evaluation.analysis import label_issues as label_problems
     from pipeline.evaluation.pages import report as evaluation_report
+    from pipeline.evaluation.predictions import read_predictions
 
     rows = min(args.label_rows, data.split("train").rows)
     looked = replace(
         job, out=files.join(job.out, "train"), split="train", views="none", first_row=0, rows=rows, keep="features"
     )
-    certify.run(looked)
-    predictions, keys = evaluate.read_predictions(looked.out)
+    runner.run_evaluation(looked)
+    predictions, keys = read_predictions(looked.out)
     job.progress("labels", 0, 1, "a classifier of the features, without each fifth of the images")
     probabilities = label_problems.out_of_sample_probabilities(
-        certify.read_kept(looked.out), predictions.label, len(data.classes)
+        output_files.read_kept(looked.out), predictions.label, len(data.classes)
     )
     found = label_problems.find_problems(probabilities, predictions.label)
     job.progress("labels", 1, 1)
@@ -227,10 +228,11 @@ def _worst(worst: dict[str, Any] | None) -> str:
 
 
 def _verify(args: Args, out: str) -> None:
-    from pipeline.evaluation import runner as certify
+    from pipeline.evaluation import certificate as certify
+    from pipeline.evaluation import output_files
     from pipeline.models import load as trained
 
-    values = certify.read_metrics(out)
+    values = output_files.read_metrics(out)
     model = trained.find_model(files.absolute(args.checkpoint) if args.checkpoint else values["model"]["uri"])
     dataset = _dataset(args) if args.data else values["dataset"]["uri"]
     found = certify.verify(out, dataset, load_manifest(dataset), model)

@@ -165,7 +165,7 @@ def dataset_or_default(data: str | None, layout: str, md5: str | None, progress:
 
 def train_and_report(job: "TrainJob") -> None:
     """Runs the job unless it is finished, writes result and report, and prints where they are."""
-    from pipeline.evaluation import predictions
+    from pipeline.evaluation.predictions import read_predictions
     from pipeline.training import loop as train
     from pipeline.training import report, result
 
@@ -181,7 +181,7 @@ def train_and_report(job: "TrainJob") -> None:
             else:
                 train.run(replace(job, progress=display))
         finished = result.build_result(job, data)
-        report.write_report(job.run, job.dataset, data, finished, predictions.read_predictions(job.run)[0])
+        report.write_report(job.run, job.dataset, data, finished, read_predictions(job.run)[0])
         result.write_result(job.run, finished)
     else:
         console.print("this run is finished already; give another run directory or name to train again")

@@ -8,9 +8,9 @@ import numpy.typing as npt
 from pipeline.core.errors import CertificateError
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_rows
-from pipeline.evaluation.metrics import mcnemar
+from pipeline.evaluation.certificate import check_keys
 from pipeline.evaluation.predictions import Predictions, read_predictions
-from pipeline.evaluation.runner import check_keys
+from pipeline.evaluation.significance import mcnemar
 from pipeline.reporting.charts import page, thumbnail
 from pipeline.storage import files
 
@@ -53,7 +53,7 @@ def compare(first: str, second: str, dataset: str, data: Manifest) -> tuple[dict
     """Returns the content of `compare.json`, and both sides. won: keys that only B has right; lost: only A."""
     pair, keys = read_pair(first, second)
     classes = data.classes
-    one, other = (each.right for each in pair)
+    one, other = (each.correct for each in pair)
     label, names = pair[0].label, np.array(keys)
     values = {
         "a": first,
@@ -96,7 +96,7 @@ def write_comparison(out: str, dataset: str, data: Manifest, values: dict[str, A
     """Writes `compare.json` and `compare.html` and returns their URIs."""
     places = files.join(out, COMPARE_NAME), files.join(out, REPORT_NAME)
     files.write_json(places[0], values, pretty=True)
-    one, other = (each.right for each in pair)
+    one, other = (each.correct for each in pair)
     pictures = {
         "won": _pictures(dataset, data, values["split"], pair, ~one & other),
         "lost": _pictures(dataset, data, values["split"], pair, one & ~other),
@@ -111,7 +111,7 @@ def _pictures(
 ) -> list[dict[str, Any]]:
     """Returns the images on which the models differ, those first on which the wrong one is most sure."""
     places = np.flatnonzero(chosen)
-    sure = np.where(pair[0].right[places], pair[1].probabilities[places, 0], pair[0].probabilities[places, 0])
+    sure = np.where(pair[0].correct[places], pair[1].probabilities[places, 0], pair[0].probabilities[places, 0])
     places = places[np.argsort(-sure, kind="stable")][:_PICTURES]
     if not len(places):
         return []

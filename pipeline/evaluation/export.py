@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.config.recipe import TestViews
 from pipeline.core.errors import ExactnessError
-from pipeline.evaluation.predictions import view_logits
+from pipeline.evaluation.inference import view_logits
 from pipeline.models.batch_transforms import Normalise
 from pipeline.models.load import Model, load_net
 

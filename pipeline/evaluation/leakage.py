@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from pipeline.dataset import parquet
 from pipeline.dataset.manifest import Manifest
-from pipeline.evaluation import predictions as evaluate
+from pipeline.evaluation.predictions import Predictions
 
 
 def leaked_rows(dataset: str, data: Manifest) -> npt.NDArray[np.int64]:
@@ -20,7 +20,7 @@ def leaked_rows(dataset: str, data: Manifest) -> npt.NDArray[np.int64]:
     return rows if 2 * len(rows) <= split.rows else rows[:0]
 
 
-def without_leaked(dataset: str, data: Manifest, predictions: evaluate.Predictions) -> dict[str, Any] | None:
+def without_leaked(dataset: str, data: Manifest, predictions: Predictions) -> dict[str, Any] | None:
     """Returns rows, correct and top1 over the val images that have no duplicate or near duplicate in train.
 
     None where there are none that have (`leaked_rows`).

@@ -11,11 +11,13 @@ from pipeline.core.errors import RecipeError
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_table
 from pipeline.dataset.row_reader import load_index
-from pipeline.evaluation import metrics
-from pipeline.evaluation import runner as certify
+from pipeline.evaluation.certificate import Certificate
 from pipeline.evaluation.leakage import without_leaked
+from pipeline.evaluation.metrics import calibration, fit_temperature, full_metrics
+from pipeline.evaluation.output_files import read_kept
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.runner import Certificate, EvaluateJob
+from pipeline.evaluation.runner import EvaluateJob
+from pipeline.evaluation.slices import make_slices, worst_slice
 from pipeline.models.load import Model
 from pipeline.storage import files
 
@@ -30,9 +32,9 @@ def gather(
 
     temperature, robustness, sanity and label_problems are None: they are for who has looked for them.
     """
-    summary = metrics.summary(predictions, data.classes)
-    found = metrics.slices(predictions.right, _columns(job, data, predictions, columns))
-    worst = metrics.worst_slice(found, summary["top1"])
+    summary = full_metrics(predictions, data.classes)
+    found = make_slices(predictions.correct, _columns(job, data, predictions, columns))
+    worst = worst_slice(found, summary["top1"])
     whole_val = job.split == "val" and not job.first_row
     return {
         "certificate": asdict(certificate),
@@ -97,7 +99,7 @@ def calibrated(
     """
     from scipy.special import softmax
 
-    temperature = metrics.fit_temperature(certify.read_kept(held.out).astype(np.float64), labels)
-    probabilities = softmax(certify.read_kept(job.out).astype(np.float64) / temperature, axis=1)
-    after = metrics.calibration(probabilities.max(axis=1), predictions.right)
+    temperature = fit_temperature(read_kept(held.out).astype(np.float64), labels)
+    probabilities = softmax(read_kept(job.out).astype(np.float64) / temperature, axis=1)
+    after = calibration(probabilities.max(axis=1), predictions.correct)
     return {"value": temperature, "fitted_on": len(labels), "ece_after": after["ece"], "bins_after": after["bins"]}

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pipeline.core.errors import RecipeError
 from pipeline.evaluation.metrics import calibration
 from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.significance import mcnemar
 
 Bools = npt.NDArray[np.bool_]
 
@@ -81,8 +82,8 @@ def decide(
     if not np.array_equal(champion.row, challenger.row) or not np.array_equal(champion.label, challenger.label):
         raise ValueError("champion and challenger were looked at on different rows")
     checks = [
-        better(champion.right, challenger.right, gate),
-        weakest_class(champion.right, challenger.right, champion.label, classes, gate),
+        better(champion.correct, challenger.correct, gate),
+        weakest_class(champion.correct, challenger.correct, champion.label, classes, gate),
         _calibrated(champion, challenger, gate),
     ]
     if latency_seconds is not None:
@@ -93,11 +94,9 @@ def decide(
 def better(champion: Bools, challenger: Bools, gate: Gate) -> Check:
     """The gain, by McNemar's exact test, one-sided: of the rows on which just one is right, are the challenger's more
     than chance gives (McNemar, 1947)? And is it as much as is asked?"""
-    from scipy.stats import binomtest
-
-    won, lost = int((~champion & challenger).sum()), int((champion & ~challenger).sum())
+    test = mcnemar(champion, challenger, "greater")
+    won, lost, p = test["only_second"], test["only_first"], test["p"]
     gain = (won - lost) / len(champion)
-    p = float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
     passed = p <= gate.level and gain >= gate.minimum_gain
     text = f"{100 * gain:+.2f} points on {len(champion):,} images ({won:,} won, {lost:,} lost, p = {p:.2g})"
     if p > gate.level:
@@ -133,7 +132,7 @@ def weakest_class(
 
 
 def _calibrated(champion: Predictions, challenger: Predictions, gate: Gate) -> Check:
-    before, after = (calibration(each.probabilities[:, 0], each.right)["ece"] for each in (champion, challenger))
+    before, after = (calibration(each.probabilities[:, 0], each.correct)["ece"] for each in (champion, challenger))
     passed = after <= before + gate.calibration_rise
     text = f"calibration error {before:.3f} -> {after:.3f}"
     text += "" if passed else f", a rise of more than {gate.calibration_rise:g}"

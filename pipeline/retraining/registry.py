@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from pipeline.core.errors import RegistryError
+from pipeline.evaluation.output_files import METRICS_NAME
 from pipeline.evaluation.predictions import PREDICTIONS_NAME
-from pipeline.evaluation.runner import METRICS_NAME
 from pipeline.models import checkpoint
 from pipeline.storage import files as storage
 

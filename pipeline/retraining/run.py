@@ -18,12 +18,12 @@ from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
 from pipeline.evaluation import metrics_file
-from pipeline.evaluation import predictions as evaluate
-from pipeline.evaluation import runner as certify
 from pipeline.evaluation.analysis.latency import prediction_seconds
+from pipeline.evaluation.certificate import certify
 from pipeline.evaluation.leakage import leaked_rows
-from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.runner import METRICS_NAME, EvaluateJob
+from pipeline.evaluation.output_files import METRICS_NAME, read_kept, read_metrics, write_metrics
+from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.runner import EvaluateJob, run_evaluation
 from pipeline.ingestion.duplicates import load_provenance
 from pipeline.models.load import check_classes, find_model
 from pipeline.reporting.charts import page
@@ -130,11 +130,11 @@ def evaluate_model(night: Night, checkpoint: str, name: str, job: EvaluateJob) -
     check_classes(model, data.classes)
     mine = replace(job, checkpoint=checkpoint, dataset=night.dataset, out=out, views=model.recipe.test_views)
     if not files.exists(files.join(out, METRICS_NAME)):
-        certify.run(mine)
-        certificate, predictions = certify.certify(mine, data, model)
+        run_evaluation(mine)
+        certificate, predictions = certify(mine, data, model)
         values = metrics_file.gather(mine, data, model, certificate, predictions)
-        certify.write_metrics(out, values)
-    return evaluate.read_predictions(out)[0], certify.read_metrics(out)
+        write_metrics(out, values)
+    return read_predictions(out)[0], read_metrics(out)
 
 
 def fair_rows(dataset: str, data: Manifest, others: list[str]) -> npt.NDArray[np.bool_]:
@@ -174,7 +174,7 @@ def datasets_of(night: Night) -> list[str]:
     found, version = list[str](), night.champion.version if night.champion else ""
     while version:
         uri = registry.version_uri(night.registry, version)
-        found.append(certify.read_metrics(uri)["dataset"]["uri"])
+        found.append(read_metrics(uri)["dataset"]["uri"])
         version = registry.get(night.registry, version).parent
     return [uri for uri in dict.fromkeys(found) if uri != night.dataset]
 
@@ -189,10 +189,10 @@ def measure_drift(night: Night, before: str, job: EvaluateJob, thresholds: Thres
     for name, uri, data in (("before", before, old), ("after", night.dataset, new)):
         rows = min(_DRIFT_ROWS, data.split("train").rows)
         out = files.join(night.folder, "drift", name)
-        certify.run(
+        run_evaluation(
             replace(job, checkpoint=night.champion_uri, dataset=uri, out=out, split="train", rows=rows, keep="features")
         )
-        kept.append(certify.read_kept(out))
+        kept.append(read_kept(out))
     return judge(
         class_mix(old, new), brightness(before, old, night.dataset, new), feature_distance(kept[0], kept[1]), thresholds
     )
@@ -202,7 +202,7 @@ def decide_first(challenger: Predictions, num_classes: int, gate: Gate) -> Decis
     """Decides on a model where nothing is live yet: it must be better than always saying the most frequent class."""
     from scipy.stats import binomtest
 
-    right, rows = int(challenger.right.sum()), len(challenger.label)
+    right, rows = int(challenger.correct.sum()), len(challenger.label)
     frequent = int(np.bincount(challenger.label, minlength=num_classes).max()) / rows
     p = float(binomtest(right, rows, min(frequent, 1 - 1e-9), alternative="greater").pvalue)
     text = f"{100 * right / rows:.2f} % of {rows:,} images, {100 * frequent:.2f} % are of the most frequent class"

@@ -23,7 +23,10 @@ from pipeline.core.progress import Progress, silent
 from pipeline.core.structured_log import RunLog, silent_log
 from pipeline.dataset import manifest, parquet
 from pipeline.dataset.manifest import Manifest
-from pipeline.evaluation import predictions as evaluate
+from pipeline.evaluation.distributed import predict_distributed
+from pipeline.evaluation.inference import Predictor
+from pipeline.evaluation.metrics import basic_metrics
+from pipeline.evaluation.predictions import Predictions, write_predictions
 from pipeline.loader.api import Batch
 from pipeline.loader.augment import dropout_seed
 from pipeline.loader.stage_times import remark
@@ -173,7 +176,7 @@ def _train(job: TrainJob, ending: contextlib.ExitStack) -> None:
             log.event("train", **state.history[-1], quarantined_rows=len(state.quarantined))
         if ends_epoch and state.step < num_steps and batches.evaluates_after(state.step // steps_per_epoch):
             meter.until_now("other")
-            scores = evaluate.metrics(_evaluate(net, average, batches, normalise, progress, watchdog), data.classes)
+            scores = basic_metrics(_evaluate(net, average, batches, normalise, progress, watchdog), data.classes)
             state.evaluations.append({"step": state.step, **{k: scores[k] for k in SCORES}})
             trackers.evaluation(state.step, {k: scores[k] for k in SCORES})
             log.event("evaluation", state.step, **{k: scores[k] for k in SCORES})
@@ -216,7 +219,7 @@ def _train(job: TrainJob, ending: contextlib.ExitStack) -> None:
             "parameter_groups": describe_groups(net, optimizers),
         }
         _write_outputs(job, data, evaluated(net, average), state, world_size, predictions, more)
-        scores = evaluate.metrics(predictions, data.classes)
+        scores = basic_metrics(predictions, data.classes)
         checkpoint.note_score(job.run, state.step, scores["top1"])
         trackers.evaluation(state.step, {k: scores[k] for k in SCORES})
     log.event("end", state.step, seconds={name: round(value, 3) for name, value in state.seconds.items()})
@@ -321,26 +324,21 @@ def _evaluate(
     normalise: nn.Module,
     progress: Progress,
     watchdog: Watchdog,
-) -> evaluate.Predictions:
+) -> Predictions:
     """Returns the merged predictions on rank 0 and on all others alike."""
 
     def moving(stage: str, done: int, total: int, remark: str = "") -> None:
         watchdog.beat(f"evaluation batch {done}")
         progress(stage, done, total, remark)
 
-    judged = evaluated(net, average)
-    if batches.world_size > 1:  # BatchNorm's running statistics differ between ranks; rank 0's are the model's
-        for buffer in judged.buffers():
-            torch.distributed.broadcast(buffer, 0)
-    num_classes, recipe = len(batches.data.classes), batches.job.recipe
-    part = evaluate.predict(judged, batches.validation(moving), normalise, num_classes, recipe.loss, recipe.test_views)
-    parts: list[Any] = [part]
-    if batches.world_size > 1:
-        parts = [None] * batches.world_size
-        torch.distributed.all_gather_object(parts, part)
-    rows = range(batches.parts.first_row, batches.parts.first_row + batches.parts.rows)
-    left_out = [row for split, row in batches.quarantined([]) if split == batches.parts.split and row in rows]
-    return evaluate.merge(parts, len(rows), left_out, rows.start)
+    recipe, parts = batches.job.recipe, batches.parts
+    rows = range(parts.first_row, parts.first_row + parts.rows)
+
+    def left_out() -> list[int]:
+        return [row for split, row in batches.quarantined([]) if split == parts.split and row in rows]
+
+    predictor = Predictor(evaluated(net, average), normalise, len(batches.data.classes), recipe.loss, recipe.test_views)
+    return predict_distributed(predictor, batches.validation(moving), rows, batches.world_size, left_out)
 
 
 def _write_outputs(
@@ -349,11 +347,11 @@ def _write_outputs(
     net: nn.Module,
     state: RunState,
     world_size: int,
-    predictions: evaluate.Predictions,
+    predictions: Predictions,
     more: dict[str, Any],
 ) -> None:
     split = data.split(parts_of(data, job.hold_out).split)
-    evaluate.write_predictions(job.run, job.dataset, split, predictions)
+    write_predictions(job.run, job.dataset, split, predictions)
     weights = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
     files.write_bytes(files.join(job.run, checkpoint.MODEL_NAME), checkpoint.tensors_bytes(weights))
     values = {

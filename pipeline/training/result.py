@@ -10,8 +10,9 @@ from pipeline.core.environment import git_commit, versions
 from pipeline.dataset import parquet
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.row_reader import load_index
-from pipeline.evaluation import predictions as evaluate
 from pipeline.evaluation.leakage import without_leaked
+from pipeline.evaluation.metrics import basic_metrics
+from pipeline.evaluation.predictions import read_predictions
 from pipeline.loader import stage_times
 from pipeline.loader.work_units import parts_of
 from pipeline.models import checkpoint
@@ -27,7 +28,7 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     output = files.read_json(files.join(job.run, checkpoint.OUTPUT_NAME))
     state, operations, starts = output["state"], output["operations"], read_starts(job.run)
     parts = parts_of(data, job.hold_out)
-    predictions, _ = evaluate.read_predictions(job.run)
+    predictions, _ = read_predictions(job.run)
     stepping = sum(state["seconds"].get(name, 0.0) for name in ("copy", "compute"))
     trained = stage_times.training_seconds(state["seconds"])
     images_per_second = state["epochs"] * parts.train_rows / trained
@@ -58,7 +59,7 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
         "parameter_groups": output["parameter_groups"],
         "quarantined": quarantined(job.dataset, data, state["quarantined"]),
         "evaluated": {"split": parts.split, "held_out": job.hold_out > 0, "first_row": parts.first_row},
-        "val": evaluate.metrics(predictions, data.classes),
+        "val": basic_metrics(predictions, data.classes),
         "val_without_leaked": None if job.hold_out else without_leaked(job.dataset, data, predictions),
         "history": state["history"],
         "evaluations": state["evaluations"],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import RecipeError
 from pipeline.core.keyed_random import key_hash
-from pipeline.evaluation.analysis.corruptions import CORRUPTIONS, Tally, corrupted
+from pipeline.evaluation.analysis.corruptions import CORRUPTIONS, CorruptionTally, add_tallies, corrupted
 from pipeline.loader.api import Batch
 
 KEYS = key_hash([f"image {n}" for n in range(40)])
@@ -101,16 +101,15 @@ def test_the_count_is_of_right_answers_and_adds_up() -> None:
     def batches(chosen: np.ndarray) -> Iterator[Batch]:
         yield Batch(0, chosen, images[chosen], labels[chosen], KEYS[chosen], np.arange(len(chosen)), chosen[:0])
 
-    whole, parts = Tally((1, 5), 40), [Tally((1, 5), 40), Tally((1, 5), 40)]
-    assert len(list(whole.through(batches(rows), _Brightest(), nn.Identity()))) == 1
+    whole, parts = CorruptionTally((1, 5), 40), [CorruptionTally((1, 5), 40), CorruptionTally((1, 5), 40)]
+    assert len(list(whole.count(batches(rows), _Brightest(), nn.Identity()))) == 1
     for tally, chosen in zip(parts, (rows[:13], rows[13:]), strict=True):
-        list(tally.through(batches(chosen), _Brightest(), nn.Identity()))
-    parts[0].add(parts[1])
-    assert parts[0] == whole
+        list(tally.count(batches(chosen), _Brightest(), nn.Identity()))
+    assert add_tallies(parts) == whole
     assert whole.rows == 40
-    assert whole.right["brightness", 5] == int(labels.sum())  # all are bright then
-    assert whole.right["none", 0] == 40
-    assert len(whole.right) == 2 * len(CORRUPTIONS) + 1
-    some = Tally((1, 5), 15)
-    list(some.through(batches(rows), _Brightest(), nn.Identity()))
-    assert some.rows == some.right["none", 0] == 15
+    assert whole.correct["brightness", 5] == int(labels.sum())  # all are bright then
+    assert whole.correct["none", 0] == 40
+    assert len(whole.correct) == 2 * len(CORRUPTIONS) + 1
+    some = CorruptionTally((1, 5), 15)
+    list(some.count(batches(rows), _Brightest(), nn.Identity()))
+    assert some.rows == some.correct["none", 0] == 15

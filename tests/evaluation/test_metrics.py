@@ -7,6 +7,8 @@ from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
 
 from pipeline.evaluation import metrics
 from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.significance import bootstrap_interval, mcnemar
+from pipeline.evaluation.slices import make_slices, worst_slice
 from tests.support.predictions import CLASSES, random_predictions
 
 
@@ -22,7 +24,7 @@ def predictions_of(correct: np.ndarray, confidence: np.ndarray) -> Predictions:
 
 def test_the_summary_is_scikit_learns() -> None:
     predictions, _ = random_predictions()
-    found, labels, best = metrics.summary(predictions, CLASSES), predictions.label, predictions.classes[:, 0]
+    found, labels, best = metrics.full_metrics(predictions, CLASSES), predictions.label, predictions.classes[:, 0]
     for name, function in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
         each = function(labels, best, average=None)
         assert [value[name] for value in found["per_class"].values()] == pytest.approx(each)
@@ -34,10 +36,10 @@ def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     inside = 0
     for seed in range(200):
-        low, high = metrics.interval((generator.random(100) < 0.7).astype(np.float64), seed)
+        low, high = bootstrap_interval((generator.random(100) < 0.7).astype(np.float64), seed)
         inside += low <= 0.7 <= high
     assert 0.90 <= inside / 200 <= 0.99
-    assert metrics.interval(np.ones(9)) == [1.0, 1.0]
+    assert bootstrap_interval(np.ones(9)) == [1.0, 1.0]
 
 
 def test_the_calibration_error_of_a_case_made_by_hand() -> None:
@@ -70,24 +72,24 @@ def test_a_planted_weak_slice_is_named_and_chance_is_not() -> None:
     label = generator.integers(0, 10, 10_000)
     columns = {"class": label.astype(str), "size": generator.random(10_000), "odd": np.arange(10_000) % 2}
     correct = generator.random(10_000) < np.where(label == 3, 0.8, 0.9)
-    found = metrics.slices(correct, columns)
-    worst = metrics.worst_slice(found, correct.mean())
+    found = make_slices(correct, columns)
+    worst = worst_slice(found, correct.mean())
     assert worst is not None
     assert (worst.column, worst.value) == ("class", "3")
     assert worst.low < 0.8 < worst.high
     named = 0
     for seed in range(20):
         even = np.random.default_rng(seed).random(10_000) < 0.9
-        named += metrics.worst_slice(metrics.slices(even, columns), even.mean()) is not None
+        named += worst_slice(make_slices(even, columns), even.mean()) is not None
     assert named <= 2
 
 
 def test_slices_of_a_column_hold_every_row_once() -> None:
     correct, numbers = np.ones(1003, dtype=bool), np.random.default_rng(0).random(1003)
     for column in (numbers, np.arange(1003) % 7, np.arange(1003).astype(str)):
-        found = metrics.slices(correct, {"c": column})
+        found = make_slices(correct, {"c": column})
         assert sum(each.rows for each in found) == 1003
-    five = metrics.slices(correct, {"c": numbers})
+    five = make_slices(correct, {"c": numbers})
     assert sorted(each.rows for each in five) == pytest.approx([200.6] * 5, abs=1)
 
 
@@ -97,7 +99,7 @@ def test_mcnemar_is_the_exact_one() -> None:
 
     first = np.r_[np.ones(12), np.zeros(3), np.ones(50), np.zeros(5)].astype(bool)
     second = np.r_[np.zeros(12), np.ones(3), np.ones(50), np.zeros(5)].astype(bool)
-    found = metrics.mcnemar(first, second)
+    found = mcnemar(first, second)
     assert (found["only_first"], found["only_second"], found["both"], found["neither"]) == (12, 3, 50, 5)
     assert found["p"] == pytest.approx(2 * sum(comb(15, k) for k in range(4)) / 2**15)
-    assert metrics.mcnemar(first, first)["p"] == 1.0
+    assert mcnemar(first, first)["p"] == 1.0

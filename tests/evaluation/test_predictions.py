@@ -6,7 +6,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_s
 from pipeline.config.recipe import CIFAR_MEAN, CIFAR_STD
 from pipeline.core.errors import ExactnessError
 from pipeline.dataset import manifest
-from pipeline.evaluation import predictions as evaluate
+from pipeline.evaluation.inference import Predictor
+from pipeline.evaluation.metrics import basic_metrics
+from pipeline.evaluation.predictions import merge
 from pipeline.loader import api as loader
 from pipeline.loader.transform import View
 from pipeline.loader.work_units import EvaluateUnits
@@ -17,7 +19,7 @@ from tests.support.predictions import CLASSES, part, random_predictions
 
 def test_metrics_are_scikit_learns() -> None:
     predictions, probabilities = random_predictions()
-    ours, labels = evaluate.metrics(predictions, CLASSES), predictions.label
+    ours, labels = basic_metrics(predictions, CLASSES), predictions.label
     best = probabilities.argmax(1)
     assert ours["top1"] == accuracy_score(labels, best)
     assert ours["correct"] == accuracy_score(labels, best, normalize=False)
@@ -30,7 +32,7 @@ def test_metrics_are_scikit_learns() -> None:
 
 
 def test_parts_are_merged_in_row_order() -> None:
-    assert evaluate.merge([part([2, 0]), part([]), part([1])], 3).row.tolist() == [0, 1, 2]
+    assert merge([part([2, 0]), part([]), part([1])], range(3)).row.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -43,15 +45,15 @@ def test_parts_are_merged_in_row_order() -> None:
 )
 def test_a_doubled_missing_or_foreign_row_stops_the_evaluation(rows: list[list[int]], message: str) -> None:
     with pytest.raises(ExactnessError, match=message):
-        evaluate.merge([part(some) for some in rows], 3)
+        merge([part(some) for some in rows], range(3))
 
 
 def test_rows_that_are_left_out_must_not_be_there_and_the_others_must() -> None:
-    assert evaluate.merge([part([2]), part([0])], 3, [1]).row.tolist() == [0, 2]
+    assert merge([part([2]), part([0])], range(3), [1]).row.tolist() == [0, 2]
     with pytest.raises(ExactnessError, match=r"more than once \[1\]"):
-        evaluate.merge([part([0, 1, 2])], 3, [1])
+        merge([part([0, 1, 2])], range(3), [1])
     with pytest.raises(ExactnessError, match=r"missing \[2\]"):
-        evaluate.merge([part([0])], 3, [1])
+        merge([part([0])], range(3), [1])
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
@@ -66,8 +68,8 @@ def test_totals_are_the_same_to_the_last_bit_for_any_number_of_workers(digits_da
         parts = []
         for rank in range(num_workers):
             units = EvaluateUnits(split.rows, 50, num_workers, rank)
-            parts.append(evaluate.predict(model, loader.resident_batches(data, units, view), normalise, 10))
-        return evaluate.metrics(evaluate.merge(parts, split.rows), tuple("0123456789"))
+            parts.append(Predictor(model, normalise, 10).predict(loader.resident_batches(data, units, view)))
+        return basic_metrics(merge(parts, range(split.rows)), tuple("0123456789"))
 
     assert totals(world_size) == totals(1)
 

@@ -14,9 +14,10 @@ from pipeline.core.errors import CertificateError, CheckpointError, RecipeError
 from pipeline.dataset import manifest
 from pipeline.evaluation import comparison as compare
 from pipeline.evaluation import metrics_file
-from pipeline.evaluation import runner as certify
+from pipeline.evaluation.certificate import Certificate, certify, verify
+from pipeline.evaluation.output_files import read_robustness
 from pipeline.evaluation.predictions import read_predictions
-from pipeline.evaluation.runner import EvaluateJob
+from pipeline.evaluation.runner import EvaluateJob, run_evaluation, split_rows
 from pipeline.models import checkpoint
 from pipeline.models.load import check_classes, find_model
 from tests.support.jobs import one_line_error, run_job
@@ -33,7 +34,7 @@ def test_an_evaluation_has_every_row_once_and_repeats_itself(trained: str, digit
 
 def test_what_a_run_held_out_is_evaluated_as_the_run_did(trained: str, digits_dataset: str, tmp_path: Path) -> None:
     data, model = manifest.load(digits_dataset), find_model(trained)
-    split, first, rows = certify.split_rows("held-out", data, model)
+    split, first, rows = split_rows("held-out", data, model)
     assert (split, first, rows) == ("train", 1438 - 144, 144)
     evaluated(trained, digits_dataset, tmp_path, split=split, first_row=first, rows=rows)
     mine, keys = read_predictions(str(tmp_path))
@@ -42,9 +43,9 @@ def test_what_a_run_held_out_is_evaluated_as_the_run_did(trained: str, digits_da
     assert np.array_equal(mine.classes, theirs.classes)
     assert np.array_equal(mine.row, theirs.row)
     with pytest.raises(RecipeError, match="trained on all of train"):
-        certify.split_rows("held-out", data, replace(model, hold_out=0.0))
+        split_rows("held-out", data, replace(model, hold_out=0.0))
     with pytest.raises(RecipeError, match="another data set"):
-        certify.split_rows("held-out", data, replace(model, dataset_digest="0"))
+        split_rows("held-out", data, replace(model, dataset_digest="0"))
 
 
 @pytest.mark.slow
@@ -58,7 +59,7 @@ def test_the_same_integers_for_any_number_of_workers(trained: str, digits_datase
             trained, digits_dataset, out, num_workers=workers, cpus_per_worker=0.3, severities=(2,), robustness_rows=300
         )
         predictions, keys = read_predictions(str(out))
-        robust = certify.read_robustness(str(out))
+        robust = read_robustness(str(out))
         found.append((predictions.classes.tolist(), predictions.label.tolist(), keys, robust))
     assert found[0] == found[1]
 
@@ -89,10 +90,10 @@ def test_a_row_too_many_too_few_or_foreign_is_refused_by_name(
     trained: str, digits_dataset: str, tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str
 ) -> None:
     job = EvaluateJob(trained, digits_dataset, str(tmp_path))
-    certify.run(job)
+    run_evaluation(job)
     rewritten(tmp_path, change)
     with pytest.raises(CertificateError, match=message):
-        certify.certify(job, manifest.load(digits_dataset), find_model(trained))
+        certify(job, manifest.load(digits_dataset), find_model(trained))
 
 
 def test_what_was_changed_after_signing_is_seen(trained: str, digits_dataset: str, tmp_path: Path) -> None:
@@ -101,13 +102,13 @@ def test_what_was_changed_after_signing_is_seen(trained: str, digits_dataset: st
         manifest.load(digits_dataset),
         find_model(trained),
     )
-    certify.run(job)
-    signed, predictions = certify.certify(job, data, model)
+    run_evaluation(job)
+    signed, predictions = certify(job, data, model)
     values = metrics_file.gather(job, data, model, signed, predictions)
     place = tmp_path / "metrics.json"
 
-    def verified(model: object = model) -> certify.Certificate:
-        return certify.verify(str(tmp_path), digits_dataset, data, model)
+    def verified(model: object = model) -> Certificate:
+        return verify(str(tmp_path), digits_dataset, data, model)
 
     with pytest.raises(RecipeError, match="slice-by=colour: no column"):
         metrics_file.gather(job, data, model, signed, predictions, ("colour",))
@@ -148,7 +149,7 @@ def test_what_cannot_be_evaluated_is_said(trained: str, digits_dataset: str, tre
     with pytest.raises(CheckpointError, match=r"no predictions\.parquet"):
         compare.read_pair(trained, str(tmp_path))
     with pytest.raises(RecipeError, match="rows=400 from 0 on: val has 359"):
-        EvaluateJob(trained, digits_dataset, str(tmp_path), rows=400).num_rows(manifest.load(digits_dataset))
+        EvaluateJob(trained, digits_dataset, str(tmp_path), rows=400).row_range(manifest.load(digits_dataset))
 
 
 def test_two_evaluations_are_compared_row_by_row(

@@ -12,14 +12,15 @@ from pipeline.config.presets import make_recipe
 from pipeline.dataset import manifest
 from pipeline.evaluation import comparison as compare
 from pipeline.evaluation import metrics_file
-from pipeline.evaluation import runner as certify
 from pipeline.evaluation.analysis import explain
 from pipeline.evaluation.analysis.label_issues import Problem
+from pipeline.evaluation.certificate import certify
+from pipeline.evaluation.output_files import read_robustness
 from pipeline.evaluation.pages import model_card
 from pipeline.evaluation.pages import report as evaluation_report
 from pipeline.evaluation.pages.report import problem_pictures
 from pipeline.evaluation.predictions import read_predictions
-from pipeline.evaluation.runner import EvaluateJob
+from pipeline.evaluation.runner import EvaluateJob, run_evaluation
 from pipeline.models.load import find_model
 from pipeline.reporting.charts import page
 from pipeline.retraining.drift import Thresholds, judge
@@ -41,12 +42,12 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
         for views in ("none", "flip")
     ]
     for job in jobs:
-        certify.run(job)
+        run_evaluation(job)
     job = jobs[0]
-    certificate, predictions = certify.certify(job, data, model)
+    certificate, predictions = certify(job, data, model)
     values = metrics_file.gather(job, data, model, certificate, predictions)
     values["temperature"] = metrics_file.calibrated(job, job, predictions.label, predictions)
-    values["robustness"] = certify.read_robustness(job.out)
+    values["robustness"] = read_robustness(job.out)
     values["label_problems"] = {"rows": 100, "found": 2, "table": "label-problems.parquet"}
     problems = problem_pictures(
         digits_dataset, data, "val", predictions.row, [Problem(3, 1, 7, 0.01), Problem(8, 2, 3, 0.2)]

@@ -10,8 +10,8 @@ import pytest
 from pipeline.core.errors import RegistryError, StorageError
 from pipeline.dataset import manifest
 from pipeline.evaluation import metrics_file
-from pipeline.evaluation import runner as certify
-from pipeline.evaluation.runner import EvaluateJob
+from pipeline.evaluation.certificate import certify
+from pipeline.evaluation.runner import EvaluateJob, run_evaluation
 from pipeline.models.load import find_model, load_net
 from pipeline.retraining import registry
 from pipeline.retraining.mlflow_mirror import mirror
@@ -36,8 +36,8 @@ def evaluation(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempP
     """A certified evaluation of the trained run."""
     out = str(tmp_path_factory.mktemp("evaluation"))
     job, data, model = EvaluateJob(trained, digits_dataset, out), manifest.load(digits_dataset), find_model(trained)
-    certify.run(job)
-    certificate, predictions = certify.certify(job, data, model)
+    run_evaluation(job)
+    certificate, predictions = certify(job, data, model)
     values = metrics_file.gather(job, data, model, certificate, predictions)
     Path(out, "metrics.json").write_text(json.dumps(values))
     return out

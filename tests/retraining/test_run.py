@@ -18,7 +18,6 @@ from pipeline.config.presets import make_recipe
 from pipeline.core.errors import RecipeError
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_rows
-from pipeline.evaluation import runner as certify
 from pipeline.retraining import registry
 from pipeline.retraining import run as retrain
 from pipeline.retraining.drift import Thresholds, class_mix, feature_distance, judge
@@ -244,7 +243,7 @@ def test_the_champions_own_data_set_comes_first(monkeypatch: pytest.MonkeyPatch)
     parents = {"c": "b", "b": "a", "a": ""}
     data = {"c": "w/datasets/1", "b": "w/datasets/9", "a": "w/datasets/1"}
     monkeypatch.setattr(registry, "get", lambda place, name: SimpleNamespace(parent=parents[name]))
-    monkeypatch.setattr(certify, "read_metrics", lambda uri: {"dataset": {"uri": data[uri.rsplit("/", 1)[1]]}})
+    monkeypatch.setattr(retrain, "read_metrics", lambda uri: {"dataset": {"uri": data[uri.rsplit("/", 1)[1]]}})
     champion = registry.Move("champion", 1, "c", 0, "", 0.0)
     assert retrain.datasets_of(night_of("w", champion=champion)) == ["w/datasets/1", "w/datasets/9"]
     assert retrain.datasets_of(night_of("w")) == []

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from pipeline.dataset import manifest
-from pipeline.evaluation import predictions as evaluate
-from pipeline.evaluation import runner as certify
+from pipeline.evaluation.certificate import Certificate, certify
+from pipeline.evaluation.inference import Predictor
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.runner import EvaluateJob
+from pipeline.evaluation.runner import EvaluateJob, run_evaluation
 from pipeline.loader.api import Batch
 from pipeline.models.load import find_model
 
@@ -24,7 +24,7 @@ def random_predictions(num_rows: int = 500) -> tuple[Predictions, np.ndarray]:
     labels = torch.randint(0, 7, (num_rows,), generator=generator)
     rows = np.arange(num_rows)
     batch = Batch(0, rows, logits[:, :, None, None], labels, rows.astype(np.uint64), rows, rows[:0])
-    return evaluate.predict(nn.Flatten(), [batch], nn.Identity(), 7), logits.softmax(1).numpy()
+    return Predictor(nn.Flatten(), nn.Identity(), 7).predict([batch]), logits.softmax(1).numpy()
 
 
 def part(rows: list[int]) -> Predictions:
@@ -45,8 +45,8 @@ def predictions(right: np.ndarray, sure: float = 0.9) -> Predictions:
     return Predictions(rows, label, classes, probabilities, np.zeros(len(right)), np.empty((len(right), 0), np.float32))
 
 
-def evaluated(trained: str, dataset: str, out: Path, **changes: object) -> certify.Certificate:
+def evaluated(trained: str, dataset: str, out: Path, **changes: object) -> Certificate:
     """Evaluates a run on a data set, writes the result to `out`, and returns its certificate."""
     job = EvaluateJob(trained, dataset, str(out), **changes)
-    certify.run(job)
-    return certify.certify(job, manifest.load(dataset), find_model(trained))[0]
+    run_evaluation(job)
+    return certify(job, manifest.load(dataset), find_model(trained))[0]

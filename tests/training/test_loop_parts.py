@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Augment
 from pipeline.core.errors import CheckpointError, ClusterError, DatasetError, DivergedError
-from pipeline.evaluation.predictions import view_logits
+from pipeline.evaluation.inference import view_logits
 from pipeline.loader.api import Batch
 from pipeline.loader.crops import flips
 from pipeline.loader.sample_order import Order

@@ -14,7 +14,7 @@ from pipeline.core.environment import versions
 from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.evaluation.leakage import without_leaked
-from pipeline.evaluation.predictions import metrics
+from pipeline.evaluation.metrics import basic_metrics
 from pipeline.reporting.figures import confused_pairs
 from pipeline.training import report, result
 from tests.support.predictions import part
@@ -50,7 +50,7 @@ def make_result(name: str, classes: tuple[str, ...], predictions: Any) -> dict[s
             {"optimizer": "SGD", "group": "kernels", "tensors": 2, "parameters": 10, "learning_rate": 0.1,
              "weight_decay": 1e-4, "momentum": 0.9, "epochs": 0.0, "first": "conv1.weight"},
         ],
-        "val": metrics(predictions, classes), "val_without_leaked": None,
+        "val": basic_metrics(predictions, classes), "val_without_leaked": None,
         "evaluations": [],
         "history": [{"step": 4, "epoch": 1.0, "loss": 2.0, "learning_rate": 0.1, "images_per_second": 4.0}],
         "versions": versions(), "git_commit": "unknown",

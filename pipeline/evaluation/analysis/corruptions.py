@@ -114,35 +114,56 @@ def robustness_means(lines: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 @dataclass
-class Tally:
-    """Counts right answers under each corruption beside an evaluation, on the batches that pass through it.
+class CorruptionTally:
+    """Counts of correct predictions under each corruption, taken from the batches of an evaluation as they pass.
 
-    severities: of every corruption; before_row: only rows before this one count, a random sample, for an ingest has
-    shuffled them. right: of (name, severity), over `rows` rows, and of ("none", 0). Each image is looked at once.
+    severities: of every corruption. end_row: only rows before it are counted; ingest has shuffled the rows, so they are
+    a random sample. rows: number of rows counted so far. correct: {(corruption, severity): rows classified correctly},
+    with ("none", 0) for the images as they are. Only one view of each image is predicted.
     """
 
     severities: Sequence[int]
-    before_row: int
+    end_row: int
     rows: int = 0
-    right: dict[tuple[str, int], int] = field(default_factory=dict)
+    correct: dict[tuple[str, int], int] = field(default_factory=dict)
 
-    def through(self, batches: Iterable[Batch], net: nn.Module, normalise: nn.Module) -> Iterator[Batch]:
-        """Yields the batches after counting each."""
+    def count(self, batches: Iterable[Batch], net: nn.Module, normalise: nn.Module) -> Iterator[Batch]:
+        """Yields the batches, each after it has been counted."""
         cases = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in self.severities)]
         for batch in batches:
-            counted = batch.rows < self.before_row
+            counted = batch.rows < self.end_row
             if counted.any():
                 images, labels, keys = batch.images[counted], batch.labels[counted], batch.keys[counted]
                 for name, severity in cases:
                     with torch.inference_mode():
                         shown = corrupted(images, name, severity, keys) if severity else images
-                        right = int((net(normalise(shown)).argmax(dim=1) == labels).sum())
-                    self.right[name, severity] = self.right.get((name, severity), 0) + right
+                        correct = int((net(normalise(shown)).argmax(dim=1) == labels).sum())
+                    self.correct[name, severity] = self.correct.get((name, severity), 0) + correct
                 self.rows += int(counted.sum())
             yield batch
 
-    def add(self, other: "Tally") -> None:
-        """Adds another worker's counts."""
-        self.rows += other.rows
-        for key, right in other.right.items():
-            self.right[key] = self.right.get(key, 0) + right
+    def lines(self, size_px: int) -> list[dict[str, Any]]:
+        """Returns the content of `robustness.json`: corruption, severity, strength, correct and rows of each case.
+
+        size_px: of the images, which decides the strengths.
+        """
+        return [
+            {
+                "corruption": name,
+                "severity": severity,
+                "strength": CORRUPTIONS[name].strength(severity, size_px) if severity else 0.0,
+                "correct": correct,
+                "rows": self.rows,
+            }
+            for (name, severity), correct in self.correct.items()
+        ]
+
+
+def add_tallies(tallies: Sequence[CorruptionTally]) -> CorruptionTally:
+    """Returns the sum of the tallies of all workers."""
+    total = CorruptionTally(tallies[0].severities, tallies[0].end_row)
+    for tally in tallies:
+        total.rows += tally.rows
+        for case, correct in tally.correct.items():
+            total.correct[case] = total.correct.get(case, 0) + correct
+    return total

@@ -154,8 +154,8 @@ def explain(
 
     Hits are the first rows that are right, a random sample; misses those of which the model is most sure.
     """
-    hits = np.flatnonzero(predictions.right)[:_PICTURES]
-    wrong = np.flatnonzero(~predictions.right)
+    hits = np.flatnonzero(predictions.correct)[:_PICTURES]
+    wrong = np.flatnonzero(~predictions.correct)
     misses = wrong[np.argsort(-predictions.probabilities[wrong, 0], kind="stable")][:_PICTURES]
     places = np.concatenate([hits, misses])
     split = data.split(job.split)

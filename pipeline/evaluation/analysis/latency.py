@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pipeline.evaluation.predictions import view_logits
+from pipeline.evaluation.inference import view_logits
 from pipeline.loader.transform import evaluation_view
 from pipeline.models.batch_transforms import Normalise
 from pipeline.models.load import Model, load_net

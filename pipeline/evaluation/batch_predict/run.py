@@ -209,7 +209,7 @@ class PredictWorker:
         """batch: of `DecodeTask`. Returns one row: unit, error; classes int64 and probabilities float32 [1, N, K]."""
         import torch
 
-        from pipeline.evaluation.predictions import view_logits
+        from pipeline.evaluation.inference import view_logits
 
         with torch.inference_mode():
             images = torch.from_numpy(batch["image"][0]).permute(0, 3, 1, 2)

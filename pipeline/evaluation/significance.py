@@ -1,0 +1,59 @@
+"""Statistics of shares and means: confidence intervals, and McNemar's test for two models on the same rows.
+
+The estimators are scipy's; here they are only given their inputs.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+CONFIDENCE = 0.95
+_RESAMPLES = 2000
+
+
+def bootstrap_interval(values: Floats, seed: int = 0) -> list[float]:
+    """Returns [low, high], the 95 % percentile bootstrap interval of the mean.
+
+    values: float64 [N], one for each row. A constant column has an interval of width zero.
+    """
+    from scipy.stats import bootstrap
+
+    if len(values) < 2 or (values == values[0]).all():
+        return [float(values.mean())] * 2
+    found = bootstrap(
+        (values,), np.mean, n_resamples=_RESAMPLES, batch=100, method="percentile", confidence_level=CONFIDENCE,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return [float(found.low), float(found.high)]
+
+
+def wilson_interval(correct: int, rows: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Returns (low, high), Wilson's interval of the share `correct / rows` (Wilson, JASA 22, 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(correct, rows).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def mcnemar(first: Bools, second: Bools, alternative: Literal["two-sided", "greater"] = "two-sided") -> dict[str, Any]:
+    """Returns McNemar's exact test of two models on the same rows, with the table of counts that it rests on.
+
+    first, second: bool [N], whether each model is right about a row. alternative: "greater" asks whether the second is
+    the better one, "two-sided" whether they differ. The result has `both`, `only_first`, `only_second`, `neither`
+    (counts of rows) and `p`: a binomial test of the rows about which exactly one model is right (McNemar,
+    Psychometrika 12, 1947). p is 1 where there are no such rows.
+    """
+    from scipy.stats import binomtest
+
+    only_second, only_first = int((~first & second).sum()), int((first & ~second).sum())
+    discordant = only_second + only_first
+    return {
+        "both": int((first & second).sum()),
+        "only_first": only_first,
+        "only_second": only_second,
+        "neither": int((~first & ~second).sum()),
+        "p": float(binomtest(only_second, discordant, alternative=alternative).pvalue) if discordant else 1.0,
+    }
