@@ -18,7 +18,7 @@ from pipeline.storage import files
 
 if TYPE_CHECKING:
     from pipeline.evaluation.runner import EvaluateJob
-    from pipeline.models.load import Model
+    from pipeline.models.load import TrainedModel
 
 _SHOWN = 3
 _LABEL_ROWS = 50_000
@@ -102,7 +102,7 @@ def _evaluate(args: Args, uri: str) -> None:
         _run_and_report(args, ready, data, model)
 
 
-def _run_and_report(args: Args, job: "EvaluateJob", data: Manifest, model: "Model") -> None:
+def _run_and_report(args: Args, job: "EvaluateJob", data: Manifest, model: "TrainedModel") -> None:
     from pipeline.evaluation import certificate as certify
     from pipeline.evaluation import metrics_file, output_files, runner
     from pipeline.evaluation.analysis import explain
@@ -132,7 +132,7 @@ def _run_and_report(args: Args, job: "EvaluateJob", data: Manifest, model: "Mode
     _print(job.out, values, report, model_card.write_card(job.out, values))
 
 
-def _temperature(job: "EvaluateJob", data: Manifest, model: "Model", predictions: Any) -> dict[str, Any]:
+def _temperature(job: "EvaluateJob", data: Manifest, model: "TrainedModel", predictions: Any) -> dict[str, Any]:
     """Fits one on what the run held out of train, and says what it does to the calibration of what is evaluated."""
     from pipeline.evaluation import metrics_file, runner
     from pipeline.evaluation.predictions import read_predictions

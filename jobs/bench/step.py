@@ -23,6 +23,7 @@ from jobs.bench.ingest import read_tar
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
+from pipeline.models.checkpoint_writer import CheckpointWriter
 
 if TYPE_CHECKING:
     import torch
@@ -208,7 +209,7 @@ def _checkpoints(args: Args, recipe: Recipe, device: "torch.device", display: co
     times: dict[str, list[float]] = {"without": [], "beside the steps": [], "waited for": []}
     saves = dict.fromkeys(times, 0)
     try:
-        writer, number = checkpoint.Writer(run), 0
+        writer, number = CheckpointWriter(run), 0
         for round_ in range(args.rounds):
             for mode, seconds in times.items():
                 display("round", round_ * len(times) + list(times).index(mode), args.rounds * len(times), mode)

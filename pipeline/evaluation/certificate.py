@@ -21,8 +21,8 @@ from pipeline.evaluation.metrics import full_metrics
 from pipeline.evaluation.output_files import finite, read_metrics
 from pipeline.evaluation.predictions import PREDICTIONS_NAME, Predictions, read_predictions
 from pipeline.evaluation.runner import EvaluateJob
-from pipeline.models import checkpoint
-from pipeline.models.load import Model
+from pipeline.models.identity import differences
+from pipeline.models.load import TrainedModel
 from pipeline.storage import files
 
 _NAMED_KEYS = 5  # of each kind in an error message
@@ -62,7 +62,7 @@ def check_keys(keys: list[str], expected: list[str]) -> None:
         raise CertificateError(f"the evaluation isn't one of these {len(expected)} rows: {found}")
 
 
-def certify(job: EvaluateJob, data: Manifest, model: Model) -> tuple[Certificate, Predictions]:
+def certify(job: EvaluateJob, data: Manifest, model: TrainedModel) -> tuple[Certificate, Predictions]:
     """Returns the certificate of a finished evaluation, and its predictions, after checking them against the data set.
 
     Raises CertificateError if a key is missing, repeated or foreign, or a label isn't the data set's.
@@ -81,7 +81,7 @@ def certify(job: EvaluateJob, data: Manifest, model: Model) -> tuple[Certificate
     return Certificate(**{**asdict(unsigned), "digest": unsigned.computed_digest()}), predictions
 
 
-def verify(out: str, dataset: str, data: Manifest, model: Model) -> Certificate:
+def verify(out: str, dataset: str, data: Manifest, model: TrainedModel) -> Certificate:
     """Returns the certificate of the evaluation in the folder `out` after repeating all checks and computing the
     metrics again.
 
@@ -92,8 +92,8 @@ def verify(out: str, dataset: str, data: Manifest, model: Model) -> Certificate:
     scope = (signed.split, signed.views, signed.first_row, signed.rows)
     found, predictions = certify(EvaluateJob(model.uri, dataset, out, *scope), data, model)
     metrics = finite(full_metrics(predictions, data.classes))
-    different = list(checkpoint.differences(asdict(signed), asdict(found)))
-    different += checkpoint.differences(_rounded(finite(values["metrics"])), _rounded(metrics))
+    different = list(differences(asdict(signed), asdict(found)))
+    different += differences(_rounded(finite(values["metrics"])), _rounded(metrics))
     if different:
         raise CertificateError(f"{out}: the certificate doesn't hold: {'; '.join(different[:3])}")
     return found

@@ -18,7 +18,7 @@ from pipeline.config.recipe import TestViews
 from pipeline.core.errors import ExactnessError
 from pipeline.evaluation.inference import view_logits
 from pipeline.models.batch_transforms import Normalise
-from pipeline.models.load import Model, load_net
+from pipeline.models.load import TrainedModel, load_net
 
 ONNX_NAME, TORCH_NAME, META_NAME = "model.onnx", "model.pt2", "model.json"
 _OPSET = 20
@@ -32,7 +32,7 @@ Run = Callable[[Pixels], Logits]
 class Exported(nn.Module):
     """The network with what goes before it."""
 
-    def __init__(self, model: Model, views: TestViews) -> None:
+    def __init__(self, model: TrainedModel, views: TestViews) -> None:
         super().__init__()
         self.net, self._views = load_net(model).to(memory_format=torch.contiguous_format), views
         self.normalise = Normalise(model.recipe.pixel_mean, model.recipe.pixel_std)
@@ -55,7 +55,7 @@ class Comparison:
     correct_exported: int | None = None
 
 
-def export(model: Model, size_px: int, views: TestViews, folder: Path) -> dict[str, Run]:
+def export(model: TrainedModel, size_px: int, views: TestViews, folder: Path) -> dict[str, Run]:
     """Writes both forms and `model.json` into a local folder. Returns a function for each that runs it from the file.
 
     model.json: classes, size, how to get there (resize and cut), views, SHA-256 of the weights.
@@ -109,7 +109,7 @@ def torch_runner(path: Path) -> Run:
 
 
 def compare(
-    model: Model,
+    model: TrainedModel,
     views: TestViews,
     forms: dict[str, Run],
     batches: Iterator[tuple[Pixels, npt.NDArray[np.int64] | None]],

@@ -18,14 +18,14 @@ from pipeline.evaluation.output_files import read_kept
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
 from pipeline.evaluation.slices import make_slices, worst_slice
-from pipeline.models.load import Model
+from pipeline.models.load import TrainedModel
 from pipeline.storage import files
 
 _MOST_VALUES = 200
 
 
 def gather(
-    job: EvaluateJob, data: Manifest, model: Model, certificate: Certificate, predictions: Predictions,
+    job: EvaluateJob, data: Manifest, model: TrainedModel, certificate: Certificate, predictions: Predictions,
     columns: tuple[str, ...] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Returns what can be said of certified predictions. columns: of the data set's provenance, to slice by, too.

@@ -26,7 +26,7 @@ from pipeline.loader.decode import DecoderName, best_decoder
 from pipeline.loader.transform import View, evaluation_view
 from pipeline.loader.work_units import EvaluateUnits, parts_of
 from pipeline.models.batch_transforms import Normalise
-from pipeline.models.load import Model, check_classes, find_model, load_net
+from pipeline.models.load import TrainedModel, check_classes, find_model, load_net
 from pipeline.storage import files
 
 HELD_OUT = "held-out"
@@ -68,7 +68,7 @@ class EvaluateJob:
         return range(self.first_row, self.first_row + (self.rows or available))
 
 
-def split_rows(name: str, data: Manifest, model: Model) -> tuple[str, int, int]:
+def split_rows(name: str, data: Manifest, model: TrainedModel) -> tuple[str, int, int]:
     """Returns (split, first row, number of rows) of a split, or of "held-out": the rows of train not trained on.
 
     Raises RecipeError for "held-out" if the model's run held nothing out or was trained on another data set, and

@@ -24,7 +24,7 @@ _ANTIALIASED = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
 def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
     """images: uint8 [N, 3, S, S], any memory format; keys: uint64 [N]. Returns the same shape and dtype.
 
-    Does what is done sample by sample; erasing and mixing come later, on the device (`mix.on_device`).
+    Does what is done sample by sample; erasing and mixing come later, on the device (`transform_batch`).
     """
     if spec.resized_crop_area is not None:
         images = _resized_crops(images, spec, uniform(seed, epoch, Stream.RESIZED_CROP, keys, 40))

@@ -1,8 +1,8 @@
-"""What is done to a batch on the device: erasing, normalising, MixUp and CutMix.
+"""Transforms of a whole batch on the device: random erasing, normalisation, cutout, MixUp and CutMix.
 
-A sample is mixed with its neighbour in the global batch: the first with the second, the third with the fourth, and the
-last of an odd number with none. Workers take whole pairs (`Order.pairs`), and the draws depend on (seed, epoch, key)
-alone, so a mixed sample is the same for any number of workers.
+MixUp and CutMix mix a sample with its neighbour in the global batch: the first with the second, the third with the
+fourth; the last of an odd number stays as it is. Each worker gets whole pairs (`Order.pairs`) and the random numbers
+depend on (seed, epoch, key) alone, so a mixed sample is the same for any number of workers.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from pipeline.config.recipe import Augment
 from pipeline.core.keyed_random import Epochs, Keys, Stream, uniform
+from pipeline.loader.api import Batch
 from pipeline.loader.augment import erase
 
 Ints = npt.NDArray[np.int64]
 
 
 class Normalise(nn.Module):
-    """uint8 [N, 3, S, S] -> float32 of the same shape: (x / 255 - mean) / std, on the device.
+    """Converts uint8 [N, 3, S, S] to float32 of the same shape: (x / 255 - mean) / std, on the module's device.
 
-    One operation that reads bytes: on a GPU nothing is written in between.
+    One fused multiply-add that reads the bytes, so a GPU writes no intermediate result.
     """
 
     scale: Tensor
@@ -35,105 +36,118 @@ class Normalise(nn.Module):
         self.register_buffer("shift", (-means / deviations).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Keeps the memory format."""
+        """images: uint8 [N, 3, S, S]. Returns float32 [N, 3, S, S] in the same memory format."""
         return torch.addcmul(self.shift, images.to(self.scale.device, non_blocking=True), self.scale)
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """Samples of two images each. images: float32 [N, 3, S, S]; share: float32 [N], of the sample's own image and
-    label; partner: int64 [N], the label of the other."""
+class TransformedBatch:
+    """What the network and the loss receive.
+
+    images: float32 [N, 3, S, S]. Where samples are mixed of two images, weight is float32 [N], the weight of a sample's
+    own label, and partner_labels is int64 [N], the labels with the rest of the weight; otherwise both are None.
+    """
 
     images: Tensor
-    share: Tensor | None = None
-    partner: Tensor | None = None
+    weight: Tensor | None = None
+    partner_labels: Tensor | None = None
 
 
-def on_device(
-    images: Tensor,
-    labels: Tensor,
-    positions: Ints,
-    normalise: nn.Module,
-    spec: Augment,
-    seed: int,
-    epoch: Epochs,
-    keys: Keys,
-) -> Mixed:
-    """images: uint8 [N, 3, S, S], labels: int64 [N], both on the device; positions: int64 [N], the samples' places in
-    this worker's part of the global batch (some may be missing); keys: uint64 [N].
+def transform_batch(batch: Batch, normalise: nn.Module, augment: Augment, seed: int) -> TransformedBatch:
+    """Returns the batch, whose images and labels are on the device, as the network takes it.
+
+    normalise: converts uint8 images [N, 3, S, S] to float32. seed: of the run.
     """
-    if spec.erase_probability:
-        images = erase(images, spec.erase_probability, seed, epoch, keys)
+    images = batch.images
+    if augment.erase_probability:
+        images = erase(images, augment.erase_probability, seed, batch.epochs, batch.keys)
     pixels = normalise(images)
-    if spec.cutout_px:
-        pixels = cut_out(pixels, spec.cutout_px, seed, epoch, keys)
-    if not spec.mixes:
-        return Mixed(pixels)
-    partner = partners(positions)
-    draws = uniform(seed, epoch, Stream.MIX, keys, 4)
-    size = images.shape[-1]
-    share, box = mix_up(spec, draws), cut_mix(spec, draws, size)
-    cuts = np.full(len(keys), spec.cutmix_alpha > 0)
-    if spec.mixup_alpha and spec.cutmix_alpha:
-        cuts = draws[:, 0] < 0.5
-    alone = partner == np.arange(len(keys))
-    box[~cuts | alone] = 0
+    if augment.cutout_px:
+        pixels = cut_out(pixels, augment.cutout_px, seed, batch.epochs, batch.keys)
+    if not augment.mixes:
+        return TransformedBatch(pixels)
+    return _mix(pixels, batch, augment, uniform(seed, batch.epochs, Stream.MIX, batch.keys, 4))
+
+
+def _mix(pixels: Tensor, batch: Batch, augment: Augment, draws: npt.NDArray[np.float64]) -> TransformedBatch:
+    """pixels: float [N, 3, S, S]; draws: float64 [N, 4], the first of which chooses between MixUp and CutMix."""
+    size, device = pixels.shape[-1], pixels.device
+    partner = partners(batch.positions)
+    mix_share, box = mix_up(augment, draws), cut_mix(augment, draws, size)
+    is_cut_mix = np.full(len(draws), augment.cutmix_alpha > 0)
+    if augment.mixup_alpha and augment.cutmix_alpha:
+        is_cut_mix = draws[:, 0] < 0.5
+    alone = partner == np.arange(len(draws))
+    box[~is_cut_mix | alone] = 0
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
-    kept = np.where(cuts, 1 - area / size**2, np.where(alone, 1.0, share))
-    weight = np.where(cuts, 1.0, kept)
-    device = images.device
-    other = torch.from_numpy(partner).to(device)
-    share_of = torch.from_numpy(weight).to(device, torch.float32).view(-1, 1, 1, 1)
+    label_weight = np.where(is_cut_mix, 1 - area / size**2, np.where(alone, 1.0, mix_share))
+    pixel_weight = torch.from_numpy(np.where(is_cut_mix, 1.0, label_weight)).to(device, torch.float32)
     inside = torch.from_numpy(_inside(box, size)).to(device)
-    # One expression, whatever the sample: what is added up doesn't depend on its company.
-    own = torch.where(inside[:, None], 0.0, share_of)
-    return Mixed(
+    # The same expression for both kinds of sample: rounding must not depend on the other samples of the batch.
+    own = torch.where(inside[:, None], 0.0, pixel_weight.view(-1, 1, 1, 1))
+    other = torch.from_numpy(partner).to(device)
+    return TransformedBatch(
         (pixels * own + pixels[other] * (1 - own)).contiguous(memory_format=torch.channels_last),
-        torch.from_numpy(kept).to(device, torch.float32),
-        labels[other],
+        torch.from_numpy(label_weight).to(device, torch.float32),
+        batch.labels[other],
     )
 
 
-def cut_out(pixels: Tensor, side: int, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
-    """pixels: float [N, 3, S, S], normalised. Returns them with a square of mean colour each, anywhere inside."""
+def cut_out(pixels: Tensor, side_px: int, seed: int, epochs: Epochs, keys: Keys) -> Tensor:
+    """pixels: float [N, 3, S, S], normalised. Returns them with a square of mean colour in each image.
+
+    side_px: of the square, which lies anywhere inside the image (DeVries and Taylor, arXiv 1708.04552, let it overlap
+    the edge). keys: uint64 [N].
+    """
     size = pixels.shape[-1]
-    first = (uniform(seed, epoch, Stream.CUTOUT, keys, 2) * (size - side + 1)).astype(np.int64)
-    box = torch.from_numpy(_inside(np.concatenate([first, first + side], axis=1), size)).to(pixels.device)
+    first = (uniform(seed, epochs, Stream.CUTOUT, keys, 2) * (size - side_px + 1)).astype(np.int64)
+    box = torch.from_numpy(_inside(np.concatenate([first, first + side_px], axis=1), size)).to(pixels.device)
     return pixels.masked_fill(box[:, None], 0.0)
 
 
 def partners(positions: Ints) -> Ints:
-    """Returns int64 [N]: where each sample's neighbour is in the batch; itself where the neighbour is missing."""
-    at = {position: index for index, position in enumerate(positions.tolist())}
-    return np.array([at.get(position ^ 1, index) for position, index in at.items()], dtype=np.int64)
+    """Returns int64 [N]: the index of each sample's partner in this batch, or its own where the partner is missing.
 
-
-def mix_up(spec: Augment, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Returns float64 [N]: shares from Beta(alpha, alpha) (Zhang et al., arXiv 1710.09412). draws: float64 [N, 4]."""
-    if not spec.mixup_alpha:
-        return np.ones(len(draws))
-    return _beta(spec.mixup_alpha, draws[:, 1])
-
-
-def cut_mix(spec: Augment, draws: npt.NDArray[np.float64], size: int) -> Ints:
-    """Returns int64 [N, 4]: top, left, bottom, right of the box that comes from the partner (Yun et al., arXiv
-    1905.04899): of area 1 - Beta(alpha, alpha) before it is cut off at the edges. draws: float64 [N, 4].
+    positions: int64 [N], the samples' places in this worker's part of the global batch. Places 2k and 2k + 1 are
+    partners; corrupt images leave gaps.
     """
-    if not spec.cutmix_alpha:
+    index_of = {position: index for index, position in enumerate(positions.tolist())}
+    return np.array([index_of.get(position ^ 1, index) for position, index in index_of.items()], dtype=np.int64)
+
+
+def mix_up(augment: Augment, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns float64 [N]: each sample's share of its own image, from Beta(alpha, alpha) (Zhang et al., 1710.09412).
+
+    draws: float64 [N, 4], uniform in [0, 1).
+    """
+    if not augment.mixup_alpha:
+        return np.ones(len(draws))
+    return _beta(augment.mixup_alpha, draws[:, 1])
+
+
+def cut_mix(augment: Augment, draws: npt.NDArray[np.float64], size: int) -> Ints:
+    """Returns int64 [N, 4]: top, left, bottom, right of the box that is pasted from the partner.
+
+    Its area is 1 - Beta(alpha, alpha) of the image before it is clipped to the edges (Yun et al., arXiv 1905.04899).
+    draws: float64 [N, 4], uniform in [0, 1). size: side of the image in pixels.
+    """
+    if not augment.cutmix_alpha:
         return np.zeros((len(draws), 4), dtype=np.int64)
-    half = (0.5 * np.sqrt(1 - _beta(spec.cutmix_alpha, draws[:, 1])) * size).astype(np.int64)
+    half = (0.5 * np.sqrt(1 - _beta(augment.cutmix_alpha, draws[:, 1])) * size).astype(np.int64)
     centre = (draws[:, 2:4] * size).astype(np.int64)
     low, high = np.clip(centre - half[:, None], 0, size), np.clip(centre + half[:, None], 0, size)
     return np.concatenate([low, high], axis=1)
 
 
 def _beta(alpha: float, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    # By inverting the distribution: exactly one uniform number a sample, where rejection takes any number of them.
     from scipy.special import betaincinv
 
     return np.asarray(betaincinv(alpha, alpha, draws), dtype=np.float64)
 
 
 def _inside(box: Ints, size: int) -> npt.NDArray[np.bool_]:
+    """box: int64 [N, 4], as of `cut_mix`. Returns bool [N, S, S]: whether a pixel lies in the box."""
     line = np.arange(size)
     rows = (line >= box[:, :1]) & (line < box[:, 2:3])
     columns = (line >= box[:, 1:2]) & (line < box[:, 3:4])

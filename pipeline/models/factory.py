@@ -3,20 +3,16 @@ softmax belongs to the loss.
 """
 
 import importlib.util
-import io
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torchvision
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from pipeline.config.recipe import MODELS, Recipe, check_choice
-from pipeline.core.errors import CheckpointError, RecipeError
-from pipeline.models import checkpoint
+from pipeline.core.errors import RecipeError
+from pipeline.models.blur_pool import add_blur_pool
 from pipeline.models.small_networks import Airbench, FastResNet, SeedCnn
-from pipeline.storage import files
 
 
 def _resnet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
@@ -95,58 +91,3 @@ def recipe_model(recipe: Recipe, num_classes: int) -> nn.Module:
     if recipe.blur_pool:
         add_blur_pool(model)
     return model
-
-
-def load_pretrained(model: nn.Module, uri: str) -> None:
-    """Puts the weights of a .safetensors file, or of a .pt file without code in it, into a network.
-
-    The last layer may have other classes, and begins anew then. Raises CheckpointError if anything else doesn't fit.
-    """
-    if uri.endswith(".safetensors"):
-        weights = checkpoint.read_tensors(uri)
-    else:
-        try:
-            weights = torch.load(io.BytesIO(files.read_bytes(uri)), map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises whatever it meets: RuntimeError, UnpicklingError, EOFError ...
-            raise CheckpointError(f"pretrained={uri}: no weights ({str(error)[:120]}); give a state_dict") from error
-        weights = weights.get("model", weights.get("state_dict", weights))
-    own = model.state_dict()
-    others = [name for name in own if name in weights and weights[name].shape != own[name].shape]
-    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    head = [name for name in own if name.rpartition(".")[0] == list(own)[-1].rpartition(".")[0]]
-    if missing or unknown or not set(others) <= set(head):
-        wrong = [f"{name}: missing" for name in missing] + [f"{name}: unknown" for name in unknown]
-        wrong += [f"{name}: {tuple(weights[name].shape)} for {tuple(own[name].shape)}" for name in others]
-        raise CheckpointError(f"pretrained={uri}: doesn't fit the model ({'; '.join(wrong[:3])}); give its own weights")
-    kept = {name: tensor for name, tensor in weights.items() if not (others and name in head)}
-    model.load_state_dict(kept, strict=False)
-
-
-class BlurPool(nn.Module):
-    """Blurs with [1 2 1] x [1 2 1] / 16 before a strided convolution (Zhang, arXiv 1904.11486)."""
-
-    blur: Tensor
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        line = torch.tensor([1.0, 2.0, 1.0])
-        self.conv = conv
-        self.register_buffer("blur", (line[:, None] * line / 16).expand(conv.in_channels, 1, 3, 3).contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Keeps the convolution's shapes."""
-        return self.conv(F.conv2d(x, self.blur.to(x.dtype), padding=1, groups=len(self.blur)))
-
-
-def add_blur_pool(model: nn.Module) -> None:
-    """Puts a blur before each strided convolution of 16 channels and more, as FFCV's recipes do."""
-    for name, child in list(model.named_children()):
-        if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
-            setattr(model, name, BlurPool(child))
-        else:
-            add_blur_pool(child)
-
-
-def num_parameters(model: nn.Module) -> int:
-    """Returns the number of parameters, frozen ones included."""
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -10,12 +10,13 @@ from pipeline.config.recipe import Recipe, recipe_from_json
 from pipeline.core.errors import CheckpointError
 from pipeline.models import checkpoint
 from pipeline.models.factory import recipe_model
-from pipeline.models.run_state import AVERAGE, MODEL, below
+from pipeline.models.run_state import AVERAGE, MODEL, select_prefix
+from pipeline.models.tensor_file import read_tensors
 from pipeline.storage import files as storage
 
 
 @dataclass(frozen=True)
-class Model:
+class TrainedModel:
     """A trained network: where it is, what it was trained by, its classes, and the SHA-256 of its weights.
 
     hold_out: share of train that it wasn't trained on. dataset_digest: of what it was trained on.
@@ -34,18 +35,13 @@ class Model:
         return f"{self.recipe.name} ({self.recipe.model})"
 
 
-def is_checkpoint(uri: str) -> bool:
-    """Whether a URI names one checkpoint of a run rather than a run."""
-    return f"/{checkpoint.FOLDER}/" in uri
-
-
-def find_model(uri: str, field_name: str = "checkpoint") -> Model:
+def find_model(uri: str, field_name: str = "checkpoint") -> TrainedModel:
     """Returns the model of a finished run (RUN), or of one checkpoint (RUN/checkpoints/STEP).
 
     field_name: of what the URI was given for. Raises CheckpointError if there is none, or it is damaged.
     """
     uri = uri.rstrip("/")
-    if is_checkpoint(uri):
+    if checkpoint.is_checkpoint(uri):
         if not storage.exists(storage.join(uri, checkpoint.STATE_NAME)):
             raise CheckpointError(f"{field_name}={uri}: no such checkpoint; give RUN or one of RUN/checkpoints/")
         meta = checkpoint.read_state(uri)
@@ -64,10 +60,12 @@ def find_model(uri: str, field_name: str = "checkpoint") -> Model:
     for name in files:
         sha256.update(storage.read_bytes(storage.join(uri, name)))
     recipe = recipe_from_json(identity["recipe"])
-    return Model(uri, recipe, tuple(classes), sha256.hexdigest(), identity["dataset_digest"], identity["hold_out"])
+    return TrainedModel(
+        uri, recipe, tuple(classes), sha256.hexdigest(), identity["dataset_digest"], identity["hold_out"]
+    )
 
 
-def check_classes(model: Model, classes: tuple[str, ...], field_name: str = "checkpoint") -> None:
+def check_classes(model: TrainedModel, classes: tuple[str, ...], field_name: str = "checkpoint") -> None:
     """Raises CheckpointError, with what differs, unless the model knows just these classes, in this order."""
     if model.classes != classes:
         different = sorted(set(model.classes) ^ set(classes)) or ["their order"]
@@ -77,26 +75,13 @@ def check_classes(model: Model, classes: tuple[str, ...], field_name: str = "che
         )
 
 
-def load_net(model: Model) -> nn.Module:
+def load_net(model: TrainedModel) -> nn.Module:
     """Returns the network with its weights, averaged ones where it has them, on the CPU, for evaluation."""
     net = recipe_model(model.recipe, len(model.classes))
-    if is_checkpoint(model.uri):
+    if checkpoint.is_checkpoint(model.uri):
         tensors = checkpoint.load(model.uri).tensors
-        weights = below(tensors, MODEL) | (below(tensors, AVERAGE) if model.recipe.ema_decay else {})
+        weights = select_prefix(tensors, MODEL) | (select_prefix(tensors, AVERAGE) if model.recipe.ema_decay else {})
     else:
-        weights = checkpoint.read_tensors(storage.join(model.uri, checkpoint.MODEL_NAME))
+        weights = read_tensors(storage.join(model.uri, checkpoint.MODEL_NAME))
     net.load_state_dict(weights)
     return net.eval().to(memory_format=torch.channels_last)
-
-
-def last_layer(net: nn.Module) -> nn.Module:
-    """Returns the dense layer that makes the logits. Raises CheckpointError where there is none."""
-    dense = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    if not dense:
-        raise CheckpointError(f"{type(net).__name__} has no dense layer, whose inputs would be its features")
-    return dense[-1]
-
-
-def convolutions(net: nn.Module) -> list[nn.Conv2d]:
-    """Returns the convolutions in the order in which they were made."""
-    return [module for module in net.modules() if isinstance(module, nn.Conv2d)]

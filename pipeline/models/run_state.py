@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.models.checkpoint import Checkpoint, Tensors
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.tensor_file import Tensors
 from pipeline.models.weight_averages import LookAhead, WeightAverage
 
 Average = WeightAverage | LookAhead
@@ -57,7 +58,7 @@ def collect(
     return tensors
 
 
-def is_of_rank_0(name: str) -> bool:
+def is_rank_local(name: str) -> bool:
     """Whether ranks may hold different values: running statistics, and what is counted. Rank 0's are the run's."""
     return name == _LOSSES or name.rsplit(".", 1)[-1] in ("running_mean", "running_var", "num_batches_tracked")
 
@@ -66,13 +67,13 @@ def restore(
     saved: Checkpoint, net: nn.Module, optimizers: list[torch.optim.Optimizer], average: Average | None
 ) -> RunState:
     """Puts a checkpoint into a network, its optimisers and its average, and returns the state."""
-    net.load_state_dict(below(saved.tensors, MODEL))
+    net.load_state_dict(select_prefix(saved.tensors, MODEL))
     if average is not None:
-        for name, tensor in below(saved.tensors, AVERAGE).items():
+        for name, tensor in select_prefix(saved.tensors, AVERAGE).items():
             average.values[name].copy_(tensor)
     parameters = dict(net.named_parameters())
     for number, optimizer in enumerate(optimizers):
-        _restore_optimizer(optimizer, parameters, below(saved.tensors, f"{_OPTIMIZER}{number}/"))
+        _restore_optimizer(optimizer, parameters, select_prefix(saved.tensors, f"{_OPTIMIZER}{number}/"))
     values = {**saved.state, "quarantined": [(split, row) for split, row in saved.state["quarantined"]]}
     return RunState(**values, losses=saved.tensors[_LOSSES].tolist())
 
@@ -90,6 +91,6 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, n
     optimizer.load_state_dict(packed)
 
 
-def below(tensors: Tensors, prefix: str) -> Tensors:
+def select_prefix(tensors: Tensors, prefix: str) -> Tensors:
     """Returns the tensors whose names begin with `prefix`, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -11,8 +11,9 @@ import torch
 from pipeline.cluster.ray_tasks import ray_runs
 from pipeline.core.errors import ClusterError, PipelineError
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Tensors, Writer
+from pipeline.models.checkpoint_writer import CheckpointWriter
 from pipeline.models.run_state import MODEL
+from pipeline.models.tensor_file import Tensors
 from pipeline.storage import files
 from pipeline.training.trackers import STARTS
 
@@ -108,7 +109,7 @@ class Notice:
         self._on, self._deadline_ms = rank == 0, -1
         self.saves: Literal["all", "weights", ""] = ""
 
-    def seen(self, writer: Writer, tensors: Callable[[], Tensors]) -> str | None:
+    def seen(self, writer: CheckpointWriter, tensors: Callable[[], Tensors]) -> str | None:
         """Returns a line about a new notice, or None. Nothing waits for other ranks: rank 0 holds all that is
         needed.
         """
@@ -127,7 +128,9 @@ class Notice:
         return f"the node of worker {ranks} goes in {left:.0f} s: {what}"
 
 
-def affordable(writer: Writer, tensors: Tensors, seconds: float) -> tuple[Literal["all", "weights", ""], float]:
+def affordable(
+    writer: CheckpointWriter, tensors: Tensors, seconds: float
+) -> tuple[Literal["all", "weights", ""], float]:
     """Returns what can be written in so many seconds at the rate measured so far, and how long all would take."""
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
     whole = writer.seconds_for(sum(sizes.values())) or 0.0

@@ -33,11 +33,15 @@ from pipeline.loader.stage_times import remark
 from pipeline.loader.work_units import parts_of
 from pipeline.models import checkpoint
 from pipeline.models.batch_transforms import Normalise
+from pipeline.models.checkpoint_writer import CheckpointWriter, record_score
 from pipeline.models.distillation import Teacher
-from pipeline.models.factory import load_pretrained, recipe_model
+from pipeline.models.factory import recipe_model
 from pipeline.models.flops import peak_operations, training_operations
-from pipeline.models.run_state import Average, RunState, collect, is_of_rank_0, restore
+from pipeline.models.identity import check_identity
+from pipeline.models.pretrained import load_pretrained
+from pipeline.models.run_state import Average, RunState, collect, is_rank_local, restore
 from pipeline.models.small_networks import Whitened
+from pipeline.models.tensor_file import serialize_tensors
 from pipeline.models.weight_averages import LookAhead, WeightAverage
 from pipeline.storage import files
 from pipeline.training.fault_tolerance import Judge, Notice, note_start
@@ -102,7 +106,7 @@ def _train(job: TrainJob, ending: contextlib.ExitStack) -> None:
     if resumed is not None:
         saved = checkpoint.load(resumed)
         del saved.state["world_size"], saved.state["classes"]
-        checkpoint.check_same(resumed, saved.state.pop("identity"), identity)
+        check_identity(resumed, saved.state.pop("identity"), identity)
         state = restore(saved, net, optimizers, average)
     elif recipe.fit_seconds:
         progress("fit", 0, 0, "timing a few steps")
@@ -120,7 +124,7 @@ def _train(job: TrainJob, ending: contextlib.ExitStack) -> None:
         progress(stage, 0, 0, line)
         log.event(stage, state.step, "warning", text=line)
 
-    writer = checkpoint.Writer(job.run, rank, world_size, token, lambda line: say("checkpoint", line))
+    writer = CheckpointWriter(job.run, rank, world_size, token, lambda line: say("checkpoint", line))
     notice, guard = Notice(rank), FiniteGuard(job.max_skipped_steps, world_size, device)
 
     def save(score: float | None = None, alone: bool = False) -> None:
@@ -129,7 +133,7 @@ def _train(job: TrainJob, ending: contextlib.ExitStack) -> None:
             trace.flush(state.step)
         tensors = collect(net, optimizers, average, state)
         values = {**state.as_json(), "identity": identity, "world_size": world_size, "classes": list(data.classes)}
-        writer.save(state.step, tensors, values, score, is_of_rank_0, alone)
+        writer.save(state.step, tensors, values, score, is_rank_local, alone)
 
     last_step = min(num_steps, state.step + job.replay_steps) if job.replay_steps else num_steps
     stream = batches.training(state.step, last_step)
@@ -220,7 +224,7 @@ def _train(job: TrainJob, ending: contextlib.ExitStack) -> None:
         }
         _write_outputs(job, data, evaluated(net, average), state, world_size, predictions, more)
         scores = basic_metrics(predictions, data.classes)
-        checkpoint.note_score(job.run, state.step, scores["top1"])
+        record_score(job.run, state.step, scores["top1"])
         trackers.evaluation(state.step, {k: scores[k] for k in SCORES})
     log.event("end", state.step, seconds={name: round(value, 3) for name, value in state.seconds.items()})
     ray.train.report({"step": state.step})  # a barrier: no worker leaves before the outputs are there
@@ -353,7 +357,7 @@ def _write_outputs(
     split = data.split(parts_of(data, job.hold_out).split)
     write_predictions(job.run, job.dataset, split, predictions)
     weights = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
-    files.write_bytes(files.join(job.run, checkpoint.MODEL_NAME), checkpoint.tensors_bytes(weights))
+    files.write_bytes(files.join(job.run, checkpoint.MODEL_NAME), serialize_tensors(weights))
     values = {
         "recipe": asdict(job.recipe),
         "classes": list(data.classes),
@@ -383,7 +387,7 @@ def claim_run(job: TrainJob, data: Manifest) -> None:
     """Writes the run's identity at the first start. Raises CheckpointError if it is another's."""
     place, mine = files.join(job.run, CONFIG_NAME), job.identity(data.digest)
     if not files.write_once(place, json.dumps(mine, indent=1).encode()):
-        checkpoint.check_same(job.run, files.read_json(place), mine)
+        check_identity(job.run, files.read_json(place), mine)
 
 
 def run(job: TrainJob) -> None:

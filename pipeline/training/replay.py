@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.config.recipe import recipe_from_json
 from pipeline.core.errors import CheckpointError
 from pipeline.models import checkpoint
+from pipeline.models.identity import check_identity
 from pipeline.storage import files
 from pipeline.training import loop as train
 from pipeline.training.job import TrainJob, Weights
@@ -64,7 +65,7 @@ def prepare(
         replay_steps=count,
     )
     data = train.check_job(job)
-    checkpoint.check_same(uri, identity, job.identity(data.digest))
+    check_identity(uri, identity, job.identity(data.digest))
     place = checkpoint.folder(scratch, first)
     for name in [*meta["parts"], checkpoint.STATE_NAME]:
         files.write_bytes(files.join(place, name), files.read_bytes(files.join(uri, name)))

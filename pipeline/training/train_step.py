@@ -14,7 +14,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.keyed_random import epochs_at
 from pipeline.loader.api import Batch
 from pipeline.loader.sample_order import Order
-from pipeline.models.batch_transforms import on_device
+from pipeline.models.batch_transforms import transform_batch
 from pipeline.models.distillation import distillation_losses
 from pipeline.models.losses import sample_losses
 from pipeline.training.optim.factory import set_learning_rates
@@ -64,22 +64,13 @@ class Step:
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
         recipe = self._recipe
-        mixed = on_device(
-            batch.images,
-            batch.labels,
-            batch.positions,
-            self._normalise,
-            recipe.augment,
-            self._seed,
-            batch.epochs,
-            batch.keys,
-        )
+        mixed = transform_batch(batch, self._normalise, recipe.augment, self._seed)
         with self._autocast():
             logits = self._model(mixed.images).float()
         losses = sample_losses(recipe.loss, logits, batch.labels, recipe.label_smoothing)
-        if mixed.share is not None and mixed.partner is not None:
-            others = sample_losses(recipe.loss, logits, mixed.partner, recipe.label_smoothing)
-            losses = mixed.share * losses + (1 - mixed.share) * others
+        if mixed.weight is not None and mixed.partner_labels is not None:
+            others = sample_losses(recipe.loss, logits, mixed.partner_labels, recipe.label_smoothing)
+            losses = mixed.weight * losses + (1 - mixed.weight) * others
         if self._teacher is not None:
             with torch.no_grad(), self._autocast():
                 taught = self._teacher(mixed.images)

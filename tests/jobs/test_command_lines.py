@@ -16,6 +16,7 @@ from pipeline.dataset.manifest import load
 from pipeline.ingestion.sources import open_source
 from pipeline.loader.sample_order import Order
 from pipeline.models import checkpoint
+from pipeline.models.tensor_file import read_tensors
 from tests.support.datasets import ingest_here
 from tests.support.images import jpeg, make_tar, make_tree, tree_files
 from tests.support.jobs import command, one_line_error, run_job
@@ -186,7 +187,7 @@ TRAIN = ["--recipe", "digits", "--epochs", "6", "--trace-rows"]
 
 
 def weights(run: Path) -> str:
-    model = checkpoint.read_tensors(str(run / "model.safetensors"))
+    model = read_tensors(str(run / "model.safetensors"))
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for _, tensor in sorted(model.items()))).hexdigest()
 
 

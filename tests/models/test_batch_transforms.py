@@ -1,4 +1,5 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
@@ -6,8 +7,9 @@ from torchvision.transforms import v2
 
 from pipeline.config.recipe import Augment
 from pipeline.core.keyed_random import Stream, uniform
+from pipeline.loader.api import Batch
 from pipeline.loader.sample_order import Order
-from pipeline.models.batch_transforms import cut_mix, mix_up, on_device, partners
+from pipeline.models.batch_transforms import TransformedBatch, cut_mix, mix_up, partners, transform_batch
 
 SPECS = {
     "mixup": Augment(mixup_alpha=0.2),
@@ -16,6 +18,20 @@ SPECS = {
 }
 KEYS = np.arange(500, 537, dtype=np.uint64)  # an odd number
 POSITIONS = np.arange(37)
+
+
+def transformed(
+    images: Tensor,
+    labels: Tensor,
+    positions: npt.NDArray[np.int64],
+    augment: Augment,
+    keys: npt.NDArray[np.uint64],
+    seed: int = 1,
+    epoch: int = 2,
+) -> TransformedBatch:
+    none = np.empty(0, dtype=np.int64)
+    batch = Batch(0, positions, images, labels, keys, positions, none, epoch)
+    return transform_batch(batch, Float(), augment, seed)
 
 
 class Float(nn.Module):
@@ -36,27 +52,27 @@ LABELS = torch.arange(37)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_a_mixed_sample_is_the_same_for_any_number_of_workers(images: Tensor, spec: Augment, world_size: int) -> None:
-    whole = on_device(images, LABELS, POSITIONS, Float(), spec, 1, 2, KEYS)
+    whole = transformed(images, LABELS, POSITIONS, spec, KEYS)
     order = Order((37,), 0, 37, pairs=True)
     where = {row: place for place, row in enumerate(order.rows(0).tolist())}
-    assert whole.share is not None
+    assert whole.weight is not None
     for rank in range(world_size):
         at = np.array([where[row] for row in order.rows(0, world_size, rank).tolist()])
-        part = on_device(images[at], LABELS[at], np.arange(len(at)), Float(), spec, 1, 2, KEYS[at])
+        part = transformed(images[at], LABELS[at], np.arange(len(at)), spec, KEYS[at])
         assert torch.equal(part.images, whole.images[at])
-        assert torch.equal(part.share, whole.share[at])
-        assert torch.equal(part.partner, whole.partner[at])
+        assert torch.equal(part.weight, whole.weight[at])
+        assert torch.equal(part.partner_labels, whole.partner_labels[at])
 
 
 def test_a_sample_whose_partner_is_left_out_stays_itself(images: Tensor) -> None:
     without = np.array([0, 2, 3, 5, 36])  # the partners of 0, 5 and 36 aren't there
     assert partners(without).tolist() == [0, 2, 1, 3, 4]
     for spec in (SPECS["mixup"], SPECS["cutmix"]):
-        mixed = on_device(images[without], LABELS[without], without, Float(), spec, 1, 2, KEYS[without])
-        whole = on_device(images, LABELS, POSITIONS, Float(), spec, 1, 2, KEYS)
+        mixed = transformed(images[without], LABELS[without], without, spec, KEYS[without])
+        whole = transformed(images, LABELS, POSITIONS, spec, KEYS)
         for index in (0, 3, 4):
             assert torch.equal(mixed.images[index], images[without[index]].float())
-            assert mixed.share[index] == 1
+            assert mixed.weight[index] == 1
         assert torch.equal(mixed.images[1:3], whole.images[2:4])
 
 
@@ -65,12 +81,12 @@ def test_the_share_of_an_image_is_the_share_of_its_pixels(spec: Augment) -> None
     """Every other image is white: the mean of a mixed sample says how much of it is white."""
     white = torch.zeros((37, 3, 16, 16), dtype=torch.uint8)
     white[1::2] = 200
-    mixed = on_device(white, LABELS, POSITIONS, Float(), spec, 3, 0, KEYS)
+    mixed = transformed(white, LABELS, POSITIONS, spec, KEYS, seed=3, epoch=0)
     own = mixed.images.mean(dim=(1, 2, 3)) / 200
-    expected = torch.where(LABELS % 2 == 1, mixed.share, 1 - mixed.share)
+    expected = torch.where(LABELS % 2 == 1, mixed.weight, 1 - mixed.weight)
     assert torch.allclose(own, expected, atol=1e-5)
-    assert mixed.share[36] == 1
-    assert mixed.share[:36].std() > 0.05
+    assert mixed.weight[36] == 1
+    assert mixed.weight[:36].std() > 0.05
     assert mixed.images.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -93,6 +109,6 @@ def test_with_both_each_sample_has_one_of_them(images: Tensor) -> None:
     many = torch.zeros((4000, 3, 8, 8), dtype=torch.uint8)
     many[1::2] = 255
     spec = Augment(mixup_alpha=1.0, cutmix_alpha=1.0)
-    mixed = on_device(many, torch.zeros(4000), np.arange(4000), Float(), spec, 0, 0, keys)
+    mixed = transformed(many, torch.zeros(4000), np.arange(4000), spec, keys, seed=0, epoch=0)
     cuts = ((mixed.images == 0) | (mixed.images == 255)).all(dim=3).all(dim=2).all(dim=1)
     assert abs(cuts.float().mean().item() - 0.5) < 0.05

@@ -11,15 +11,17 @@ from torch import nn
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import CheckpointError, StorageError
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Writer
-from pipeline.models.run_state import RunState, collect, is_of_rank_0, restore
+from pipeline.models.checkpoint_writer import CheckpointWriter, record_score
+from pipeline.models.identity import check_identity
+from pipeline.models.run_state import RunState, collect, is_rank_local, restore
+from pipeline.models.tensor_file import read_tensors
 from pipeline.models.weight_averages import WeightAverage
 from pipeline.storage import files
 from pipeline.training.optim.factory import make_optimizers
 
 
 def save(run: str, step: int, score: float | None = None, **tensors: torch.Tensor) -> str:
-    writer = Writer(run)
+    writer = CheckpointWriter(run)
     writer.save(step, tensors or {"w": torch.full((3,), float(step))}, {"step": step}, score)
     writer.wait()
     return checkpoint.folder(run, step)
@@ -47,8 +49,8 @@ def test_a_run_goes_on_from_its_tensors_to_the_same_bits(tmp_path: Path, optimiz
     model, state = net(), RunState(epochs=2, step=3, losses=[0.1, 1 / 3, 7.0], quarantined=[("val", 3)])
     optimizers, average = make_optimizers(model, recipe), WeightAverage(model, 0.5)
     go_on(model, optimizers, average, 0)
-    writer = Writer(str(tmp_path))
-    writer.save(3, collect(model, optimizers, average, state), state.as_json(), None, is_of_rank_0)
+    writer = CheckpointWriter(str(tmp_path))
+    writer.save(3, collect(model, optimizers, average, state), state.as_json(), None, is_rank_local)
     go_on(model, optimizers, average, 3)  # while it is being written
     writer.wait()
     again = net()
@@ -77,13 +79,13 @@ def test_parts_of_many_ranks_make_one_checkpoint_and_none_before_all_are_there(t
     run = str(tmp_path)
     tensors = {f"layer{n}.w": torch.randn(n + 1, 100) for n in range(10)}
     tensors |= {"norm.running_mean": torch.zeros(4), "losses": torch.ones(2, dtype=torch.float64)}
-    writers = [Writer(run, rank, 3, "token") for rank in range(3)]
+    writers = [CheckpointWriter(run, rank, 3, "token") for rank in range(3)]
     for rank in (0, 2):
         mine = tensors | {"norm.running_mean": torch.full((4,), float(rank))}
-        writers[rank].save(5, mine, {"step": 5}, None, is_of_rank_0)
+        writers[rank].save(5, mine, {"step": 5}, None, is_rank_local)
     writers[2].wait()
     assert checkpoint.latest(run) is None
-    writers[1].save(5, tensors, {"step": 5}, None, is_of_rank_0)
+    writers[1].save(5, tensors, {"step": 5}, None, is_rank_local)
     writers[0].wait()
     loaded = checkpoint.load(checkpoint.latest(run)).tensors
     assert loaded.keys() == tensors.keys()
@@ -104,7 +106,7 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"its bytes have changed \(CRC-32\)"):
         checkpoint.load(str(place))
     part.unlink()
-    with pytest.raises(CheckpointError, match="isn't whole"):
+    with pytest.raises(CheckpointError, match="isn't complete"):
         checkpoint.load(str(place))
 
 
@@ -129,7 +131,7 @@ def test_storage_that_fails_for_a_while_costs_a_checkpoint_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    writer = Writer(str(tmp_path), warn=said.append)
+    writer = CheckpointWriter(str(tmp_path), warn=said.append)
     whole = files.write_bytes
 
     def full(*_: object) -> None:
@@ -155,7 +157,7 @@ def test_storage_that_fails_for_a_while_costs_a_checkpoint_and_not_the_run(
 def test_steps_do_not_wait_for_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     may_write, whole = threading.Event(), files.write_bytes
     monkeypatch.setattr(files, "write_bytes", lambda *args: may_write.wait(10) and whole(*args))
-    weight, writer = torch.ones(5), Writer(str(tmp_path))
+    weight, writer = torch.ones(5), CheckpointWriter(str(tmp_path))
     writer.save(1, {"w": weight}, {})
     weight.zero_()  # the next step, while nothing is written yet
     assert checkpoint.latest(str(tmp_path)) is None
@@ -168,34 +170,34 @@ def test_another_runs_checkpoint_is_refused_with_the_difference() -> None:
     theirs = {"seed": 1, "dataset_digest": "abc", "recipe": {"epochs": 5, "augment": {"auto": "none"}}}
     mine = {"seed": 1, "dataset_digest": "abd", "recipe": {"epochs": 6, "augment": {"auto": "rand"}}}
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.check_same("s3://b/run", theirs, mine)
+        check_identity("s3://b/run", theirs, mine)
     for words in (
         "dataset_digest was abc, now abd",
         "recipe.augment.auto was none, now rand",
         "recipe.epochs was 5, no",
     ):
         assert words in str(caught.value)
-    checkpoint.check_same("s3://b/run", theirs, json.loads(json.dumps(theirs)))
+    check_identity("s3://b/run", theirs, json.loads(json.dumps(theirs)))
 
 
 def test_an_evaluation_that_comes_after_its_checkpoint_counts_for_the_best(tmp_path: Path) -> None:
     run = str(tmp_path)
-    writer = checkpoint.Writer(run)
+    writer = CheckpointWriter(run)
     for step, score in ((1, 0.7), (2, None), (3, None)):
         writer.save(step, {"w": torch.full((3,), float(step))}, {}, score)
     writer.wait()
-    checkpoint.note_score(run, 3, 0.6)
+    record_score(run, 3, 0.6)
     assert checkpoint.best(run) == checkpoint.folder(run, 1)
-    checkpoint.note_score(run, 9, 0.9)  # no such checkpoint
+    record_score(run, 9, 0.9)  # no such checkpoint
     assert checkpoint.best(run) == checkpoint.folder(run, 1)
-    checkpoint.note_score(run, 3, 0.8)
+    record_score(run, 3, 0.8)
     assert checkpoint.best(run) == checkpoint.folder(run, 3)
     assert checkpoint.steps(run) == [2, 3]
 
 
 def test_salvaged_weights_can_be_begun_with(tmp_path: Path) -> None:
-    writer, weights = checkpoint.Writer(str(tmp_path)), {"w": torch.arange(5.0)}
+    writer, weights = CheckpointWriter(str(tmp_path)), {"w": torch.arange(5.0)}
     writer.salvage(7, weights)
     weights["w"].zero_()  # training goes on
     writer.wait()
-    assert checkpoint.read_tensors(str(tmp_path / checkpoint.SALVAGE_NAME))["w"].tolist() == [0, 1, 2, 3, 4]
+    assert read_tensors(str(tmp_path / checkpoint.SALVAGE_NAME))["w"].tolist() == [0, 1, 2, 3, 4]

@@ -15,6 +15,7 @@ from pipeline.models import checkpoint
 from pipeline.models.batch_transforms import Normalise
 from pipeline.models.distillation import Teacher, distillation_losses
 from pipeline.models.factory import recipe_model
+from pipeline.models.tensor_file import serialize_tensors
 from pipeline.training import loop as train
 from pipeline.training import result
 from pipeline.training.job import TrainJob, Weights, weights_of
@@ -80,7 +81,7 @@ def test_what_can_be_no_teacher_is_said(digits_dataset: str, taught: str, tmp_pa
     values["recipe"] |= {"model": "airbench94"}
     (tmp_path / "model.json").write_text(json.dumps(values))
     net = recipe_model(replace(recipe, model="airbench94"), 10)
-    (tmp_path / "model.safetensors").write_bytes(checkpoint.tensors_bytes(net.state_dict()))
+    (tmp_path / "model.safetensors").write_bytes(serialize_tensors(net.state_dict()))
     Teacher(str(tmp_path), classes, recipe)
     with pytest.raises(CheckpointError, match="airbench94 takes no images of 64 px"):
         Teacher(str(tmp_path), classes, replace(recipe, image_size_px=64))

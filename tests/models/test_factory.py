@@ -5,7 +5,8 @@ from torch.nn import functional as F
 from pipeline.config.presets import RECIPES
 from pipeline.config.recipe import MODELS
 from pipeline.core.errors import RecipeError
-from pipeline.models.factory import make_model, num_parameters, recipe_model
+from pipeline.models.factory import make_model, recipe_model
+from pipeline.models.layers import num_parameters
 from pipeline.models.small_networks import FastResNet, SeedCnn
 
 

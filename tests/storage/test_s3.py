@@ -18,6 +18,7 @@ from pipeline.ingestion.plan import Settings, estimate
 from pipeline.ingestion.run import ingest, planned
 from pipeline.ingestion.sources import open_source
 from pipeline.models import checkpoint
+from pipeline.models.tensor_file import read_tensors
 from pipeline.storage import files as storage
 from pipeline.storage import object_store
 from pipeline.storage.local_s3 import ACCESS_KEY, SECRET_KEY
@@ -293,9 +294,7 @@ def test_a_storage_that_is_away_for_a_minute_costs_the_minute_and_nothing_else(
     away = replace(away, dataset=quiet.dataset, run=f"{s3}/away/run")  # not through the proxy, which has ended
     values = result.build_result(away, data)
     assert len(values["starts"]) == 1
-    quiet_model, away_model = (
-        checkpoint.read_tensors(storage.join(job.run, "model.safetensors")) for job in (quiet, away)
-    )
+    quiet_model, away_model = (read_tensors(storage.join(job.run, "model.safetensors")) for job in (quiet, away))
     assert all((quiet_model[name] == away_model[name]).all() for name in quiet_model)
     waited = {name: round(seconds, 1) for name, seconds in values["seconds"].items() if seconds > 0.05}
     print(f"away for {gone[1] - gone[0]:.0f} s; {proxy.faults['away']} requests failed; seconds {waited}")

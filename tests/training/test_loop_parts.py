@@ -23,9 +23,13 @@ from pipeline.loader.crops import flips
 from pipeline.loader.sample_order import Order
 from pipeline.models import checkpoint
 from pipeline.models.batch_transforms import Normalise, cut_out
-from pipeline.models.factory import add_blur_pool, load_pretrained, make_model
+from pipeline.models.blur_pool import add_blur_pool
+from pipeline.models.checkpoint_writer import CheckpointWriter
+from pipeline.models.factory import make_model
 from pipeline.models.flops import operations_per_image, training_operations
+from pipeline.models.pretrained import load_pretrained
 from pipeline.models.small_networks import Airbench
+from pipeline.models.tensor_file import serialize_tensors
 from pipeline.models.weight_averages import LookAhead, WeightAverage
 from pipeline.training.fault_tolerance import Judge, Notice
 from pipeline.training.optim.factory import make_optimizers
@@ -70,7 +74,7 @@ def test_a_process_in_which_nothing_moves_ends_itself_and_says_where_it_was() ->
 def test_failures_are_counted_between_checkpoints_and_users_errors_end_the_run(tmp_path: Path) -> None:
     judge, crash = Judge(str(tmp_path)), {0: RuntimeError("connection closed by peer")}
     for step in range(10):  # progress between
-        writer = checkpoint.Writer(str(tmp_path))
+        writer = CheckpointWriter(str(tmp_path))
         writer.save(step, {"w": torch.zeros(1)}, {})
         writer.wait()
         judge.judge(crash)
@@ -205,7 +209,7 @@ def test_what_a_notice_leaves_time_for_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds_left: float, saves: str, words: str
 ) -> None:
     """Ten bytes a second, 100 bytes of weights, 200 of the optimiser's."""
-    writer = checkpoint.Writer(str(tmp_path))
+    writer = CheckpointWriter(str(tmp_path))
     writer.written_bytes, writer.written_seconds = 1000, 100.0
     tensors = {"model/w": torch.zeros(25), "optimizer/0/w/momentum": torch.zeros(50)}
     info = SimpleNamespace(deadline_ms=int(1000 * (time.time() + seconds_left)), preempted_ranks=[1])
@@ -261,7 +265,7 @@ def test_blur_pooling_keeps_shapes_and_blurs_what_is_strided() -> None:
 def test_pretrained_weights_are_loaded_and_other_classes_get_a_new_last_layer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained, same, other = (make_model("resnet18", classes, 224) for classes in (10, 10, 7))
-    (tmp_path / "w.safetensors").write_bytes(checkpoint.tensors_bytes(trained.state_dict()))
+    (tmp_path / "w.safetensors").write_bytes(serialize_tensors(trained.state_dict()))
     torch.save({"model": trained.state_dict()}, tmp_path / "w.pt")
     for name in ("w.safetensors", "w.pt"):
         load_pretrained(same, str(tmp_path / name))

@@ -18,7 +18,7 @@ from pipeline.config.recipe import Augment, Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
 from pipeline.loader.work_units import EvaluateUnits, parts_of
-from pipeline.models import checkpoint
+from pipeline.models.tensor_file import read_tensors
 from pipeline.training import loop as train
 from pipeline.training.job import TrainJob
 from pipeline.training.search import run as tune
@@ -198,7 +198,7 @@ def test_a_search_that_was_killed_goes_on_and_its_trials_end_as_runs_of_their_ow
     torch.set_num_threads(1)  # as Ray gives a trial of one CPU: sums depend on it
     train.run(own)
     torch.set_num_threads(threads)
-    one, other = (checkpoint.read_tensors(f"{run}/model.safetensors") for run in (own.run, str(out / "trials/0000")))
+    one, other = (read_tensors(f"{run}/model.safetensors") for run in (own.run, str(out / "trials/0000")))
     assert all((one[name] == other[name]).all() for name in one)
     other_search = run_job("tune", *arguments, "--space", "learning_rate=log:0.01..5", cwd=tmp_path)
     assert "space.learning_rate was Range(low=0.01, high=4" in one_line_error(other_search)

@@ -23,7 +23,8 @@ from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
 from pipeline.loader.transform import evaluation_view
 from pipeline.models.batch_transforms import Normalise
-from pipeline.models.load import Model, convolutions, load_net
+from pipeline.models.layers import convolutions
+from pipeline.models.load import TrainedModel, load_net
 from pipeline.reporting.charts import heat_picture, pixel_picture
 
 Maps = npt.NDArray[np.float32]
@@ -147,7 +148,7 @@ def rank_correlation(one: Maps, other: Maps) -> float:
 
 
 def explain(
-    job: EvaluateJob, data: Manifest, model: Model, predictions: Predictions, progress: Progress = silent
+    job: EvaluateJob, data: Manifest, model: TrainedModel, predictions: Predictions, progress: Progress = silent
 ) -> dict[str, Any]:
     """Returns hits and misses (pictures as data URIs: the image, and what each method marks), the first filters, and
     the sanity check of each method (`Sanity` as dictionaries).

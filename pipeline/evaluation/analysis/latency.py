@@ -9,12 +9,12 @@ import torch
 from pipeline.evaluation.inference import view_logits
 from pipeline.loader.transform import evaluation_view
 from pipeline.models.batch_transforms import Normalise
-from pipeline.models.load import Model, load_net
+from pipeline.models.load import TrainedModel, load_net
 
 _ROUNDS, _WARM_UP_ROUNDS = 30, 3
 
 
-def prediction_seconds(models: Sequence[Model]) -> tuple[float, ...]:
+def prediction_seconds(models: Sequence[TrainedModel]) -> tuple[float, ...]:
     """Returns each model's median seconds from the decoded image to the class: one image alone, at the size and with
     the test views that it is evaluated with, on this process's GPU if it has one.
 

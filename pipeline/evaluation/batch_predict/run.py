@@ -27,7 +27,7 @@ from pipeline.ingestion.sources.folders import is_image
 from pipeline.ingestion.sources.members import Listing, list_members
 from pipeline.loader.decode import DecoderName, Views, check_decoder, decode_batch
 from pipeline.loader.transform import View, evaluation_view
-from pipeline.models.load import Model
+from pipeline.models.load import TrainedModel
 from pipeline.storage import files
 
 PLAN_NAME, SUMMARY_NAME = "plan.json", "predictions.json"
@@ -50,7 +50,7 @@ _SCHEMA = pa.schema(
 class PredictJob:
     """What is predicted, by what, and where it goes. samples: name, object, offset and length of each image."""
 
-    model: Model
+    model: TrainedModel
     samples: pa.Table
     out: str
     views: TestViews
@@ -192,7 +192,7 @@ def _read(samples: pa.Table, errors: list[str]) -> Iterator[tuple[int, Any]]:
 class PredictWorker:
     """Holds the network; an actor of Ray Data's pool."""
 
-    def __init__(self, model: Model, views: TestViews, threads: int) -> None:
+    def __init__(self, model: TrainedModel, views: TestViews, threads: int) -> None:
         import torch
 
         from pipeline.models.batch_transforms import Normalise

@@ -18,6 +18,7 @@ from pipeline.core.progress import silent
 from pipeline.dataset import manifest
 from pipeline.loader.sample_order import num_steps
 from pipeline.loader.work_units import parts_of
+from pipeline.models.identity import check_identity
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
 from pipeline.training.trackers import Run, Tracker, tensorboard
@@ -247,11 +248,10 @@ def read_status(run: str) -> tuple[str, str]:
 
 def claim_search(out: str, identity: dict[str, Any]) -> None:
     """Writes down what a search is at its first start. Raises CheckpointError if it is another's."""
-    from pipeline.models import checkpoint
 
     place, mine = files.join(out, SEARCH_NAME), json.loads(json.dumps(identity))
     if not files.write_once(place, json.dumps(mine, indent=1).encode()):
-        checkpoint.check_same(out, files.read_json(place), mine, "--out")
+        check_identity(out, files.read_json(place), mine, "--out")
 
 
 @dataclass(frozen=True)
