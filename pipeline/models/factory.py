@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.config.recipe import MODELS, Recipe, check_choice
 from pipeline.core.errors import RecipeError
-from pipeline.models.blur_pool import add_blur_pool
+from pipeline.models.layers import add_blur_pool
 from pipeline.models.small_networks import Airbench, FastResNet, SeedCnn
 
 

@@ -23,10 +23,10 @@ from pipeline.loader.crops import flips
 from pipeline.loader.sample_order import Order
 from pipeline.models import checkpoint
 from pipeline.models.batch_transforms import Normalise, cut_out
-from pipeline.models.blur_pool import add_blur_pool
 from pipeline.models.checkpoint_writer import CheckpointWriter
 from pipeline.models.factory import make_model
 from pipeline.models.flops import operations_per_image, training_operations
+from pipeline.models.layers import add_blur_pool
 from pipeline.models.pretrained import load_pretrained
 from pipeline.models.small_networks import Airbench
 from pipeline.models.tensor_file import serialize_tensors
