@@ -1,6 +1,5 @@
 """What all commands share: parsing of flags, errors in one line, progress, log records and tables on the console."""
 
-import errno
 import logging
 import os
 import re
@@ -15,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.core.errors import PipelineError, UnavailableError
+from pipeline.cluster.ray_errors import user_error, user_message
+from pipeline.core.errors import UnavailableError
 from pipeline.core.processes import end_on_sigterm
 from pipeline.core.progress import silent
 
@@ -23,7 +23,6 @@ Args = TypeVar("Args")
 # Lines are never wrapped: people copy paths from them, and search logs.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 _SECONDS_BETWEEN_LINES = 10.0
-_RAYS_ADVICE = "Failed to apply UDF transform"  # Ray Data adds it to the text of what a task raises
 
 
 def run(
@@ -130,40 +129,6 @@ def group(title: str) -> Any:
         data: Annotated[DataArgs, command.group("data")] = DataArgs()
     """
     return tyro.conf.arg(name=title)
-
-
-# --- errors ------------------------------------------------------------------------------------------------------
-
-
-def user_error(error: BaseException) -> Exception | None:
-    """Returns the error that one line is enough for, also where it comes back through Ray; None for a defect."""
-    rays_own = any(each.__name__ == "RayTaskError" for each in type(error).__mro__)  # it is the inner one's class, too
-    if not rays_own and (isinstance(error, PipelineError) or (isinstance(error, OSError) and _storage_message(error))):
-        return error
-    wrapped: list[Any] = list(getattr(error, "worker_failures", {}).values())  # Ray Train's WorkerGroupError
-    wrapped += [getattr(error, name, None) for name in ("cause", "_base_exc", "__cause__")]
-    found = (user_error(inner) for inner in wrapped if isinstance(inner, BaseException) and inner is not error)
-    return next((inner for inner in found if inner), None)
-
-
-def user_message(error: BaseException) -> str | None:
-    """Returns the one line to print of `user_error`, or None."""
-    known = user_error(error)
-    if isinstance(known, OSError):
-        return _storage_message(known)
-    return None if known is None else " ".join(str(known).split(_RAYS_ADVICE)[0].split())
-
-
-def _storage_message(error: OSError) -> str | None:
-    """Returns a line for a storage that refuses or is full; other errors of the system are no one's input."""
-    text = " ".join(str(error).split(_RAYS_ADVICE)[0].split())
-    if "AWS Error" in text:
-        return f"{text[:300]}; check bucket, endpoint and credentials (the AWS_... variables or profile)"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{text}: the disk is full; free some space and run the same command again"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{text}: not allowed; give a folder that you may write to"
-    return None
 
 
 # --- on the console ----------------------------------------------------------------------------------------------

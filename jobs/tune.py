@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs import command, training
+from pipeline.cluster.ray_errors import user_message
 from pipeline.cluster.ray_tasks import in_thread
 from pipeline.cluster.session import quieten_ray, ray_session
 from pipeline.config.recipe import Recipe
@@ -153,7 +154,7 @@ def _search(
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             error = trial.get_error() or RuntimeError("no message")
-            text = command.user_message(error) or str(error).strip().splitlines()[-1]
+            text = user_message(error) or str(error).strip().splitlines()[-1]
             tune.write_status(tune.trial_run(out, trial.config["number"]), "failed", text)
             self.show(trials, trial)
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from pipeline.cluster.ray_errors import pipeline_error
 from pipeline.cluster.ray_tasks import in_thread
-from pipeline.core.errors import PipelineError
 
 # Label of a Ray node on which no worker trains: `ray start --labels image-pipeline/role=augment`.
 AUGMENT_NODES = ("image-pipeline/role", "augment")
@@ -34,7 +34,6 @@ def fit(trainer: Any) -> None:
     try:
         in_thread(trainer.fit)
     except Exception as error:
-        cause = getattr(error, "controller_failure", None)
-        if isinstance(cause, PipelineError):
+        if (cause := pipeline_error(error)) is not None:
             raise cause from None
         raise

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 
+from pipeline.cluster.ray_errors import pipeline_error
 from pipeline.cluster.ray_tasks import ray_runs
-from pipeline.core.errors import ClusterError, PipelineError
+from pipeline.core.errors import ClusterError
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint_writer import CheckpointWriter
 from pipeline.models.run_state import MODEL
@@ -44,7 +45,7 @@ class Judge:
     def judge(self, worker_exceptions: dict[int, Exception]) -> None:
         """Raises what ends the run, if anything does. worker_exceptions: by rank."""
         for error in worker_exceptions.values():
-            if (mine := _users_error(error)) is not None:
+            if (mine := pipeline_error(error)) is not None:
                 raise mine
         now = checkpoint.latest(self._run) or ""
         self._failures = self._failures + 1 if now == self._last else 1
@@ -55,17 +56,6 @@ class Judge:
                 f"the workers failed {self._failures} times without getting from {now or 'the start'} to the next "
                 f"checkpoint; last: {first[-1] if first else 'no message'}; mend that and give the same command again"
             )
-
-
-def _users_error(error: BaseException | None) -> PipelineError | None:
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        if isinstance(error, PipelineError):
-            return error
-        seen.append(error)
-        inner = [getattr(error, name, None) for name in ("cause", "_base_exc", "__cause__")]
-        error = next((one for one in inner if isinstance(one, BaseException)), None)
-    return None
 
 
 def note_start(run: str, rank: int, world_size: int, step: int) -> str:

@@ -212,7 +212,7 @@ def keys_of(path: Path) -> list[str]:
 def test_a_corrupt_row_stops_the_run_with_shard_and_row_group(
     damaged: tuple[str, list[tuple[str, int]]], tmp_path: Path, residency: str
 ) -> None:
-    from jobs.command import user_message
+    from pipeline.cluster.ray_errors import user_message
 
     with pytest.raises(Exception, match=r"train/\S+parquet, row group \d+, row \d+ of the split: not the by") as caught:
         run_it(job_on(damaged[0], tmp_path / "run", residency))

@@ -10,7 +10,6 @@ from pathlib import Path
 import boto3
 import pytest
 
-from jobs.command import user_message
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import StorageError
 from pipeline.dataset import manifest
@@ -92,12 +91,6 @@ def test_wrong_credentials_are_said_in_one_line_without_the_secret(
     message = one_line_error(run_job("ingest", "--source", f"{s3}/raw", "--out", "out", cwd=tmp_path))
     assert "check bucket, endpoint and credentials" in message
     assert "secret" not in message.replace("AWS_SECRET_ACCESS_KEY", "")
-
-
-@pytest.mark.parametrize(("number", "words"), [(28, "the disk is full"), (13, "not allowed"), (30, "not allowed")])
-def test_a_storage_that_cannot_be_written_is_said_in_one_line(number: int, words: str) -> None:
-    assert words in (user_message(OSError(number, "No", "/data/x")) or "")
-    assert user_message(OSError(5, "I/O error", "/data/x")) is None
 
 
 def upload(files: dict[str, bytes], prefix: str) -> None:
