@@ -30,6 +30,7 @@ from pipeline.ingestion.source_reader import gather
 from pipeline.ingestion.sources import Index, open_source
 from pipeline.storage import files as storage
 from pipeline.storage import lease, object_store
+from pipeline.storage.claim import claim_folder
 from pipeline.storage.object_store import Requests
 
 CARD_NAME, QUARANTINE_NAME, QUALITY_NAME = "README.md", "quarantine.parquet", "quality.html"
@@ -337,8 +338,7 @@ def _claim(plan: IngestPlan, context: ShardContext) -> None:
     """
     place = storage.join(plan.out, WORK, "plan.json")
     mine = {"plan": context.plan, "source": plan.source.split("?")[0], "settings": asdict(plan.settings)}
-    found = storage.read_version(place)
-    theirs = json.loads(found[0]) if found else mine
+    theirs = claim_folder(place, mine)
     differences = [name for name in ("source", "settings") if theirs[name] != mine[name]]
     if differences:
         raise DatasetError(
@@ -349,10 +349,9 @@ def _claim(plan: IngestPlan, context: ShardContext) -> None:
     if theirs["plan"] != mine["plan"]:  # the source has changed meanwhile: its shards are other shards
         keep = tuple(f"{WORK}/{name}" for name in ("lease.json", "spool/"))
         storage.delete_files(plan.out, [name for name in names if not name.startswith(keep)])
+        storage.write_bytes(place, json.dumps(mine, indent=1).encode())
     elif storage.is_local(plan.out):  # what a killed process left half written
         storage.delete_files(plan.out, [name for name in names if name.endswith(".tmp")])
-    if theirs["plan"] != mine["plan"] or not found:
-        storage.write_bytes(place, json.dumps(mine, indent=1).encode())
 
 
 def write_shards(plan: IngestPlan, context: ShardContext, num_workers: int | None, progress: Progress) -> list[Receipt]:

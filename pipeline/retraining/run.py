@@ -31,6 +31,7 @@ from pipeline.retraining import registry
 from pipeline.retraining.drift import Drift, Thresholds, brightness, class_mix, feature_distance, judge
 from pipeline.retraining.promotion_gate import Check, Decision, Gate, decide
 from pipeline.storage import files
+from pipeline.storage.claim import claim_folder
 
 LATEST_NAME, ACTIVE_NAME = "latest.json", "active.json"
 DECISION_NAME, PAGE_NAME = "decision.json", "decision.html"
@@ -84,13 +85,12 @@ def begin(planned: Night) -> Night:
     the champion that it began with; else the planned one.
     """
     place = files.join(planned.workspace, ACTIVE_NAME)
-    if files.exists(place):
-        values = files.read_json(place)
-        move = values["champion"]
-        values |= {"champion": move and registry.Move(**move), "gate": Gate(**values["gate"])}
-        found = Night(**{**values, "workspace": planned.workspace})
-        if asdict(replace(found, champion=planned.champion)) == json.loads(json.dumps(asdict(planned))):
-            return found
+    values = claim_folder(place, asdict(planned), end="\n")
+    move = values["champion"]
+    values |= {"champion": move and registry.Move(**move), "gate": Gate(**values["gate"])}
+    found = Night(**{**values, "workspace": planned.workspace})
+    if asdict(replace(found, champion=planned.champion)) == json.loads(json.dumps(asdict(planned))):
+        return found
     files.write_json(place, asdict(planned), pretty=True)
     return planned
 

@@ -44,6 +44,7 @@ from pipeline.models.small_networks import Whitened
 from pipeline.models.tensor_file import serialize_tensors
 from pipeline.models.weight_averages import LookAhead, WeightAverage
 from pipeline.storage import files
+from pipeline.storage.claim import claim_folder
 from pipeline.training.fault_tolerance import Judge, Notice, note_start
 from pipeline.training.job import TrainJob
 from pipeline.training.optim.factory import describe_groups, make_optimizers
@@ -386,8 +387,7 @@ def check_job(job: TrainJob) -> Manifest:
 def claim_run(job: TrainJob, data: Manifest) -> None:
     """Writes the run's identity at the first start. Raises CheckpointError if it is another's."""
     place, mine = files.join(job.run, CONFIG_NAME), job.identity(data.digest)
-    if not files.write_once(place, json.dumps(mine, indent=1).encode()):
-        check_identity(job.run, files.read_json(place), mine)
+    check_identity(job.run, claim_folder(place, mine), mine)
 
 
 def run(job: TrainJob) -> None:

@@ -29,6 +29,7 @@ from pipeline.loader.decode import DecoderName, Views, check_decoder, decode_bat
 from pipeline.loader.transform import View, evaluation_view
 from pipeline.models.load import TrainedModel
 from pipeline.storage import files
+from pipeline.storage.claim import claim_folder
 
 PLAN_NAME, SUMMARY_NAME = "plan.json", "predictions.json"
 UNIT_IMAGES = 128  # read, decoded and predicted together
@@ -254,7 +255,7 @@ def predict(job: PredictJob, progress: Progress = silent) -> Predicted:
 
 def _claim(job: PredictJob) -> None:
     place, mine = files.join(job.out, PLAN_NAME), job.plan()
-    if not files.write_once(place, json.dumps(mine).encode()) and files.read_json(place) != mine:
+    if claim_folder(place, mine, indent=None) != mine:
         raise CheckpointError(
             f"out={job.out}: holds predictions by another model, of other images or with other views; give another"
         )

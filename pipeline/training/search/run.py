@@ -20,6 +20,7 @@ from pipeline.loader.sample_order import num_steps
 from pipeline.loader.work_units import parts_of
 from pipeline.models.identity import check_identity
 from pipeline.storage import files
+from pipeline.storage.claim import claim_folder
 from pipeline.training.job import TrainJob
 from pipeline.training.trackers import Run, Tracker, tensorboard
 
@@ -250,8 +251,7 @@ def claim_search(out: str, identity: dict[str, Any]) -> None:
     """Writes down what a search is at its first start. Raises CheckpointError if it is another's."""
 
     place, mine = files.join(out, SEARCH_NAME), json.loads(json.dumps(identity))
-    if not files.write_once(place, json.dumps(mine, indent=1).encode()):
-        check_identity(out, files.read_json(place), mine, "--out")
+    check_identity(out, claim_folder(place, mine), mine, "--out")
 
 
 @dataclass(frozen=True)
