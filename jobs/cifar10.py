@@ -9,6 +9,7 @@ from typing import Annotated
 
 from jobs import command, training
 from pipeline.cluster import resources
+from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.ingestion.sources import digits
 from pipeline.storage import files
 
@@ -33,7 +34,7 @@ def main(args: Args) -> None:
     """The whole path, from raw images to a report."""
     recipe = args.make_recipe("cifar10")
     with command.Display() as display:
-        dataset = training.dataset_or_default(args.data, args.layout, args.md5, display)
+        dataset = prepare_dataset(args.data, layout=args.layout, md5=args.md5, progress=display)
     data = training.describe_dataset(dataset)
     if args.recipe is None and data.name == digits.NAME:
         recipe = args.make_recipe("digits")

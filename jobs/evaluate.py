@@ -14,6 +14,7 @@ from pipeline.config.recipe import TestViews
 from pipeline.core.errors import RecipeError, check_installed
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.manifest import load as load_manifest
+from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def main(args: Args) -> None:
 
 def _dataset(args: Args) -> str:
     with command.Display() as display:
-        return training.dataset_or_default(args.data, args.layout, args.md5, display)
+        return prepare_dataset(args.data, layout=args.layout, md5=args.md5, progress=display)
 
 
 # --- evaluating --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 from jobs import command, training
 from pipeline.config.recipe import TestViews
 from pipeline.core.errors import check_installed
+from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
 
 _RANDOM_BATCHES = (1, 2, 7, 64)
@@ -85,7 +86,7 @@ def _stored(args: Args, model: Any, view: Any, display: command.Display) -> Iter
     from pipeline.loader.work_units import EvaluateUnits
     from pipeline.models import load as trained
 
-    dataset = training.dataset_or_default(args.data, args.layout, None, display)
+    dataset = prepare_dataset(args.data, layout=args.layout, progress=display)
     data = training.describe_dataset(dataset)
     trained.check_classes(model, data.classes)
     split = data.split(args.split)

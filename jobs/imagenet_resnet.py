@@ -10,6 +10,7 @@ from typing import Annotated
 
 from jobs import command, training
 from pipeline.cluster.session import ray_session
+from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files as storage
 
 
@@ -39,7 +40,8 @@ def main(args: Args) -> None:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         workers = max(1, gpus) if args.workers is None else args.workers
         with command.Display() as display:
-            dataset = training.ready_dataset(args.data, storage.join(root, "datasets"), args.layout, args.md5, display)
+            parent = storage.join(root, "datasets")
+            dataset = prepare_dataset(args.data, parent, layout=args.layout, md5=args.md5, progress=display)
         training.describe_dataset(dataset)
 
         run = storage.join(root, "runs", args.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -20,14 +20,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs import command, training
-from jobs.ingest import ingest_source
 from pipeline.cluster import resources
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import DatasetError, RecipeError, SourceError
 from pipeline.dataset.manifest import is_dataset, load
-from pipeline.ingestion.plan import Settings
-from pipeline.ingestion.sources import LAYOUTS
+from pipeline.ingestion.api import ingest
+from pipeline.ingestion.sources import LAYOUTS, Source
 from pipeline.storage import files, lease
 from pipeline.training.trackers import check_mlflow
 
@@ -165,7 +164,8 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over:
     with _stage("ingest", seconds, over):
         if not is_dataset(night.dataset):
             with command.Display() as display:
-                ingest_source(night.source, night.dataset, args.layout, None, Settings(), display, args.max_quarantined)
+                source = Source(night.source, args.layout)
+                ingest(source, night.dataset, max_quarantined=args.max_quarantined, progress=display)
         data = training.describe_dataset(night.dataset)
     alone.check()
     run = files.join(night.folder, "run")

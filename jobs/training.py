@@ -1,26 +1,19 @@
 """What the two training jobs share: a data set ready to train on, a run, a result and a report."""
 
-import hashlib
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from jobs.command import Display, console, option, print_table
-from jobs.ingest import ingest_source
 from pipeline.cluster import resources
 from pipeline.cluster.remote_progress import remote_progress
 from pipeline.cluster.session import quieten_ray, ray_session
 from pipeline.config.presets import RECIPES, make_recipe
 from pipeline.config.recipe import MODELS, LossName, OnCorrupt, OptimizerName, Recipe, ScheduleName, check_batch
-from pipeline.core.errors import RecipeError, SourceError
-from pipeline.core.progress import Progress
-from pipeline.dataset.manifest import Manifest, is_dataset
+from pipeline.core.errors import RecipeError
+from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.manifest import load as load_manifest
-from pipeline.ingestion.plan import Settings
 from pipeline.ingestion.sources import LAYOUTS, digits
 from pipeline.loader import stage_times
 from pipeline.storage import files
@@ -121,46 +114,6 @@ def teacher(run: str | None) -> "Weights | None":
     from pipeline.training.job import weights_of
 
     return weights_of("teacher", files.absolute(run).rstrip("/"), MODEL_NAME) if run else None
-
-
-def cache_folder() -> str:
-    """Where downloads and ingested data sets are kept between runs."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(base) / "image-pipeline")
-
-
-def ready_dataset(data: str, parent: str, layout: str, md5: str | None, progress: Progress) -> str:
-    """Returns the URI of a finished data set: `data` itself, or what is ingested from it below `parent`.
-
-    A raw source is ingested once; its size and modification times tell whether it changed.
-    """
-    data = data if layout == "digits" else files.absolute(data)
-    if layout != "digits":
-        if is_dataset(data):
-            return data
-        if not files.exists(data):
-            where = f" (relative paths start from {os.getcwd()})" if files.is_local(data) else ""
-            raise SourceError(f"data={data}: no such file, folder or data set{where}; give an existing path or URI")
-    mark = hashlib.sha256("\n".join([files.fingerprint(data), layout, md5 or ""]).encode()).hexdigest()[:12]
-    target = files.join(parent, f"{files.basename(data).split('.')[0]}-{mark}")
-    if is_dataset(target):
-        return target
-    start = time.perf_counter()
-    done = ingest_source(data, target, layout, md5, Settings(), progress).manifest
-    console.print(f"ingested {done.rows:,} images of {done.name} in {time.perf_counter() - start:.1f} s")
-    return target
-
-
-def dataset_or_default(data: str | None, layout: str, md5: str | None, progress: Progress) -> str:
-    """Returns the URI of the data set of `data`, or of CIFAR-10: cached, else downloaded, else (offline) the digits."""
-    parent = files.join(cache_folder(), "datasets")
-    if data is not None:
-        return ready_dataset(data, parent, layout, md5, progress)
-    from pipeline.ingestion.sources.download import cifar10_archive
-
-    archive = cifar10_archive(cache_folder(), progress)
-    source, layout = (archive, "cifar-binary") if archive else ("digits", "digits")
-    return ready_dataset(source, parent, layout, None, progress)
 
 
 def train_and_report(job: "TrainJob") -> None:

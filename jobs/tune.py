@@ -15,6 +15,7 @@ from pipeline.cluster.ray_tasks import in_thread
 from pipeline.cluster.session import quieten_ray, ray_session
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
+from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.loader.sample_order import num_steps
 from pipeline.loader.work_units import parts_of
 from pipeline.storage import files
@@ -63,7 +64,7 @@ def main(args: Args) -> None:
         space = tune.parse_space(args.space, recipe) or tune.default_space(recipe)
         drawn = tune.draw(space, args.trials, recipe, args.seed)
         with command.Display() as display:
-            dataset = training.dataset_or_default(args.data, args.layout, args.md5, display)
+            dataset = prepare_dataset(args.data, layout=args.layout, md5=args.md5, progress=display)
         data = training.describe_dataset(dataset)
         parts = parts_of(data, args.hold_out)
         gpus = int(ray.cluster_resources().get("GPU", 0))

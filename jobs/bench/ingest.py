@@ -24,9 +24,9 @@ from jobs import command
 from pipeline.cluster.ray_tasks import usable_cpus
 from pipeline.cluster.session import ray_session
 from pipeline.core.errors import SourceError
-from pipeline.dataset.image_codec import Handling
-from pipeline.ingestion.plan import Settings
-from pipeline.ingestion.run import ingest, planned
+from pipeline.ingestion.api import ingest
+from pipeline.ingestion.image_check import ImageHandling
+from pipeline.ingestion.plan import IngestSettings
 from pipeline.storage import files, object_store
 from pipeline.storage.local_s3 import local_s3
 
@@ -109,12 +109,12 @@ def measure(args: Args, uploaded: dict[str, int], folder: str) -> list[Timing]:
     local, remote = f"{folder}/out", f"s3://{BUCKET}/out"
     ways: dict[str, Callable[[], tuple[float, float, int, float]]] = {
         "limit: GET + header": lambda: time_limit(uploaded),
-        "ingest --checks header, to disk": lambda: time_ingest(local, Handling(checks="header")),
-        "ingest --checks header, to S3": lambda: time_ingest(remote, Handling(checks="header")),
-        "ingest (decodes everything), to disk": lambda: time_ingest(local, Handling()),
+        "ingest --checks header, to disk": lambda: time_ingest(local, ImageHandling(checks="header")),
+        "ingest --checks header, to S3": lambda: time_ingest(remote, ImageHandling(checks="header")),
+        "ingest (decodes everything), to disk": lambda: time_ingest(local, ImageHandling()),
     }
     # Processes, libraries and connections are there before anything is timed, as they are for the limit.
-    time_ingest(f"{folder}/warm", Handling(), source=f"s3://{BUCKET}/warm")
+    time_ingest(f"{folder}/warm", ImageHandling(), source=f"s3://{BUCKET}/warm")
     chosen = {name: way for name, way in ways.items() if not args.only or args.only in name or "limit" in name}
     timings = []
     for number in range(args.rounds):
@@ -151,7 +151,9 @@ def time_limit(uploaded: dict[str, int]) -> tuple[float, float, int, float]:
     return seconds, seconds, len(items), 0.0
 
 
-def time_ingest(out: str, handling: Handling, source: str = f"s3://{BUCKET}/raw") -> tuple[float, float, int, float]:
+def time_ingest(
+    out: str, handling: ImageHandling, source: str = f"s3://{BUCKET}/raw"
+) -> tuple[float, float, int, float]:
     """Returns (seconds of the shards, seconds in all, requests, peak MiB of a task) of one ingest; removes it."""
     marks: dict[str, float] = {}
 
@@ -162,8 +164,7 @@ def time_ingest(out: str, handling: Handling, source: str = f"s3://{BUCKET}/raw"
                 marks["end"] = time.perf_counter()
 
     start = time.perf_counter()
-    with planned(source, out, Settings(handling=handling)) as plan:
-        done = ingest(plan, progress=progress)
+    done = ingest(source, out, settings=IngestSettings(handling=handling), progress=progress)
     whole = time.perf_counter() - start
     files.delete_tree(out)
     return marks["end"] - marks["start"], whole, done.requests.total, done.peak_task_bytes / 2**20

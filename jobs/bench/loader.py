@@ -37,9 +37,9 @@ from pipeline.config.recipe import Augment
 from pipeline.core.errors import PipelineError
 from pipeline.core.processes import cpu_seconds, tree_megabytes
 from pipeline.dataset import manifest
-from pipeline.dataset.image_codec import Handling
-from pipeline.ingestion.plan import Settings
-from pipeline.ingestion.run import ingest, planned
+from pipeline.ingestion.api import ingest
+from pipeline.ingestion.image_check import ImageHandling
+from pipeline.ingestion.plan import IngestSettings
 from pipeline.storage import files
 
 AUGMENT = Augment(resized_crop_area=(0.08, 1.0), flip_probability=0.5)
@@ -92,12 +92,8 @@ def main(args: Args) -> None:
         if args.source_px:
             images = [shrunk(image, args.source_px) for image in images]
         make_tree(images, args.rows, tree)
-        with (
-            ray_session(),
-            command.Display() as display,
-            planned(tree, data, Settings(handling=Handling(checks="header")), progress=display) as plan,
-        ):
-            ingest(plan, progress=display)
+        with command.Display() as display:
+            ingest(tree, data, settings=IngestSettings(handling=ImageHandling(checks="header")), progress=display)
         one = Pass(OURS, data, f"{tree}/train", args.size_px, args.batch_size, args.seconds)
         if args.soak_minutes:
             soak(one, args.soak_minutes)

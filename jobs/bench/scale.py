@@ -141,7 +141,7 @@ def simulate(ranks: int, block_images: int, args: Args, cost: float, central: bo
 def gets_per_image(ranks: int, block_images: int, stored_kb: float, run_rows: int) -> float:
     """Returns the requests to storage that an image of a rank's block takes, mixed as in a recipe with such runs."""
     from pipeline.config.recipe import Recipe
-    from pipeline.dataset.row_reader import RowIndex, near_each_other
+    from pipeline.dataset.row_reader import RowIndex, coalesce_rows
     from pipeline.loader.sample_order import Order
 
     groups, rows = 5 * ranks + 3, 64  # which batches don't divide, as always
@@ -152,7 +152,7 @@ def gets_per_image(ranks: int, block_images: int, stored_kb: float, run_rows: in
     offset = np.cumsum(np.append(0, length[:-1] + 4), dtype=np.int64)
     shard = np.zeros(len(length), dtype=np.int32)
     index = RowIndex(("",), shard, offset, length, *[none] * 6)
-    asked = [len(near_each_other(index, order.rows(0, ranks, rank))[0]) for rank in range(ranks)]
+    asked = [len(coalesce_rows(index, order.rows(0, ranks, rank))[0]) for rank in range(ranks)]
     return sum(asked) / order.batch_size(0)
 
 

@@ -8,7 +8,7 @@ storage.
 import os
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,8 +20,10 @@ from pipeline.core.errors import DatasetError
 from pipeline.core.keyed_random import Keys, key_hash
 from pipeline.dataset import row_group_cache as cache
 from pipeline.dataset.manifest import Split
-from pipeline.dataset.parquet import Rows, read_tables
+from pipeline.dataset.parquet import Rows, read_split_provenance
 from pipeline.storage import files as storage
+from pipeline.storage.parallel_reads import read_ahead
+from pipeline.storage.ranges import coalesce
 
 REMOTE_READERS, REMOTE_PART_ROWS = 32, 32
 # A request costs what 500 kB cost (docs/log.md). The most of one: what is in it is there when all of it is.
@@ -80,7 +82,7 @@ class RowIndex:
 @lru_cache(maxsize=4)
 def load_index(uri: str, split: Split) -> RowIndex:
     """Reads the index of a split from its provenance, once for all the streams of a process."""
-    table = read_tables([storage.join(uri, shard.provenance_path) for shard in split.shards], _COLUMNS)
+    table = read_split_provenance(uri, split, _COLUMNS)
     columns: dict[str, Any] = {name: table[name].to_numpy() for name in _COLUMNS[1:]}
     return RowIndex(
         paths=tuple(storage.join(uri, shard.path) for shard in split.shards),
@@ -118,44 +120,36 @@ def read_parts(
         _check(index, rows, 0, images, corrupt)
         yield slice(0, len(rows)), images
         return
-    ranges, range_of = _wanted(index, rows)
-    asked: dict[int, Future[memoryview]] = {}
-    for number in dict.fromkeys(range_of.tolist()):  # in the order in which they are needed
-        asked[number] = _readers(os.getpid()).submit(_read_range, index, ranges[number])
+    ranges, range_of = _requests(index, rows)
+    needed = dict.fromkeys(range_of.tolist())  # in the order in which they are needed
+    pool = _remote_readers(os.getpid())
+    reads = read_ahead(pool, lambda number: _read_range(index, ranges[number]), needed, in_order=True)
+    arrived: dict[int, memoryview] = {}
     for first in range(0, len(rows), REMOTE_PART_ROWS):
         part = slice(first, min(first + REMOTE_PART_ROWS, len(rows)))
         images = []
         for row, number in zip(rows[part].tolist(), range_of[part].tolist(), strict=True):
+            while number not in arrived:
+                arrived.update([next(reads)])
             start = int(index.offset[row]) - ranges[number].offset
-            images.append(asked[number].result()[start : start + int(index.length[row])])
+            images.append(arrived[number][start : start + int(index.length[row])])
         _check(index, rows, first, images, corrupt)
         yield part, images
 
 
-def near_each_other(index: RowIndex, rows: Rows) -> tuple[list[Range], Rows]:
-    """Returns the requests that fetch rows, and of each row the number of its own: int64 [N]."""
-    shards, offsets = index.shard[rows], index.offset[rows]
-    ends = offsets + index.length[rows]
-    ranges: list[Range] = []
+def coalesce_rows(index: RowIndex, rows: Rows) -> tuple[list[Range], Rows]:
+    """Returns the requests that fetch rows, and for each row the number of its request: int64 [N]."""
+    found = coalesce(index.shard[rows], index.offset[rows], index.length[rows], REMOTE_GAP_BYTES, REMOTE_RANGE_BYTES)
     range_of = np.empty(len(rows), dtype=np.int64)
-    for place in np.lexsort((offsets, shards)).tolist():
-        shard, offset, end = int(shards[place]), int(offsets[place]), int(ends[place])
-        last = ranges[-1] if ranges else None
-        if last is not None and last.shard == shard and offset <= last.offset + last.length + REMOTE_GAP_BYTES:
-            length = max(last.length, end - last.offset)
-            if length <= REMOTE_RANGE_BYTES:
-                ranges[-1] = Range(shard, last.offset, length, last.row)
-                range_of[place] = len(ranges) - 1
-                continue
-        ranges.append(Range(shard, offset, end - offset, int(rows[place])))
-        range_of[place] = len(ranges) - 1
-    return ranges, range_of
+    for number, each in enumerate(found):
+        range_of[list(each.items)] = number
+    return [Range(each.object, each.offset, each.length, int(rows[each.items[0]])) for each in found], range_of
 
 
-def _wanted(index: RowIndex, rows: Rows) -> tuple[list[Range], Rows]:
-    """Returns what `near_each_other` does, or, of row groups that are kept or have room to be, the whole of them."""
+def _requests(index: RowIndex, rows: Rows) -> tuple[list[Range], Rows]:
+    """Returns what `coalesce_rows` does, or, of row groups that are kept or have room to be, the whole of them."""
     if not index.cache:
-        return near_each_other(index, rows)
+        return coalesce_rows(index, rows)
     groups = np.searchsorted(index.row_group_ends, rows, side="right")
     whole = {group: index.whole_group(group) for group in dict.fromkeys(groups.tolist())}
     missing = {g: each.length for g, each in whole.items() if not cache.is_kept(index.cache, g, each.length)}
@@ -164,7 +158,7 @@ def _wanted(index: RowIndex, rows: Rows) -> tuple[list[Range], Rows]:
     ranges, range_of = list(whole.values()), np.empty(len(rows), dtype=np.int64)
     numbers, apart = {group: number for number, group in enumerate(whole)}, ~np.isin(groups, list(whole))
     range_of[~apart] = [numbers[group] for group in groups[~apart].tolist()]
-    others, others_of = near_each_other(index, rows[apart])
+    others, others_of = coalesce_rows(index, rows[apart])
     range_of[apart] = len(ranges) + others_of
     return ranges + others, range_of
 
@@ -208,5 +202,5 @@ def _read_range(index: RowIndex, wanted: Range) -> memoryview:
 
 
 @lru_cache(maxsize=1)
-def _readers(process: int) -> ThreadPoolExecutor:
+def _remote_readers(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(REMOTE_READERS, thread_name_prefix="read")

@@ -16,7 +16,7 @@ def leaked_rows(dataset: str, data: Manifest) -> npt.NDArray[np.int64]:
     None of them where they are more than half: images that simple look alike by nature, as handwritten digits do.
     """
     split = data.split("val")
-    rows = parquet.rows_of(dataset, split, data.leaked.get("val", ()))
+    rows = parquet.find_rows(dataset, split, data.leaked.get("val", ()))
     return rows if 2 * len(rows) <= split.rows else rows[:0]
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.dataset import manifest
-from pipeline.ingestion.duplicates import load_provenance
+from pipeline.dataset.parquet import read_provenance
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def compare(old: str, new: str) -> Changes:
 
 def _rows(uri: str) -> dict[str, tuple[str, bytes]]:
     data = manifest.load(uri)
-    table = load_provenance(uri, data, ["key", "label", "source_sha256"])
+    table = read_provenance(uri, data, ["key", "label", "source_sha256"])
     columns = (table[name].to_pylist() for name in ("split", "key", "label", "source_sha256"))
     rows = zip(*columns, strict=True)
     # A file name may begin with its split, as in class folders.

@@ -9,17 +9,17 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.keyed_random import Stream, key_hash, permutation
 from pipeline.core.partition import cut
-from pipeline.dataset.image_codec import MAX_IMAGE_BYTES, Handling
+from pipeline.dataset.image_codec import MAX_IMAGE_BYTES
+from pipeline.dataset.parquet import Rows
+from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.sources import Index
-from pipeline.storage import files
+from pipeline.storage.ranges import coalesce
 
 SHARD_BYTES = 192 << 20
 SHARD_ROWS = 8192
@@ -29,16 +29,14 @@ ROW_GROUP_ROWS = (16, 512)
 READ_BYTES = 4 << 20
 GAP_BYTES = 64 << 10
 
-Rows = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True)
-class Settings:
+class IngestSettings:
     """What the bytes of a data set depend on, besides its source."""
 
     seed: int = 0
     shard_bytes: int = SHARD_BYTES
-    handling: Handling = field(default_factory=Handling)
+    handling: ImageHandling = field(default_factory=ImageHandling)
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class ShardPlan:
         return f"provenance/{self.path}"
 
 
-def plan_shards(index: Index, settings: Settings) -> list[ShardPlan]:
+def plan_shards(index: Index, settings: IngestSettings) -> list[ShardPlan]:
     """Returns the shards of every split; each row of the index is in one of them, once."""
     plans = []
     for split, table in index.splits.items():
@@ -98,27 +96,12 @@ def plan_reads(samples: pa.Table) -> Iterator[Read]:
     names, codes = objects.dictionary, objects.indices.to_numpy()
     offsets, lengths = samples["offset"].to_numpy(), samples["length"].to_numpy()
     wanted = np.flatnonzero((lengths > 0) & (lengths <= MAX_IMAGE_BYTES))
-    order = wanted[np.lexsort((offsets[wanted], codes[wanted]))]
-    run: list[int] = []
-    for row in order.tolist():
-        if run:
-            last, first = run[-1], run[0]
-            near = codes[row] == codes[first] and offsets[row] - (offsets[last] + lengths[last]) <= GAP_BYTES
-            if not near or offsets[row] + lengths[row] - offsets[first] > READ_BYTES:
-                yield _read(names, codes, offsets, lengths, run)
-                run = []
-        run.append(row)
-    if run:
-        yield _read(names, codes, offsets, lengths, run)
+    for found in coalesce(codes[wanted], offsets[wanted], lengths[wanted], GAP_BYTES, READ_BYTES):
+        rows = tuple(wanted[list(found.items)].tolist())
+        yield Read(names[found.object].as_py(), found.offset, found.length, rows)
 
 
-def _read(names: pa.Array, codes: Any, offsets: Any, lengths: Any, run: list[int]) -> Read:
-    start = int(offsets[run[0]])
-    stop = max(int(offsets[row] + lengths[row]) for row in run)
-    return Read(names[int(codes[run[0]])].as_py(), start, stop - start, tuple(run))
-
-
-def plan_id(index: Index, settings: Settings, shards: list[ShardPlan]) -> str:
+def plan_id(index: Index, settings: IngestSettings, shards: list[ShardPlan]) -> str:
     """Returns a hash of all that the shards depend on: an unfinished ingest is continued under the same alone."""
     digest = hashlib.sha256(json.dumps([asdict(settings), index.encoding, index.classes]).encode())
     for split, table in index.splits.items():
@@ -130,78 +113,3 @@ def plan_id(index: Index, settings: Settings, shards: list[ShardPlan]) -> str:
     for shard in shards:
         digest.update(f"{shard.path} {len(shard.rows)} {shard.row_group_rows}".encode())
     return digest.hexdigest()
-
-
-# --- what it will take -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Prices:
-    """US dollars and seconds that estimates are made with. Money: S3 Standard and EC2 on demand in us-east-1, as
-    published in 2025; requests and CPUs cost, traffic within the region does not. Seconds: measured on 2 cores of an
-    AMD EPYC, see the README.
-    """
-
-    per_1000_get: float = 0.0004
-    per_1000_put_or_list: float = 0.005
-    per_cpu_hour: float = 0.048
-    per_gb_month: float = 0.023
-    seconds_per_image: float = 0.0002
-    seconds_per_megabyte: float = 0.004
-    decode_seconds_per_megabyte: float = 0.026
-    seconds_per_pair: float = 1e-8  # of images compared, in the search for near duplicates
-    start_seconds: float = 8.0
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What an ingest will take: reads and writes as requests where source and target are S3, else 0."""
-
-    rows: int
-    shards: int
-    source_bytes: int
-    reads: int
-    writes: int
-    money: float
-    money_per_month: float
-    seconds: float
-
-
-OTHER_WRITES = 6  # plan, lease, README.md, quarantine.parquet, quality.html, manifest.json
-
-
-def estimate(
-    index: Index, shards: list[ShardPlan], settings: Settings, out: str, num_workers: int, prices: Prices | None = None
-) -> Estimate:
-    """Returns what writing the planned shards with `num_workers` CPUs takes. The requests are counted, not guessed."""
-    prices = prices or Prices()
-    reads = writes = 0
-    for shard in shards:
-        samples = index.splits[shard.split].take(pa.array(shard.rows))
-        reads += sum(files.in_store(read.object) for read in plan_reads(samples))
-    if files.in_store(out):
-        writes = 3 * len(shards) + OTHER_WRITES  # of each: itself, its provenance, its receipt
-    num_bytes = sum(int(table["length"].to_numpy().sum()) for table in index.splits.values())
-    megabytes = num_bytes / 1e6
-    per_megabyte = prices.seconds_per_megabyte
-    if settings.handling.checks == "decode" or settings.handling.reencodes:
-        per_megabyte += prices.decode_seconds_per_megabyte
-    cpu_seconds = index.num_rows * prices.seconds_per_image + megabytes * per_megabyte
-    if settings.handling.checks == "decode":
-        cpu_seconds += index.num_rows**2 / 2 * prices.seconds_per_pair
-    seconds = prices.start_seconds + cpu_seconds / num_workers
-    money = (
-        reads / 1000 * prices.per_1000_get
-        + writes / 1000 * prices.per_1000_put_or_list
-        + seconds * num_workers / 3600 * prices.per_cpu_hour
-    )
-    return Estimate(
-        index.num_rows,
-        len(shards),
-        num_bytes,
-        reads,
-        writes,
-        money,
-        megabytes / 1000 * prices.per_gb_month if files.in_store(out) else 0.0,
-        seconds,
-    )

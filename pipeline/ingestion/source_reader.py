@@ -1,65 +1,43 @@
-"""The bytes of planned rows, by many reads at a time, in whatever order they arrive."""
+"""Reads the stored bytes of rows from a source: many reads at a time, in whatever order they arrive."""
 
-import queue
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.plan import Read, plan_reads
 from pipeline.storage import files
+from pipeline.storage.parallel_reads import read_ahead
 
 REMOTE_READERS, LOCAL_READERS = 12, 4
 
 
 def gather(samples: pa.Table) -> Iterator[tuple[int, memoryview]]:
-    """Yields (position in `samples`, stored bytes) of every row of an index table that is to be read, once each.
+    """Yields (position in `samples`, stored bytes) of each row of an index table, once; not of what is empty or too
+    large to be stored.
 
-    What it yields are views of what was read, not copies.
-
-    At most twice as many reads are held as there are readers, each of at most `plan.READ_BYTES` or one image.
-    Raises SourceError if an object has changed since it was indexed, StorageError if the storage stays away.
+    The bytes are views of what was read, not copies. At most twice as many reads are held as there are readers, each
+    of at most `plan.READ_BYTES` or one image. Raises SourceError if a file has gone since it was indexed, OSError if it
+    has shrunk, and StorageError if the storage doesn't answer.
     """
     reads = list(plan_reads(samples))
     if not reads:
         return
     num_readers = min(len(reads), LOCAL_READERS if files.is_local(reads[0].object) else REMOTE_READERS)
     offsets, lengths = samples["offset"].to_pylist(), samples["length"].to_pylist()
-    todo = iter(reads)
-    lock, ended = threading.Lock(), threading.Event()
-    arrived: queue.Queue[tuple[Read, memoryview] | BaseException] = queue.Queue(maxsize=num_readers)
-
-    def read_on() -> None:
-        while not ended.is_set():
-            with lock:
-                read = next(todo, None)
-            if read is None:
-                return
-            try:
-                arrived.put((read, files.read_range(read.object, read.offset, read.length)))
-            except BaseException as error:  # raised again by the one who waits for it
-                arrived.put(error)
-                return
-
-    threads = [threading.Thread(target=read_on, daemon=True) for _ in range(num_readers)]
-    for thread in threads:
-        thread.start()
+    pool = ThreadPoolExecutor(num_readers, thread_name_prefix="gather")
     try:
-        for _ in range(len(reads)):
-            got = arrived.get()
-            if isinstance(got, FileNotFoundError):
-                raise SourceError(f"{got}: is gone since the source was indexed; run the same command again") from got
-            if isinstance(got, BaseException):
-                raise got
-            read, data = got
+        for read, data in read_ahead(pool, _read, reads, in_order=False, max_pending=2 * num_readers):
             for row in read.rows:
                 start = offsets[row] - read.offset
                 yield row, data[start : start + lengths[row]]
     finally:
-        ended.set()
-        while any(thread.is_alive() for thread in threads):  # they may wait for a place in the queue
-            try:
-                arrived.get(timeout=0.05)
-            except queue.Empty:
-                continue
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(read: Read) -> memoryview:
+    try:
+        return files.read_range(read.object, read.offset, read.length)
+    except FileNotFoundError as error:
+        raise SourceError(f"{error}: is gone since the source was indexed; run the same command again") from error

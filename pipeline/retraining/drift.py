@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.dataset.manifest import Manifest
-from pipeline.ingestion.duplicates import load_provenance
+from pipeline.dataset.parquet import read_provenance
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def brightness(before: str, old: Manifest, after: str, new: Manifest) -> float |
 
     values = []
     for uri, data in ((before, old), (after, new)):
-        table = load_provenance(uri, data, ["brightness"])
+        table = read_provenance(uri, data, ["brightness"])
         of_train = table.filter(np.array(table["split"].to_pylist()) == "train")["brightness"]
         if of_train.null_count:
             return None

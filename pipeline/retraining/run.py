@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.parquet import read_provenance
 from pipeline.evaluation import metrics_file
 from pipeline.evaluation.analysis.latency import prediction_seconds
 from pipeline.evaluation.certificate import certify
@@ -24,7 +25,6 @@ from pipeline.evaluation.leakage import leaked_rows
 from pipeline.evaluation.output_files import METRICS_NAME, read_kept, read_metrics, write_metrics
 from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
-from pipeline.ingestion.duplicates import load_provenance
 from pipeline.models.load import check_classes, find_model
 from pipeline.reporting.charts import page
 from pipeline.retraining import registry
@@ -155,7 +155,7 @@ def fair_rows(dataset: str, data: Manifest, others: list[str]) -> npt.NDArray[np
 
 def _sources(uri: str, data: Manifest, split: str) -> list[bytes]:
     """Returns the SHA-256 of each row's source file."""
-    table = load_provenance(uri, data, ["source_sha256"])
+    table = read_provenance(uri, data, ["source_sha256"])
     of_split = table.filter(np.array(table["split"].to_pylist()) == split)
     sources: list[bytes] = of_split["source_sha256"].to_pylist()
     return sources

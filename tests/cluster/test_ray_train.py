@@ -15,7 +15,8 @@ from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest
 from pipeline.dataset.row_reader import load_index
 from pipeline.ingestion.plan import SHARD_BYTES
-from pipeline.ingestion.run import ingest, planned
+from pipeline.ingestion.run import planned_ingest, write_dataset
+from pipeline.ingestion.sources import Source
 from pipeline.loader import api as loader
 from pipeline.loader.api import Batch
 from pipeline.loader.decode import best_decoder
@@ -48,8 +49,8 @@ def digest(batch: Batch) -> tuple[Any, ...]:
 
 def test_ray_writes_the_bytes_that_the_plan_says(tmp_path: Path) -> None:
     source = str(make_tar(tmp_path / "a.tar", tree_files(make_tree(tmp_path / "tree"))))
-    with planned(source, str(tmp_path / "by-ray")) as plan:
-        by_ray = ingest(plan).manifest
+    with planned_ingest(Source(source), str(tmp_path / "by-ray")) as plan:
+        by_ray = write_dataset(plan).manifest
         assert by_ray == ingest_here(plan.index, str(tmp_path / "here"), shard_size=SHARD_BYTES)
     assert not (tmp_path / "by-ray" / "_ingest").exists()
     for split in by_ray.splits.values():
@@ -63,9 +64,9 @@ def test_a_bad_image_leaves_no_manifest(tmp_path: Path) -> None:
     (tree / "val" / "cow" / "004.jpg").write_bytes(b"")
     with (
         pytest.raises(DatasetError, match=r"1 of 36 files can't be used \(val/cow/004\.jpg: empty: zero bytes\)"),
-        planned(str(tree), str(tmp_path / "out")) as plan,
+        planned_ingest(Source(str(tree)), str(tmp_path / "out")) as plan,
     ):
-        ingest(plan)
+        write_dataset(plan)
     assert not manifest.is_dataset(str(tmp_path / "out"))
 
 
@@ -153,8 +154,8 @@ def test_a_checkpoint_has_the_same_totals_on_any_number_of_workers(
 
 
 def test_a_small_network_learns_real_imagenet_photographs_from_a_stream(tmp_path: Path) -> None:
-    with planned(shared("imagenette-mini.tar"), str(tmp_path / "data")) as plan:
-        data = ingest(plan).manifest
+    with planned_ingest(Source(shared("imagenette-mini.tar")), str(tmp_path / "data")) as plan:
+        data = write_dataset(plan).manifest
     assert {name: split.rows for name, split in data.splits.items()} == {"train": 1200, "val": 400}
     recipe = make_recipe("resnet18-smoke", epochs=1, model="fast-resnet", optimizer="muon", learning_rate=0.1)
     recipe = replace(recipe, image_size_px=32, evaluate_resize_px=36, schedule="one-cycle", momentum=0.6)

@@ -19,8 +19,8 @@ from pipeline.dataset.row_reader import (
     REMOTE_GAP_BYTES,
     REMOTE_RANGE_BYTES,
     RowIndex,
+    coalesce_rows,
     load_index,
-    near_each_other,
     read_images,
 )
 from pipeline.storage import files, object_store
@@ -66,7 +66,7 @@ def test_rows_are_read_from_a_bucket(s3: str, tree_dataset: str) -> None:
     before = object_store.sent()
     assert read_images(index, order) == read_images(index_of(tree_dataset), order)
     sent = object_store.sent().plus(before, -1)
-    ranges, _ = near_each_other(index, order)
+    ranges, _ = coalesce_rows(index, order)
     assert sent.get == len(ranges) < 51
     assert sent.bytes_read == sum(each.length for each in ranges)
     before, far = object_store.sent(), order[:1]
@@ -92,7 +92,7 @@ def test_neighbours_are_one_request_and_each_row_is_in_its_own(
         end[int(shard[row])] = int(offset[row]) + size
     index = replace(INDEX, shard=shard.astype(np.int32), offset=offset, length=length.astype(np.int32))
     rows = np.array(data.draw(st.lists(st.integers(0, len(images) - 1), max_size=80)), dtype=np.int64)
-    ranges, range_of = near_each_other(index, rows)
+    ranges, range_of = coalesce_rows(index, rows)
     for row, number in zip(rows, range_of, strict=True):
         own = ranges[number]
         assert own.shard == shard[row]

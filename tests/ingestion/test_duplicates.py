@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from pipeline.dataset.image_codec import pixel_facts
 from pipeline.dataset.manifest import Manifest
-from pipeline.ingestion import duplicates as quality
-from pipeline.ingestion.duplicates import correlations, find_pairs, load_provenance, pixel_statistics
+from pipeline.dataset.parquet import read_provenance
+from pipeline.ingestion.quality import duplicates as quality
+from pipeline.ingestion.quality.duplicates import correlations, find_pairs
+from pipeline.ingestion.quality.pixel_facts import pixel_facts
+from pipeline.ingestion.quality.statistics import pixel_statistics
 from pipeline.ingestion.sources import open_source
 from tests.support.datasets import ingest_here
 from tests.support.images import make_tree, picture, shared
@@ -88,7 +90,7 @@ def test_any_cut_into_tiles_finds_the_same_pairs(tmp_path: Path, monkeypatch: py
     images = [picture(n % 30, 64, 64) for n in range(60)]  # each twice, once re-encoded
     files = [saved(image, 92 if number < 30 else 60) for number, image in enumerate(images)]
     uri, data = data_set(tmp_path, files[:50], files[50:])
-    rows = load_provenance(uri, data, ["key", "pixel_sha256", "perceptual_hash", "thumbnail"])
+    rows = read_provenance(uri, data, ["key", "pixel_sha256", "perceptual_hash", "thumbnail"])
     whole = find_pairs(uri, data, rows)
     assert len(whole) >= 30
     monkeypatch.setattr(quality, "_TILE_ROWS", 7)

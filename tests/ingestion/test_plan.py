@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset.image_codec import Handling
+from pipeline.ingestion.cost import estimate
+from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.plan import (
     GAP_BYTES,
     READ_BYTES,
-    Settings,
-    estimate,
+    IngestSettings,
     plan_id,
     plan_reads,
     plan_shards,
@@ -28,7 +28,7 @@ def tree_index(tmp_path: Path) -> Index:
 
 @pytest.mark.parametrize("shard_size", [1, 3000, 10_000_000])
 def test_a_plan_holds_every_row_once(tree_index: Index, shard_size: int) -> None:
-    plans = plan_shards(tree_index, Settings(0, shard_size))
+    plans = plan_shards(tree_index, IngestSettings(0, shard_size))
     for split, table in tree_index.splits.items():
         rows = np.concatenate([plan.rows for plan in plans if plan.split == split])
         assert np.array_equal(np.sort(rows), np.arange(table.num_rows))
@@ -41,7 +41,7 @@ def test_row_groups_are_of_equal_size_but_the_last_of_a_split() -> None:
         [f"{n:05d}" for n in range(count)], [0] * count, ["x"] * count, range(count), [110_000] * count
     )
     index = Index("x", "folders", ("a", "b"), "file", {"train": table}, "f")
-    plans = plan_shards(index, Settings())
+    plans = plan_shards(index, IngestSettings())
     sizes = [min(64, len(plan.rows) - start) for plan in plans for start in range(0, len(plan.rows), 64)]
     assert plans[0].row_group_rows == 64
     assert set(sizes[:-1]) == {64}
@@ -53,7 +53,7 @@ def test_row_groups_are_of_equal_size_but_the_last_of_a_split() -> None:
 def test_a_plan_follows_from_keys_and_seed_alone(tree_index: Index) -> None:
     def keys(seed: int) -> list[str]:
         table = tree_index.splits["train"]
-        rows = np.concatenate([p.rows for p in plan_shards(tree_index, Settings(seed)) if p.split == "train"])
+        rows = np.concatenate([p.rows for p in plan_shards(tree_index, IngestSettings(seed)) if p.split == "train"])
         return table.take(rows)["key"].to_pylist()
 
     assert keys(0) == keys(0)
@@ -128,15 +128,15 @@ def test_a_file_that_has_gone_or_shrunk_since_is_named(tmp_path: Path) -> None:
 def test_an_unfinished_ingest_is_continued_under_the_same_plan_alone(tree_index: Index) -> None:
     from dataclasses import replace
 
-    def identity(index: Index = tree_index, settings: Settings | None = None) -> str:
-        settings = settings or Settings()
+    def identity(index: Index = tree_index, settings: IngestSettings | None = None) -> str:
+        settings = settings or IngestSettings()
         return plan_id(index, settings, plan_shards(index, settings))
 
     assert identity() == identity()
     others = [
-        identity(settings=Settings(seed=1)),
-        identity(settings=Settings(handling=Handling(checks="header"))),
-        identity(settings=Settings(shard_bytes=3000)),
+        identity(settings=IngestSettings(seed=1)),
+        identity(settings=IngestSettings(handling=ImageHandling(checks="header"))),
+        identity(settings=IngestSettings(shard_bytes=3000)),
         identity(replace(tree_index, fingerprint="other")),
         identity(replace(tree_index, classes=("ant", "bee", "dog"))),
         identity(replace(tree_index, splits={"train": tree_index.splits["train"]})),
@@ -147,15 +147,15 @@ def test_an_unfinished_ingest_is_continued_under_the_same_plan_alone(tree_index:
 def test_an_estimate_counts_the_requests_of_s3_alone(tree_index: Index) -> None:
     from dataclasses import replace
 
-    shards = plan_shards(tree_index, Settings())
-    local = estimate(tree_index, shards, Settings(), "/out", 2)
+    shards = plan_shards(tree_index, IngestSettings())
+    local = estimate(tree_index, shards, IngestSettings(), "/out", 2)
     assert (local.rows, local.reads, local.writes) == (102, 0, 0)
     moved = {}
     for split, table in tree_index.splits.items():
         columns = {name: table[name].to_pylist() for name in table.column_names}
         objects = [f"s3://b{path}" for path in columns["object"]]
         moved[split] = sample_table(columns["key"], columns["label"], objects, columns["offset"], columns["length"])
-    remote = estimate(replace(tree_index, splits=moved), shards, Settings(), "s3://b/out", 2)
+    remote = estimate(replace(tree_index, splits=moved), shards, IngestSettings(), "s3://b/out", 2)
     assert remote.reads == 102
     assert remote.writes >= 3 * len(shards)
     assert remote.money > local.money

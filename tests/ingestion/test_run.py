@@ -11,13 +11,17 @@ from PIL import Image
 
 from pipeline.core.errors import DatasetError, SourceError
 from pipeline.dataset import manifest
-from pipeline.dataset.image_codec import Handling, encode_planes
+from pipeline.dataset.image_codec import encode_planes
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_table
 from pipeline.ingestion.diff import compare
-from pipeline.ingestion.plan import Settings, plan_shards
-from pipeline.ingestion.run import WORK, Receipt, ShardContext, _check_counts, _check_quarantined, make_shard, planned
-from pipeline.ingestion.sources import Index, digits, open_source
+from pipeline.ingestion.image_check import ImageHandling
+from pipeline.ingestion.plan import IngestSettings, plan_shards
+from pipeline.ingestion.publish import check_counts, check_quarantined, quarantine_table
+from pipeline.ingestion.run import planned_ingest
+from pipeline.ingestion.shard_task import Receipt, ShardContext, make_shard
+from pipeline.ingestion.sources import Index, Source, digits, open_source
+from pipeline.ingestion.target import WORK
 from pipeline.ingestion.verify import verify
 from pipeline.storage import files
 from tests.support.datasets import ingest_here
@@ -123,7 +127,7 @@ def spoilt(tmp_path: Path) -> Index:
 
 
 def receipts_of(index: Index, out: Path) -> list[Receipt]:
-    settings = Settings(shard_bytes=9000)
+    settings = IngestSettings(shard_bytes=9000)
     context = ShardContext("p", str(out), index.encoding, index.classes, settings)
     shards = plan_shards(index, settings)
     return [make_shard(index.splits[s.split].take(pa.array(s.rows)), s, context) for s in shards]
@@ -142,8 +146,6 @@ def test_indexed_is_written_plus_quarantined(spoilt: Index, tmp_path: Path) -> N
 
 
 def test_each_refused_file_is_listed_with_place_reason_and_hash(spoilt: Index, tmp_path: Path) -> None:
-    from pipeline.ingestion.run import quarantine_table
-
     table = quarantine_table(spoilt, receipts_of(spoilt, tmp_path / "out")).to_pylist()
     assert [(row["split"], row["key"]) for row in table] == [
         ("train", "train/ant/003.jpg"),
@@ -160,25 +162,25 @@ def test_each_refused_file_is_listed_with_place_reason_and_hash(spoilt: Index, t
 def test_how_many_may_be_left_out_is_a_count_or_a_share(
     spoilt: Index, tmp_path: Path, most: float, enough: bool
 ) -> None:
-    from pipeline.ingestion.run import quarantine_table
-
     table = quarantine_table(spoilt, receipts_of(spoilt, tmp_path / "shards"))
-    with planned(str(tmp_path / "tree"), str(tmp_path / "out")) as plan:
+    with planned_ingest(Source(str(tmp_path / "tree")), str(tmp_path / "out")) as plan:
         if enough:
-            _check_quarantined(plan, table, most)
+            check_quarantined(plan, table, most)
             return
         with pytest.raises(DatasetError, match=r"3 of 102 files can't be used .* --max-quarantined 3 "):
-            _check_quarantined(plan, table, most)
+            check_quarantined(plan, table, most)
 
 
 def test_a_lost_row_fails_the_job(spoilt: Index, tmp_path: Path) -> None:
     receipts = receipts_of(spoilt, tmp_path / "shards")
-    with planned(str(tmp_path / "tree"), str(tmp_path / "out"), Settings(shard_bytes=9000)) as plan:
-        _check_counts(plan, receipts)
+    with planned_ingest(
+        Source(str(tmp_path / "tree")), str(tmp_path / "out"), IngestSettings(shard_bytes=9000)
+    ) as plan:
+        check_counts(plan, receipts)
         receipts[1] = replace(receipts[1], quarantined=[])
         receipts[0].shard["rows"] -= 1
         with pytest.raises(DatasetError, match="rows indexed"):
-            _check_counts(plan, receipts)
+            check_counts(plan, receipts)
 
 
 # --- resuming ----------------------------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ def test_a_lost_row_fails_the_job(spoilt: Index, tmp_path: Path) -> None:
 def test_a_shard_is_trusted_only_with_the_receipt_of_its_plan_and_its_own_bytes(
     tree_index: Index, tmp_path: Path
 ) -> None:
-    settings = Settings(shard_bytes=9000)
+    settings = IngestSettings(shard_bytes=9000)
     context = ShardContext("p", str(tmp_path / "out"), tree_index.encoding, tree_index.classes, settings)
     plan = plan_shards(tree_index, settings)[0]
     assert context.trusted_receipt(plan) is None
@@ -223,14 +225,17 @@ def test_a_target_in_use_is_left_alone(tmp_path: Path, prepare, message: str) ->
     out = tmp_path / "out"
     prepare(out)
     before = tree_files(out) if out.is_dir() else {}
-    with pytest.raises(DatasetError, match=message), planned("digits", str(out), layout="digits"):
+    with pytest.raises(DatasetError, match=message), planned_ingest(Source("digits", "digits"), str(out)):
         pass
     assert (tree_files(out) if out.is_dir() else {}) == before
 
 
 def test_a_target_inside_the_source_is_refused(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
-    with pytest.raises(DatasetError, match="lies inside the source"), planned(str(tree), str(tree / "out")):
+    with (
+        pytest.raises(DatasetError, match="lies inside the source"),
+        planned_ingest(Source(str(tree)), str(tree / "out")),
+    ):
         pass
     assert not (tree / "out").exists()
 
@@ -238,7 +243,10 @@ def test_a_target_inside_the_source_is_refused(tmp_path: Path) -> None:
 def test_a_source_that_cannot_be_used_leaves_no_folder_behind(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "x.csv").write_text("1")
-    with pytest.raises(SourceError, match="no known layout"), planned(str(tmp_path / "source"), str(tmp_path / "out")):
+    with (
+        pytest.raises(SourceError, match="no known layout"),
+        planned_ingest(Source(str(tmp_path / "source")), str(tmp_path / "out")),
+    ):
         pass
     assert not (tmp_path / "out").exists()
 
@@ -315,6 +323,6 @@ def test_a_row_of_another_class_is_relabelled(tmp_path: Path) -> None:
 
 
 def test_without_decoding_nothing_is_said_of_pixels(tree_index: Index, tmp_path: Path) -> None:
-    data = ingest_here(tree_index, str(tmp_path / "out"), handling=Handling(checks="header"))
+    data = ingest_here(tree_index, str(tmp_path / "out"), handling=ImageHandling(checks="header"))
     assert (data.quality, data.leaked) == ({}, {})
     assert load(str(tmp_path / "out")) == data

@@ -10,7 +10,7 @@ import pytest
 from scipy.io import savemat
 
 from pipeline.core.errors import SourceError
-from pipeline.ingestion.sources import Index, open_source
+from pipeline.ingestion.sources import Index, Source, open_source
 from tests.support.images import jpeg, make_tar, sample_bytes, webdataset
 
 WNIDS = ("n01440764", "n01443537", "n02102040")
@@ -176,4 +176,4 @@ def test_a_webdataset_sample_without_a_class_is_named(tmp_path: Path) -> None:
 def test_a_forced_layout_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     root = folders(tmp_path / "folders")
     with pytest.raises(SourceError, match="is not of the layout kaggle"):
-        open_source(str(root), spool=str(tmp_path), layout="kaggle")
+        open_source(Source(str(root), "kaggle"), spool=str(tmp_path))

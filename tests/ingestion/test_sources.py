@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from pipeline.core.errors import SourceError
-from pipeline.ingestion.sources import Index, digits, open_source
+from pipeline.ingestion.sources import Index, Source, digits, open_source
 from pipeline.ingestion.sources.cifar import CLASSES
 from tests.support.images import jpeg, make_tar, make_tree, sample_bytes, shared, tree_files
 
 
-def open_here(path: Path, tmp_path: Path, **options: Any) -> Index:
-    return open_source(str(path), spool=str(tmp_path / "spool"), **options)
+def open_here(path: Path, tmp_path: Path, layout: str = "auto", md5: str | None = None) -> Index:
+    return open_source(Source(str(path), layout, md5), spool=str(tmp_path / "spool"))
 
 
 # --- class folders -----------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ import pytest
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import StorageError
 from pipeline.dataset import manifest
-from pipeline.ingestion.plan import Settings, estimate
-from pipeline.ingestion.run import ingest, planned
-from pipeline.ingestion.sources import open_source
+from pipeline.ingestion.cost import estimate
+from pipeline.ingestion.plan import IngestSettings
+from pipeline.ingestion.run import planned_ingest, write_dataset
+from pipeline.ingestion.sources import Source, open_source
 from pipeline.models import checkpoint
 from pipeline.models.tensor_file import read_tensors
 from pipeline.storage import files as storage
@@ -62,8 +63,8 @@ def test_a_folder_a_tar_and_a_bucket_give_the_same_data_set(s3: str, tmp_path: P
     digests = set()
     sources = [str(tree), str(tar), f"{s3}/raw/packed.tar", f"{s3}/raw/folders"]
     for number, source in enumerate(sources):
-        with planned(source, f"{s3}/sets/{number}") as plan:
-            digests.add(ingest(plan).manifest.digest)
+        with planned_ingest(Source(source), f"{s3}/sets/{number}") as plan:
+            digests.add(write_dataset(plan).manifest.digest)
         assert manifest.load(f"{s3}/sets/{number}").digest in digests
         assert not [name for name, size in storage.list_files(f"{s3}/sets/{number}/_ingest") if size]
     assert len(digests) == 1
@@ -197,15 +198,15 @@ def test_an_ingest_through_a_storage_that_fails_gives_the_same_bytes_for_the_req
 ) -> None:
     """One request in ten is a 503, a reset, a cut answer or a stall; the proxy counts all there are."""
     upload(tree_files(make_tree(tmp_path / "tree", per_class=60)), "faulty")
-    settings = Settings(shard_bytes=60_000)
-    with planned(f"{s3}/faulty", str(tmp_path / "quiet"), settings) as plan:
-        quiet = ingest(plan)
+    settings = IngestSettings(shard_bytes=60_000)
+    with planned_ingest(Source(f"{s3}/faulty"), str(tmp_path / "quiet"), settings) as plan:
+        quiet = write_dataset(plan)
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=10, stall_seconds=5.0) as (address, proxy):
         source = f"{s3}/faulty?endpoint_override={address.removeprefix('http://')}&scheme=http"
         before = object_store.sent()
-        with planned(source, str(tmp_path / "faulty"), settings) as plan:
+        with planned_ingest(Source(source), str(tmp_path / "faulty"), settings) as plan:
             cost = estimate(plan.index, plan.shards, settings, plan.out, 2)
-            faulty = ingest(plan)
+            faulty = write_dataset(plan)
         here = object_store.sent().plus(before, -1)
         requests = faulty.requests.plus(here)
         assert set(proxy.faults) == {"503", "reset", "cut", "stall"}

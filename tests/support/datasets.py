@@ -4,29 +4,23 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.progress import silent
-from pipeline.dataset.image_codec import Handling
 from pipeline.dataset.manifest import Manifest, load
 from pipeline.dataset.parquet import parquet_bytes, read_rows
-from pipeline.ingestion.plan import Settings, plan_shards
-from pipeline.ingestion.run import (
-    QUARANTINE_NAME,
-    WORK,
-    IngestPlan,
-    ShardContext,
-    make_shard,
-    publish,
-    quarantine_table,
-)
+from pipeline.ingestion.image_check import ImageHandling
+from pipeline.ingestion.plan import IngestSettings, plan_shards
+from pipeline.ingestion.publish import IngestPlan, publish, quarantine_table
+from pipeline.ingestion.shard_task import ShardContext, make_shard
 from pipeline.ingestion.sources import Index
+from pipeline.ingestion.target import QUARANTINE_NAME, WORK
 from pipeline.storage import files as storage
 from pipeline.storage import lease
 
 
 def ingest_here(
-    index: Index, out: str, seed: int = 0, shard_size: int = 100_000, handling: Handling | None = None
+    index: Index, out: str, seed: int = 0, shard_size: int = 100_000, handling: ImageHandling | None = None
 ) -> Manifest:
     """Ingests without Ray, by the functions that the Ray tasks call."""
-    settings = Settings(seed, shard_size, handling or Handling())
+    settings = IngestSettings(seed, shard_size, handling or ImageHandling())
     with lease.held(storage.join(out, WORK, "lease.json"), out) as held:
         plan = IngestPlan("", index, plan_shards(index, settings), out, settings, held)
         context = ShardContext("", out, index.encoding, index.classes, settings)

@@ -19,9 +19,10 @@ from pipeline.cluster.ray_tasks import TASK_CPUS, in_order
 from pipeline.config.recipe import TestViews
 from pipeline.core.errors import CheckpointError, ExactnessError, SourceError
 from pipeline.core.progress import Progress, silent
-from pipeline.dataset.image_codec import MAX_IMAGE_BYTES, Handling, Refused, examine
+from pipeline.dataset.image_codec import MAX_IMAGE_BYTES
 from pipeline.dataset.parquet import parquet_bytes
 from pipeline.evaluation.predictions import TOP
+from pipeline.ingestion.image_check import ImageHandling, Refused, check_image
 from pipeline.ingestion.source_reader import gather
 from pipeline.ingestion.sources.folders import is_image
 from pipeline.ingestion.sources.members import Listing, list_members
@@ -150,7 +151,7 @@ def decode_unit(samples: pa.Table, view: View) -> tuple[npt.NDArray[np.uint8], l
     found: dict[int, Any] = {}
     errors = ["" if length else "empty: zero bytes" for length in samples["length"].to_pylist()]
     for position, data in _read(samples, errors):
-        stored = examine(data, samples["name"][position].as_py(), Handling("header"))
+        stored = check_image(data, samples["name"][position].as_py(), ImageHandling("header"))
         if isinstance(stored, Refused):
             errors[position] = stored.reason
         else:

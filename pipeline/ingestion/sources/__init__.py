@@ -1,6 +1,10 @@
-"""Raw images in the layouts found in the wild, each turned into an index without decoding anything."""
+"""Raw images in the layouts that people have them in, each turned into an index without decoding an image.
+
+A `Source` comes in. Out goes an `Index`: for each sample its key, its label, and where its bytes lie.
+"""
 
 from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.open import LAYOUTS, open_source
+from pipeline.ingestion.sources.source import Source
 
-__all__ = ["LAYOUTS", "Index", "open_source"]
+__all__ = ["LAYOUTS", "Index", "Source", "open_source"]

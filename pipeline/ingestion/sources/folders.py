@@ -1,6 +1,7 @@
 """Class folders: `[.../]SPLIT/CLASS/NAME.jpg`, or `[.../]CLASS/NAME.jpg` without splits."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,35 +51,44 @@ def build_index(listing: Listing, name: str) -> Index:
     rename = {"test": "val"} if "val" not in found else {}
     keys = [key_of(listing.names[row]) for row in images]
     splits = [rename.get(split or "", split or "") for split, _ in places]
-    return labelled_index(listing, name, "folders", images, keys, splits, [class_name for _, class_name in places])
+    labelled = LabelledFiles(images, keys, splits, [class_name for _, class_name in places])
+    return labelled_index(listing, name, "folders", labelled)
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Files of a listing that are labelled images: columns of equal length."""
+
+    rows: Sequence[int]  # indices in the listing
+    keys: Sequence[str]
+    splits: Sequence[str]  # "" for all if the source has no splits
+    class_names: Sequence[str]
 
 
 def labelled_index(
     listing: Listing,
     name: str,
     layout: str,
-    rows: Sequence[int],
-    keys: Sequence[str],
-    splits: Sequence[str],
-    class_names: Sequence[str],
+    labelled: LabelledFiles,
     sort_key: Callable[[str], Any] | None = None,
 ) -> Index:
-    """Returns the index of the listing's files `rows` with their keys, splits and class names, all in the same order.
+    """Returns the index of the labelled files of a listing.
 
-    Split "" means that the source has none: a tenth of each class is held out. The label of a class is its rank among
-    the class names, sorted by `sort_key`. Raises SourceError where a split or a class has no image to train on.
+    The label of a class is its rank among the class names, sorted by `sort_key`. Of a source without splits a tenth of
+    each class is held out for val. Raises SourceError if there is only one class, or if a split or the training images
+    of a class are missing.
     """
-    classes = tuple(sorted(set(class_names), key=sort_key))
+    classes = tuple(sorted(set(labelled.class_names), key=sort_key))
     if len(classes) < 2:
         raise SourceError(f"{listing.uri}: one class only ({classes[0]!r}); a classifier needs two or more folders")
     label = {class_name: index for index, class_name in enumerate(classes)}
     tables = {}
-    for split in sorted(set(splits)):
-        chosen = [position for position, each in enumerate(splits) if each == split]
-        members = np.array([rows[position] for position in chosen], dtype=np.int64)
+    for split in sorted(set(labelled.splits)):
+        chosen = [position for position, each in enumerate(labelled.splits) if each == split]
+        members = np.array([labelled.rows[position] for position in chosen], dtype=np.int64)
         tables[split] = sample_table(
-            [keys[position] for position in chosen],
-            [label[class_names[position]] for position in chosen],
+            [labelled.keys[position] for position in chosen],
+            [label[labelled.class_names[position]] for position in chosen],
             [listing.objects[row] for row in members],
             listing.offsets[members],
             listing.lengths[members],
@@ -92,7 +102,9 @@ def labelled_index(
     for class_name, index in label.items():
         if index not in trained:
             raise SourceError(f"{listing.uri}: class {class_name!r} has no training image; add some or remove it")
-    return Index(name, layout, classes, "file", tables, listing.fingerprint, num_ignored=len(listing) - len(rows))
+    return Index(
+        name, layout, classes, "file", tables, listing.fingerprint, num_ignored=len(listing) - len(labelled.rows)
+    )
 
 
 def split_of(word: str) -> str | None:

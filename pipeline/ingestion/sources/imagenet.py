@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
-from pipeline.ingestion.sources.folders import is_image, labelled_index
+from pipeline.ingestion.sources.folders import LabelledFiles, is_image, labelled_index
 from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.members import Listing, open_tars
 
@@ -83,8 +83,8 @@ def build_official_index(listing: Listing, name: str, progress: Progress) -> Ind
     class_names = train_wnids + wnids
     splits = ["train"] * len(images) + ["val"] * len(flat)
     keys = [f"{s}/{w}/{_base(n)}" for s, w, n in zip(splits, class_names, together.names, strict=True)]
-    rows = range(len(together))
-    return labelled_index(together, name, "imagenet-archives", rows, keys, splits, class_names)
+    labelled = LabelledFiles(range(len(together)), keys, splits, class_names)
+    return labelled_index(together, name, "imagenet-archives", labelled)
 
 
 def _val_wnids(devkit: bytes, uri: str) -> list[str]:
@@ -136,4 +136,4 @@ def build_kaggle_index(listing: Listing, name: str) -> Index:
         keys.append(f"{split}/{wnid}/{_base(rest)}")
         splits.append(split)
         class_names.append(wnid)
-    return labelled_index(listing, name, "kaggle", rows, keys, splits, class_names)
+    return labelled_index(listing, name, "kaggle", LabelledFiles(rows, keys, splits, class_names))

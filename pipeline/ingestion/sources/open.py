@@ -8,6 +8,7 @@ from pipeline.core.progress import Progress, silent
 from pipeline.ingestion.sources import cifar, digits, folders, imagenet, webdataset
 from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.members import Listing, list_members
+from pipeline.ingestion.sources.source import Source
 from pipeline.storage import files
 
 # Also the order in which they are looked for.
@@ -30,14 +31,14 @@ _MATCHES = {
 }
 
 
-def open_source(
-    uri: str, *, spool: str, layout: str = "auto", md5: str | None = None, progress: Progress = silent
-) -> Index:
-    """Returns the index of the raw images at absolute `uri`, a directory or a tar. Uses Ray where it runs.
+def open_source(source: Source | str, *, spool: str, progress: Progress = silent) -> Index:
+    """Returns the index of raw images at an absolute URI. Uses Ray if it runs.
 
-    spool: a folder that every process of the cluster reaches, for what can't be read in place; the caller
-    removes it. Raises SourceError if nothing is there, or it is damaged, or of a layout not in LAYOUTS.
+    spool: a folder that every process of the cluster reaches, for archives that can't be read in place; the caller
+    removes it. Raises SourceError if nothing is there, if an archive is damaged, or if the layout isn't in LAYOUTS.
     """
+    source = source if isinstance(source, Source) else Source(source)
+    uri, layout, md5 = source.uri, source.layout, source.md5
     if layout not in ("auto", *LAYOUTS):
         raise SourceError(f"layout {layout!r} is unknown; use auto or one of {', '.join(LAYOUTS)}")
     if layout == "digits":

@@ -4,7 +4,7 @@ import re
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
-from pipeline.ingestion.sources.folders import is_image, labelled_index, split_of
+from pipeline.ingestion.sources.folders import LabelledFiles, is_image, labelled_index, split_of
 from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.members import Listing, open_tars
 
@@ -40,7 +40,8 @@ def build_index(listing: Listing, name: str, progress: Progress) -> Index:
         splits = ["val" if split == "test" else split for split in splits]
     numbers = all(each.isdecimal() for each in set(class_names))
     keys = [inside.names[row] for row in images]
-    return labelled_index(inside, name, "webdataset", images, keys, splits, class_names, int if numbers else None)
+    labelled = LabelledFiles(images, keys, splits, class_names)
+    return labelled_index(inside, name, "webdataset", labelled, int if numbers else None)
 
 
 def _stem(name: str) -> str:

@@ -7,8 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.parquet import read_rows, read_table
-from pipeline.ingestion.duplicates import load_provenance
+from pipeline.dataset.parquet import read_provenance, read_rows, read_table
 from pipeline.reporting.charts import BLUE, GREY, ORANGE, axes, page, svg, thumbnail
 from pipeline.storage import files
 
@@ -19,7 +18,7 @@ _MOST_REFUSED = 50
 
 def render(uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64]) -> str:
     """Returns `quality.html` of the data set at `uri`, whose shards are written. histogram: int64 [768] of all rows."""
-    rows = load_provenance(uri, manifest, ["key", "height", "width", "brightness"])
+    rows = read_provenance(uri, manifest, ["key", "height", "width", "brightness"])
     charts = [_classes(manifest), _sizes(rows)]
     if manifest.quality:
         charts += [_brightness(rows), _values(histogram)]

@@ -11,11 +11,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from pipeline.dataset import image_codec
-from pipeline.dataset.image_codec import Handling, Refused, Stored, decode, examine, pixel_facts
+from pipeline.dataset.image_codec import decode
+from pipeline.ingestion.image_check import ImageHandling, Refused, Stored, check_image
+from pipeline.ingestion.quality.pixel_facts import perceptual_hash, pixel_facts
 from tests.support.images import jpeg, picture, shared
 
-DECODE, HEADER = Handling(), Handling(checks="header")
+DECODE, HEADER = ImageHandling(), ImageHandling(checks="header")
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -75,8 +76,8 @@ def jpeg_bomb() -> bytes:
     ],
 )
 @pytest.mark.parametrize("handling", [DECODE, HEADER])
-def test_what_is_in_order_is_stored_byte_for_byte(name: str, data: bytes, handling: Handling) -> None:
-    found = examine(data, name, handling)
+def test_what_is_in_order_is_stored_byte_for_byte(name: str, data: bytes, handling: ImageHandling) -> None:
+    found = check_image(data, name, handling)
     assert isinstance(found, Stored)
     assert (found.data, found.repair, found.height, found.width) == (data, "", 40, 60)
     assert found.source_sha256 == hashlib.sha256(data).hexdigest()
@@ -99,23 +100,25 @@ def test_what_is_in_order_is_stored_byte_for_byte(name: str, data: bytes, handli
         (broken_exif(), "unreadable EXIF removed", 3),
     ],
 )
-def test_what_is_odd_is_converted_and_said_so(data: bytes, repair: str, tolerance: float, handling: Handling) -> None:
-    found = examine(data, "val/n01/x.JPEG", handling)
+def test_an_odd_image_is_converted_and_the_repair_is_recorded(
+    data: bytes, repair: str, tolerance: float, handling: ImageHandling
+) -> None:
+    found = check_image(data, "val/n01/x.JPEG", handling)
     assert isinstance(found, Stored)
     assert found.repair.startswith(repair)
     assert found.source_sha256 == hashlib.sha256(data).hexdigest()
     assert simplejpeg.decode_jpeg_header(found.data)[2] == "YCbCr"
-    assert examine(found.data, "val/n01/x.JPEG", handling).repair == ""
+    assert check_image(found.data, "val/n01/x.JPEG", handling).repair == ""
     assert np.abs(decode(found.data).astype(int) - np.asarray(rgb())).mean() < tolerance
-    assert examine(data, "val/n01/x.JPEG", handling).data == found.data
+    assert check_image(data, "val/n01/x.JPEG", handling).data == found.data
 
 
 def test_a_grey_image_keeps_its_greys() -> None:
     grey = rgb().convert("L")
-    found = examine(encoded(grey, "JPEG", quality=95), "x.jpg", DECODE)
+    found = check_image(encoded(grey, "JPEG", quality=95), "x.jpg", DECODE)
     assert isinstance(found, Stored)
     assert np.abs(decode(found.data).astype(int) - np.asarray(grey)[:, :, None]).mean() < 2
-    sixteen = examine(grey16(), "x.jpg", DECODE)
+    sixteen = check_image(grey16(), "x.jpg", DECODE)
     assert isinstance(sixteen, Stored)
     assert np.abs(decode(sixteen.data).astype(int) - np.asarray(grey)[:, :, None]).mean() < 2
 
@@ -123,19 +126,19 @@ def test_a_grey_image_keeps_its_greys() -> None:
 def test_a_cmyk_photograph_has_the_colours_that_pil_gives_it() -> None:
     data = encoded(rgb().convert("CMYK"), "JPEG", quality=95)
     reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-    found = examine(data, "x.jpg", DECODE)
+    found = check_image(data, "x.jpg", DECODE)
     assert isinstance(found, Stored)
     assert np.abs(decode(found.data) - reference).mean() < 2
 
 
 def test_unreadable_exif_is_cut_out_and_no_pixel_changes() -> None:
-    found = examine(broken_exif(), "x.jpg", DECODE)
+    found = check_image(broken_exif(), "x.jpg", DECODE)
     assert isinstance(found, Stored)
     assert found.data == encoded(rgb(), "JPEG")
 
 
 def test_a_png_under_its_own_name_stays_lossless() -> None:
-    found = examine(encoded(rgb().convert("P"), "PNG"), "x.png", DECODE)
+    found = check_image(encoded(rgb().convert("P"), "PNG"), "x.png", DECODE)
     assert isinstance(found, Stored)
     assert found.repair == "P PNG converted to RGB PNG"
     assert np.array_equal(decode(found.data), np.asarray(rgb().convert("P").convert("RGB")))
@@ -165,9 +168,9 @@ WHOLE = encoded(noise(), "JPEG")
     ],
 )
 def test_what_cannot_be_decoded_in_full_is_refused_with_its_reason(
-    data: bytes, reason: str, handling: Handling
+    data: bytes, reason: str, handling: ImageHandling
 ) -> None:
-    found = examine(data, "x.JPEG", handling)
+    found = check_image(data, "x.JPEG", handling)
     assert isinstance(found, Refused)
     assert any(found.reason.startswith(each) for each in reason.split("|")), found.reason
     assert found.source_sha256 == hashlib.sha256(data).hexdigest()
@@ -177,32 +180,32 @@ def test_missing_data_before_the_end_mark_is_found_by_decoding_alone() -> None:
     """PIL and torchvision make up the missing part, in grey."""
     cut = WHOLE[: len(WHOLE) // 2] + b"\xff\xd9"
     assert Image.open(io.BytesIO(cut)).convert("RGB").size == (60, 40)
-    found = examine(cut, "x.jpg", DECODE)
+    found = check_image(cut, "x.jpg", DECODE)
     assert isinstance(found, Refused)
     assert found.reason == "truncated: Corrupt JPEG data: premature end of data segment"
-    assert isinstance(examine(cut, "x.jpg", HEADER), Stored)
+    assert isinstance(check_image(cut, "x.jpg", HEADER), Stored)
 
 
 def test_bytes_too_many_change_no_pixel_and_are_kept() -> None:
     data = WHOLE[:-2] + b"\0" * 20 + WHOLE[-2:]
     with pytest.raises(ValueError, match="extraneous"):
         simplejpeg.decode_jpeg(data, strict=True)
-    found = examine(data, "x.jpg", DECODE)
+    found = check_image(data, "x.jpg", DECODE)
     assert isinstance(found, Stored)
     assert np.array_equal(decode(found.data), decode(WHOLE))
 
 
 def test_a_large_image_is_shrunk_to_its_shorter_side() -> None:
     data = encoded(picture(3, 400, 600), "JPEG", quality=95)
-    found = examine(data, "x.jpg", Handling(shorter_side_px=100))
+    found = check_image(data, "x.jpg", ImageHandling(shorter_side_px=100))
     assert isinstance(found, Stored)
     assert (found.height, found.width, found.repair) == (100, 150, "shrunk to 150x100, JPEG of quality 90")
     reference = np.asarray(picture(3, 400, 600).resize((150, 100), Image.Resampling.LANCZOS)).astype(int)
     assert np.abs(decode(found.data) - reference).mean() < 2
-    small = examine(WHOLE, "x.jpg", Handling(shorter_side_px=100))
+    small = check_image(WHOLE, "x.jpg", ImageHandling(shorter_side_px=100))
     assert isinstance(small, Stored)
     assert small.data == WHOLE
-    again = examine(WHOLE, "x.jpg", Handling(jpeg_quality=30))
+    again = check_image(WHOLE, "x.jpg", ImageHandling(jpeg_quality=30))
     assert isinstance(again, Stored)
     assert (again.repair, len(again.data) < len(WHOLE)) == ("JPEG of quality 30", True)
 
@@ -225,7 +228,7 @@ def test_the_perceptual_hash_is_the_signs_of_scipys_dct() -> None:
     spectrum = dctn(grey, type=2)
     wanted = [(u, v) for u in range(9) for v in range(9) if 0 < u + v <= 10][:64]
     bits = np.array([spectrum[u, v] > 0 for u, v in wanted])
-    assert image_codec.perceptual_hash(grey) == int(np.packbits(bits).view(np.uint64)[0])
+    assert perceptual_hash(grey) == int(np.packbits(bits).view(np.uint64)[0])
 
 
 def test_our_decoder_agrees_with_torchvisions_on_real_photographs(tmp_path: Path) -> None:

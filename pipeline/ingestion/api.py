@@ -1,0 +1,102 @@
+"""The functions by which other code ingests: `ingest`, and `preview_ingest`, which writes nothing."""
+
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+
+from pipeline.cluster.ray_tasks import usable_cpus
+from pipeline.cluster.session import ray_session
+from pipeline.core.errors import PipelineError
+from pipeline.core.progress import Progress, silent
+from pipeline.ingestion.cost import Estimate, estimate
+from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_shards
+from pipeline.ingestion.run import Ingested, planned_ingest, write_dataset
+from pipeline.ingestion.shard_task import task_memory_bytes
+from pipeline.ingestion.sources import Index, Source, open_source
+from pipeline.ingestion.target import check_target
+from pipeline.storage import files, object_store
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """An ingest that wasn't carried out: what it would write, and what it would take."""
+
+    index: Index
+    shards: list[ShardPlan]
+    cost: Estimate
+    listing_requests: int  # to object storage, sent to look at the source
+    cpus: int  # that `cost` assumes
+    task_memory_bytes: int  # most memory that one task takes
+
+
+def ingest(
+    source: str | os.PathLike[str] | Source,
+    out: str | os.PathLike[str],
+    *,
+    settings: IngestSettings | None = None,
+    max_quarantined: float = 0,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> Ingested:
+    """Turns raw images into a data set and returns it: Parquet shards and a manifest, the same bytes every time.
+
+        data = ingest("photos/", "data/photos", max_quarantined=0.01)
+        image, label = data["train"][0]
+
+    source: a folder of class folders, a tar (.gz, .xz), a folder of tars, or "digits"; a path, or a URI such as
+    s3://bucket/key. `Source` names the layout where it can't be recognised. out: a new or empty folder. settings: what
+    the bytes depend on besides the source. max_quarantined: damaged files that may be left out; below 1, a share of
+    all. workers: shards written at a time, None for one a CPU. progress: called with stage, rows done and rows in all.
+
+    Starts Ray on this machine, or joins the cluster of RAY_ADDRESS, unless Ray runs already. An interrupted ingest goes
+    on where it stopped when it is called again. Raises SourceError if the source can't be used, DatasetError if `out`
+    is in use or too many files are damaged, StorageError if a storage refuses or stays away.
+    """
+    source, target = _resolved(source), files.absolute(os.fspath(out))
+    if workers is not None and workers < 1:
+        raise PipelineError(f"workers={workers} must be 1 or more")
+    if max_quarantined < 0:
+        raise PipelineError(f"max_quarantined={max_quarantined} must not be negative")
+    if source.layout != "digits" and not files.is_local(source.uri):
+        with ray_session(workers or 0), planned_ingest(source, target, settings, progress) as plan:
+            _log_ignored(plan.index)
+            return write_dataset(plan, max_quarantined, workers, progress)
+    # A local source is indexed in seconds, and a bad one needn't wait for Ray to start.
+    with planned_ingest(source, target, settings, progress) as plan:
+        _log_ignored(plan.index)
+        with ray_session(workers or 0):
+            return write_dataset(plan, max_quarantined, workers, progress)
+
+
+def preview_ingest(
+    source: str | os.PathLike[str] | Source,
+    out: str | os.PathLike[str],
+    *,
+    settings: IngestSettings | None = None,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> Preview:
+    """Returns what `ingest` would write and take, with its parameters and its errors. Writes nothing."""
+    source, target = _resolved(source), files.absolute(os.fspath(out))
+    settings = settings or IngestSettings()
+    check_target(target)
+    with tempfile.TemporaryDirectory() as spool:
+        index = open_source(source, spool=spool, progress=progress)
+        listing_requests = object_store.sent().total
+        shards = plan_shards(index, settings)
+        _log_ignored(index)
+        cpus = workers or usable_cpus()
+        cost = estimate(index, shards, settings, target, cpus)
+    return Preview(index, shards, cost, listing_requests, cpus, task_memory_bytes(settings))
+
+
+def _resolved(source: str | os.PathLike[str] | Source) -> Source:
+    return (source if isinstance(source, Source) else Source(os.fspath(source))).resolved()
+
+
+def _log_ignored(index: Index) -> None:
+    if index.num_ignored:
+        _log.info("left out: %s files that aren't labelled images by their names", f"{index.num_ignored:,}")

@@ -1,0 +1,70 @@
+"""A data set ready to train on: given, ingested from raw images and kept, or CIFAR-10."""
+
+import hashlib
+import logging
+import os
+import time
+from pathlib import Path
+
+from pipeline.core.errors import SourceError
+from pipeline.core.progress import Progress, silent
+from pipeline.dataset.manifest import is_dataset
+from pipeline.ingestion.api import ingest
+from pipeline.ingestion.sources import Source
+from pipeline.ingestion.sources.download import cifar10_archive
+from pipeline.storage import files
+
+_log = logging.getLogger(__name__)
+
+
+def cache_folder() -> str:
+    """Returns the folder where downloads and ingested data sets are kept: $XDG_CACHE_HOME/image-pipeline."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(base) / "image-pipeline")
+
+
+def prepare_dataset(
+    data: str | None = None,
+    parent: str | None = None,
+    *,
+    layout: str = "auto",
+    md5: str | None = None,
+    progress: Progress = silent,
+) -> str:
+    """Returns the URI of a finished data set: `data` itself, or the data set ingested from the raw images there.
+
+    data: None for CIFAR-10, which is downloaded once; offline, scikit-learn's digits take its place. parent: folder for
+    ingested data sets, None for one below `cache_folder()`. layout, md5: of raw images, see `Source`. Raw images are
+    ingested once; names, sizes and times of the files tell whether they have changed. Raises SourceError if nothing
+    lies at `data`, and what `ingest` raises.
+    """
+    parent = parent or files.join(cache_folder(), "datasets")
+    if data is None:
+        archive = cifar10_archive(cache_folder(), progress)
+        source = Source(archive, "cifar-binary") if archive else Source("digits", "digits")
+    else:
+        source = Source(data, layout, md5)
+        if layout != "digits":  # the word digits may be a folder's name here
+            source = Source(files.absolute(data), layout, md5)
+            if is_dataset(source.uri):
+                return source.uri
+            _check_exists(source.uri)
+    return _ingested_once(source, parent, progress)
+
+
+def _check_exists(uri: str) -> None:
+    if not files.exists(uri):
+        where = f" (relative paths start from {os.getcwd()})" if files.is_local(uri) else ""
+        raise SourceError(f"data={uri}: no such file, folder or data set{where}; give an existing path or URI")
+
+
+def _ingested_once(source: Source, parent: str, progress: Progress) -> str:
+    identity = "\n".join([files.fingerprint(source.uri), source.layout, source.md5 or ""])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    target = files.join(parent, f"{files.basename(source.uri).split('.')[0]}-{digest}")
+    if is_dataset(target):
+        return target
+    start = time.perf_counter()
+    done = ingest(source, target, progress=progress).manifest
+    _log.info("ingested %s images of %s in %.1f s", f"{done.rows:,}", done.name, time.perf_counter() - start)
+    return target

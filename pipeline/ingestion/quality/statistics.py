@@ -1,0 +1,62 @@
+"""Statistics of a data set as a whole: pixel values, and images that occur twice, within a split and across splits."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.errors import DatasetError
+from pipeline.core.progress import Progress, silent
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.parquet import read_provenance
+from pipeline.ingestion.quality.duplicates import Pair, find_pairs
+
+MOST_PAIRS = 200
+
+
+def with_quality(
+    uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64], progress: Progress = silent
+) -> Manifest:
+    """Returns the manifest with what is known of its pixels: `quality` and `leaked`.
+
+    quality holds pixel_mean and pixel_std of R, G and B (0 to 1, exact sums divided once), num_pixels, and the counts
+    `duplicates` and `near_duplicates` by "SPLIT-SPLIT"; nothing where images weren't decoded. histogram: int64 [768]
+    of the values of all rows.
+    """
+    if manifest.settings["handling"]["checks"] != "decode":
+        return manifest
+    rows = read_provenance(uri, manifest, ["key", "pixel_sha256", "perceptual_hash", "thumbnail"])
+    if rows["pixel_sha256"].null_count:
+        raise DatasetError(f"{uri}: the provenance lacks pixels; delete the folder and ingest again")
+    pairs = find_pairs(uri, manifest, rows, progress)
+    counts: dict[str, dict[str, int]] = {"duplicates": {}, "near_duplicates": {}}
+    leaked: dict[str, set[str]] = {name: set() for name in manifest.splits if name != "train"}
+    for pair in pairs:
+        between = "-".join(sorted((pair.first[0], pair.second[0])))
+        kind = counts["duplicates" if pair.exact else "near_duplicates"]
+        kind[between] = kind.get(between, 0) + 1
+        for mine, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            if mine[0] != "train" and other[0] == "train":
+                leaked[mine[0]].add(mine[1])
+    values = {**pixel_statistics(histogram), **counts, "pairs": [_as_json(pair) for pair in pairs[:MOST_PAIRS]]}
+    return replace(manifest, quality=values, leaked={name: tuple(sorted(keys)) for name, keys in leaked.items()})
+
+
+def _as_json(pair: Pair) -> dict[str, Any]:
+    first, second = list(pair.first), list(pair.second)
+    return {"first": first, "second": second, "exact": pair.exact, "correlation": round(pair.correlation, 4)}
+
+
+def pixel_statistics(histogram: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Returns num_pixels, and mean and (population) standard deviation of R, G and B in 0 to 1, from int64 [768]."""
+    counts = [[int(n) for n in channel] for channel in histogram.reshape(3, 256)]
+    num_pixels = sum(counts[0])
+    means, deviations = [], []
+    for channel in counts:
+        total = sum(value * n for value, n in enumerate(channel))
+        squares = sum(value * value * n for value, n in enumerate(channel))
+        means.append(total / num_pixels / 255)
+        # integers until here: (N sum of squares - square of sum) has no rounding
+        deviations.append((num_pixels * squares - total * total) ** 0.5 / num_pixels / 255)
+    return {"num_pixels": num_pixels, "pixel_mean": means, "pixel_std": deviations}

@@ -1,0 +1,62 @@
+"""The folder that an ingest writes to: what may lie there, who may write, and what an interrupted ingest left."""
+
+import json
+import os
+from typing import Any
+
+from pipeline.core.errors import DatasetError
+from pipeline.dataset.manifest import is_dataset
+from pipeline.storage import files
+from pipeline.storage.claim import claim_folder
+
+CARD_NAME, QUARANTINE_NAME, QUALITY_NAME = "README.md", "quarantine.parquet", "quality.html"
+WORK = "_ingest"  # receipts, the lease, the plan, and unpacked archives; removed when the data set is published
+
+
+def check_target(out: str) -> None:
+    """Raises DatasetError if the folder `out` holds anything but an unfinished ingest."""
+    if is_dataset(out):
+        raise DatasetError(f"{out}: holds a finished data set already; give another --out, or delete it first")
+    kind = files.kind(out)
+    if kind == "file":
+        raise DatasetError(f"{out}: is a file; give a folder for --out")
+    if kind == "missing":
+        return
+    names = [name for name, _ in files.list_files(out)]
+    ours = (".parquet", ".tmp", CARD_NAME, QUALITY_NAME)
+    strangers = [name for name in names if not name.endswith(ours) and not name.startswith(f"{WORK}/")]
+    if not strangers and not any(name.startswith(f"{WORK}/") for name in names):
+        strangers = names  # Parquet files alone are somebody else's
+    if strangers:
+        raise DatasetError(f"{out}: holds other files ({strangers[0]!r}); give an empty folder for --out")
+
+
+def record_plan(out: str, plan: dict[str, Any]) -> None:
+    """Writes the plan of an ingest down, and removes what an earlier ingest left and this one can't use.
+
+    plan: {"plan": its hash, "source", "settings"}. Raises DatasetError if `out` holds an unfinished ingest of another
+    source or with other settings.
+    """
+    place = files.join(out, WORK, "plan.json")
+    earlier = claim_folder(place, plan)
+    differences = [name for name in ("source", "settings") if earlier[name] != plan[name]]
+    if differences:
+        raise DatasetError(
+            f"{out}: holds an unfinished ingest with another {' and other '.join(differences)} "
+            f"({earlier[differences[0]]}); give another --out, or delete this folder"
+        )
+    names = [name for name, _ in files.list_files(out)]
+    if earlier["plan"] != plan["plan"]:  # the source has changed since: its shards are other shards
+        keep = tuple(f"{WORK}/{name}" for name in ("lease.json", "spool/"))
+        files.delete_files(out, [name for name in names if not name.startswith(keep)])
+        files.write_bytes(place, json.dumps(plan, indent=1).encode())
+    elif files.is_local(out):  # half-written files of a killed process
+        files.delete_files(out, [name for name in names if name.endswith(".tmp")])
+
+
+def clean_up(out: str) -> None:
+    """Removes the work folder of a finished data set, and of an ingest that wrote nothing; then `out`, if empty."""
+    if is_dataset(out) or not files.exists(files.join(out, WORK, "plan.json")):
+        files.delete_tree(files.join(out, WORK))
+    if files.is_local(out) and os.path.isdir(out) and not os.listdir(out):
+        os.rmdir(out)
