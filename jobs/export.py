@@ -38,14 +38,14 @@ def main(args: Args) -> None:
     """Exports, compares, and only then puts the files where they belong."""
     from pipeline.evaluation import export
     from pipeline.loader.decode import best_decoder
-    from pipeline.loader.transform import evaluation_view
+    from pipeline.loader.transform import evaluation_transform
     from pipeline.models import load as trained
 
     check_installed("export", "onnx", "onnxscript", "onnxruntime")
     uri = files.absolute(args.checkpoint).rstrip("/")
     model = trained.find_model(uri)
     out = files.absolute(args.out) if args.out else files.join(uri, "export")
-    view = evaluation_view(model.recipe, best_decoder())
+    view = evaluation_transform(model.recipe, best_decoder())
     with tempfile.TemporaryDirectory() as folder, command.Display() as display:
         batches = _random(view.size_px) if args.data is None else _stored(args, model, view, display)
         display("export", 0, 1, "ONNX and torch.export")
@@ -82,18 +82,18 @@ def _random(size_px: int) -> Iterator[tuple[Any, Any]]:
 
 def _stored(args: Args, model: Any, view: Any, display: command.Display) -> Iterator[tuple[Any, Any]]:
     from pipeline.evaluation import predictions
-    from pipeline.loader import api as loader
-    from pipeline.loader.work_units import EvaluateUnits
+    from pipeline.loader.local import local_batches
+    from pipeline.loader.samplers import EvaluationSampler
     from pipeline.models import load as trained
 
     dataset = prepare_dataset(args.data, layout=args.layout, progress=display)
     data = training.describe_dataset(dataset)
     trained.check_classes(model, data.classes)
     split = data.split(args.split)
-    units = EvaluateUnits(split.rows, predictions.UNIT_ROWS)
-    for batch in loader.direct_batches(dataset, split, units, view):
+    units = EvaluationSampler(split.rows, predictions.UNIT_ROWS)
+    for batch in local_batches(dataset, split, units, view):
         yield np.ascontiguousarray(batch.images.numpy()), batch.labels.numpy()
-        display("compare", batch.unit + 1, len(units))
+        display("compare", batch.index + 1, len(units))
 
 
 if __name__ == "__main__":

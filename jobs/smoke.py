@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipeline.loader.decode import Views, best_decoder, decode_batch
+from pipeline.loader.decode import CropGeometry, best_decoder, decode_batch
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=95)
     name = best_decoder()
-    views = Views.centred(side, side, np.array([[side, side]]))
+    views = CropGeometry.centre_crops(side, side, np.array([[side, side]]))
     seen = decode_batch([out.getvalue()], views, lambda n: "the image", name)
     if np.abs(seen.astype(int) - pixels).max() > 8:
         raise SystemExit(f"the decoder {name} gives other colours than were encoded")

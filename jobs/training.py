@@ -159,7 +159,7 @@ def _print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
                 "speed",
                 f"{result['images_per_second']:,.0f} images/s, {result['data_wait_fraction']:.1%} waiting for data",
             ),
-            ("time went to", stage_times.remark(result["seconds"])),
+            ("time went to", stage_times.largest_shares(result["seconds"])),
             ("operations", _operations(result)),
             ("goodput", f"{result['goodput']:.0%} of the time since the first start, {len(result['starts'])} start(s)"),
             *_quarantined(result),

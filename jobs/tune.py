@@ -17,7 +17,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.loader.sample_order import num_steps
-from pipeline.loader.work_units import parts_of
+from pipeline.loader.samplers import train_eval_split
 from pipeline.storage import files
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def main(args: Args) -> None:
         with command.Display() as display:
             dataset = prepare_dataset(args.data, layout=args.layout, md5=args.md5, progress=display)
         data = training.describe_dataset(dataset)
-        parts = parts_of(data, args.hold_out)
+        parts = train_eval_split(data, args.hold_out)
         gpus = int(ray.cluster_resources().get("GPU", 0))
         template = _template(args, recipe, dataset, gpus)
         out = files.absolute(args.out or f"runs/tune-{recipe.name}-{data.name}")

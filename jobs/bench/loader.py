@@ -231,7 +231,7 @@ def _decode_for_ever(one: Pass, decoder: Any, queue: Any) -> None:
     from pipeline.core.keyed_random import Stream, uniform
     from pipeline.dataset.row_reader import load_index, read_images
     from pipeline.loader.crops import crop_boxes
-    from pipeline.loader.decode import Views, best_decoder, decode_batch
+    from pipeline.loader.decode import CropGeometry, best_decoder, decode_batch
 
     index = load_index(one.data, manifest.load(one.data).split("train"))
     decoder = decoder if best_decoder() == "kernel" else "simplejpeg"
@@ -243,7 +243,7 @@ def _decode_for_ever(one: Pass, decoder: Any, queue: Any) -> None:
     for seed in range(8):
         draws = uniform(seed, 0, Stream.RESIZED_CROP, rows.astype(np.uint64), 40)
         boxes = crop_boxes(sizes[:, 0], sizes[:, 1], AUGMENT, draws)
-        views.append(Views.crops(one.size_px, sizes, boxes, np.arange(size, dtype=np.int32) % 2))
+        views.append(CropGeometry.resized_crops(one.size_px, sizes, boxes, np.arange(size, dtype=np.int32) % 2))
     while True:
         for each in views:
             queue.put(len(decode_batch(images, each, str, decoder)))
@@ -258,15 +258,15 @@ def ours(one: Pass) -> Generator[int]:
 
 def stream_from(one: Pass, first_step: int) -> Generator[Any]:
     """Returns the batches of 10,000 epochs, from a step on."""
-    from pipeline.loader import api as loader
     from pipeline.loader.decode import best_decoder
-    from pipeline.loader.transform import View
-    from pipeline.loader.work_units import TrainUnits
+    from pipeline.loader.samplers import TrainSampler
+    from pipeline.loader.stream import stream_batches
+    from pipeline.loader.transform import Transform
 
     split, order = manifest.load(one.data).split("train"), order_of(one)
-    units = TrainUnits(order, 10_000 * order.steps_per_epoch, first_step)
-    view = View(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
-    return loader.stream_batches(one.data, split, units, view, cache=os.path.abspath("cache") if one.cached else "")
+    units = TrainSampler(order, 10_000 * order.steps_per_epoch, first_step)
+    view = Transform(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
+    return stream_batches(one.data, split, units, view, cache=os.path.abspath("cache") if one.cached else "")
 
 
 def order_of(one: Pass) -> Any:
@@ -288,7 +288,7 @@ def resume(one: Pass) -> None:
     import ray.data  # loading modules isn't the question
 
     from pipeline.dataset.row_reader import load_index
-    from pipeline.loader import api as loader  # noqa: F401
+    from pipeline.loader import stream as _  # noqa: F401
 
     order = order_of(one)
     step = round(0.9 * order.steps_per_epoch)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from pipeline.loader.api import Batch
+    from pipeline.loader.batch import Batch
 
 _WARM_UP_STEPS = 3
 _PERCENTILES = (50, 90, 99, 100)
@@ -76,14 +76,14 @@ def make_batch(tar: str, count: int, size_px: int) -> "Batch":
     import simplejpeg
     import torch
 
-    from pipeline.loader.api import Batch
-    from pipeline.loader.decode import Views, best_decoder, decode_batch
+    from pipeline.loader.batch import Batch
+    from pipeline.loader.decode import CropGeometry, best_decoder, decode_batch
 
     found = read_tar(tar)
     images = [memoryview(found[number % len(found)]) for number in range(count)]
     sizes = np.array([simplejpeg.decode_jpeg_header(image)[:2] for image in images])
     pixels = np.empty((count, size_px, size_px, 3), dtype=np.uint8)
-    decode_batch(images, Views.centred(size_px, size_px, sizes), str, best_decoder(), False, None, pixels)
+    decode_batch(images, CropGeometry.centre_crops(size_px, size_px, sizes), str, best_decoder(), None, pixels)
     rows = np.arange(count)
     labels = torch.from_numpy(rows % 1000)
     return Batch(0, rows, torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, rows.astype(np.uint64), rows, rows[:0])

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.evaluation.inference import Predictor
 from pipeline.evaluation.predictions import Predictions, merge
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 
 T = TypeVar("T")
 

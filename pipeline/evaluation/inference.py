@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.config.recipe import LossName, TestViews
 from pipeline.evaluation.predictions import TOP, Keep, Predictions, concatenate
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 from pipeline.models.layers import last_layer
 from pipeline.models.losses import sample_losses
 

@@ -20,11 +20,12 @@ from pipeline.evaluation.distributed import gather_objects, predict_distributed
 from pipeline.evaluation.inference import Predictor
 from pipeline.evaluation.output_files import write_kept, write_robustness
 from pipeline.evaluation.predictions import UNIT_ROWS, Keep, write_predictions
-from pipeline.loader import api as loader
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 from pipeline.loader.decode import DecoderName, best_decoder
-from pipeline.loader.transform import View, evaluation_view
-from pipeline.loader.work_units import EvaluateUnits, parts_of
+from pipeline.loader.local import local_batches
+from pipeline.loader.samplers import EvaluationSampler, train_eval_split
+from pipeline.loader.stream import stream_batches
+from pipeline.loader.transform import Transform, evaluation_transform
 from pipeline.models.batch_transforms import Normalise
 from pipeline.models.load import TrainedModel, check_classes, find_model, load_net
 from pipeline.storage import files
@@ -80,7 +81,7 @@ def split_rows(name: str, data: Manifest, model: TrainedModel) -> tuple[str, int
         raise RecipeError(f"split={HELD_OUT}: the run trained on all of train; train one with --hold-out 0.1")
     if model.dataset_digest != data.digest:
         raise RecipeError(f"split={HELD_OUT}: the run trained on another data set; give its own with --data")
-    parts = parts_of(data, model.hold_out)
+    parts = train_eval_split(data, model.hold_out)
     return parts.split, parts.first_row, parts.rows
 
 
@@ -125,8 +126,8 @@ def _evaluate(job: EvaluateJob, rank: int, world_size: int, device: torch.device
     recipe, rows = model.recipe, job.row_range(data)
     net, normalise = load_net(model).to(device), Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
     predictor = Predictor(net, normalise, len(data.classes), recipe.loss, job.views, job.keep)
-    view = evaluation_view(recipe, job.decoder)
-    units = EvaluateUnits(len(rows), UNIT_ROWS, world_size, rank, rows.start)
+    view = evaluation_transform(recipe, job.decoder)
+    units = EvaluationSampler(len(rows), UNIT_ROWS, world_size, rank, rows.start)
     progress = job.progress if rank == 0 else silent
     batches: Iterable[Batch] = _batches(job, data, units, view, progress)
     batches = (batch.to(device) for batch in batches)
@@ -143,8 +144,10 @@ def _evaluate(job: EvaluateJob, rank: int, world_size: int, device: torch.device
             write_robustness(job.out, add_tallies(tallies).lines(view.size_px))
 
 
-def _batches(job: EvaluateJob, data: Manifest, units: EvaluateUnits, view: View, progress: Progress) -> Iterator[Batch]:
-    load = loader.stream_batches if ray_runs() else loader.direct_batches
+def _batches(
+    job: EvaluateJob, data: Manifest, units: EvaluationSampler, view: Transform, progress: Progress
+) -> Iterator[Batch]:
+    load = stream_batches if ray_runs() else local_batches
     for batch in load(job.dataset, data.split(job.split), units, view):
         yield batch
-        progress("evaluate", batch.unit + 1, len(units))
+        progress("evaluate", batch.index + 1, len(units))

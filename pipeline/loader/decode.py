@@ -37,12 +37,16 @@ Batch = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Views:
-    """How N images become a batch of S x S pixels, one line each, all int32, in pixels.
+class CropGeometry:
+    """Which part of each of N images becomes a sample of S x S pixels. All arrays are int32, in pixels.
 
-    sizes [N, 2]: height and width of the stored image. boxes [N, 4]: top, left, height and width of what is shown of
-    it. full [N, 2]: the size that the box is resized to; window [N, 2]: top and left of the S x S pixels of that which
-    make the sample. flip [N]: 1 to mirror it.
+    sizes: [N, 2], height and width of the stored image.
+    boxes: [N, 4], top, left, height and width of the crop.
+    full: [N, 2], height and width that the crop is resized to.
+    window: [N, 2], top and left of the S x S pixels of the resized crop that become the sample.
+    flip: [N], 1 to mirror the sample.
+    scaled: whether the kernel may decode large crops at 1/2, 1/4 or 1/8, which is faster and blurs a little
+    differently; evaluation decodes in full.
     """
 
     size_px: int
@@ -51,56 +55,59 @@ class Views:
     full: Ints
     window: Ints
     flip: Ints
+    scaled: bool = True
 
     @staticmethod
-    def crops(size_px: int, sizes: Ints, boxes: Ints, flip: Ints) -> "Views":
-        """Views that show each box in full."""
-        num = len(sizes)
-        return Views(size_px, sizes, boxes, np.full((num, 2), size_px, np.int32), np.zeros((num, 2), np.int32), flip)
+    def resized_crops(size_px: int, sizes: Ints, boxes: Ints, flip: Ints) -> "CropGeometry":
+        """Returns the geometry of training: each box is resized to S x S."""
+        full, window = np.full((len(sizes), 2), size_px, np.int32), np.zeros((len(sizes), 2), np.int32)
+        return CropGeometry(size_px, sizes, boxes, full, window, flip)
 
     @staticmethod
-    def centred(size_px: int, resize_px: int, sizes: Ints) -> "Views":
-        """Views of evaluation: the shorter side resized to `resize_px`, then the centre, as torchvision rounds."""
+    def centre_crops(size_px: int, resize_px: int, sizes: Ints) -> "CropGeometry":
+        """Returns the geometry of evaluation: the shorter side is resized to `resize_px`, then the centre is taken.
+
+        Sizes and offsets are rounded as torchvision's Resize and CenterCrop do.
+        """
         height, width = sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64)
         short = np.minimum(height, width)
         full = np.stack([resize_px * height // short, resize_px * width // short], axis=1)
         half = (full - size_px) / 2.0
-        window = np.rint(half).astype(np.int32)  # Python's round: halves to the even number
+        window = np.rint(half).astype(np.int32)  # rounds halves to the even number, as Python's round does
         boxes = np.stack([np.zeros_like(height), np.zeros_like(height), height, width], axis=1).astype(np.int32)
-        return Views(size_px, sizes, boxes, full.astype(np.int32), window, np.zeros(len(sizes), np.int32))
+        flip = np.zeros(len(sizes), np.int32)
+        return CropGeometry(size_px, sizes, boxes, full.astype(np.int32), window, flip, scaled=False)
 
-    def lines(self) -> Ints:
-        """int32 [N, 11], as the kernel reads them."""
+    def table(self) -> Ints:
+        """Returns int32 [N, 11], one row an image: struct `view` of native/decode.c."""
         parts = [self.sizes, self.boxes, self.full, self.window, self.flip[:, None]]
         return np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.int32)
 
 
 def decode_batch(
     encoded: Sequence[Buffer],
-    views: Views,
+    geometry: CropGeometry,
     place: Callable[[int], str],
     decoder: DecoderName,
-    scaled: bool = True,
     corrupt: set[int] | None = None,
     out: Batch | None = None,
 ) -> Batch:
-    """Returns uint8 [N, S, S, 3], which is `out`, contiguous, where it is given.
+    """Returns uint8 [N, S, S, 3], which is `out`, contiguous, where that is given.
 
-    place: what to call the n-th image in messages. scaled: whether the kernel may decode large crops at 1/2, 1/4 or
-    1/8; False decodes in full, for evaluation. Raises DatasetError if an image can't be decoded. corrupt: a set, to
-    note such images instead, which are black then; those in it already aren't looked at.
+    place: returns the name of the n-th image for messages. corrupt: a set that receives the numbers of images that
+    can't be decoded; those are black, and images already in it are skipped. Without it, DatasetError is raised.
     """
     if out is None:
-        out = np.empty((len(encoded), views.size_px, views.size_px, 3), dtype=np.uint8)
+        out = np.empty((len(encoded), geometry.size_px, geometry.size_px, 3), dtype=np.uint8)
     status = np.full(len(encoded), _UNSUPPORTED, dtype=np.int32)
     if decoder != "simplejpeg":
-        status = _run_kernel(encoded, views, scaled, decoder == "libjpeg", out)
+        status = _run_kernel(encoded, geometry, decoder == "libjpeg", out)
     for index in np.flatnonzero(status).tolist():
         try:
             if corrupt is None or index not in corrupt:
                 if status[index] != _UNSUPPORTED:
                     raise _CorruptError(_REASONS[status[index]])
-                out[index] = _by_library(encoded[index], views, index)
+                out[index] = _by_library(encoded[index], geometry, index)
         except _CorruptError as error:
             if corrupt is None or status[index] in (_NO_MEMORY, _BAD_BOX):
                 raise DatasetError(f"{place(index)}: {error}; ingest the data set again") from error
@@ -111,7 +118,7 @@ def decode_batch(
 
 
 class _CorruptError(Exception):
-    """What the bytes of an image say that they can't."""
+    """Raised when an image cannot be decoded."""
 
 
 _REASONS = {
@@ -149,20 +156,20 @@ def check_decoder(decoder: DecoderName) -> None:
         )
 
 
-def _run_kernel(encoded: Sequence[Buffer], views: Views, scaled: bool, by_libjpeg: bool, out: Batch) -> Ints:
+def _run_kernel(encoded: Sequence[Buffer], geometry: CropGeometry, by_libjpeg: bool, out: Batch) -> Ints:
     kernel = _kernel()
     assert kernel is not None
     arrays = [np.frombuffer(image, dtype=np.uint8) for image in encoded]
     pointers = np.array([array.ctypes.data for array in arrays], dtype=np.uint64)
     lengths = np.array([len(array) for array in arrays], dtype=np.uint64)
     status = np.zeros(len(encoded), dtype=np.int32)
-    lines = views.lines()
-    addresses = [ctypes.c_void_p(each.ctypes.data) for each in (pointers, lengths, lines)]
+    table = geometry.table()
+    addresses = [ctypes.c_void_p(each.ctypes.data) for each in (pointers, lengths, table)]
     kernel.decode_batch(
         len(encoded),
         *addresses,
-        views.size_px,
-        int(scaled),
+        geometry.size_px,
+        int(geometry.scaled),
         int(by_libjpeg),
         ctypes.c_void_p(out.ctypes.data),
         ctypes.c_void_p(status.ctypes.data),
@@ -196,20 +203,20 @@ def _compile(library: Path) -> bool:
 # --- the library -------------------------------------------------------------------------------------------------
 
 
-def _by_library(data: Buffer, views: Views, index: int) -> Batch:
+def _by_library(data: Buffer, geometry: CropGeometry, index: int) -> Batch:
     import torch
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as F
 
-    top, left, height, width = views.boxes[index].tolist()
-    y, x = views.window[index].tolist()
+    top, left, height, width = geometry.boxes[index].tolist()
+    y, x = geometry.window[index].tolist()
     try:
         pixels = image_codec.decode(data)
     except image_codec.BadImageError as error:
         raise _CorruptError(f"can't be decoded ({error})") from error
-    if pixels.shape[:2] != tuple(views.sizes[index].tolist()):
+    if pixels.shape[:2] != tuple(geometry.sizes[index].tolist()):
         raise _CorruptError(_REASONS[_OTHER_SIZE])
     box = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1)
-    full = F.resize(box, views.full[index].tolist(), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    shown = full.permute(1, 2, 0).numpy()[y : y + views.size_px, x : x + views.size_px]
-    return shown[:, ::-1] if views.flip[index] else shown
+    full = F.resize(box, geometry.full[index].tolist(), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    shown = full.permute(1, 2, 0).numpy()[y : y + geometry.size_px, x : x + geometry.size_px]
+    return shown[:, ::-1] if geometry.flip[index] else shown

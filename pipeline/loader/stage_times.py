@@ -1,8 +1,8 @@
-"""Where the seconds go: by stage, in the tasks that make batches and in the loop that trains on them.
+"""Time by stage, in the tasks that make batches and in the loop that trains on them.
 
-The loop's seconds add up to its time on the wall. A second of waiting for a batch whose task had not begun is queue,
-for one that was already made hand-over; a second in between is blamed on storage, decode and augment, in the proportion
-in which this batch's making took them.
+The loop's seconds add up to its wall time. A second that the loop waits for a batch counts as "queue" if the batch's
+task had not started, and as "hand-over" if the batch was already made. A second in between is divided among "storage",
+"decode" and "augment" in the proportion in which they made up the making of this batch.
 """
 
 import time
@@ -10,28 +10,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-MAKING = ("storage", "decode", "augment")
-WAITING = ("queue", *MAKING, "hand-over")
-TRAINING = (*WAITING, "copy", "compute", "checkpoint", "other")
-STAGES = ("start", *TRAINING, "evaluate")
-MEANINGS = {
+TASK_STAGES = ("storage", "decode", "augment")
+WAIT_STAGES = ("queue", *TASK_STAGES, "hand-over")
+LOOP_STAGES = (*WAIT_STAGES, "copy", "compute", "checkpoint", "other")
+STAGES = ("start", *LOOP_STAGES, "evaluate")
+STAGE_MEANINGS = {
     "start": "until the first step: loading, and timing where a recipe asks for it",
-    "queue": "waiting for a batch whose task had not begun: processes start, or no CPU was free",
+    "queue": "waiting for a batch whose task had not started: processes start, or no CPU was free",
     "storage": "waiting for a batch whose images were read and checked",
     "decode": "waiting for a batch whose images were decoded, cropped and resized",
     "augment": "waiting for a batch whose images were augmented",
-    "hand-over": "waiting for a batch on its way from the task that made it",
+    "hand-over": "waiting for a finished batch on its way from its task",
     "copy": "batches to the device",
-    "compute": "forward, backward, the optimiser's step, and the other workers'",
+    "compute": "forward, backward, the optimiser's step, and waiting for the other workers in it",
     "checkpoint": "writing checkpoints",
     "other": "between the steps",
-    "evaluate": "the validation split, reading it included",
+    "evaluate": "the validation split, reading included",
 }
 
 
 @dataclass(frozen=True)
-class Making:
-    """How a task made one batch: seconds of each stage of MAKING; started, ended: by its clock, since the epoch."""
+class BatchTiming:
+    """How long a task took to make one batch.
+
+    storage, decode, augment: seconds of each of TASK_STAGES. started, ended: seconds since 1970 by the task's clock.
+    """
 
     storage: float
     decode: float
@@ -39,14 +42,14 @@ class Making:
     started: float
     ended: float
 
-    def share(self, asked: float, arrived: float) -> dict[str, float]:
-        """Returns whose the seconds of waiting from `asked` to `arrived` (since the epoch) are; they add up to that.
+    def attribute(self, asked: float, arrived: float) -> dict[str, float]:
+        """Returns the seconds of each of WAIT_STAGES between `asked` and `arrived` (seconds since 1970); they add up.
 
         Clocks of different nodes may differ by milliseconds, which moves as much between queue, hand-over and the rest.
         """
         arrived = max(asked, arrived)
         began, ended = (min(max(asked, when), arrived) for when in (self.started, self.ended))
-        parts = {name: getattr(self, name) for name in MAKING}
+        parts = {name: getattr(self, name) for name in TASK_STAGES}
         total = sum(parts.values())
         making = {name: part / total * (ended - began) for name, part in parts.items()} if total > 0 else {}
         rest = (arrived - asked) - sum(making.values())
@@ -58,32 +61,32 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._started = time.time()
-        self._seconds = dict.fromkeys(MAKING, 0.0)
+        self._seconds = dict.fromkeys(TASK_STAGES, 0.0)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts the time inside."""
+        """Adds the time spent in the `with` block to a stage."""
         start = time.perf_counter()
         yield
         self._seconds[name] += time.perf_counter() - start
 
-    def making(self) -> Making:
-        """What was measured so far, ending now."""
-        return Making(**self._seconds, started=self._started, ended=time.time())
+    def timing(self) -> BatchTiming:
+        """Returns the seconds so far; the batch ends now."""
+        return BatchTiming(**self._seconds, started=self._started, ended=time.time())
 
 
 def training_seconds(seconds: dict[str, float]) -> float:
-    """Sum of the stages of the training loop, without start and evaluations."""
-    return sum(seconds.get(name, 0.0) for name in TRAINING)
+    """Returns the seconds of the training loop: all stages but start and evaluation."""
+    return sum(seconds.get(name, 0.0) for name in LOOP_STAGES)
 
 
 def waiting_seconds(seconds: dict[str, float]) -> float:
-    """Sum of the stages that are waiting for data."""
-    return sum(seconds.get(name, 0.0) for name in WAITING)
+    """Returns the seconds that the training loop waited for data."""
+    return sum(seconds.get(name, 0.0) for name in WAIT_STAGES)
 
 
-def remark(seconds: dict[str, float]) -> str:
+def largest_shares(seconds: dict[str, float]) -> str:
     """Returns the three largest shares of the training loop's time, as in "compute 88%, decode 9%, storage 2%"."""
     total = training_seconds(seconds) or 1.0
-    shares = sorted(((seconds.get(name, 0.0) / total, name) for name in TRAINING), reverse=True)[:3]
+    shares = sorted(((seconds.get(name, 0.0) / total, name) for name in LOOP_STAGES), reverse=True)[:3]
     return ", ".join(f"{name} {share:.0%}" for share, name in shares if share >= 0.005)

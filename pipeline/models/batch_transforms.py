@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pipeline.config.recipe import Augment
 from pipeline.core.keyed_random import Epochs, Keys, Stream, uniform
-from pipeline.loader.api import Batch
 from pipeline.loader.augment import erase
+from pipeline.loader.batch import Batch
 
 Ints = npt.NDArray[np.int64]
 

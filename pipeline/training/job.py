@@ -35,7 +35,7 @@ class TrainJob:
     """A training run. dataset and run are absolute URIs; num_workers 0 means in this process; decoder: on all nodes.
 
     max_workers: as many as there is room for, from num_workers on; 0 for num_workers. resize_seconds: when to look.
-    hold_out: a share of train that isn't trained on, and evaluated instead of val (`units.parts_of`).
+    hold_out: a share of train that isn't trained on, and evaluated instead of val (`units.train_eval_split`).
     on_corrupt: "stop", or "quarantine" to go on without images whose bytes have changed; they are counted and named.
     max_skipped_steps: steps whose loss or gradient isn't finite that are left out; one more stops the run.
     replay_steps: 0 trains; otherwise so many steps after the run's checkpoint are repeated, and nothing but their

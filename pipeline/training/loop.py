@@ -27,10 +27,10 @@ from pipeline.evaluation.distributed import predict_distributed
 from pipeline.evaluation.inference import Predictor
 from pipeline.evaluation.metrics import basic_metrics
 from pipeline.evaluation.predictions import Predictions, write_predictions
-from pipeline.loader.api import Batch
 from pipeline.loader.augment import dropout_seed
-from pipeline.loader.stage_times import remark
-from pipeline.loader.work_units import parts_of
+from pipeline.loader.batch import Batch
+from pipeline.loader.samplers import train_eval_split
+from pipeline.loader.stage_times import largest_shares
 from pipeline.models import checkpoint
 from pipeline.models.batch_transforms import Normalise
 from pipeline.models.checkpoint_writer import CheckpointWriter, record_score
@@ -319,7 +319,7 @@ def _remark(state: RunState) -> str:
     text = f"epoch {line['epoch']:.2f}  loss {line['loss']:.3f}  {line['images_per_second']:,.0f} images/s  "
     left_out = f"  left out: {len(state.quarantined):,}" if state.quarantined else ""
     skipped = f"  steps skipped: {len(state.skipped):,}" if state.skipped else ""
-    return text + remark(line["seconds"]) + left_out + skipped
+    return text + largest_shares(line["seconds"]) + left_out + skipped
 
 
 def _evaluate(
@@ -355,7 +355,7 @@ def _write_outputs(
     predictions: Predictions,
     more: dict[str, Any],
 ) -> None:
-    split = data.split(parts_of(data, job.hold_out).split)
+    split = data.split(train_eval_split(data, job.hold_out).split)
     write_predictions(job.run, job.dataset, split, predictions)
     weights = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
     files.write_bytes(files.join(job.run, checkpoint.MODEL_NAME), serialize_tensors(weights))
@@ -377,7 +377,7 @@ def _write_outputs(
 def check_job(job: TrainJob) -> Manifest:
     """Returns the data set's manifest. Raises a PipelineError if the job can't work, before anything is started."""
     data = manifest.load(job.dataset)
-    parts = parts_of(data, job.hold_out)
+    parts = train_eval_split(data, job.hold_out)
     check_batch(job.recipe, max(1, job.num_workers, job.max_workers), parts.train_rows)
     if job.teacher:
         Teacher(job.teacher.uri, data.classes, job.recipe)

@@ -8,7 +8,14 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.evaluation.pages.mistakes import confident_mistakes
 from pipeline.evaluation.predictions import Predictions
 from pipeline.ingestion.sources import digits
-from pipeline.loader.stage_times import MEANINGS, STAGES, TRAINING, WAITING, training_seconds, waiting_seconds
+from pipeline.loader.stage_times import (
+    LOOP_STAGES,
+    STAGE_MEANINGS,
+    STAGES,
+    WAIT_STAGES,
+    training_seconds,
+    waiting_seconds,
+)
 from pipeline.reporting.charts import BLUE, GREY, ORANGE, page, svg
 from pipeline.reporting.charts import axes as new_axes
 from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, matrix_picture
@@ -36,7 +43,9 @@ def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Pr
         curves=_curves(result),
         time_bars=_time_bars(result),
         time_words=_time_words(result),
-        stages=[(name, result["seconds"][name], MEANINGS[name]) for name in STAGES if result["seconds"].get(name)],
+        stages=[
+            (name, result["seconds"][name], STAGE_MEANINGS[name]) for name in STAGES if result["seconds"].get(name)
+        ],
         bars=_recall_bars(result),
         matrix=matrix_picture(matrix, data.classes) if len(data.classes) <= MAX_MATRIX_CLASSES else None,
         mistakes=confident_mistakes(dataset, data, result["evaluated"]["split"], predictions),
@@ -95,13 +104,13 @@ def _time_words(result: dict[str, Any]) -> str:
     """Returns the sentence that says what to conclude."""
     seconds, trained = result["seconds"], training_seconds(result["seconds"])
     waited = waiting_seconds(seconds) / trained
-    largest = max(TRAINING, key=lambda name: seconds.get(name, 0.0))
+    largest = max(LOOP_STAGES, key=lambda name: seconds.get(name, 0.0))
     text = f"{largest} took {100 * seconds[largest] / trained:.0f} % of the {trained:,.0f} s of training"
     if waited < 0.02:
         return (
             f"{text}; the data were there nearly always ({100 * waited:.1f} % of the time was spent waiting for them)."
         )
-    slowest = max(WAITING, key=lambda name: seconds.get(name, 0.0))
+    slowest = max(WAIT_STAGES, key=lambda name: seconds.get(name, 0.0))
     return f"{text}; {100 * waited:.0f} % was spent waiting for data, most of it for {slowest}."
 
 
@@ -109,7 +118,7 @@ def _time_bars(result: dict[str, Any]) -> str:
     stages = [name for name in reversed(STAGES) if result["seconds"].get(name)]
     values = [result["seconds"][name] for name in stages]
     figure, axes = new_axes(5.2, 0.8 + 0.3 * len(stages))
-    bars = axes.barh(stages, values, color=[ORANGE if name in WAITING else BLUE for name in stages])
+    bars = axes.barh(stages, values, color=[ORANGE if name in WAIT_STAGES else BLUE for name in stages])
     axes.bar_label(bars, [f"{value:,.1f} s" for value in values], padding=3, color=GREY)
     axes.margins(x=0.18)
     axes.set(xlabel="seconds (orange: waiting for data)")

@@ -14,7 +14,7 @@ from pipeline.evaluation.leakage import without_leaked
 from pipeline.evaluation.metrics import basic_metrics
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.loader import stage_times
-from pipeline.loader.work_units import parts_of
+from pipeline.loader.samplers import train_eval_split
 from pipeline.models import checkpoint
 from pipeline.storage import files
 from pipeline.training.fault_tolerance import read_starts
@@ -27,7 +27,7 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     """Returns the content of `result.json` for a finished run."""
     output = files.read_json(files.join(job.run, checkpoint.OUTPUT_NAME))
     state, operations, starts = output["state"], output["operations"], read_starts(job.run)
-    parts = parts_of(data, job.hold_out)
+    parts = train_eval_split(data, job.hold_out)
     predictions, _ = read_predictions(job.run)
     stepping = sum(state["seconds"].get(name, 0.0) for name in ("copy", "compute"))
     trained = stage_times.training_seconds(state["seconds"])

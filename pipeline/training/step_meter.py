@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 from pipeline.loader.sample_order import Order
 from pipeline.loader.stage_times import STAGES, training_seconds, waiting_seconds
 
@@ -65,7 +65,7 @@ class Meter:
         batch = next(stream)
         arrived = max(asked, time.time())
         # A resident batch is made where it is asked for, and that is cropping and flipping.
-        shares = batch.making.share(asked, arrived) if batch.making else {"augment": 1.0}
+        shares = batch.timing.attribute(asked, arrived) if batch.timing else {"augment": 1.0}
         total = sum(shares.values())
         self._span({name: share / total for name, share in shares.items()} if total > 0 else {"hand-over": 1.0})
         return batch

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.cluster.ray_tasks import usable_cpus
 from pipeline.config.recipe import Recipe
 from pipeline.core.keyed_random import epochs_at
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 from pipeline.loader.sample_order import Order
 from pipeline.models.batch_transforms import transform_batch
 from pipeline.models.distillation import distillation_losses

@@ -9,11 +9,13 @@ from torch import Tensor
 from pipeline.core.progress import Progress
 from pipeline.dataset.manifest import Manifest, Split
 from pipeline.evaluation import predictions
-from pipeline.loader import api as loader
-from pipeline.loader.api import Batch, Resident
+from pipeline.loader.batch import Batch
+from pipeline.loader.local import sample_images
+from pipeline.loader.resident import ResidentSplit, load_resident, resident_batches
 from pipeline.loader.sample_order import Order
-from pipeline.loader.transform import View, evaluation_view
-from pipeline.loader.work_units import EvaluateUnits, TrainUnits, Units, parts_of
+from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler, train_eval_split
+from pipeline.loader.stream import stream_batches
+from pipeline.loader.transform import Transform, evaluation_transform, training_transform
 from pipeline.training.job import TrainJob
 
 _WHITENING_IMAGES = 5000
@@ -27,28 +29,26 @@ class Batches:
     ) -> None:
         recipe = job.recipe
         self.job, self.data, self.world_size, self.rank, self.device = job, data, world_size, rank, device
-        self.parts = parts_of(data, job.hold_out)
+        self.parts = train_eval_split(data, job.hold_out)
         self.train, window = data.split("train"), recipe.shuffle_window_row_groups
-        rows, batch_size = self.parts.train_groups, recipe.global_batch_size
+        rows, batch_size = self.parts.train_row_groups, recipe.global_batch_size
         mixes, run_rows = recipe.augment.mixes, recipe.shuffle_run_rows
         self.order = Order(rows, job.seed, batch_size, window, mixes, recipe.repeats, run_rows)
         self._corrupt: set[tuple[str, int]] = set()
-        self.val_view = evaluation_view(recipe, job.decoder)
-        self.train_view = View(
-            recipe.image_size_px, recipe.image_size_px, recipe.augment, job.seed, job.decoder, recipe.size_ramp
-        )
-        self.resident: dict[str, Resident] = {}
+        self.val_view = evaluation_transform(recipe, job.decoder)
+        self.train_view = training_transform(recipe, job.seed, job.decoder)
+        self.resident: dict[str, ResidentSplit] = {}
         if recipe.residency == "resident":
             views = {"train": ("train", self.train_view), "evaluated": (self.parts.split, self.val_view)}
             for name, (split, view) in views.items():
-                whole = loader.load_resident(job.dataset, data.split(split), view, progress, job.on_corrupt)
+                whole = load_resident(job.dataset, data.split(split), view, progress, job.on_corrupt)
                 self.resident[name] = whole.to(device)
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Yields this rank's batches of the steps from `first_step` to `num_steps`."""
-        units = TrainUnits(self.order, num_steps, first_step, self.world_size, self.rank)
+        units = TrainSampler(self.order, num_steps, first_step, self.world_size, self.rank)
         if self.resident:
-            batches = loader.resident_batches(self.resident["train"], units, self.train_view)
+            batches = resident_batches(self.resident["train"], units, self.train_view)
         else:
             batches = self._streamed(self.train, units, self.train_view)
         return self._noting("train", batches)
@@ -56,17 +56,17 @@ class Batches:
     def validation(self, progress: Progress) -> Iterator[Batch]:
         """Yields this rank's part of what is evaluated."""
         name, first, rows = self.parts.split, self.parts.first_row, self.parts.rows
-        units = EvaluateUnits(rows, predictions.UNIT_ROWS, self.world_size, self.rank, first)
+        units = EvaluationSampler(rows, predictions.UNIT_ROWS, self.world_size, self.rank, first)
         if self.resident:
-            batches = loader.resident_batches(self.resident["evaluated"], units, self.val_view)
+            batches = resident_batches(self.resident["evaluated"], units, self.val_view)
         else:
             batches = self._streamed(self.data.split(name), units, self.val_view)
         for batch in self._noting(name, batches):
             yield batch
-            progress("evaluate", batch.unit + 1, len(units))
+            progress("evaluate", batch.index + 1, len(units))
 
-    def _streamed(self, split: Split, units: Units, view: View) -> Iterator[Batch]:
-        return loader.stream_batches(self.job.dataset, split, units, view, self.job.on_corrupt, self.job.cache)
+    def _streamed(self, split: Split, units: Sampler, view: Transform) -> Iterator[Batch]:
+        return stream_batches(self.job.dataset, split, units, view, self.job.on_corrupt, self.job.cache)
 
     def _noting(self, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -89,4 +89,4 @@ class Batches:
         """uint8 [<=5000, 3, S, S] of the train split, the same on every rank."""
         if self.resident:
             return self.resident["train"].images[:_WHITENING_IMAGES]
-        return loader.sample_images(self.job.dataset, self.data, "train", _WHITENING_IMAGES, self.val_view)
+        return sample_images(self.job.dataset, self.data, "train", _WHITENING_IMAGES, self.val_view)

@@ -17,12 +17,13 @@ from pipeline.dataset.row_reader import load_index
 from pipeline.ingestion.plan import SHARD_BYTES
 from pipeline.ingestion.run import planned_ingest, write_dataset
 from pipeline.ingestion.sources import Source
-from pipeline.loader import api as loader
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 from pipeline.loader.decode import best_decoder
+from pipeline.loader.resident import load_resident, resident_batches
 from pipeline.loader.sample_order import Order
-from pipeline.loader.transform import View
-from pipeline.loader.work_units import EvaluateUnits, TrainUnits, Units
+from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler
+from pipeline.loader.stream import batch_from_columns, stream_batches
+from pipeline.loader.transform import Transform
 from pipeline.training import loop as train
 from pipeline.training import result
 from pipeline.training.job import TrainJob
@@ -40,7 +41,7 @@ pytestmark = [
 
 def digest(batch: Batch) -> tuple[Any, ...]:
     return (
-        batch.unit,
+        batch.index,
         batch.rows.tolist(),
         batch.labels.tolist(),
         hashlib.sha256(batch.images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()).hexdigest(),
@@ -80,27 +81,27 @@ def test_a_stream_holds_the_batches_of_the_order_for_any_world_size(
     """51 rows in batches of 12 over 3 epochs: nothing divides. The reference is computed here, without Ray."""
     split = manifest.load(tree_dataset).split("train")
     order = Order(split.row_group_rows, 3, 12, 2, repeats=repeats)
-    view = View(24, 24, AUGMENT, seed=3, decoder=best_decoder())
+    view = Transform(24, 24, AUGMENT, seed=3, decoder=best_decoder())
     for rank in range(world_size):
-        units = TrainUnits(order, 3 * order.steps_per_epoch, first_step, world_size, rank)
-        streamed = [digest(batch) for batch in loader.stream_batches(tree_dataset, split, units, view)]
+        units = TrainSampler(order, 3 * order.steps_per_epoch, first_step, world_size, rank)
+        streamed = [digest(batch) for batch in stream_batches(tree_dataset, split, units, view)]
         assert streamed == [digest(reference(tree_dataset, units, view, unit)) for unit in range(len(units))]
 
 
-def reference(uri: str, units: Units, view: View, unit: int) -> Batch:
+def reference(uri: str, units: Sampler, view: Transform, unit: int) -> Batch:
     index, rows = load_index(uri, manifest.load(uri).split("train")), units.rows(unit)
-    images = view.batch(index, rows, units.epochs(unit))
+    images = view.load(index, rows, units.epochs(unit))
     labels = index.label[rows].astype(np.int64)
     columns = {"row": rows, "label": labels, "image": images, "corrupt": rows < 0, "making": np.zeros(5)}
-    return loader._as_batch(unit, columns, index.key_hash, units.epochs(unit))
+    return batch_from_columns(unit, columns, index.key_hash, units.epochs(unit))
 
 
 def test_streamed_and_resident_evaluation_see_the_same_pixels(tree_dataset: str) -> None:
-    split, view = manifest.load(tree_dataset).split("val"), View(16, 18)
-    units = EvaluateUnits(split.rows, 10, 2, 1)
-    data = loader.load_resident(tree_dataset, split, view)
-    resident = [digest(batch) for batch in loader.resident_batches(data, units, view)]
-    assert [digest(batch) for batch in loader.stream_batches(tree_dataset, split, units, view)] == resident
+    split, view = manifest.load(tree_dataset).split("val"), Transform(16, 18)
+    units = EvaluationSampler(split.rows, 10, 2, 1)
+    data = load_resident(tree_dataset, split, view)
+    resident = [digest(batch) for batch in resident_batches(data, units, view)]
+    assert [digest(batch) for batch in stream_batches(tree_dataset, split, units, view)] == resident
 
 
 @pytest.fixture(scope="module")

@@ -32,21 +32,22 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 from jobs import command
-from pipeline import loader, manifest
+from pipeline.dataset import manifest
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.sample_order import Order
 from pipeline.config.recipe import Augment
-from pipeline.loader.work_units import TrainUnits
-from pipeline.loader.transform import View
+from pipeline.loader.samplers import TrainSampler
+from pipeline.loader.stream import stream_batches
+from pipeline.loader.transform import Transform
 
 @dataclass(frozen=True)
-class Telling(View):
+class Telling(Transform):
     folder: str = ""
 
-    def batch(self, index, rows, epoch, corrupt=None, watch=None):
+    def load(self, index, rows, epoch, corrupt=None, watch=None):
         time.sleep(0.3)  # so that there is a middle to be killed in
         open(f"{self.folder}/{ray.get_runtime_context().get_node_id()}-{epoch}-{rows[0]}", "w").close()
-        return super().batch(index, rows, epoch, corrupt, watch)
+        return super().load(index, rows, epoch, corrupt, watch)
 
 uri = sys.argv[1]
 split = manifest.load(uri).split("train")
@@ -54,10 +55,10 @@ order = Order(split.row_group_rows, 3, 5, 2)
 spec = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5)
 view = Telling(24, 24, spec, seed=3, decoder=best_decoder(), folder=sys.argv[2])
 with command.ray_session():
-    for batch in loader.stream_batches(uri, split, TrainUnits(order, 2 * order.steps_per_epoch * 4), view):
+    for batch in stream_batches(uri, split, TrainSampler(order, 2 * order.steps_per_epoch * 4), view):
         pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
         rows = ",".join(map(str, batch.rows.tolist()))
-        print("STEP", batch.unit, rows, hashlib.sha256(pixels).hexdigest(), flush=True)
+        print("STEP", batch.index, rows, hashlib.sha256(pixels).hexdigest(), flush=True)
 """
 
 
@@ -120,16 +121,16 @@ def expected(uri: str) -> list[tuple[str, str]]:
     from pipeline.config.recipe import Augment
     from pipeline.dataset.row_reader import load_index
     from pipeline.loader.decode import best_decoder
-    from pipeline.loader.transform import View
+    from pipeline.loader.transform import Transform
 
     split = manifest.load(uri).split("train")
     order, index = Order(split.row_group_rows, 3, 5, 2), load_index(uri, split)
     spec = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5)
-    view = View(24, 24, spec, seed=3, decoder=best_decoder())
+    view = Transform(24, 24, spec, seed=3, decoder=best_decoder())
     lines = []
     for step in range(8 * order.steps_per_epoch):
         rows = order.rows(step)
-        pixels = np.ascontiguousarray(view.batch(index, rows, step // order.steps_per_epoch))
+        pixels = np.ascontiguousarray(view.load(index, rows, step // order.steps_per_epoch))
         lines.append((",".join(map(str, rows.tolist())), hashlib.sha256(pixels.tobytes()).hexdigest()))
     return lines
 

@@ -15,7 +15,7 @@ from pipeline.dataset.parquet import read_rows
 from pipeline.evaluation.batch_predict import run as batch_predict
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.loader.decode import best_decoder
-from pipeline.loader.transform import evaluation_view
+from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import find_model
 from pipeline.storage import files
 from tests.support.images import jpeg, make_tar, tree_files
@@ -108,7 +108,7 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_read(trained: str, pict
     samples, _ = batch_predict.find_images(str(pictures), str(tmp_path), lambda *_: None)
     gone = files.join(str(pictures), "gone.png")
     lost = batch_predict._samples(["gone.png"], [gone], [0], [100])
-    view = evaluation_view(find_model(trained).recipe, "simplejpeg")
+    view = evaluation_transform(find_model(trained).recipe, "simplejpeg")
     images, errors = batch_predict.decode_unit(pa.concat_tables([samples.slice(0, 20), lost]), view)
     assert images.shape == (21, 32, 32, 3)
     assert "can't be read" in errors[20]
@@ -135,7 +135,7 @@ def test_other_predictions_are_not_mixed_in(trained: str, pictures: Path, tmp_pa
 def test_a_buckets_prefix_gives_what_the_folder_gives(trained: str, pictures: Path, s3: str, tmp_path: Path) -> None:
     for name, data in list(tree_files(pictures).items())[:12]:
         files.write_bytes(f"{s3}/pictures/{name}", data)
-    view = evaluation_view(find_model(trained).recipe, best_decoder())
+    view = evaluation_transform(find_model(trained).recipe, best_decoder())
     bucket, _ = batch_predict.find_images(f"{s3}/pictures", str(tmp_path), lambda *_: None)
     folder, _ = batch_predict.find_images(str(pictures), str(tmp_path), lambda *_: None)
     kept = folder.filter(pa.compute.is_in(folder["name"], value_set=bucket["name"].combine_chunks()))

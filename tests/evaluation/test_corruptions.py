@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.core.errors import RecipeError
 from pipeline.core.keyed_random import key_hash
 from pipeline.evaluation.analysis.corruptions import CORRUPTIONS, CorruptionTally, add_tallies, corrupted
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 
 KEYS = key_hash([f"image {n}" for n in range(40)])
 

@@ -9,9 +9,9 @@ from pipeline.dataset import manifest
 from pipeline.evaluation.inference import Predictor
 from pipeline.evaluation.metrics import basic_metrics
 from pipeline.evaluation.predictions import merge
-from pipeline.loader import api as loader
-from pipeline.loader.transform import View
-from pipeline.loader.work_units import EvaluateUnits
+from pipeline.loader.resident import load_resident, resident_batches
+from pipeline.loader.samplers import EvaluationSampler
+from pipeline.loader.transform import Transform
 from pipeline.models.batch_transforms import Normalise
 from pipeline.models.small_networks import FastResNet
 from tests.support.predictions import CLASSES, part, random_predictions
@@ -59,16 +59,16 @@ def test_rows_that_are_left_out_must_not_be_there_and_the_others_must() -> None:
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_totals_are_the_same_to_the_last_bit_for_any_number_of_workers(digits_dataset: str, world_size: int) -> None:
     split = manifest.load(digits_dataset).split("val")
-    view = View(32, 32)
-    data = loader.load_resident(digits_dataset, split, view)
+    view = Transform(32, 32)
+    data = load_resident(digits_dataset, split, view)
     torch.manual_seed(0)
     model, normalise = FastResNet(10).to(memory_format=torch.channels_last), Normalise((0.3,) * 3, (0.35,) * 3)
 
     def totals(num_workers: int) -> dict[str, object]:
         parts = []
         for rank in range(num_workers):
-            units = EvaluateUnits(split.rows, 50, num_workers, rank)
-            parts.append(Predictor(model, normalise, 10).predict(loader.resident_batches(data, units, view)))
+            units = EvaluationSampler(split.rows, 50, num_workers, rank)
+            parts.append(Predictor(model, normalise, 10).predict(resident_batches(data, units, view)))
         return basic_metrics(merge(parts, range(split.rows)), tuple("0123456789"))
 
     assert totals(world_size) == totals(1)

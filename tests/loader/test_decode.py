@@ -20,7 +20,7 @@ from pipeline.core.errors import ClusterError, DatasetError
 from pipeline.core.keyed_random import Stream, uniform
 from pipeline.loader import decode
 from pipeline.loader.crops import crop_boxes
-from pipeline.loader.decode import MAX_ERROR, DecoderName, Views, best_decoder, decode_batch
+from pipeline.loader.decode import MAX_ERROR, CropGeometry, DecoderName, best_decoder, decode_batch
 from tests.support.images import picture, shared
 
 BILINEAR: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
@@ -68,11 +68,11 @@ def errors(ours: Any, reference: list[torch.Tensor]) -> Any:
     return np.abs(ours.astype(int) - theirs.astype(int)).mean(axis=(1, 2, 3))
 
 
-def random_crops(images: list[bytes], size: int, seed: int = 0) -> Views:
+def random_crops(images: list[bytes], size: int, seed: int = 0) -> CropGeometry:
     sizes = sizes_of(images)
     draws = uniform(seed, 0, Stream.RESIZED_CROP, np.arange(len(images), dtype=np.uint64), 40)
     boxes = crop_boxes(sizes[:, 0], sizes[:, 1], Augment(resized_crop_area=(0.08, 1.0)), draws)
-    return Views.crops(size, sizes, boxes, np.zeros(len(images), np.int32))
+    return CropGeometry.resized_crops(size, sizes, boxes, np.zeros(len(images), np.int32))
 
 
 def name(number: int) -> str:
@@ -98,7 +98,7 @@ def test_random_crops_are_torchvisions_within_the_tolerance(decoder: DecoderName
 @pytest.mark.parametrize("source", ["made", "imagenet-fullsize-160.tar"])
 def test_evaluation_decodes_in_full_and_is_torchvisions(decoder: DecoderName, source: str) -> None:
     images = MADE if source == "made" else photographs(source, 160)
-    ours = decode_batch(images, Views.centred(64, 73, sizes_of(images)), name, decoder, scaled=False)
+    ours = decode_batch(images, CropGeometry.centre_crops(64, 73, sizes_of(images)), name, decoder)
     reference = [F.center_crop(F.resize(in_full(image), [73], **BILINEAR), [64, 64]) for image in images]
     assert errors(ours, reference).max() < 0.5
 
@@ -108,7 +108,7 @@ def test_an_image_of_the_right_size_is_not_touched(decoder: DecoderName, image: 
     whole = in_full(image)
     side = min(whole.shape[1:])
     box = np.array([[whole.shape[1] - side, whole.shape[2] - side, side, side]], dtype=np.int32)
-    views = Views.crops(side, sizes_of([image]), box, np.zeros(1, np.int32))
+    views = CropGeometry.resized_crops(side, sizes_of([image]), box, np.zeros(1, np.int32))
     ours = decode_batch([image], views, name, decoder)[0].astype(int)
     difference = np.abs(ours - whole[:, -side:, -side:].permute(1, 2, 0).numpy())
     # two builds of libjpeg-turbo; the kernel rounds once, where the reference rounds three times
@@ -128,17 +128,19 @@ def test_a_flip_mirrors(decoder: DecoderName) -> None:
 def test_tiny_images_become_samples(decoder: DecoderName, shape: tuple[int, int]) -> None:
     image = encoded(*shape)
     box = np.array([[0, 0, *shape]], dtype=np.int32)
-    ours = decode_batch([image], Views.crops(32, sizes_of([image]), box, np.zeros(1, np.int32)), name, decoder)
+    ours = decode_batch(
+        [image], CropGeometry.resized_crops(32, sizes_of([image]), box, np.zeros(1, np.int32)), name, decoder
+    )
     assert errors(ours, [F.resize(in_full(image), [32, 32], **BILINEAR)]).max() < 1
 
 
 def test_a_png_beside_jpegs(decoder: DecoderName) -> None:
     images = [MADE[0], encoded(70, 90, 7, "PNG"), MADE[2]]
-    views = Views.centred(64, 64, sizes_of(images))
+    views = CropGeometry.centre_crops(64, 64, sizes_of(images))
     ours = decode_batch(images, views, name, decoder)
     for index in range(3):
         alone = decode_batch(
-            images[index : index + 1], Views.centred(64, 64, views.sizes[index : index + 1]), name, decoder
+            images[index : index + 1], CropGeometry.centre_crops(64, 64, views.sizes[index : index + 1]), name, decoder
         )
         assert np.array_equal(alone[0], ours[index])
 
@@ -148,13 +150,16 @@ def test_an_exif_rotation_is_not_applied(decoder: DecoderName) -> None:
     exif[0x0112] = 6
     image = encoded(70, 90, 7, exif=exif.tobytes())
     plain = encoded(70, 90, 7)
-    both = [decode_batch([each], Views.centred(64, 64, sizes_of([each])), name, decoder) for each in (image, plain)]
+    both = [
+        decode_batch([each], CropGeometry.centre_crops(64, 64, sizes_of([each])), name, decoder)
+        for each in (image, plain)
+    ]
     assert np.array_equal(*both)
 
 
 def test_what_is_damaged_is_named(decoder: DecoderName) -> None:
     images = [MADE[0], MADE[2][: len(MADE[2]) // 2]]
-    views = Views.centred(64, 64, sizes_of(MADE[::2][:2]))
+    views = CropGeometry.centre_crops(64, 64, sizes_of(MADE[::2][:2]))
     with pytest.raises(DatasetError, match=r"^image 1: .*ingest the data set again"):
         decode_batch(images, views, name, decoder)
 
@@ -162,7 +167,7 @@ def test_what_is_damaged_is_named(decoder: DecoderName) -> None:
 def test_sizes_and_boxes_that_do_not_fit_are_refused() -> None:
     if best_decoder() != "kernel":
         pytest.skip("no C compiler or no libjpeg-turbo headers here")
-    good = Views.centred(64, 64, sizes_of(MADE[:1]))
+    good = CropGeometry.centre_crops(64, 64, sizes_of(MADE[:1]))
     for box, size, message in (
         ((0, 0, 200, 300), (200, 301), "another size"),
         ((0, 0, 201, 300), (200, 300), "a crop that doesn't lie"),
@@ -207,7 +212,7 @@ def test_our_own_decoder_gives_the_pixels_of_libjpeg(image: bytes) -> None:
     for top, left, h, w in ((0, 0, height, width), (height // 3, width // 4, height // 2, width // 2)):
         box = np.array([[top, left, h, w]], dtype=np.int32)
         for size in (16, 64):
-            views = Views.crops(size, sizes_of([image]), box, np.zeros(1, np.int32))
+            views = CropGeometry.resized_crops(size, sizes_of([image]), box, np.zeros(1, np.int32))
             ours, theirs = (decode_batch([image], views, name, which).astype(int) for which in ("kernel", "libjpeg"))
             assert np.abs(ours - theirs).max() <= 5
             assert np.abs(ours - theirs).mean() < 0.6
@@ -229,11 +234,11 @@ def test_what_is_not_for_our_own_decoder_is_left_to_libjpeg(image: bytes) -> Non
     if best_decoder() != "kernel":
         pytest.skip("no C compiler or no libjpeg-turbo headers here")
     sizes = sizes_of([image])
-    views = Views.crops(16, sizes, np.array([[0, 0, *sizes[0]]], dtype=np.int32), np.zeros(1, np.int32))
+    views = CropGeometry.resized_crops(16, sizes, np.array([[0, 0, *sizes[0]]], dtype=np.int32), np.zeros(1, np.int32))
     results = []
     for which in ("kernel", "libjpeg"):
         corrupt: set[int] = set()
-        results.append((decode_batch([image], views, name, which, True, corrupt).tobytes(), corrupt))
+        results.append((decode_batch([image], views, name, which, corrupt).tobytes(), corrupt))
     assert results[0] == results[1]
 
 

@@ -14,11 +14,12 @@ from pipeline.core.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import load_index
-from pipeline.loader import api as loader
 from pipeline.loader.decode import DecoderName, best_decoder
+from pipeline.loader.resident import load_resident, resident_batches
 from pipeline.loader.sample_order import Order
-from pipeline.loader.transform import View
-from pipeline.loader.work_units import EvaluateUnits, TrainUnits
+from pipeline.loader.samplers import EvaluationSampler, TrainSampler
+from pipeline.loader.stream import checked_batches
+from pipeline.loader.transform import Transform
 
 
 def whole_split(uri: str, name: str) -> dict[str, list[Any]]:
@@ -40,14 +41,14 @@ def test_rows_come_in_the_order_asked_for(tree_dataset: str) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_evaluation_deals_every_row_once_in_the_same_company(world_size: int) -> None:
-    units = [EvaluateUnits(1003, 50, world_size, rank) for rank in range(world_size)]
+    units = [EvaluationSampler(1003, 50, world_size, rank) for rank in range(world_size)]
     runs = [tuple(part.rows(unit)) for part in units for unit in range(len(part))]
-    alone = EvaluateUnits(1003, 50)
+    alone = EvaluationSampler(1003, 50)
     assert sorted(runs) == [tuple(alone.rows(unit)) for unit in range(len(alone))]
     assert sorted(row for run in runs for row in run) == list(range(1003))
 
 
-VIEW = View(32, 32, Augment(crop_padding_px=2, flip_probability=0.5), seed=5)
+VIEW = Transform(32, 32, Augment(crop_padding_px=2, flip_probability=0.5), seed=5)
 
 
 def resident_digests(uri: str, world_size: int, first_step: int = 0) -> dict[int, list[str]]:
@@ -55,13 +56,13 @@ def resident_digests(uri: str, world_size: int, first_step: int = 0) -> dict[int
     import hashlib
 
     split = manifest.load(uri).split("train")
-    data = loader.load_resident(uri, split, VIEW)
+    data = load_resident(uri, split, VIEW)
     order = Order(split.row_group_rows, 5, 100, None)
     steps: dict[int, list[str]] = {}
     for rank in range(world_size):
-        for batch in loader.resident_batches(data, TrainUnits(order, 20, first_step, world_size, rank), VIEW):
+        for batch in resident_batches(data, TrainSampler(order, 20, first_step, world_size, rank), VIEW):
             digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.images]
-            steps.setdefault(first_step + batch.unit, []).extend(digests)
+            steps.setdefault(first_step + batch.index, []).extend(digests)
     return steps
 
 
@@ -74,7 +75,7 @@ def test_batches_are_the_same_for_every_world_size_and_from_any_step_on(digits_d
 
 def test_a_resident_split_holds_the_stored_images(tree_dataset: str) -> None:
     split, whole = manifest.load(tree_dataset).split("val"), whole_split(tree_dataset, "val")
-    data = loader.load_resident(tree_dataset, split, View(16, 18))
+    data = load_resident(tree_dataset, split, Transform(16, 18))
     assert data.labels.tolist() == whole["label"]
     assert data.images.is_contiguous(memory_format=torch.channels_last)
     reference = v2.Compose([v2.Resize(18), v2.CenterCrop(16)])
@@ -90,25 +91,25 @@ def test_a_sample_does_not_depend_on_its_company(tree_dataset: str, decoder: Dec
         pytest.skip("no C compiler or no libjpeg-turbo headers here")
     index = load_index(tree_dataset, manifest.load(tree_dataset).split("train"))
     for spec in (Augment((0.3, 1.0), flip_probability=0.5), Augment((0.3, 1.0), (3 / 4, 4 / 3), 2, 0.5, 15, 0.05)):
-        view = View(16, 16, spec, seed=3, decoder=decoder)
+        view = Transform(16, 16, spec, seed=3, decoder=decoder)
         rows = np.random.default_rng(0).permutation(index.length.size)
-        together = view.batch(index, rows, 4)
+        together = view.load(index, rows, 4)
         for some in (rows[:1], rows[7:20], rows[::-1]):
             at = [rows.tolist().index(row) for row in some.tolist()]
-            assert np.array_equal(view.batch(index, some, 4), together[at])
-        assert not np.array_equal(view.batch(index, rows, 5), together)
+            assert np.array_equal(view.load(index, some, 4), together[at])
+        assert not np.array_equal(view.load(index, rows, 5), together)
 
 
 KEYS = np.arange(20, dtype=np.uint64)
 
 
-def made(units: TrainUnits, unit: int) -> dict[str, Any]:
+def made(units: TrainSampler, unit: int) -> dict[str, Any]:
     rows = units.rows(unit)
     flat = {
-        "unit": np.array([unit]),
+        "index": np.array([unit]),
         "row": rows[None],
         "label": rows[None],
-        "making": np.zeros((1, 5)),
+        "timing": np.zeros((1, 5)),
         "error": np.array([""]),
     }
     return flat | {"image": np.zeros((1, len(rows), 2, 2, 3), np.uint8), "corrupt": np.zeros((1, len(rows)), np.bool_)}
@@ -120,30 +121,30 @@ def joined(blocks: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [4], [3, 1]])
 def test_a_block_may_hold_any_number_of_units(sizes: list[int]) -> None:
-    units = TrainUnits(Order((20,), 0, 5), 4)
+    units = TrainSampler(Order((20,), 0, 5), 4)
     blocks, first = [], 0
     for size in sizes:
         blocks.append(joined([made(units, unit) for unit in range(first, first + size)]))
         first += size
-    batches = list(loader._units_from_blocks(iter(blocks), units, KEYS))
+    batches = list(checked_batches(iter(blocks), units, KEYS))
     assert [batch.rows.tolist() for batch in batches] == [units.rows(unit).tolist() for unit in range(4)]
     assert [batch.keys.tolist() for batch in batches] == [units.rows(unit).tolist() for unit in range(4)]
 
 
 def test_corrupt_rows_are_taken_out_of_a_batch() -> None:
-    units = TrainUnits(Order((20,), 0, 5), 1)
+    units = TrainSampler(Order((20,), 0, 5), 1)
     block, rows = made(units, 0), units.rows(0)
     block["corrupt"][0, [1, 4]] = True
-    (batch,) = loader._units_from_blocks(iter([block]), units, KEYS)
+    (batch,) = checked_batches(iter([block]), units, KEYS)
     assert batch.rows.tolist() == batch.labels.tolist() == rows[[0, 2, 3]].tolist()
     assert (batch.positions.tolist(), batch.corrupt.tolist()) == ([0, 2, 3], rows[[1, 4]].tolist())
     assert len(batch.images) == 3
 
 
 def test_an_error_of_a_task_is_raised_as_it_was() -> None:
-    units = TrainUnits(Order((20,), 0, 5), 4)
+    units = TrainSampler(Order((20,), 0, 5), 4)
     block = made(units, 1) | {"error": np.array(["DatasetError a/b.parquet, row group 3: gone"])}
-    stream = loader._units_from_blocks(iter([made(units, 0), block]), units, KEYS)
+    stream = checked_batches(iter([made(units, 0), block]), units, KEYS)
     next(stream)
     with pytest.raises(DatasetError, match=r"^a/b\.parquet, row group 3: gone$"):
         next(stream)
@@ -151,17 +152,17 @@ def test_an_error_of_a_task_is_raised_as_it_was() -> None:
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2, 3], [0, 1, 1, 2, 3], [0, 2, 3], [0, 1, 2, 3, 3]])
 def test_a_stream_out_of_order_stops_the_run(order: list[int]) -> None:
-    units = TrainUnits(Order((20,), 0, 5), 4)
+    units = TrainSampler(Order((20,), 0, 5), 4)
     with pytest.raises(ExactnessError):
-        list(loader._units_from_blocks((made(units, unit) for unit in order), units, KEYS))
+        list(checked_batches((made(units, unit) for unit in order), units, KEYS))
 
 
 def test_a_batch_of_other_rows_stops_the_run() -> None:
-    units = TrainUnits(Order((20,), 0, 5), 4)
+    units = TrainSampler(Order((20,), 0, 5), 4)
     block = made(units, 0)
     block["row"] = block["row"][:, ::-1]
-    with pytest.raises(ExactnessError, match="unit 0 with rows"):
-        list(loader._units_from_blocks(iter([block]), units, KEYS))
+    with pytest.raises(ExactnessError, match="received batch 0 with rows"):
+        list(checked_batches(iter([block]), units, KEYS))
 
 
 @pytest.mark.parametrize(
@@ -180,13 +181,13 @@ def test_repeated_images_are_the_samples_of_as_many_epochs(digits_dataset: str) 
     spec = Augment(
         crop_padding_px=2, flip_probability=0.5, flip_alternates=True, rotation_degrees=9, salt_and_pepper=0.1
     )
-    split, view = manifest.load(digits_dataset).split("train"), View(32, 32, spec, seed=5)
-    data = loader.load_resident(digits_dataset, split, view)
+    split, view = manifest.load(digits_dataset).split("train"), Transform(32, 32, spec, seed=5)
+    data = load_resident(digits_dataset, split, view)
     samples = []
     for repeats in (1, 3):
         order = Order(split.row_group_rows, 5, 90, None, repeats=repeats)
         found: dict[tuple[int, int], bytes] = {}
-        for batch in loader.resident_batches(data, TrainUnits(order, 3 * order.steps_per_epoch), view):
+        for batch in resident_batches(data, TrainSampler(order, 3 * order.steps_per_epoch), view):
             epochs = np.broadcast_to(batch.epochs, batch.rows.shape).tolist()
             for row, epoch, image in zip(batch.rows.tolist(), epochs, batch.images, strict=True):
                 found[row, epoch] = image.numpy().tobytes()

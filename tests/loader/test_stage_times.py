@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 from pipeline.loader.sample_order import Order
-from pipeline.loader.stage_times import STAGES, Making, Stopwatch, remark, training_seconds, waiting_seconds
+from pipeline.loader.stage_times import (
+    STAGES,
+    BatchTiming,
+    Stopwatch,
+    largest_shares,
+    training_seconds,
+    waiting_seconds,
+)
 from pipeline.training.step_meter import Meter
 
 
@@ -14,18 +21,18 @@ from pipeline.training.step_meter import Meter
     ("making", "asked", "arrived", "expected"),
     [
         # began before it was asked for, ended 3 s after, 1 s on its way
-        (Making(1, 1, 2, started=6, ended=14), 10, 15, {"storage": 1, "decode": 1, "augment": 2, "hand-over": 1}),
-        (Making(1, 2, 1, started=2, ended=6), 10, 14, {"hand-over": 4}),  # was made long ago
-        (Making(0, 3, 0, started=11, ended=14), 10, 14, {"queue": 1, "decode": 3}),  # had not begun
-        (Making(0, 0, 0, started=9, ended=12), 10, 14, {"hand-over": 4}),  # nothing of it took time
-        (Making(1, 0, 0, started=90, ended=91), 10, 14, {"queue": 4}),  # a clock that is ahead
-        (Making(1, 1, 1, started=0, ended=99), 10, 9, {}),  # a clock that was set back
+        (BatchTiming(1, 1, 2, started=6, ended=14), 10, 15, {"storage": 1, "decode": 1, "augment": 2, "hand-over": 1}),
+        (BatchTiming(1, 2, 1, started=2, ended=6), 10, 14, {"hand-over": 4}),  # was made long ago
+        (BatchTiming(0, 3, 0, started=11, ended=14), 10, 14, {"queue": 1, "decode": 3}),  # had not begun
+        (BatchTiming(0, 0, 0, started=9, ended=12), 10, 14, {"hand-over": 4}),  # nothing of it took time
+        (BatchTiming(1, 0, 0, started=90, ended=91), 10, 14, {"queue": 4}),  # a clock that is ahead
+        (BatchTiming(1, 1, 1, started=0, ended=99), 10, 9, {}),  # a clock that was set back
     ],
 )  # fmt: skip
 def test_waiting_is_shared_out_in_full(
-    making: Making, asked: float, arrived: float, expected: dict[str, float]
+    making: BatchTiming, asked: float, arrived: float, expected: dict[str, float]
 ) -> None:
-    shares = making.share(asked, arrived)
+    shares = making.attribute(asked, arrived)
     assert {name: value for name, value in shares.items() if value} == pytest.approx(expected)
     assert sum(shares.values()) == pytest.approx(max(0, arrived - asked))
 
@@ -35,13 +42,13 @@ def test_a_stopwatch_counts_what_is_inside_its_stages() -> None:
     for _ in range(2):
         with watch.stage("decode"):
             time.sleep(0.02)
-    making = watch.making()
+    making = watch.timing()
     assert 0.04 <= making.decode < 0.2
     assert making.storage == 0
     assert making.ended - making.started >= 0.04
 
 
-def batch(unit: int, making: Making | None) -> Batch:
+def batch(unit: int, making: BatchTiming | None) -> Batch:
     rows = np.arange(2)
     return Batch(unit, rows, torch.zeros(2), torch.zeros(2), rows.astype(np.uint64), rows, rows[:0], 0, making)
 
@@ -51,7 +58,7 @@ def test_a_loops_seconds_add_up_to_its_time_and_go_to_their_stages() -> None:
         for unit in range(3):
             started = time.time()
             time.sleep(0.06)
-            yield batch(unit, Making(0.0, 0.9, 0.1, started, time.time()))
+            yield batch(unit, BatchTiming(0.0, 0.9, 0.1, started, time.time()))
 
     seconds: dict[str, float] = {}
     order, batches = Order((6,), 0, 2), stream()
@@ -80,7 +87,7 @@ def test_a_loops_seconds_add_up_to_its_time_and_go_to_their_stages() -> None:
     assert line["images_per_second"] == pytest.approx(6 / trained, rel=1e-3)
 
 
-def test_the_remark_names_the_largest_shares() -> None:
+def test_the_summary_names_the_largest_shares() -> None:
     seconds = dict.fromkeys(STAGES, 0.0) | {"compute": 80.0, "decode": 15.0, "storage": 4.0, "copy": 1.0, "start": 99.0}
-    assert remark(seconds) == "compute 80%, decode 15%, storage 4%"
-    assert remark({}) == ""
+    assert largest_shares(seconds) == "compute 80%, decode 15%, storage 4%"
+    assert largest_shares({}) == ""

@@ -18,13 +18,15 @@ from pipeline.config.recipe import Augment, SizeRamp
 from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest
 from pipeline.dataset.row_reader import load_index
-from pipeline.loader import api as loader
-from pipeline.loader import transform as view_module
+from pipeline.loader import stream as stream_module
+from pipeline.loader import transform as transform_module
+from pipeline.loader.batch import usable_positions
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.sample_order import Order
+from pipeline.loader.samplers import TrainSampler
 from pipeline.loader.stage_times import Stopwatch
-from pipeline.loader.transform import View
-from pipeline.loader.work_units import TrainUnits
+from pipeline.loader.stream import stream_batches
+from pipeline.loader.transform import Transform
 from pipeline.training import loop as train
 from pipeline.training import result
 from pipeline.training.job import TrainJob
@@ -43,16 +45,16 @@ EVERYTHING = Augment(
 )
 
 
-def streamed(uri: str, order: Order, view: View, first: int, last: int, world_size: int) -> dict[int, str]:
+def streamed(uri: str, order: Order, view: Transform, first: int, last: int, world_size: int) -> dict[int, str]:
     """Returns {global step: SHA-256 of the global batch's pixels, labels and rows} of the steps in [first, last)."""
     parts: dict[int, list[tuple[bytes, ...]]] = {}
     split = manifest.load(uri).split("train")
     for rank in range(world_size):
-        units = TrainUnits(order, last, first, world_size, rank)
-        for batch in loader.stream_batches(uri, split, units, view):
+        units = TrainSampler(order, last, first, world_size, rank)
+        for batch in stream_batches(uri, split, units, view):
             pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()
             part = (pixels.tobytes(), batch.labels.numpy().tobytes(), batch.rows.tobytes())
-            parts.setdefault(first + batch.unit, []).append(part)
+            parts.setdefault(first + batch.index, []).append(part)
     joined = {step: b"".join(b"".join(column) for column in zip(*part, strict=True)) for step, part in parts.items()}
     return {step: hashlib.sha256(data).hexdigest() for step, data in joined.items()}
 
@@ -61,7 +63,7 @@ def test_every_batch_has_one_sha256_whoever_makes_it_and_wherever_it_begins(tree
     """51 rows, batches of 17, 3 epochs of 16, 24 and 32 px; world sizes change in the middle of epochs."""
     split = manifest.load(tree_dataset).split("train")
     order = Order(split.row_group_rows, 9, 17, 2)
-    view = View(32, 32, EVERYTHING, seed=9, decoder=best_decoder(), ramp=SizeRamp(16, 0, 2, multiple_px=8))
+    view = Transform(32, 32, EVERYTHING, seed=9, decoder=best_decoder(), ramp=SizeRamp(16, 0, 2, multiple_px=8))
     alone = streamed(tree_dataset, order, view, 0, 9, 1)
     assert len(alone) == len(set(alone.values())) == 9
     pieces: dict[int, str] = {}
@@ -73,8 +75,8 @@ def test_every_batch_has_one_sha256_whoever_makes_it_and_wherever_it_begins(tree
 def test_sizes_grow_from_epoch_to_epoch_in_one_stream(tree_dataset: str) -> None:
     split = manifest.load(tree_dataset).split("train")
     order = Order(split.row_group_rows, 9, 17, 2)
-    view = View(32, 32, Augment((0.3, 1.0)), decoder=best_decoder(), ramp=SizeRamp(16, 0, 2, multiple_px=8))
-    batches = loader.stream_batches(tree_dataset, split, TrainUnits(order, 12), view)
+    view = Transform(32, 32, Augment((0.3, 1.0)), decoder=best_decoder(), ramp=SizeRamp(16, 0, 2, multiple_px=8))
+    batches = stream_batches(tree_dataset, split, TrainSampler(order, 12), view)
     assert [batch.images.shape[-1] for batch in batches] == [16] * 3 + [24] * 3 + [32] * 6
 
 
@@ -92,18 +94,18 @@ def slowed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class Slow(View):
+class Slow(Transform):
     """A view, one of whose functions is slow, in whatever process it runs."""
 
     function: str = ""
 
-    def batch(self, *arguments: Any) -> Any:
-        original = getattr(view_module, self.function)
-        setattr(view_module, self.function, slowed(original))
+    def load(self, *arguments: Any) -> Any:
+        original = getattr(transform_module, self.function)
+        setattr(transform_module, self.function, slowed(original))
         try:
-            return super().batch(*arguments)
+            return super().load(*arguments)
         finally:
-            setattr(view_module, self.function, original)
+            setattr(transform_module, self.function, original)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ class Slow(View):
         ("read_parts", "storage"),
         ("decode_batch", "decode"),
         ("_augmented", "augment"),
-        ("_as_batch", "hand-over"),
+        ("batch_from_columns", "hand-over"),
         ("", "compute"),
     ],
 )
@@ -121,12 +123,12 @@ def test_the_slow_stage_is_blamed(
 ) -> None:
     split = manifest.load(tree_dataset).split("train")
     spec = EVERYTHING if stage == "augment" else Augment((0.3, 1.0), flip_probability=0.5)
-    order, view = Order(split.row_group_rows, 1, 5), View(24, 24, spec, decoder=best_decoder())
+    order, view = Order(split.row_group_rows, 1, 5), Transform(24, 24, spec, decoder=best_decoder())
     if stage in ("storage", "decode", "augment"):
         view = Slow(24, 24, spec, decoder=best_decoder(), function=function)
     elif function:
-        monkeypatch.setattr(loader, function, slowed(getattr(loader, function)))
-    stream = loader.stream_batches(tree_dataset, split, TrainUnits(order, 10), view)
+        monkeypatch.setattr(stream_module, function, slowed(getattr(stream_module, function)))
+    stream = stream_batches(tree_dataset, split, TrainSampler(order, 10), view)
     seconds: dict[str, float] = {}
     meter = Meter(seconds, [], torch.device("cpu"), 1, 0)
     for _ in range(10):
@@ -145,8 +147,8 @@ def test_the_slow_stage_is_blamed(
 def test_what_was_measured_comes_with_the_batch(tree_dataset: str) -> None:
     split = manifest.load(tree_dataset).split("train")
     watch, index = Stopwatch(), load_index(tree_dataset, split)
-    View(24, 24, EVERYTHING, decoder=best_decoder()).batch(index, np.arange(51), 0, None, watch)
-    making = watch.making()
+    Transform(24, 24, EVERYTHING, decoder=best_decoder()).load(index, np.arange(51), 0, None, watch)
+    making = watch.timing()
     assert min(making.storage, making.decode, making.augment) > 0
     assert making.storage + making.decode + making.augment <= making.ended - making.started
 
@@ -223,7 +225,7 @@ def test_a_corrupt_row_stops_the_run_with_shard_and_row_group(
 
 def test_a_batch_of_which_nothing_is_left_stops_the_run() -> None:
     with pytest.raises(DatasetError, match="batch 4: none of its 3 images can be used"):
-        loader._readable(4, np.ones(3, dtype=np.bool_))
+        usable_positions(4, np.ones(3, dtype=np.bool_))
 
 
 def test_the_seconds_of_a_run_are_metrics_of_ray(digits_dataset: str, tmp_path: Path) -> None:

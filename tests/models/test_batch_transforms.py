@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 
 from pipeline.config.recipe import Augment
 from pipeline.core.keyed_random import Stream, uniform
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 from pipeline.loader.sample_order import Order
 from pipeline.models.batch_transforms import TransformedBatch, cut_mix, mix_up, partners, transform_batch
 

@@ -11,7 +11,7 @@ from pipeline.evaluation.certificate import Certificate, certify
 from pipeline.evaluation.inference import Predictor
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 from pipeline.models.load import find_model
 
 CLASSES = tuple("abcdefg")

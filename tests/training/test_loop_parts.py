@@ -18,7 +18,7 @@ from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Augment
 from pipeline.core.errors import CheckpointError, ClusterError, DatasetError, DivergedError
 from pipeline.evaluation.inference import view_logits
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 from pipeline.loader.crops import flips
 from pipeline.loader.sample_order import Order
 from pipeline.models import checkpoint

@@ -17,7 +17,7 @@ from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Augment, Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
-from pipeline.loader.work_units import EvaluateUnits, parts_of
+from pipeline.loader.samplers import EvaluationSampler, train_eval_split
 from pipeline.models.tensor_file import read_tensors
 from pipeline.training import loop as train
 from pipeline.training.job import TrainJob
@@ -102,20 +102,20 @@ def test_the_same_seed_draws_the_same_values_and_the_first_trial_is_the_recipe()
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
 def test_what_is_held_out_and_what_is_trained_on_are_all_of_train_once(digits_dataset: str, share: float) -> None:
     data = manifest.load(digits_dataset)
-    rows, parts = data.split("train").rows, parts_of(data, share)
+    rows, parts = data.split("train").rows, train_eval_split(data, share)
     assert parts.rows == round(share * rows)
-    assert sum(parts.train_groups) == parts.train_rows == parts.first_row == rows - parts.rows
-    units = EvaluateUnits(parts.rows, 50, 1, 0, parts.first_row)
+    assert sum(parts.train_row_groups) == parts.train_rows == parts.first_row == rows - parts.rows
+    units = EvaluationSampler(parts.rows, 50, 1, 0, parts.first_row)
     seen = np.concatenate([units.rows(unit) for unit in range(len(units))])
     assert seen.tolist() == list(range(parts.first_row, rows))
     groups = data.split("train").row_group_rows
-    assert parts.train_groups[:-1] == groups[: len(parts.train_groups) - 1]  # whole ones but the last
+    assert parts.train_row_groups[:-1] == groups[: len(parts.train_row_groups) - 1]  # whole ones but the last
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 1e-6, 0.9999])
 def test_a_share_that_leaves_nothing_is_an_error(digits_dataset: str, share: float) -> None:
     with pytest.raises(RecipeError, match=r"hold_out=.* leaves nothing of 1438 rows"):
-        parts_of(manifest.load(digits_dataset), share)
+        train_eval_split(manifest.load(digits_dataset), share)
 
 
 # --- the report --------------------------------------------------------------------------------------------------

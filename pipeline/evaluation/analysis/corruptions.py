@@ -19,7 +19,7 @@ from pipeline.config.recipe import check_choice
 from pipeline.core.errors import RecipeError
 from pipeline.core.keyed_random import Keys, Stream, uniform
 from pipeline.dataset.image_codec import decode, encode_jpeg
-from pipeline.loader.api import Batch
+from pipeline.loader.batch import Batch
 
 SMALL_PX = 64
 _SEED = 0

@@ -21,7 +21,7 @@ from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import load_index
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
-from pipeline.loader.transform import evaluation_view
+from pipeline.loader.transform import evaluation_transform
 from pipeline.models.batch_transforms import Normalise
 from pipeline.models.layers import convolutions
 from pipeline.models.load import TrainedModel, load_net
@@ -161,7 +161,7 @@ def explain(
     places = np.concatenate([hits, misses])
     split = data.split(job.split)
     rows = predictions.row[places]
-    pixels = evaluation_view(model.recipe, job.decoder).batch(load_index(job.dataset, split), rows, 0)
+    pixels = evaluation_transform(model.recipe, job.decoder).load(load_index(job.dataset, split), rows, 0)
     keys = read_rows(job.dataset, split, rows, ("key",))["key"].to_pylist()
     net = _differentiable(load_net(model))
     images = Normalise(model.recipe.pixel_mean, model.recipe.pixel_std)(torch.from_numpy(pixels).permute(0, 3, 1, 2))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.evaluation.inference import view_logits
-from pipeline.loader.transform import evaluation_view
+from pipeline.loader.transform import evaluation_transform
 from pipeline.models.batch_transforms import Normalise
 from pipeline.models.load import TrainedModel, load_net
 
@@ -24,7 +24,7 @@ def prediction_seconds(models: Sequence[TrainedModel]) -> tuple[float, ...]:
     prepared = []
     for model in models:
         recipe = model.recipe
-        size_px = evaluation_view(recipe, "libjpeg").size_px
+        size_px = evaluation_transform(recipe, "libjpeg").size_px
         image = torch.randint(0, 256, (1, 3, size_px, size_px), dtype=torch.uint8, device=device)
         normalise = Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
         prepared.append((load_net(model).to(device), normalise, image, recipe.test_views))

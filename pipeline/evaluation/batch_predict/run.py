@@ -26,8 +26,8 @@ from pipeline.ingestion.image_check import ImageHandling, Refused, check_image
 from pipeline.ingestion.source_reader import gather
 from pipeline.ingestion.sources.folders import is_image
 from pipeline.ingestion.sources.members import Listing, list_members
-from pipeline.loader.decode import DecoderName, Views, check_decoder, decode_batch
-from pipeline.loader.transform import View, evaluation_view
+from pipeline.loader.decode import CropGeometry, DecoderName, check_decoder, decode_batch
+from pipeline.loader.transform import Transform, evaluation_transform
 from pipeline.models.load import TrainedModel
 from pipeline.storage import files
 from pipeline.storage.claim import claim_folder
@@ -132,7 +132,7 @@ class DecodeTask:
     """Reads and decodes the images of a unit; runs in a Ray task on any CPU."""
 
     samples: Any  # an ObjectRef of the table
-    view: View
+    view: Transform
 
     def __call__(self, batch: Arrays) -> Arrays:
         """batch: {"id": int64 [1]}. Returns one row: unit: int64 [1]; image: uint8 [1, N, S, S, 3]; error: str [1], a
@@ -146,7 +146,7 @@ class DecodeTask:
         return {"unit": np.array([unit]), "image": images[None], "error": np.array([json.dumps(errors)])}
 
 
-def decode_unit(samples: pa.Table, view: View) -> tuple[npt.NDArray[np.uint8], list[str]]:
+def decode_unit(samples: pa.Table, view: Transform) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Returns uint8 [N, S, S, 3], black where an image can't be used, and why that is; "" for the others."""
     found: dict[int, Any] = {}
     errors = ["" if length else "empty: zero bytes" for length in samples["length"].to_pylist()]
@@ -162,8 +162,8 @@ def decode_unit(samples: pa.Table, view: View) -> tuple[npt.NDArray[np.uint8], l
         sizes = np.array([(found[n].height, found[n].width) for n in places])
         corrupt: set[int] = set()
         data = [found[n].data for n in places]
-        views = Views.centred(view.size_px, view.resize_px, sizes)
-        images[places] = decode_batch(data, views, str, view.decoder, scaled=False, corrupt=corrupt)
+        views = CropGeometry.centre_crops(view.size_px, view.resize_px, sizes)
+        images[places] = decode_batch(data, views, str, view.decoder, corrupt=corrupt)
         for index in corrupt:
             errors[places[index]] = "damaged: the image can't be decoded in full"
     return images, errors
@@ -276,7 +276,7 @@ def _execute(job: PredictJob, units: list[int]) -> Iterator[Arrays]:
     if not units:
         return
     model = job.model
-    task = DecodeTask(ray.put(job.samples), evaluation_view(model.recipe, job.decoder))
+    task = DecodeTask(ray.put(job.samples), evaluation_transform(model.recipe, job.decoder))
 
     def stages(source: Any) -> Any:
         return source.map_batches(task, batch_size=1, num_cpus=TASK_CPUS).map_batches(

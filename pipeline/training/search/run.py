@@ -17,7 +17,7 @@ from pipeline.core.errors import RecipeError
 from pipeline.core.progress import silent
 from pipeline.dataset import manifest
 from pipeline.loader.sample_order import num_steps
-from pipeline.loader.work_units import parts_of
+from pipeline.loader.samplers import train_eval_split
 from pipeline.models.identity import check_identity
 from pipeline.storage import files
 from pipeline.storage.claim import claim_folder
@@ -191,7 +191,7 @@ class MakeScores:
 def trial_job(template: TrainJob, out: str, number: int, values: Values) -> TrainJob:
     """Returns a trial's job: the search's own, with the trial's run and values. Reads the data set's manifest."""
     recipe = with_values(template.recipe, values)
-    rows = parts_of(manifest.load(template.dataset), template.hold_out).train_rows
+    rows = train_eval_split(manifest.load(template.dataset), template.hold_out).train_rows
     trackers = (MakeScores(num_steps(rows, recipe.global_batch_size)), tensorboard)
     return replace(template, run=trial_run(out, number), recipe=recipe, trackers=trackers, progress=silent)
 

@@ -1,0 +1,54 @@
+"""One batch of a loader, whichever way it was made."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.core.errors import DatasetError
+from pipeline.core.keyed_random import Epochs, Keys
+from pipeline.loader.sample_order import Rows
+from pipeline.loader.stage_times import BatchTiming
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N decoded and augmented images with their labels.
+
+    index: position of the batch in its sampler, from 0.
+    rows: int64 [N], row numbers in the split.
+    images: uint8 [N, 3, S, S], channels_last.
+    labels: int64 [N].
+    keys: uint64 [N], hashes of the rows' keys; they seed the augmentation of each row.
+    positions: int64 [N], positions of the rows in the sampler's batch: 0 to N - 1 unless images were left out.
+    corrupt: int64 [M], rows of the sampler's batch that were left out because their images can't be used.
+    epochs: the epoch of all rows, or int64 [N].
+    timing: how long a task took to make the batch; None where no task did.
+    """
+
+    index: int
+    rows: Rows
+    images: Tensor
+    labels: Tensor
+    keys: Keys
+    positions: Rows
+    corrupt: Rows
+    epochs: Epochs = 0
+    timing: BatchTiming | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Returns the batch with images and labels on `device`."""
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels))
+        return replace(self, images=images, labels=labels)
+
+
+def usable_positions(index: int, corrupt: npt.NDArray[np.bool_]) -> Rows:
+    """Returns int64, the positions of a batch's rows that are not corrupt.
+
+    index: the batch's, for the message. Raises DatasetError if all rows are corrupt: there is nothing to train on.
+    """
+    if len(corrupt) and corrupt.all():
+        raise DatasetError(f"batch {index}: none of its {len(corrupt)} images can be used; ingest the data set again")
+    return np.flatnonzero(~corrupt)

@@ -1,0 +1,77 @@
+"""Batches from memory: a split is decoded once and stays there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.config.recipe import OnCorrupt
+from pipeline.core.keyed_random import Keys, epochs_at
+from pipeline.core.progress import Progress, silent
+from pipeline.dataset.manifest import Split
+from pipeline.dataset.row_reader import load_index
+from pipeline.loader.augment import augment_batch
+from pipeline.loader.batch import Batch, usable_positions
+from pipeline.loader.samplers import Sampler
+from pipeline.loader.transform import Transform
+
+_ROWS_AT_ONCE = 1000  # bounds the memory for encoded images
+
+
+@dataclass(frozen=True)
+class ResidentSplit:
+    """A decoded split.
+
+    images: uint8 [N, 3, S, S], channels_last. labels: int64 [N]. keys: uint64 [N], hashes of the rows' keys. corrupt:
+    bool [N], rows whose images can't be used; they are black.
+    """
+
+    images: Tensor
+    labels: Tensor
+    keys: Keys
+    corrupt: npt.NDArray[np.bool_]
+
+    def to(self, device: torch.device) -> "ResidentSplit":
+        """Returns the split with images and labels on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def load_resident(
+    uri: str, split: Split, transform: Transform, progress: Progress = silent, on_corrupt: OnCorrupt = "stop"
+) -> ResidentSplit:
+    """Returns a whole split, decoded to the size of `transform`; `resident_batches` augments it, batch by batch.
+
+    on_corrupt: "quarantine" marks images that can't be used; otherwise DatasetError is raised for the first one.
+    """
+    size = transform.size_px
+    index = load_index(uri, split)
+    plain = Transform(size, transform.resize_px if transform.augment is None else size, decoder=transform.decoder)
+    images, corrupt = np.empty((split.rows, size, size, 3), dtype=np.uint8), np.zeros(split.rows, dtype=np.bool_)
+    for start in range(0, split.rows, _ROWS_AT_ONCE):
+        progress("load", start, split.rows)
+        rows = np.arange(start, min(start + _ROWS_AT_ONCE, split.rows))
+        unusable: set[int] | None = set() if on_corrupt == "quarantine" else None
+        images[rows] = plain.load(index, rows, 0, unusable)
+        corrupt[rows[sorted(unusable or ())]] = True
+    progress("load", split.rows, split.rows)
+    labels = torch.from_numpy(index.label.astype(np.int64))
+    return ResidentSplit(torch.from_numpy(images).permute(0, 3, 1, 2), labels, index.key_hash, corrupt)
+
+
+def resident_batches(data: ResidentSplit, sampler: Sampler, transform: Transform) -> Iterator[Batch]:
+    """Yields the sampler's batches from memory, augmented on the device where the split is."""
+    for number in range(len(sampler)):
+        wanted = sampler.rows(number)
+        positions = usable_positions(number, data.corrupt[wanted])
+        rows = wanted[positions]
+        index = torch.from_numpy(rows).to(data.images.device)
+        epochs = epochs_at(sampler.epochs(number), positions)
+        # Indexed as [N, S, S, 3], the memory layout, so that a row is one copy and the result is channels_last.
+        images = data.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
+        if transform.augment is not None:
+            images = augment_batch(images, transform.augment, transform.seed, epochs, data.keys[rows])
+        corrupt = wanted[data.corrupt[wanted]]
+        yield Batch(number, rows, images, data.labels[index], data.keys[rows], positions, corrupt, epochs)

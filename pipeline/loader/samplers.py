@@ -1,0 +1,107 @@
+"""Samplers: the rows of each batch that one worker makes, in order.
+
+A training batch is one rank's part of one global batch; an evaluation batch is a run of consecutive rows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.core.errors import RecipeError
+from pipeline.core.keyed_random import Epochs
+from pipeline.dataset.manifest import Manifest
+from pipeline.loader.sample_order import Order, Rows
+
+
+@dataclass(frozen=True)
+class TrainEvalSplit:
+    """Rows to train on and rows to evaluate: `first_row` to `first_row + rows` of `split`.
+
+    train_row_groups: number of training rows in each row group of train; the last one may be cut short.
+    """
+
+    train_row_groups: tuple[int, ...]
+    split: str
+    first_row: int
+    rows: int
+
+    @property
+    def train_rows(self) -> int:
+        """Number of rows to train on."""
+        return sum(self.train_row_groups)
+
+
+def train_eval_split(data: Manifest, hold_out: float = 0.0) -> TrainEvalSplit:
+    """Returns train and val; or, with `hold_out`, train without its last rows, and those: a share `hold_out` of it.
+
+    The last rows are a random sample, since an ingest shuffles the rows. Raises RecipeError if either part is empty.
+    """
+    groups = data.split("train").row_group_rows
+    if not hold_out:
+        return TrainEvalSplit(groups, "val", 0, data.split("val").rows)
+    rows = sum(groups)
+    held_out = round(hold_out * rows)
+    if not 0 < held_out < rows:
+        raise RecipeError(
+            f"hold_out={hold_out} leaves nothing of {rows} rows to train on or to evaluate; use 0.1 or so"
+        )
+    first_row = left = rows - held_out
+    train_row_groups = []
+    for size in groups:
+        if left > 0:
+            train_row_groups.append(min(size, left))
+            left -= size
+    return TrainEvalSplit(tuple(train_row_groups), "train", first_row, held_out)
+
+
+@dataclass(frozen=True)
+class TrainSampler:
+    """The batches of one rank: batch i is its part of global step `first_step + i`, up to global step `num_steps`."""
+
+    order: Order
+    num_steps: int
+    first_step: int = 0
+    world_size: int = 1
+    rank: int = 0
+
+    def __len__(self) -> int:
+        return self.num_steps - self.first_step
+
+    def rows(self, index: int) -> Rows:
+        """Returns int64, the row numbers of a batch."""
+        return self.order.rows(self.first_step + index, self.world_size, self.rank)
+
+    def epochs(self, index: int) -> Epochs:
+        """Returns the epoch of a batch, or of each of its rows where the order repeats them."""
+        return self.order.epochs(self.first_step + index, self.world_size, self.rank)
+
+
+@dataclass(frozen=True)
+class EvaluationSampler:
+    """Batches of `batch_rows` consecutive rows from `first_row` on, dealt to the ranks in turn.
+
+    The batches don't depend on the number of workers, so that a row is always computed in the same batch and every
+    world size gives the same numbers to the last bit.
+    """
+
+    num_rows: int
+    batch_rows: int
+    world_size: int = 1
+    rank: int = 0
+    first_row: int = 0
+
+    def __len__(self) -> int:
+        num_batches = -(-self.num_rows // self.batch_rows)
+        return len(range(self.rank, num_batches, self.world_size))
+
+    def rows(self, index: int) -> Rows:
+        """Returns int64, the row numbers of a batch."""
+        start = (self.rank + index * self.world_size) * self.batch_rows
+        return self.first_row + np.arange(start, min(start + self.batch_rows, self.num_rows), dtype=np.int64)
+
+    def epochs(self, index: int) -> Epochs:
+        """Returns 0: evaluation has no epochs."""
+        return 0
+
+
+Sampler = TrainSampler | EvaluationSampler
