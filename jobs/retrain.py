@@ -31,7 +31,7 @@ from pipeline.storage import files, lease
 from pipeline.training.trackers import check_mlflow
 
 if TYPE_CHECKING:
-    from pipeline.retraining.run import Night
+    from pipeline.retraining.workspace import RetrainingRun
 
 KEPT = 3
 _WEBHOOK_SECONDS, _LOOK_AGAIN_SECONDS, _INTERRUPT_AGAIN_SECONDS = 10, 2, 30
@@ -82,7 +82,7 @@ class Args:
 
 def main(args: Args) -> None:
     """One night."""
-    from pipeline.retraining import run as retrain
+    from pipeline.retraining import workspace as states
     from pipeline.retraining.promotion_gate import Gate
 
     hours, recipe = args.hours(), make_recipe(args.recipe, epochs=args.epochs)
@@ -98,7 +98,7 @@ def main(args: Args) -> None:
     if not files.exists(source):
         raise SourceError(f"source={source}: no such file or folder; give an existing path or URI")
     if args.dry_run:
-        latest = retrain.read_latest(workspace)
+        latest = states.read_latest(workspace)
         _print_plan(_planned(args, source, workspace, recipe, gate, latest), hours, latest)
         return
     over = threading.Event()
@@ -117,14 +117,14 @@ def _work(
     args: Args, source: str, workspace: str, recipe: Recipe, gate: Any, hours: float | None, alone: lease.Lease,
     over: threading.Event,
 ) -> None:  # fmt: skip
-    from pipeline.retraining import run as retrain
+    from pipeline.retraining import workspace as states
 
-    latest = retrain.read_latest(workspace)
+    latest = states.read_latest(workspace)
     night = _planned(args, source, workspace, recipe, gate, latest)
-    if latest and night.attempt and not args.force and not retrain.is_cut_off(workspace):
+    if latest and night.attempt and not args.force and not states.is_interrupted(workspace):
         command.console.print(f"nothing to do: {source} and the recipe are those of night {latest['night']}")
         return
-    night = retrain.begin(night)
+    night = states.resume_or_start(night)
     _print_plan(night, hours, latest)
     decision = _night(args, night, recipe, alone, over)
     _print_decision(night, decision)
@@ -138,26 +138,27 @@ def _work(
 
 def _planned(
     args: Args, source: str, workspace: str, recipe: Recipe, gate: Any, latest: dict[str, Any] | None
-) -> "Night":
+) -> "RetrainingRun":
     from pipeline.retraining import registry
-    from pipeline.retraining import run as retrain
+    from pipeline.retraining import workspace as states
 
     fingerprint, values = files.fingerprint(source), json.loads(json.dumps(asdict(recipe)))
-    same = retrain.nothing_to_do(latest, fingerprint, values)
+    same = states.is_unchanged(latest, fingerprint, values)
     champion = registry.current(files.join(workspace, "registry"), registry.CHAMPION)
     attempt = (latest or {}).get("attempt", 0) + 1 if same else 0
-    return retrain.Night(workspace, source, fingerprint, values, champion, gate, args.from_champion, attempt)
+    return states.RetrainingRun(workspace, source, fingerprint, values, champion, gate, args.from_champion, attempt)
 
 
 # --- the stages --------------------------------------------------------------------------------------------------
 
 
-def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over: threading.Event) -> dict[str, Any]:
-    from pipeline.evaluation import comparison as compare
+def _night(
+    args: Args, night: "RetrainingRun", recipe: Recipe, alone: lease.Lease, over: threading.Event
+) -> dict[str, Any]:
+    from pipeline.evaluation.comparison import compare, write_comparison
     from pipeline.evaluation.pages import report as evaluation_report
     from pipeline.evaluation.runner import EvaluateJob
-    from pipeline.retraining import drift, registry
-    from pipeline.retraining import run as retrain
+    from pipeline.retraining import drift, promotion, registry, workspace
 
     seconds: dict[str, float] = {}
     fence = registry.take_fence(night.registry, registry.CHAMPION)
@@ -175,24 +176,24 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over:
     nobody = EvaluateJob("", "", "")
     with training.evaluating(args.workers, nobody, args.device, args.wait_minutes) as job:
         with _stage("evaluate", seconds, over):
-            challenger, values = retrain.evaluate_model(night, run, "challenger", job)
+            challenger, values = promotion.evaluate_model(night, run, "challenger", job)
             champion = None
             if night.champion is not None:
-                champion, _ = retrain.evaluate_model(night, night.champion_uri, "champion", job)
+                champion, _ = promotion.evaluate_model(night, night.champion_uri, "champion", job)
         with _stage("drift", seconds, over):
-            others = retrain.datasets_of(night)
-            drifted = retrain.measure_drift(night, others[0], job, drift.Thresholds()) if others else None
-    fair = retrain.fair_rows(night.dataset, data, others)
-    latency = retrain.measure_latency(night, run)
-    decision = retrain.decide_night(night, champion, challenger, data, fair, latency)
+            others = promotion.earlier_datasets(night)
+            drifted = promotion.measure_drift(night, others[0], job, drift.Thresholds()) if others else None
+    fair = promotion.unseen_rows(night.dataset, data, others)
+    latency = promotion.measure_latency(night)
+    decision = promotion.decide_promotion(champion, challenger, data.classes, fair, night.gate, latency)
     report = evaluation_report.write_report(
         files.join(night.folder, "challenger"), night.dataset, data, values, challenger
     )
     comparison = None
     if night.champion is not None:
         before, after = (files.join(night.folder, name) for name in ("champion", "challenger"))
-        compared, pair = compare.compare(before, after, night.dataset, data)
-        _, comparison = compare.write_comparison(night.folder, night.dataset, data, compared, pair)
+        compared, pair = compare(before, after, night.dataset, data)
+        _, comparison = write_comparison(night.folder, night.dataset, data, compared, pair)
     parent = night.champion.version if night.champion and night.from_champion else ""
     version = registry.add(night.registry, run, files.join(night.folder, "challenger"), parent)
     alone.check()
@@ -204,7 +205,7 @@ def _night(args: Args, night: "Night", recipe: Recipe, alone: lease.Lease, over:
         "report": report,
         "comparison": comparison,
     }
-    return retrain.conclude(night, decision, version.id, fence, more)
+    return workspace.publish(night, decision, version.id, fence, more)
 
 
 @contextmanager
@@ -217,7 +218,7 @@ def _stage(name: str, seconds: dict[str, float], over: threading.Event) -> Itera
     seconds[name] = time.perf_counter() - start
 
 
-def _train(args: Args, night: "Night", recipe: Recipe, run: str) -> None:
+def _train(args: Args, night: "RetrainingRun", recipe: Recipe, run: str) -> None:
     from pipeline.models.checkpoint import MODEL_NAME
     from pipeline.training.job import TrainJob, weights_of
 
@@ -280,7 +281,7 @@ def _budget(hours: float | None, over: threading.Event) -> Iterator[None]:
 # --- what it says ------------------------------------------------------------------------------------------------
 
 
-def _print_plan(night: "Night", hours: float | None, latest: dict[str, Any] | None) -> None:
+def _print_plan(night: "RetrainingRun", hours: float | None, latest: dict[str, Any] | None) -> None:
     last = sum(latest["seconds"].values()) / 3600 if latest else 0.0
     command.print_table(
         f"\nnight {night.id}",
@@ -296,7 +297,7 @@ def _print_plan(night: "Night", hours: float | None, latest: dict[str, Any] | No
     )  # fmt: skip
 
 
-def _print_decision(night: "Night", decision: dict[str, Any]) -> None:
+def _print_decision(night: "RetrainingRun", decision: dict[str, Any]) -> None:
     lines = [
         ("PROMOTED" if decision["promote"] else "KEPT", decision["reason"]),
         ("champion", (decision["challenger"] if decision["promote"] else decision["champion_before"]) or "none"),
@@ -313,7 +314,7 @@ def _print_decision(night: "Night", decision: dict[str, Any]) -> None:
     command.print_table(f"\nnight {night.id}: {load(night.dataset).name}", lines)
 
 
-def _mirror(uri: str, night: "Night") -> None:
+def _mirror(uri: str, night: "RetrainingRun") -> None:
     """Brings the MLflow registry up to date. One that isn't there changes nothing, and is said."""
     from mlflow.exceptions import MlflowException
 

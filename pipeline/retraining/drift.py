@@ -1,6 +1,6 @@
-"""What has changed between two versions of a data set: its classes, its pixels, and what the champion makes of it.
+"""Drift between two versions of a data set: class mix, brightness, and the champion's features.
 
-Warnings, not verdicts: a data set that grew by what was missing has drifted, too.
+Drift warns and doesn't decide: a data set that gained what it lacked has drifted, too.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,20 +17,16 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Above which a change is named.
+    """Distances above which drift is reported. The defaults are rules of thumb, not measured."""
 
-    class_mix: total variation distance of the class shares, in [0, 1]. brightness: Kolmogorov and Smirnov's distance of
-    the images' mean values, in [0, 1]. features: distance of the mean features of the champion, in standard deviations.
-    """
-
-    class_mix: float = 0.1
-    brightness: float = 0.1
-    features: float = 0.5
+    class_mix: float = 0.1  # total variation distance of the class shares, in [0, 1]
+    brightness: float = 0.1  # Kolmogorov-Smirnov distance of the images' mean pixel values, in [0, 1]
+    features: float = 0.5  # distance of the mean features of the champion, in standard deviations
 
 
 @dataclass(frozen=True)
 class Drift:
-    """The distances, whether each is above its threshold, and what they mean in words."""
+    """The distances, None where one couldn't be measured, and a warning for each that is above its threshold."""
 
     class_mix: float
     brightness: float | None
@@ -38,12 +34,12 @@ class Drift:
     warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Returns it as plain values."""
+        """Returns the drift as JSON values."""
         return asdict(self)
 
 
 def class_mix(before: Manifest, after: Manifest) -> float:
-    """Returns the total variation distance of the class shares in train, half the sum of their differences."""
+    """Returns the total variation distance of the class shares in train: half the sum of their absolute differences."""
     shares = []
     for data in (before, after):
         counts = dict(zip(data.classes, data.split("train").rows_per_class, strict=True))
@@ -54,7 +50,10 @@ def class_mix(before: Manifest, after: Manifest) -> float:
 
 
 def brightness(before: str, old: Manifest, after: str, new: Manifest) -> float | None:
-    """Returns the distance of both distributions of brightness in train; None where an ingest decoded nothing."""
+    """Returns the Kolmogorov-Smirnov distance of the two distributions of brightness in train.
+
+    before, after: URIs of the data sets. None if an ingest with `--checks header` decoded no images.
+    """
     from scipy.stats import ks_2samp
 
     values = []
@@ -68,22 +67,28 @@ def brightness(before: str, old: Manifest, after: str, new: Manifest) -> float |
 
 
 def feature_distance(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]) -> float:
-    """before, after: float32 [N, M], features of samples of both. Returns the root mean square, over the M features, of
-    the difference of their means in standard deviations of the first (0.3 and less is small, Cohen, 1988)."""
+    """Returns the standardised distance of two samples of features: 0.3 and less is small (Cohen, 1988).
+
+    before, after: float32 [N, M], of any two N. The distance is the root mean square, over the M features, of the
+    difference of their means in standard deviations of `before`. Constant features are left out.
+    """
     deviation = before.std(axis=0, dtype=np.float64)
-    known = deviation > 1e-6
-    shift = (after.mean(axis=0, dtype=np.float64) - before.mean(axis=0, dtype=np.float64))[known] / deviation[known]
+    varies = deviation > 1e-6
+    shift = (after.mean(axis=0, dtype=np.float64) - before.mean(axis=0, dtype=np.float64))[varies] / deviation[varies]
     return float(np.sqrt((shift**2).mean()))
 
 
-def judge(mix: float, light: float | None, features: float | None, thresholds: Thresholds) -> Drift:
-    """Returns the drift with a warning for each distance above its threshold."""
-    found = (
+def assess(mix: float, light: float | None, features: float | None, thresholds: Thresholds) -> Drift:
+    """Returns the drift, with a warning for each distance above its threshold.
+
+    mix, light, features: as from `class_mix`, `brightness` and `feature_distance`.
+    """
+    measured = (
         ("class_mix", mix, "the mix of classes has changed: {:.3f} of the images would have to be of another class"),
-        ("brightness", light, "the images are darker or brighter than they were: distance {:.3f}"),
-        ("features", features, "the champion sees other images than it did: {:.2f} standard deviations"),
+        ("brightness", light, "the images have become darker or brighter: Kolmogorov-Smirnov distance {:.3f}"),
+        ("features", features, "the champion's features have shifted: by {:.2f} standard deviations"),
     )
     warnings = [
-        text.format(value) for name, value, text in found if value is not None and value > getattr(thresholds, name)
+        text.format(value) for name, value, text in measured if value is not None and value > getattr(thresholds, name)
     ]
     return Drift(mix, light, features, tuple(warnings))

@@ -1,6 +1,7 @@
-"""Whether a challenger takes the champion's place: only on evidence, and never where a part of it got worse.
+"""The promotion gate: statistical tests that decide whether a challenger replaces the champion.
 
-Both are looked at on the same rows, which neither was trained on. Every check says what it found and what it allows.
+Both models are compared on the same rows, which neither was trained on. The challenger must be better beyond chance,
+and may not get worse in any class, in calibration or in latency by more than the gate allows.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,26 +13,21 @@ import numpy.typing as npt
 from pipeline.core.errors import RecipeError
 from pipeline.evaluation.metrics import calibration
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.significance import mcnemar
 
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What is asked of a challenger.
+    """The limits of the promotion gate. They are part of a retraining run's identity: no field may be renamed."""
 
-    level: how often, at most, one that is no better passes by chance; minimum_gain: of top-1, in [0, 1]. recall_drop:
-    most that the recall of any class may fall, in [0, 1]; more is refused where it is no chance, at `level` over all
-    classes together. calibration_rise: most that the expected calibration error may grow. latency_ratio: most that the
-    time of a prediction may grow by, where both were measured.
-    """
-
-    level: float = 0.05
-    minimum_gain: float = 0.0
+    level: float = 0.05  # significance level in (0, 0.5): how often a challenger that is no better may pass
+    minimum_gain: float = 0.0  # of top-1, in [0, 1]
+    # Largest fall of any class's recall, in [0, 1]. A larger one is refused if it is significant at `level` over all
+    # classes together.
     recall_drop: float = 0.02
-    calibration_rise: float = 0.1
-    latency_ratio: float = 1.5
+    calibration_rise: float = 0.1  # largest rise of the expected calibration error, in [0, 1]
+    latency_ratio: float = 1.5  # largest ratio of the seconds per image, if both were measured; 1 or more
 
     def __post_init__(self) -> None:
         if not 0 < self.level < 0.5:
@@ -45,32 +41,32 @@ class Gate:
 
 @dataclass(frozen=True)
 class Check:
-    """One of them. found, allowed: numbers of the check's own kind; text: what it says."""
+    """The result of one check. It is written to `decision.json`."""
 
     name: str
     passed: bool
-    found: float
-    allowed: float
-    text: str
+    found: float  # the statistic that was tested: a p-value, a difference or a ratio
+    allowed: float  # its limit, in the same unit
+    text: str  # for people
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What came of it."""
+    """Whether the challenger is promoted, and the checks that decided it."""
 
     promote: bool
     checks: tuple[Check, ...]
 
     @property
     def reason(self) -> str:
-        """One sentence: what was decided, and by what."""
+        """One sentence: the decision, and the checks that it rests on."""
         failed = [check.text for check in self.checks if not check.passed]
         if failed:
             return f"kept the champion: {'; '.join(failed)}"
         return f"promoted: {'; '.join(check.text for check in self.checks[:1])}"
 
     def as_json(self) -> dict[str, Any]:
-        """Returns it as plain values."""
+        """Returns the decision as JSON values."""
         return {"promote": self.promote, "reason": self.reason, "checks": [asdict(check) for check in self.checks]}
 
 
@@ -78,25 +74,34 @@ def decide(
     champion: Predictions, challenger: Predictions, classes: tuple[str, ...], gate: Gate,
     latency_seconds: tuple[float, float] | None = None,
 ) -> Decision:  # fmt: skip
-    """champion, challenger: of the same rows in the same order; latency_seconds: an image's, of both."""
+    """Returns the decision of all checks.
+
+    champion, challenger: predictions for the same rows in the same order. latency_seconds: per image, of champion and
+    challenger; None leaves the check out. Raises ValueError if the rows differ.
+    """
     if not np.array_equal(champion.row, challenger.row) or not np.array_equal(champion.label, challenger.label):
-        raise ValueError("champion and challenger were looked at on different rows")
+        raise ValueError("the predictions of champion and challenger are of different rows")
     checks = [
-        better(champion.correct, challenger.correct, gate),
-        weakest_class(champion.correct, challenger.correct, champion.label, classes, gate),
-        _calibrated(champion, challenger, gate),
+        check_gain(champion.right, challenger.right, gate),
+        check_recall(champion.right, challenger.right, champion.label, classes, gate),
+        _check_calibration(champion, challenger, gate),
     ]
     if latency_seconds is not None:
-        checks.append(_fast(latency_seconds, gate))
+        checks.append(_check_latency(latency_seconds, gate))
     return Decision(all(check.passed for check in checks), tuple(checks))
 
 
-def better(champion: Bools, challenger: Bools, gate: Gate) -> Check:
-    """The gain, by McNemar's exact test, one-sided: of the rows on which just one is right, are the challenger's more
-    than chance gives (McNemar, 1947)? And is it as much as is asked?"""
-    test = mcnemar(champion, challenger, "greater")
-    won, lost, p = test["only_second"], test["only_first"], test["p"]
+def check_gain(champion: Bools, challenger: Bools, gate: Gate) -> Check:
+    """Returns whether the challenger is better beyond chance and by the minimum gain.
+
+    McNemar's exact test, one-sided (McNemar, 1947): of the rows about which exactly one model is right, are more the
+    challenger's than chance gives? champion, challenger: bool [N], whether each is right about a row.
+    """
+    from scipy.stats import binomtest
+
+    won, lost = int((~champion & challenger).sum()), int((champion & ~challenger).sum())
     gain = (won - lost) / len(champion)
+    p = float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
     passed = p <= gate.level and gain >= gate.minimum_gain
     text = f"{100 * gain:+.2f} points on {len(champion):,} images ({won:,} won, {lost:,} lost, p = {p:.2g})"
     if p > gate.level:
@@ -106,40 +111,44 @@ def better(champion: Bools, challenger: Bools, gate: Gate) -> Check:
     return Check("gain", passed, p, gate.level, text)
 
 
-def weakest_class(
+def check_recall(
     champion: Bools, challenger: Bools, labels: npt.NDArray[np.int64], classes: tuple[str, ...], gate: Gate
 ) -> Check:
-    """The class whose recall has fallen most for certain: by the lower bound of the fall, one-sided, at the level over
-    all classes (Bonferroni). The bound is Agresti and Min's for paired shares (Statistics in Medicine 24, 2005)."""
+    """Returns whether no class's recall has fallen by more than the gate allows; names the worst class.
+
+    The statistic of a class is the one-sided lower bound of its fall, at the gate's level divided by the number of
+    classes (Bonferroni). The bound is Agresti and Min's for differences of paired proportions (Statistics in Medicine
+    24, 2005). champion, challenger: bool [N], whether each is right about a row. labels: int64 [N].
+    """
     from scipy.stats import norm
 
     present = np.unique(labels)
     z = float(norm.ppf(1 - gate.level / len(present)))
     worst: tuple[float, float, str] = (-np.inf, 0.0, "")
-    for number in present:
-        of_class = labels == number
+    for label in present:
+        of_class = labels == label
         rows = int(of_class.sum())
         lost = float((champion & ~challenger)[of_class].sum())
         won = float((~champion & challenger)[of_class].sum())
-        fall = (lost - won) / (rows + 2)  # half a row more in each cell, as they have it
+        fall = (lost - won) / (rows + 2)  # Agresti and Min add half a row to each of the four cells
         spread = np.sqrt((won + lost + 1) - (lost - won) ** 2 / (rows + 2)) / (rows + 2)
-        worst = max(worst, (fall - z * spread, (lost - won) / rows, classes[number]))
+        worst = max(worst, (fall - z * spread, (lost - won) / rows, classes[label]))
     bound, fall, name = worst
     passed = bool(bound <= gate.recall_drop)
     text = f"recall of {name} {100 * -fall:+.1f} points"
-    text += "" if passed else f", a fall of more than the {100 * gate.recall_drop:g} points allowed, and no chance"
+    text += "" if passed else f", a significant fall of more than the {100 * gate.recall_drop:g} points allowed"
     return Check("recall of each class", passed, float(bound), gate.recall_drop, text)
 
 
-def _calibrated(champion: Predictions, challenger: Predictions, gate: Gate) -> Check:
-    before, after = (calibration(each.probabilities[:, 0], each.correct)["ece"] for each in (champion, challenger))
+def _check_calibration(champion: Predictions, challenger: Predictions, gate: Gate) -> Check:
+    before, after = (calibration(each.probabilities[:, 0], each.right)["ece"] for each in (champion, challenger))
     passed = after <= before + gate.calibration_rise
     text = f"calibration error {before:.3f} -> {after:.3f}"
     text += "" if passed else f", a rise of more than {gate.calibration_rise:g}"
     return Check("calibration", passed, after - before, gate.calibration_rise, text)
 
 
-def _fast(seconds: tuple[float, float], gate: Gate) -> Check:
+def _check_latency(seconds: tuple[float, float], gate: Gate) -> Check:
     ratio = seconds[1] / seconds[0]
     passed = ratio <= gate.latency_ratio
     text = f"{1e3 * seconds[0]:.2f} -> {1e3 * seconds[1]:.2f} ms an image"

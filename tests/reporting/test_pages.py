@@ -23,7 +23,7 @@ from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
 from pipeline.models.load import find_model
 from pipeline.reporting.charts import page
-from pipeline.retraining.drift import Thresholds, judge
+from pipeline.retraining.drift import Thresholds, assess
 from pipeline.retraining.promotion_gate import Gate, decide
 from pipeline.training import result
 from pipeline.training.job import TrainJob
@@ -62,7 +62,7 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
     better, worse = (read_predictions(each.out)[0] for each in jobs)
     decided = {
         **decide(better, worse, data.classes, Gate()).as_json(),
-        "drift": judge(0.3, None, 0.1, Thresholds()).as_json(),
+        "drift": assess(0.3, None, 0.1, Thresholds()).as_json(),
         "night": "0123456789ab", "recipe": {"name": "digits"}, "dataset": digits_dataset, "fair_rows": 300, "rows": 359,
         "challenger": "a" * 16, "champion_before": "b" * 16, "report": "evaluation.html", "comparison": "compare.html",
         "seconds": {"train": 12.3},

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import binom
 
 from pipeline.core.errors import RecipeError
-from pipeline.retraining.promotion_gate import Gate, better, decide, weakest_class
-from tests.support.predictions import predictions
+from pipeline.evaluation.predictions import Predictions
+from pipeline.retraining.promotion_gate import Gate, check_gain, check_recall, decide
 
 CLASSES = tuple("abcdefghij")
 
@@ -23,15 +23,23 @@ def pair(
     return champion, challenger
 
 
+def predictions(right: np.ndarray, sure: float = 0.9) -> Predictions:
+    rows = np.arange(len(right))
+    label = rows % 10
+    classes = np.stack([np.where(right, label, (label + 1) % 10), (label + 2) % 10], axis=1)
+    probabilities = np.tile(np.array([sure, 1 - sure], np.float32), (len(right), 1))
+    return Predictions(rows, label, classes, probabilities, np.zeros(len(right)), np.empty((len(right), 0), np.float32))
+
+
 def test_the_test_is_mcnemars_one_sided() -> None:
     champion = np.r_[np.ones(3), np.zeros(12), np.ones(50), np.zeros(5)].astype(bool)
     challenger = np.r_[np.zeros(3), np.ones(12), np.ones(50), np.zeros(5)].astype(bool)
-    check = better(champion, challenger, Gate())
+    check = check_gain(champion, challenger, Gate())
     assert check.found == pytest.approx(sum(comb(15, k) for k in range(12, 16)) / 2**15)
     assert check.passed
-    assert not better(challenger, champion, Gate()).passed
-    assert not better(champion, champion, Gate()).passed
-    asked = better(champion, challenger, Gate(minimum_gain=0.2))
+    assert not check_gain(challenger, champion, Gate()).passed
+    assert not check_gain(champion, champion, Gate()).passed
+    asked = check_gain(champion, challenger, Gate(minimum_gain=0.2))
     assert not asked.passed
     assert "less than the 20 points asked for" in asked.text
 
@@ -43,7 +51,7 @@ def test_equally_good_models_are_promoted_no_oftener_than_stated(level: float, d
     gate, promoted = Gate(level=level), 0
     for seed in range(1000):
         champion, challenger = pair(10_000, differing / 2, differing / 2, seed, both=0.6)
-        promoted += better(champion, challenger, gate).passed
+        promoted += check_gain(champion, challenger, gate).passed
     most = binom.ppf(0.999, 1000, level)  # of 1,000 tries at just that level
     assert promoted <= most
     assert promoted >= 1 or level < 0.05  # it can promote
@@ -56,7 +64,7 @@ def test_a_real_gain_is_seen_on_ten_thousand_rows(gain: float, least: float) -> 
     seen = 0
     for seed in range(300):
         champion, challenger = pair(10_000, (differing - gain) / 2, (differing + gain) / 2, seed)
-        seen += better(champion, challenger, Gate()).passed
+        seen += check_gain(champion, challenger, Gate()).passed
     print(f"gain of {100 * gain:g} points: seen {seen / 3:.0f} times in 100")
     assert seen / 300 >= least
 
@@ -66,13 +74,13 @@ def test_a_class_that_falls_is_refused_by_name_and_a_small_or_chance_fall_is_not
     labels = np.arange(10_000) % 10
     worse = right.copy()
     worse[(labels == 3) & (np.arange(10_000) < 800)] = False  # 80 of 1,000
-    check = weakest_class(right, worse, labels, CLASSES, Gate())
+    check = check_recall(right, worse, labels, CLASSES, Gate())
     assert not check.passed
     assert "recall of d -8.0 points" in check.text
-    assert weakest_class(right, worse, labels, CLASSES, Gate(recall_drop=0.08)).passed
+    assert check_recall(right, worse, labels, CLASSES, Gate(recall_drop=0.08)).passed
     few = right.copy()
     few[[3, 13, 23]] = False  # 3 of 100 rows: more than 2 points, but may be chance
-    assert weakest_class(right[:1000], few[:1000], labels[:1000], CLASSES, Gate()).passed
+    assert check_recall(right[:1000], few[:1000], labels[:1000], CLASSES, Gate()).passed
 
 
 def test_equal_classes_are_refused_no_oftener_than_stated() -> None:
@@ -80,7 +88,7 @@ def test_equal_classes_are_refused_no_oftener_than_stated() -> None:
     refused = 0
     for seed in range(300):
         champion, challenger = pair(10_000, 0.03, 0.03, seed)
-        refused += not weakest_class(champion, challenger, labels, CLASSES, Gate(recall_drop=0.0)).passed
+        refused += not check_recall(champion, challenger, labels, CLASSES, Gate(recall_drop=0.0)).passed
     assert refused / 300 <= 0.05 + 0.04
 
 

@@ -18,64 +18,65 @@ from pipeline.config.presets import make_recipe
 from pipeline.core.errors import RecipeError
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_rows
-from pipeline.retraining import registry
-from pipeline.retraining import run as retrain
-from pipeline.retraining.drift import Thresholds, class_mix, feature_distance, judge
+from pipeline.evaluation import runner as certify
+from pipeline.retraining import promotion, registry
+from pipeline.retraining.drift import Thresholds, assess, class_mix, feature_distance
 from pipeline.retraining.promotion_gate import Gate
-from tests.support.datasets import Source
-from tests.support.jobs import command, one_line_error, run_job
-from tests.support.predictions import predictions
+from pipeline.retraining.workspace import RetrainingRun, is_unchanged, resume_or_start
+from pipeline.storage import files
+from tests.jobs.test_command_lines import command, one_line_error, run_job
+from tests.retraining.test_promotion_gate import predictions
 
 GATE = Gate()
 
 
-def night_of(workspace: str, **changes: object) -> retrain.Night:
+def night_of(workspace: str, **changes: object) -> RetrainingRun:
     recipe = json.loads(json.dumps(asdict(make_recipe("digits"))))
-    return replace(retrain.Night(workspace, "source", "f" * 64, recipe, None, GATE, False), **changes)
+    return replace(RetrainingRun(workspace, "source", "f" * 64, recipe, None, GATE, False), **changes)
 
 
 def test_a_night_that_was_cut_off_goes_on_with_the_champion_it_began_with(tmp_path: Path) -> None:
     workspace = str(tmp_path)
     first = night_of(workspace)
-    assert retrain.begin(first) == first
+    assert resume_or_start(first) == first
     moved = registry.Move("champion", 1, "a" * 16, 0, "promoted by this very night, which was killed then", 1.0)
-    again = retrain.begin(replace(first, champion=moved))
+    again = resume_or_start(replace(first, champion=moved))
     assert again == first
     assert again.id == first.id
     other = replace(first, champion=moved, fingerprint="e" * 64)
-    assert retrain.begin(other) == other
-    assert retrain.begin(replace(other, champion=None)) == other
+    assert resume_or_start(other) == other
+    assert resume_or_start(replace(other, champion=None)) == other
 
 
 def test_nothing_is_to_do_on_the_same_source_with_the_same_recipe() -> None:
     night = night_of("w")
     latest = {"fingerprint": night.fingerprint, "recipe": night.recipe}
-    assert retrain.nothing_to_do(latest, night.fingerprint, night.recipe)
-    assert not retrain.nothing_to_do(latest, "other", night.recipe)
-    assert not retrain.nothing_to_do(latest, night.fingerprint, {**night.recipe, "epochs": 3})
-    assert not retrain.nothing_to_do(None, night.fingerprint, night.recipe)
+    assert is_unchanged(latest, night.fingerprint, night.recipe)
+    assert not is_unchanged(latest, "other", night.recipe)
+    assert not is_unchanged(latest, night.fingerprint, {**night.recipe, "epochs": 3})
+    assert not is_unchanged(None, night.fingerprint, night.recipe)
 
 
 def test_the_first_model_must_be_better_than_a_guess() -> None:
     good, bad = predictions(np.arange(400) % 4 > 0), predictions(np.arange(400) % 10 == 0)
-    assert retrain.decide_first(good, 10, GATE).promote
-    refused = retrain.decide_first(bad, 10, GATE)
+    assert promotion.decide_without_champion(good, 10, GATE).promote
+    refused = promotion.decide_without_champion(bad, 10, GATE)
     assert not refused.promote
     assert "no better than that" in refused.reason
 
 
 def test_only_rows_that_neither_model_trained_on_count(digits_dataset: str) -> None:
     data = load(digits_dataset)
-    assert retrain.fair_rows(digits_dataset, replace(data, leaked={}), []).all()
+    assert promotion.unseen_rows(digits_dataset, replace(data, leaked={}), []).all()
     keys = read_rows(digits_dataset, data.split("val"), np.arange(3), ("key",))["key"].to_pylist()
     leaked = replace(data, leaked={"val": tuple(keys)})
-    assert (~retrain.fair_rows(digits_dataset, leaked, [])).sum() == 3
+    assert (~promotion.unseen_rows(digits_dataset, leaked, [])).sum() == 3
     champion, challenger = predictions(np.zeros(359, bool)), predictions(np.ones(359, bool))
     fair = np.zeros(359, dtype=bool)
     with pytest.raises(RecipeError, match="no validation image is left"):
-        retrain.decide_night(night_of("w"), champion, challenger, data, fair)
+        promotion.decide_promotion(champion, challenger, data.classes, fair, GATE)
     fair[:100] = True
-    decision = retrain.decide_night(night_of("w"), champion, challenger, data, fair)
+    decision = promotion.decide_promotion(champion, challenger, data.classes, fair, GATE)
     assert decision.promote
     assert "100 images" in decision.reason
 
@@ -93,7 +94,7 @@ def test_drift_is_measured_and_named(digits_dataset: str) -> None:
     assert feature_distance(before, before) == 0
     assert feature_distance(before, before + 2) == pytest.approx(2, rel=0.05)
     assert feature_distance(3 * before, 3 * before + 6) == pytest.approx(2, rel=0.05)
-    quiet, loud = judge(0.01, None, 0.2, Thresholds()), judge(0.3, 0.4, 0.9, Thresholds())
+    quiet, loud = assess(0.01, None, 0.2, Thresholds()), assess(0.3, 0.4, 0.9, Thresholds())
     assert quiet.warnings == ()
     assert len(loud.warnings) == 3
 
@@ -109,6 +110,32 @@ def test_drift_is_measured_and_named(digits_dataset: str) -> None:
 )
 def test_what_cannot_work_is_said_in_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
     assert message in one_line_error(run_job("retrain", *arguments, cwd=tmp_path))
+
+
+class Source:
+    """The digits as class folders in a bucket: val in full, train from image to image."""
+
+    def __init__(self, dataset: str, uri: str) -> None:
+        self.uri, data = uri, load(dataset)
+        self.classes = data.classes
+        for split in ("train", "val"):
+            table = read_rows(dataset, data.split(split), np.arange(data.split(split).rows))
+            lines = list(zip(table["label"].to_pylist(), table["image"].to_pylist(), strict=True))
+            if split == "val":
+                for number, (label, image) in enumerate(lines):
+                    self._put(f"val/{self.classes[label]}/{number:05d}.png", image)
+            else:
+                self._train = lines
+
+    def _put(self, name: str, image: bytes) -> None:
+        files.write_bytes(f"{self.uri}/{name}", image)
+
+    def add(self, first: int, last: int, wrong: float = 0.0) -> None:
+        """Adds training images, a share of them with a wrong label."""
+        generator = np.random.default_rng(first)
+        for number, (label, image) in enumerate(self._train[first:last], first):
+            shown = (label + int(generator.integers(1, 10))) % 10 if generator.random() < wrong else label
+            self._put(f"train/{self.classes[shown]}/{number:05d}.png", image)
 
 
 class Hook(http.server.BaseHTTPRequestHandler):
@@ -243,7 +270,7 @@ def test_the_champions_own_data_set_comes_first(monkeypatch: pytest.MonkeyPatch)
     parents = {"c": "b", "b": "a", "a": ""}
     data = {"c": "w/datasets/1", "b": "w/datasets/9", "a": "w/datasets/1"}
     monkeypatch.setattr(registry, "get", lambda place, name: SimpleNamespace(parent=parents[name]))
-    monkeypatch.setattr(retrain, "read_metrics", lambda uri: {"dataset": {"uri": data[uri.rsplit("/", 1)[1]]}})
+    monkeypatch.setattr(certify, "read_metrics", lambda uri: {"dataset": {"uri": data[uri.rsplit("/", 1)[1]]}})
     champion = registry.Move("champion", 1, "c", 0, "", 0.0)
-    assert retrain.datasets_of(night_of("w", champion=champion)) == ["w/datasets/1", "w/datasets/9"]
-    assert retrain.datasets_of(night_of("w")) == []
+    assert promotion.earlier_datasets(night_of("w", champion=champion)) == ["w/datasets/1", "w/datasets/9"]
+    assert promotion.earlier_datasets(night_of("w")) == []

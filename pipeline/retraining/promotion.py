@@ -1,0 +1,144 @@
+"""Champion and challenger on the same rows: their evaluations, the rows that count, drift, and the decision."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.errors import RecipeError
+from pipeline.dataset import manifest
+from pipeline.dataset.manifest import Manifest
+from pipeline.evaluation import metrics_file
+from pipeline.evaluation import predictions as evaluate
+from pipeline.evaluation import runner as certify
+from pipeline.evaluation.analysis.latency import prediction_seconds
+from pipeline.evaluation.leakage import leaked_rows
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.runner import METRICS_NAME, EvaluateJob
+from pipeline.ingestion.duplicates import load_provenance
+from pipeline.models.load import check_classes, find_model
+from pipeline.retraining import registry
+from pipeline.retraining.drift import Drift, Thresholds, assess, brightness, class_mix, feature_distance
+from pipeline.retraining.promotion_gate import Check, Decision, Gate, decide
+from pipeline.retraining.workspace import RetrainingRun
+from pipeline.storage import files
+
+# Enough for means of features: their standard error is 1.4 % of a standard deviation.
+_DRIFT_ROWS = 5000
+
+
+def evaluate_model(
+    run: RetrainingRun, checkpoint: str, name: str, job: EvaluateJob
+) -> tuple[Predictions, dict[str, Any]]:
+    """Returns the predictions of a model on the val split of the run's data set, and the content of its metrics.json.
+
+    An evaluation that a process before this one has finished is read, not repeated.
+
+    checkpoint: URI of a finished training run. name: of the evaluation's folder below the run's. job: workers and
+    progress of the evaluation.
+    """
+    out = files.join(run.folder, name)
+    data, model = manifest.load(run.dataset), find_model(checkpoint)
+    check_classes(model, data.classes)
+    job = replace(job, checkpoint=checkpoint, dataset=run.dataset, out=out, views=model.recipe.test_views)
+    if not files.exists(files.join(out, METRICS_NAME)):
+        certify.run(job)
+        certificate, predictions = certify.certify(job, data, model)
+        values = metrics_file.gather(job, data, model, certificate, predictions)
+        certify.write_metrics(out, values)
+    return evaluate.read_predictions(out)[0], certify.read_metrics(out)
+
+
+def unseen_rows(dataset: str, data: Manifest, others: list[str]) -> npt.NDArray[np.bool_]:
+    """Returns bool [rows of val]: True for the images that neither model can know from its training.
+
+    False are the duplicates of training images (`leakage.leaked_rows`), and images whose source file, by its SHA-256,
+    is in the train split of one of `others`, the data sets that the champion and its ancestors were trained on.
+    """
+    split = data.split("val")
+    unseen = np.ones(split.rows, dtype=np.bool_)
+    unseen[leaked_rows(dataset, data)] = False
+    trained_on: set[bytes] = set()
+    for uri in others:
+        trained_on.update(_source_hashes(uri, manifest.load(uri), "train"))
+    hashes = _source_hashes(dataset, data, "val")
+    return unseen & np.array([sha256 not in trained_on for sha256 in hashes], dtype=np.bool_)
+
+
+def _source_hashes(uri: str, data: Manifest, split: str) -> list[bytes]:
+    """Returns the SHA-256 of each row's source file."""
+    table = load_provenance(uri, data, ["source_sha256"])
+    of_split = table.filter(np.array(table["split"].to_pylist()) == split)
+    hashes: list[bytes] = of_split["source_sha256"].to_pylist()
+    return hashes
+
+
+def measure_latency(run: RetrainingRun) -> tuple[float, float] | None:
+    """Returns the seconds per image of champion and challenger, or None without a champion."""
+    if run.champion is None:
+        return None
+    champion, challenger = prediction_seconds([find_model(run.champion_uri), find_model(run.training)])
+    return champion, challenger
+
+
+def earlier_datasets(run: RetrainingRun) -> list[str]:
+    """Returns the URIs of the other data sets that the champion (first) and its ancestors were trained on."""
+    found, version = list[str](), run.champion.version if run.champion else ""
+    while version:
+        uri = registry.version_uri(run.registry, version)
+        found.append(certify.read_metrics(uri)["dataset"]["uri"])
+        version = registry.get(run.registry, version).parent
+    return [uri for uri in dict.fromkeys(found) if uri != run.dataset]
+
+
+def measure_drift(run: RetrainingRun, before: str, job: EvaluateJob, thresholds: Thresholds) -> Drift:
+    """Returns the drift of the run's data set from the one at `before`: classes, brightness, the champion's features.
+
+    The features are those of the first 5,000 training images of each. job: workers and progress.
+    """
+    old, new = manifest.load(before), manifest.load(run.dataset)
+    features = []
+    for name, uri, data in (("before", before, old), ("after", run.dataset, new)):
+        rows = min(_DRIFT_ROWS, data.split("train").rows)
+        out = files.join(run.folder, "drift", name)
+        certify.run(
+            replace(job, checkpoint=run.champion_uri, dataset=uri, out=out, split="train", rows=rows, keep="features")
+        )
+        features.append(certify.read_kept(out))
+    return assess(
+        class_mix(old, new), brightness(before, old, run.dataset, new), feature_distance(*features), thresholds
+    )
+
+
+def decide_without_champion(challenger: Predictions, num_classes: int, gate: Gate) -> Decision:
+    """Returns whether the first model may go live: it must beat a constant guess of the most frequent class.
+
+    One-sided exact binomial test at the gate's level.
+    """
+    from scipy.stats import binomtest
+
+    right, rows = int(challenger.right.sum()), len(challenger.label)
+    frequent = int(np.bincount(challenger.label, minlength=num_classes).max()) / rows
+    p = float(binomtest(right, rows, min(frequent, 1 - 1e-9), alternative="greater").pvalue)
+    text = f"{100 * right / rows:.2f} % of {rows:,} images, {100 * frequent:.2f} % are of the most frequent class"
+    text += "" if p <= gate.level else f": no better than that (p = {p:.2g})"
+    check = Check("better than a guess", p <= gate.level, p, gate.level, text)
+    return Decision(check.passed, (check,))
+
+
+def decide_promotion(
+    champion: Predictions | None, challenger: Predictions, classes: tuple[str, ...], unseen: npt.NDArray[np.bool_],
+    gate: Gate, latency_seconds: tuple[float, float] | None = None,
+) -> Decision:  # fmt: skip
+    """Returns the decision on the rows that neither model was trained on. Raises RecipeError if there are none.
+
+    champion: its predictions, None if nothing is live yet. unseen: as from `unseen_rows`. latency_seconds: per image,
+    of champion and challenger.
+    """
+    if not unseen.any():
+        raise RecipeError("no validation image is left that neither model was trained on; add new ones to the source")
+    challenger = challenger.take(unseen[challenger.row])
+    if champion is None:
+        return decide_without_champion(challenger, len(classes), gate)
+    return decide(champion.take(unseen[champion.row]), challenger, classes, gate, latency_seconds)

@@ -1,0 +1,155 @@
+"""A retraining run and its files in a workspace: the plan, resumption after a kill, and the published decision.
+
+A workspace is a folder or a prefix of a bucket:
+
+    datasets/FINGERPRINT/  the data set that was ingested from one state of the source
+    registry/              the models (`registry.py`)
+    nights/ID/             one retraining run: its training, evaluations, drift, `decision.json` and `decision.html`
+    active.json            the run that works now, or was interrupted
+    latest.json            the decision of the newest finished run
+
+The ID of a run is a hash of its inputs, so the same inputs always name the same folder. An interrupted run is found by
+`active.json` and continues: ingest and training resume by themselves; evaluations and additions to the registry give
+the same when they are repeated.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline.reporting.charts import page
+from pipeline.retraining import registry
+from pipeline.retraining.promotion_gate import Decision, Gate
+from pipeline.storage import files
+
+LATEST_NAME, ACTIVE_NAME = "latest.json", "active.json"
+DECISION_NAME, PAGE_NAME = "decision.json", "decision.html"
+
+
+@dataclass(frozen=True)
+class RetrainingRun:
+    """The inputs of one retraining run. Its ID depends on their names and values, so no field may be renamed."""
+
+    workspace: str  # absolute URI
+    source: str  # absolute URI of the raw images
+    fingerprint: str  # of the source: changes with the names, sizes and times of its files
+    recipe: dict[str, Any]  # JSON values of the resolved recipe
+    champion: registry.Move | None  # the alias's newest move when the run was planned; None without a champion
+    gate: Gate
+    from_champion: bool  # whether training begins with the champion's weights
+    attempt: int = 0  # counts runs that were forced on the same source and recipe
+
+    @property
+    def id(self) -> str:
+        """The first 12 hex digits of a SHA-256 over all fields but the workspace."""
+        values = {**asdict(self), "workspace": ""}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> str:
+        """The URI of the run's own folder."""
+        return files.join(self.workspace, "nights", self.id)
+
+    @property
+    def training(self) -> str:
+        """The URI of the run's training: a run's folder, as `train` writes it."""
+        return files.join(self.folder, "run")
+
+    @property
+    def dataset(self) -> str:
+        """The URI of the ingested data set, which all retraining runs on the same state of the source share."""
+        return files.join(self.workspace, "datasets", self.fingerprint[:12])
+
+    @property
+    def registry(self) -> str:
+        """The URI of the model registry."""
+        return files.join(self.workspace, "registry")
+
+    @property
+    def champion_uri(self) -> str:
+        """The URI of the champion's version, which can be used as a finished training run."""
+        assert self.champion is not None
+        return registry.version_uri(self.registry, self.champion.version)
+
+
+def resume_or_start(planned: RetrainingRun) -> RetrainingRun:
+    """Returns the interrupted run of `active.json` if its inputs are those planned, else writes `planned` there.
+
+    The champions may differ: an interrupted run goes on with the champion that it began with, since it may itself have
+    promoted the one that is live now.
+    """
+    place = files.join(planned.workspace, ACTIVE_NAME)
+    if files.exists(place):
+        values = files.read_json(place)
+        move = values["champion"]
+        values |= {"champion": move and registry.Move(**move), "gate": Gate(**values["gate"])}
+        interrupted = RetrainingRun(**{**values, "workspace": planned.workspace})
+        # Compared as JSON, in which tuples are lists.
+        if asdict(replace(interrupted, champion=planned.champion)) == json.loads(json.dumps(asdict(planned))):
+            return interrupted
+    files.write_json(place, asdict(planned), pretty=True)
+    return planned
+
+
+def is_interrupted(workspace: str) -> bool:
+    """Whether a retraining run was started and hasn't published its decision."""
+    return files.exists(files.join(workspace, ACTIVE_NAME))
+
+
+def read_latest(workspace: str) -> dict[str, Any] | None:
+    """Returns the decision of the newest finished run, or None if there is none."""
+    place = files.join(workspace, LATEST_NAME)
+    if not files.exists(place):
+        return None
+    latest: dict[str, Any] = files.read_json(place)
+    return latest
+
+
+def is_unchanged(latest: dict[str, Any] | None, fingerprint: str, recipe: dict[str, Any]) -> bool:
+    """Whether the newest finished run had the same source and recipe.
+
+    latest: as from `read_latest`. fingerprint, recipe: as in `RetrainingRun`.
+    """
+    return latest is not None and bool((latest["fingerprint"], latest["recipe"]) == (fingerprint, recipe))
+
+
+def publish(
+    run: RetrainingRun, decision: Decision, challenger: str, fence: int, details: dict[str, Any]
+) -> dict[str, Any]:
+    """Names the challenger, moves the champion if `decision` promotes it, and returns the content of `decision.json`.
+
+    Writes `decision.json`, its page and, last, `latest.json`; each step can be repeated after a kill.
+
+    challenger: ID of the new version. fence: the champion's fencing token, taken when this process began
+    (`registry.take_fence`). details: the values of `decision.json` that aren't known here: fair_rows, rows, drift,
+    seconds, report and comparison (URIs or None).
+
+    Raises RegistryError if the champion is no longer the one that the run was planned with, or another process has
+    taken a fencing token since.
+    """
+    newest = registry.current(run.registry, registry.CHALLENGER)
+    registry.move(run.registry, registry.CHALLENGER, challenger, f"trained in night {run.id}", newest)
+    newest = registry.current(run.registry, registry.CHAMPION)
+    mark = f"(night {run.id})"
+    # True if this run was killed after the promotion and before its last line.
+    is_promoted = newest is not None and newest.version == challenger and newest.reason.endswith(mark)
+    if decision.promote and not is_promoted:
+        reason = f"{decision.reason} {mark}"
+        registry.move(run.registry, registry.CHAMPION, challenger, reason, run.champion, fence)
+    values = {
+        "night": run.id,
+        **decision.as_json(),
+        "challenger": challenger,
+        "champion_before": run.champion.version if run.champion else None,
+        "fingerprint": run.fingerprint,
+        "recipe": run.recipe,
+        "dataset": run.dataset,
+        "attempt": run.attempt,
+        **details,
+    }
+    files.write_json(files.join(run.folder, DECISION_NAME), values, pretty=True)
+    files.write_bytes(files.join(run.folder, PAGE_NAME), page("decision.html", values=values).encode())
+    files.write_json(files.join(run.workspace, LATEST_NAME), values, pretty=True)
+    files.delete_files(run.workspace, [ACTIVE_NAME])
+    return values
