@@ -120,8 +120,9 @@ def _rollback(args: Args, place: str) -> None:
 
 def _verify(args: Args, place: str) -> None:
     from pipeline.retraining import registry
+    from pipeline.retraining.registry_check import verify
 
-    problems = registry.verify(place)
+    problems = verify(place)
     if problems:
         raise RegistryError(f"{place}: {len(problems)} problem(s): {'; '.join(problems[:5])}")
     count = len(registry.versions(place))

@@ -44,7 +44,7 @@ class CertificateError(PipelineError):
 
 
 class RegistryError(PipelineError):
-    """A registry of models lacks what was asked for, or somebody else has changed it meanwhile."""
+    """A registry of models lacks what was asked for, or another process has changed it meanwhile."""
 
 
 class DivergedError(PipelineError):

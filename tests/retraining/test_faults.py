@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.retraining import registry
+from pipeline.retraining.registry_check import verify
 from pipeline.storage import files
 from pipeline.storage.local_s3 import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY
 from tests.support.datasets import Source
@@ -82,7 +83,7 @@ def test_killed_in_the_middle_of_each_stage_a_night_ends_with_one_promotion(
     place = f"{workspace}/registry"
     assert [move.number for move in registry.history(place)] == [1, 2]
     assert len(registry.versions(place)) == 2
-    assert registry.verify(place) == []
+    assert verify(place) == []
     assert not files.exists(f"{workspace}/active.json")
     assert len(files.list_directories(f"{workspace}/nights")) == 2
     assert "nothing to do" in run_job("retrain", *line, cwd=tmp_path).stdout
@@ -129,7 +130,7 @@ def test_who_may_not_write_is_told_in_one_line_and_changes_nothing(
             assert secret not in finished.stdout + finished.stderr
     assert files.list_files(workspace) == before
     assert registry.history(place) == moves
-    assert registry.verify(place) == []
+    assert verify(place) == []
 
 
 @pytest.fixture
@@ -167,12 +168,12 @@ def test_on_a_disk_that_is_full_a_night_ends_in_one_line_and_promotes_later(
         assert "No space left on device" in message
         assert "UDF" not in message
         assert registry.current(place, "champion") == champion
-        assert registry.verify(place) == []
+        assert verify(place) == []
     assert len([status for _, status, _ in ends if status == 2]) >= 2, ends
     finished = run_job("retrain", *line, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert len(registry.history(place)) == 2
-    assert registry.verify(place) == []
+    assert verify(place) == []
 
 
 @pytest.mark.long
@@ -196,7 +197,7 @@ def test_a_storage_that_goes_away_ends_a_night_with_one_line_and_the_next_one_pr
     assert "the storage answers" in errors
     place = f"{workspace}/registry"
     assert registry.current(place, "champion") is None
-    assert registry.verify(place) == []
+    assert verify(place) == []
     finished = run_job("retrain", *line, cwd=tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert len(registry.history(place)) == 1

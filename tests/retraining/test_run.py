@@ -22,6 +22,7 @@ from pipeline.evaluation import runner as certify
 from pipeline.retraining import promotion, registry
 from pipeline.retraining.drift import Thresholds, assess, class_mix, feature_distance
 from pipeline.retraining.promotion_gate import Gate
+from pipeline.retraining.registry_check import verify
 from pipeline.retraining.workspace import RetrainingRun, is_unchanged, resume_or_start
 from pipeline.storage import files
 from tests.jobs.test_command_lines import command, one_line_error, run_job
@@ -195,7 +196,7 @@ def test_four_nights_in_a_bucket_and_a_rollback(digits_dataset: str, s3: str, tm
     finished = run_job("registry", "rollback", "--registry", place, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert registry.get(place, "champion").id == first.version
-    assert registry.verify(place) == []
+    assert verify(place) == []
     assert len(registry.versions(place)) == 3
     assert [line["promote"] for line in got] == [True, True, False]
     server.shutdown()
@@ -240,7 +241,7 @@ def test_killed_at_every_stage_a_night_ends_with_one_promotion(digits_dataset: s
     place = str(work / "registry")
     assert [move.number for move in registry.history(place)] == [1]
     assert len(registry.versions(place)) == 1
-    assert registry.verify(place) == []
+    assert verify(place) == []
     assert len(list((work / "nights").iterdir())) == 1
     assert not (work / "active.json").exists()
     assert "nothing to do" in run_job("retrain", *arguments, "--workers", "0", cwd=tmp_path).stdout

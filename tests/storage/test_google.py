@@ -12,6 +12,7 @@ import pytest
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import StorageError
 from pipeline.retraining import registry
+from pipeline.retraining.registry_check import verify
 from pipeline.storage import files, object_store
 from tests.support.datasets import Source
 from tests.support.google_storage import Stored, google_storage
@@ -104,7 +105,7 @@ def test_a_night_in_a_bucket_promotes_a_model_and_a_worker_trains_from_it(
     )  # fmt: skip
     assert night.returncode == 0, night.stdout + night.stderr
     assert registry.get("gs://images/work/registry", "champion").id
-    assert registry.verify("gs://images/work/registry") == []
+    assert verify("gs://images/work/registry") == []
     data = next(name for name in stored if name.endswith("/manifest.json")).rsplit("/", 1)[0]
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(asdict(replace(make_recipe("digits", epochs=1), residency="stream"))))

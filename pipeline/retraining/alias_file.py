@@ -1,0 +1,72 @@
+"""The files of a registry's alias: its newest move with the fencing token, and its history (see `registry.py`)."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from pipeline.storage import files
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move of an alias, the content of `history/NAME/N.json`."""
+
+    alias: str
+    number: int  # counts from 1
+    version: str  # ID of the version that the alias names from here on
+    before: int  # number of the move that a rollback goes back to; 0 for none
+    reason: str
+    time: float  # seconds since the epoch
+
+
+@dataclass(frozen=True)
+class AliasState:
+    """The content of `aliases/NAME.json`."""
+
+    move: Move | None  # the newest; None if the alias was never set
+    fence: int  # the newest fencing token; 0 if none was ever taken
+    file_version: str  # of the file that this was read from, for a conditional write; "" if there was none
+
+
+def read_alias(registry: str, alias: str) -> AliasState:
+    """Returns the state of an alias. A name that can't be an alias is one that was never set."""
+    found = files.read_version(_alias_uri(registry, alias)) if alias.replace("-", "").isalnum() else None
+    if found is None:
+        return AliasState(None, 0, "")
+    content = json.loads(found[0])
+    return AliasState(content["move"] and Move(**content["move"]), content["fence"], found[1])
+
+
+def write_alias(registry: str, alias: str, state: AliasState) -> bool:
+    """Writes the state if the file still has its `file_version`, and returns whether it was written."""
+    place = _alias_uri(registry, alias)
+    data = encode({"move": state.move and asdict(state.move), "fence": state.fence})
+    if not state.file_version:
+        return files.write_once(place, data)
+    return files.replace(place, data, state.file_version) is not None
+
+
+def alias_names(registry: str) -> list[str]:
+    """Returns the sorted names of all aliases that have a file, set or not."""
+    names = [name for name, _ in files.list_files(files.join(registry, "aliases"))]
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+
+def write_history(registry: str, move: Move) -> None:
+    """Writes the history file of a move, unless it is there."""
+    files.write_once(files.join(registry, "history", move.alias, f"{move.number:06d}.json"), encode(asdict(move)))
+
+
+def read_history(registry: str, alias: str) -> list[Move]:
+    """Returns the moves that have a history file, oldest first."""
+    folder = files.join(registry, "history", alias)
+    names = sorted(name for name, _ in files.list_files(folder))
+    return [Move(**files.read_json(files.join(folder, name))) for name in names]
+
+
+def encode(value: object) -> bytes:
+    """Returns the JSON text of a registry's files."""
+    return json.dumps(value, indent=1).encode() + b"\n"
+
+
+def _alias_uri(registry: str, alias: str) -> str:
+    return files.join(registry, "aliases", f"{alias}.json")

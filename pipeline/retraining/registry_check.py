@@ -1,0 +1,55 @@
+"""Verification of a model registry: files against their checksums, versions against their IDs, aliases and history."""
+
+import hashlib
+from collections.abc import Iterator
+
+from pipeline.retraining.registry import (
+    VERSION_NAME,
+    aliases,
+    current,
+    history,
+    read_version,
+    version_ids,
+    version_uri,
+)
+from pipeline.storage import files
+
+
+def verify(registry: str) -> list[str]:
+    """Returns the problems of the registry at the URI `registry`, one line each.
+
+    An interrupted upload isn't a problem: adding the version again completes it.
+    """
+    return [*_version_problems(registry), *_alias_problems(registry)]
+
+
+def _version_problems(registry: str) -> Iterator[str]:
+    known = set(version_ids(registry))
+    for name in sorted(known):
+        version = read_version(registry, name)
+        if version.computed_id() != name:
+            yield f"version {name}: {VERSION_NAME} has changed (its ID would be {version.computed_id()})"
+        if version.parent and version.parent not in known:
+            yield f"version {name}: its parent {version.parent} is missing"
+        for file, sha256 in version.files.items():
+            place = files.join(version_uri(registry, name), file)
+            if not files.exists(place):
+                yield f"version {name}: {file} is missing"
+            elif hashlib.sha256(files.read_bytes(place)).hexdigest() != sha256:
+                yield f"version {name}: {file} has changed"
+
+
+def _alias_problems(registry: str) -> Iterator[str]:
+    known = set(version_ids(registry))
+    for alias, version in aliases(registry).items():
+        if version not in known:
+            yield f"alias {alias}: version {version} is missing"
+        moves = history(registry, alias)
+        numbers = [move.number for move in moves]
+        if numbers != list(range(1, len(moves) + 1)):
+            yield f"alias {alias}: its history has gaps: {numbers}"
+        elif moves[-1] != current(registry, alias):
+            yield f"alias {alias}: its history ends with another move than its newest"
+        for move in moves:
+            if move.version not in known:
+                yield f"alias {alias}: move {move.number} is to version {move.version}, which is missing"
