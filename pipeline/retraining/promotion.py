@@ -10,12 +10,12 @@ from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
 from pipeline.evaluation import metrics_file
-from pipeline.evaluation import predictions as evaluate
-from pipeline.evaluation import runner as certify
 from pipeline.evaluation.analysis.latency import prediction_seconds
+from pipeline.evaluation.certificate import certify
 from pipeline.evaluation.leakage import leaked_rows
-from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.runner import METRICS_NAME, EvaluateJob
+from pipeline.evaluation.output_files import METRICS_NAME, read_kept, read_metrics, write_metrics
+from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.runner import EvaluateJob, run_evaluation
 from pipeline.ingestion.duplicates import load_provenance
 from pipeline.models.load import check_classes, find_model
 from pipeline.retraining import registry
@@ -43,11 +43,11 @@ def evaluate_model(
     check_classes(model, data.classes)
     job = replace(job, checkpoint=checkpoint, dataset=run.dataset, out=out, views=model.recipe.test_views)
     if not files.exists(files.join(out, METRICS_NAME)):
-        certify.run(job)
-        certificate, predictions = certify.certify(job, data, model)
+        run_evaluation(job)
+        certificate, predictions = certify(job, data, model)
         values = metrics_file.gather(job, data, model, certificate, predictions)
-        certify.write_metrics(out, values)
-    return evaluate.read_predictions(out)[0], certify.read_metrics(out)
+        write_metrics(out, values)
+    return read_predictions(out)[0], read_metrics(out)
 
 
 def unseen_rows(dataset: str, data: Manifest, others: list[str]) -> npt.NDArray[np.bool_]:
@@ -87,7 +87,7 @@ def earlier_datasets(run: RetrainingRun) -> list[str]:
     found, version = list[str](), run.champion.version if run.champion else ""
     while version:
         uri = registry.version_uri(run.registry, version)
-        found.append(certify.read_metrics(uri)["dataset"]["uri"])
+        found.append(read_metrics(uri)["dataset"]["uri"])
         version = registry.get(run.registry, version).parent
     return [uri for uri in dict.fromkeys(found) if uri != run.dataset]
 
@@ -102,10 +102,10 @@ def measure_drift(run: RetrainingRun, before: str, job: EvaluateJob, thresholds:
     for name, uri, data in (("before", before, old), ("after", run.dataset, new)):
         rows = min(_DRIFT_ROWS, data.split("train").rows)
         out = files.join(run.folder, "drift", name)
-        certify.run(
+        run_evaluation(
             replace(job, checkpoint=run.champion_uri, dataset=uri, out=out, split="train", rows=rows, keep="features")
         )
-        features.append(certify.read_kept(out))
+        features.append(read_kept(out))
     return assess(
         class_mix(old, new), brightness(before, old, run.dataset, new), feature_distance(*features), thresholds
     )
@@ -118,7 +118,7 @@ def decide_without_champion(challenger: Predictions, num_classes: int, gate: Gat
     """
     from scipy.stats import binomtest
 
-    right, rows = int(challenger.right.sum()), len(challenger.label)
+    right, rows = int(challenger.correct.sum()), len(challenger.label)
     frequent = int(np.bincount(challenger.label, minlength=num_classes).max()) / rows
     p = float(binomtest(right, rows, min(frequent, 1 - 1e-9), alternative="greater").pvalue)
     text = f"{100 * right / rows:.2f} % of {rows:,} images, {100 * frequent:.2f} % are of the most frequent class"

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pipeline.core.errors import RecipeError
 from pipeline.evaluation.metrics import calibration
 from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.significance import mcnemar
 
 Bools = npt.NDArray[np.bool_]
 
@@ -82,8 +83,8 @@ def decide(
     if not np.array_equal(champion.row, challenger.row) or not np.array_equal(champion.label, challenger.label):
         raise ValueError("the predictions of champion and challenger are of different rows")
     checks = [
-        check_gain(champion.right, challenger.right, gate),
-        check_recall(champion.right, challenger.right, champion.label, classes, gate),
+        check_gain(champion.correct, challenger.correct, gate),
+        check_recall(champion.correct, challenger.correct, champion.label, classes, gate),
         _check_calibration(champion, challenger, gate),
     ]
     if latency_seconds is not None:
@@ -97,11 +98,9 @@ def check_gain(champion: Bools, challenger: Bools, gate: Gate) -> Check:
     McNemar's exact test, one-sided (McNemar, 1947): of the rows about which exactly one model is right, are more the
     challenger's than chance gives? champion, challenger: bool [N], whether each is right about a row.
     """
-    from scipy.stats import binomtest
-
-    won, lost = int((~champion & challenger).sum()), int((champion & ~challenger).sum())
+    test = mcnemar(champion, challenger, "greater")
+    won, lost, p = test["only_second"], test["only_first"], test["p"]
     gain = (won - lost) / len(champion)
-    p = float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
     passed = p <= gate.level and gain >= gate.minimum_gain
     text = f"{100 * gain:+.2f} points on {len(champion):,} images ({won:,} won, {lost:,} lost, p = {p:.2g})"
     if p > gate.level:
@@ -141,7 +140,7 @@ def check_recall(
 
 
 def _check_calibration(champion: Predictions, challenger: Predictions, gate: Gate) -> Check:
-    before, after = (calibration(each.probabilities[:, 0], each.right)["ece"] for each in (champion, challenger))
+    before, after = (calibration(each.probabilities[:, 0], each.correct)["ece"] for each in (champion, challenger))
     passed = after <= before + gate.calibration_rise
     text = f"calibration error {before:.3f} -> {after:.3f}"
     text += "" if passed else f", a rise of more than {gate.calibration_rise:g}"

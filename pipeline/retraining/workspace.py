@@ -22,6 +22,7 @@ from pipeline.reporting.charts import page
 from pipeline.retraining import registry
 from pipeline.retraining.promotion_gate import Decision, Gate
 from pipeline.storage import files
+from pipeline.storage.claim import claim_folder
 
 LATEST_NAME, ACTIVE_NAME = "latest.json", "active.json"
 DECISION_NAME, PAGE_NAME = "decision.json", "decision.html"
@@ -80,14 +81,13 @@ def resume_or_start(planned: RetrainingRun) -> RetrainingRun:
     promoted the one that is live now.
     """
     place = files.join(planned.workspace, ACTIVE_NAME)
-    if files.exists(place):
-        values = files.read_json(place)
-        move = values["champion"]
-        values |= {"champion": move and registry.Move(**move), "gate": Gate(**values["gate"])}
-        interrupted = RetrainingRun(**{**values, "workspace": planned.workspace})
-        # Compared as JSON, in which tuples are lists.
-        if asdict(replace(interrupted, champion=planned.champion)) == json.loads(json.dumps(asdict(planned))):
-            return interrupted
+    values = claim_folder(place, asdict(planned), end="\n")
+    move = values["champion"]
+    values |= {"champion": move and registry.Move(**move), "gate": Gate(**values["gate"])}
+    active = RetrainingRun(**{**values, "workspace": planned.workspace})
+    # Compared as JSON, in which tuples are lists.
+    if asdict(replace(active, champion=planned.champion)) == json.loads(json.dumps(asdict(planned))):
+        return active
     files.write_json(place, asdict(planned), pretty=True)
     return planned
 

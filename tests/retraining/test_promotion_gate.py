@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import binom
 
 from pipeline.core.errors import RecipeError
-from pipeline.evaluation.predictions import Predictions
 from pipeline.retraining.promotion_gate import Gate, check_gain, check_recall, decide
+from tests.support.predictions import predictions
 
 CLASSES = tuple("abcdefghij")
 
@@ -21,14 +21,6 @@ def pair(
     champion = draw < both + only_champion
     challenger = (draw < both) | ((draw >= both + only_champion) & (draw < both + only_champion + only_challenger))
     return champion, challenger
-
-
-def predictions(right: np.ndarray, sure: float = 0.9) -> Predictions:
-    rows = np.arange(len(right))
-    label = rows % 10
-    classes = np.stack([np.where(right, label, (label + 1) % 10), (label + 2) % 10], axis=1)
-    probabilities = np.tile(np.array([sure, 1 - sure], np.float32), (len(right), 1))
-    return Predictions(rows, label, classes, probabilities, np.zeros(len(right)), np.empty((len(right), 0), np.float32))
 
 
 def test_the_test_is_mcnemars_one_sided() -> None:

@@ -18,15 +18,14 @@ from pipeline.config.presets import make_recipe
 from pipeline.core.errors import RecipeError
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_rows
-from pipeline.evaluation import runner as certify
 from pipeline.retraining import promotion, registry
 from pipeline.retraining.drift import Thresholds, assess, class_mix, feature_distance
 from pipeline.retraining.promotion_gate import Gate
 from pipeline.retraining.registry_check import verify
 from pipeline.retraining.workspace import RetrainingRun, is_unchanged, resume_or_start
-from pipeline.storage import files
-from tests.jobs.test_command_lines import command, one_line_error, run_job
-from tests.retraining.test_promotion_gate import predictions
+from tests.support.datasets import Source
+from tests.support.jobs import command, one_line_error, run_job
+from tests.support.predictions import predictions
 
 GATE = Gate()
 
@@ -111,32 +110,6 @@ def test_drift_is_measured_and_named(digits_dataset: str) -> None:
 )
 def test_what_cannot_work_is_said_in_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
     assert message in one_line_error(run_job("retrain", *arguments, cwd=tmp_path))
-
-
-class Source:
-    """The digits as class folders in a bucket: val in full, train from image to image."""
-
-    def __init__(self, dataset: str, uri: str) -> None:
-        self.uri, data = uri, load(dataset)
-        self.classes = data.classes
-        for split in ("train", "val"):
-            table = read_rows(dataset, data.split(split), np.arange(data.split(split).rows))
-            lines = list(zip(table["label"].to_pylist(), table["image"].to_pylist(), strict=True))
-            if split == "val":
-                for number, (label, image) in enumerate(lines):
-                    self._put(f"val/{self.classes[label]}/{number:05d}.png", image)
-            else:
-                self._train = lines
-
-    def _put(self, name: str, image: bytes) -> None:
-        files.write_bytes(f"{self.uri}/{name}", image)
-
-    def add(self, first: int, last: int, wrong: float = 0.0) -> None:
-        """Adds training images, a share of them with a wrong label."""
-        generator = np.random.default_rng(first)
-        for number, (label, image) in enumerate(self._train[first:last], first):
-            shown = (label + int(generator.integers(1, 10))) % 10 if generator.random() < wrong else label
-            self._put(f"train/{self.classes[shown]}/{number:05d}.png", image)
 
 
 class Hook(http.server.BaseHTTPRequestHandler):
@@ -271,7 +244,7 @@ def test_the_champions_own_data_set_comes_first(monkeypatch: pytest.MonkeyPatch)
     parents = {"c": "b", "b": "a", "a": ""}
     data = {"c": "w/datasets/1", "b": "w/datasets/9", "a": "w/datasets/1"}
     monkeypatch.setattr(registry, "get", lambda place, name: SimpleNamespace(parent=parents[name]))
-    monkeypatch.setattr(certify, "read_metrics", lambda uri: {"dataset": {"uri": data[uri.rsplit("/", 1)[1]]}})
+    monkeypatch.setattr(promotion, "read_metrics", lambda uri: {"dataset": {"uri": data[uri.rsplit("/", 1)[1]]}})
     champion = registry.Move("champion", 1, "c", 0, "", 0.0)
     assert promotion.earlier_datasets(night_of("w", champion=champion)) == ["w/datasets/1", "w/datasets/9"]
     assert promotion.earlier_datasets(night_of("w")) == []
