@@ -9,6 +9,7 @@ import numpy.typing as npt
 from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.parquet import read_provenance
 from pipeline.evaluation import metrics_file
 from pipeline.evaluation.analysis.latency import prediction_seconds
 from pipeline.evaluation.certificate import certify
@@ -16,7 +17,6 @@ from pipeline.evaluation.leakage import leaked_rows
 from pipeline.evaluation.output_files import METRICS_NAME, read_kept, read_metrics, write_metrics
 from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
-from pipeline.ingestion.duplicates import load_provenance
 from pipeline.models.load import check_classes, find_model
 from pipeline.retraining import registry
 from pipeline.retraining.drift import Drift, Thresholds, assess, brightness, class_mix, feature_distance
@@ -68,7 +68,7 @@ def unseen_rows(dataset: str, data: Manifest, others: list[str]) -> npt.NDArray[
 
 def _source_hashes(uri: str, data: Manifest, split: str) -> list[bytes]:
     """Returns the SHA-256 of each row's source file."""
-    table = load_provenance(uri, data, ["source_sha256"])
+    table = read_provenance(uri, data, ["source_sha256"])
     of_split = table.filter(np.array(table["split"].to_pylist()) == split)
     hashes: list[bytes] = of_split["source_sha256"].to_pylist()
     return hashes
