@@ -16,8 +16,8 @@ from typing import Annotated
 from jobs import command
 from pipeline.core.errors import PipelineError
 from pipeline.dataset.manifest import load
-from pipeline.ingestion import diff
 from pipeline.ingestion.api import ingest, preview_ingest
+from pipeline.ingestion.diff import compare_datasets
 from pipeline.ingestion.image_check import DEFAULT_SHRUNK_QUALITY, Checks, ImageHandling
 from pipeline.ingestion.plan import SHARD_BYTES, IngestSettings
 from pipeline.ingestion.run import Ingested
@@ -176,7 +176,7 @@ def print_preview(source: Source, out: str, settings: IngestSettings, workers: i
 
 def print_diff(old: str, new: str) -> None:
     """Prints the differences between two data sets."""
-    changes = diff.compare(old, new)
+    changes = compare_datasets(old, new)
     before, after = load(old), load(new)
     command.print_table(
         f"\n{before.name} {before.digest[:12]} -> {after.name} {after.digest[:12]}",

@@ -1,6 +1,8 @@
-"""Checks a data set against its manifest: every byte of every shard, rows, classes.
+"""Checks a data set against its manifest: every byte of every shard, rows, classes. Exits with 2 if it is damaged.
 
-uv run jobs/verify.py --data URI
+Examples:
+    uv run jobs/verify.py --data data/photos
+    uv run jobs/verify.py --data s3://bucket/photos
 """
 
 import time
@@ -10,28 +12,28 @@ from typing import Annotated
 from jobs import command
 from pipeline.core.errors import DatasetError
 from pipeline.dataset.manifest import load
-from pipeline.ingestion.verify import verify
+from pipeline.ingestion.verify import verify_dataset
 from pipeline.storage import files
 
 
 @dataclass(frozen=True)
 class Args:
-    """Ends with status 2 where anything is damaged."""
+    """Flags of the command."""
 
-    data: Annotated[str, command.option("a data set that jobs/ingest.py wrote", "URI")]
+    data: Annotated[str, command.option("a data set that ingest wrote", "URI")]
 
 
 def main(args: Args) -> None:
-    """Checks, and names each damaged file."""
+    """Prints each damaged file, or a summary of the data set. Raises DatasetError if anything is damaged."""
     uri = files.absolute(args.data)
     start = time.perf_counter()
-    data = load(uri)
     with command.Display() as display:
-        damages = verify(uri, data, display)
+        damages = verify_dataset(uri, display)
     for damage in damages:
         command.console.print(f"damaged: {damage.path}: {damage.what}")
     if damages:
         raise DatasetError(f"{uri}: {len(damages)} files or splits are damaged; restore them, or ingest again")
+    data = load(uri)
     shards = [shard for split in data.splits.values() for shard in split.shards]
     num_bytes, seconds = sum(shard.bytes for shard in shards), time.perf_counter() - start
     command.print_table(

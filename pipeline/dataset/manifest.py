@@ -1,9 +1,11 @@
-"""What an ingested data set is: `manifest.json`, written last, so that half a data set has none."""
+"""The manifest of a data set: `manifest.json`, written last, so that an unfinished data set has none."""
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import msgspec
 
 from pipeline.core.errors import DatasetError
 from pipeline.storage import files
@@ -14,28 +16,25 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file, its path relative to the manifest, and the provenance of its rows.
+    """One Parquet file of a split, and the provenance of its rows."""
 
-    row_group_rows, row_group_offsets, row_group_bytes: rows, first byte and bytes of each row group.
-    """
-
-    path: str
+    path: str  # below the folder of the manifest
     rows: int
     bytes: int
-    sha256: str
+    sha256: str  # hex
     row_group_rows: tuple[int, ...]
-    row_group_offsets: tuple[int, ...]
+    row_group_offsets: tuple[int, ...]  # first byte of each row group in the file
     row_group_bytes: tuple[int, ...]
-    provenance_path: str
+    provenance_path: str  # below the folder of the manifest
     provenance_sha256: str
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split: its rows, rows per class (in the order of the class list) and shards."""
+    """One split: its rows and its shards."""
 
     rows: int
-    rows_per_class: tuple[int, ...]
+    rows_per_class: tuple[int, ...]  # in the order of the manifest's classes
     shards: tuple[Shard, ...]
 
     @property
@@ -45,31 +44,31 @@ class Split:
 
     @property
     def row_group_places(self) -> list[tuple[Shard, int]]:
-        """(shard, index of the row group in it) for each row group of the split."""
+        """(shard, index of the row group in the shard) for each row group of the split."""
         return [(shard, index) for shard in self.shards for index in range(len(shard.row_group_rows))]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished data set.
-
-    source_digest: a hash over key, label and SHA-256 of every file of the source, wherever it lay. quarantined: files
-    that couldn't be stored (`quarantine.parquet`), by reason. repaired: rows that aren't stored as they came, by what
-    was done. leaked: for each split but train, the keys of rows that have a duplicate or near duplicate in train.
-    quality: see `ingestion.duplicates`; empty where nothing was decoded. settings: what the bytes depend on besides
-    the source. digest: a hash over all of this but the name.
-    """
+    """Everything that is known of a finished data set but its rows."""
 
     name: str
-    classes: tuple[str, ...]
-    plan_seed: int
+    classes: tuple[str, ...]  # a label is an index into them
+    plan_seed: int  # of the order of rows in the shards
     splits: dict[str, Split]
+    # SHA-256 over split, key, label and SHA-256 of every file of the source, wherever the source lay.
     source_digest: str = ""
+    # Files that couldn't be stored (`quarantine.parquet`): how many for each kind of reason.
     quarantined: dict[str, int] = field(default_factory=dict)
+    # Rows that aren't stored as they came: how many for each kind of repair.
     repaired: dict[str, int] = field(default_factory=dict)
+    # For each split but train: the keys of its rows that have a duplicate or near duplicate in train.
     leaked: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    # Pixel statistics and pairs of duplicates (`ingestion.quality.statistics`); empty if no image was decoded.
     quality: dict[str, Any] = field(default_factory=dict)
+    # Fields of `ingestion.plan.IngestSettings`.
     settings: dict[str, Any] = field(default_factory=dict)
+    # SHA-256 over all other fields but the name: the identity of the data set.
     digest: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -91,7 +90,7 @@ class Manifest:
         return sum(split.rows for split in self.splits.values())
 
     def split(self, name: str) -> Split:
-        """Returns a split. Raises DatasetError with the names there are."""
+        """Returns a split. Raises DatasetError, with the names of the splits, if there is none of this name."""
         if name not in self.splits:
             raise DatasetError(f"split {name!r} isn't in data set {self.name!r}; it holds {', '.join(self.splits)}")
         return self.splits[name]
@@ -101,28 +100,21 @@ class Manifest:
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
 
 
+class _Version(msgspec.Struct):
+    """The field of a manifest that is read first: the others may be different in another version."""
+
+    schema_version: int
+
+
 def parse(data: bytes, uri: str) -> Manifest:
     """Returns the manifest in `data`. Raises DatasetError if it is damaged, edited or of another schema."""
     try:
-        values = json.loads(data)
-        version = values["schema_version"]
+        version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
             raise DatasetError(f"{uri}: manifest schema {version}, this version reads {SCHEMA_VERSION}; ingest again")
-        manifest = Manifest(
-            name=values["name"],
-            classes=tuple(values["classes"]),
-            plan_seed=values["plan_seed"],
-            splits={name: _parse_split(split) for name, split in values["splits"].items()},
-            source_digest=values["source_digest"],
-            quarantined=values["quarantined"],
-            repaired=values["repaired"],
-            leaked={name: tuple(keys) for name, keys in values["leaked"].items()},
-            quality=values["quality"],
-            settings=values["settings"],
-            digest=values["digest"],
-        )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DatasetError(f"{uri}: not a manifest of this project ({error!r}); ingest again") from error
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:  # of JSON, or of a field that is missing or has another type
+        raise DatasetError(f"{uri}: not a manifest of this project ({error}); ingest again") from error
     if manifest.digest != manifest.computed_digest():
         raise DatasetError(
             f"{uri}: the manifest doesn't match its own digest; it was edited or damaged: delete the folder and ingest "
@@ -131,15 +123,9 @@ def parse(data: bytes, uri: str) -> Manifest:
     return manifest
 
 
-def _parse_split(values: dict[str, Any]) -> Split:
-    shards = tuple(map(parse_shard, values["shards"]))
-    return Split(rows=values["rows"], rows_per_class=tuple(values["rows_per_class"]), shards=shards)
-
-
 def parse_shard(values: dict[str, Any]) -> Shard:
-    """Returns the shard in a manifest's JSON."""
-    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return Shard(**plain)
+    """Returns the shard that a manifest's JSON describes by `values`."""
+    return msgspec.convert(values, Shard)
 
 
 def is_dataset(uri: str) -> bool:

@@ -1,36 +1,35 @@
-"""What differs between two versions of a data set: rows by key, label and the SHA-256 of their source files."""
+"""Compares two versions of a data set by keys, labels and the SHA-256 of the source files."""
 
 from dataclasses import dataclass
 
 from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_provenance
+from pipeline.storage import files
 
 
 @dataclass(frozen=True)
 class Changes:
-    """`SPLIT/KEY` of the rows, sorted.
-
-    content_changed: the same key and label, other bytes. classes: "+NAME" and "-NAME" for new ones and lost ones.
-    """
+    """Differences between two data sets. Rows are named SPLIT/KEY, sorted."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
     relabelled: tuple[str, ...]
-    content_changed: tuple[str, ...]
+    content_changed: tuple[str, ...]  # same key and class, other bytes in the source
     unchanged: tuple[str, ...]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # "+NAME" for a new class, "-NAME" for one that is gone
 
     def by_kind(self) -> dict[str, tuple[str, ...]]:
-        """Returns the rows of each kind of change."""
+        """Returns the rows for each kind of change."""
         kinds = ("added", "removed", "relabelled", "content_changed", "unchanged")
         return {kind: getattr(self, kind) for kind in kinds}
 
 
-def compare(old: str, new: str) -> Changes:
-    """Returns what differs between the data sets at two absolute URIs. Raises DatasetError if one isn't there.
+def compare_datasets(old: str, new: str) -> Changes:
+    """Returns the differences between the data sets at two URIs. Raises DatasetError if there is none at one of them.
 
-    Labels are compared by the names of their classes, for a new class shifts the numbers of others.
+    Labels are compared by class names: a new class changes the numbers of the classes after it.
     """
+    old, new = files.absolute(old), files.absolute(new)
     before, after = _rows(old), _rows(new)
     common = before.keys() & after.keys()
     old_classes, new_classes = set(manifest.load(old).classes), set(manifest.load(new).classes)
@@ -50,11 +49,12 @@ def compare(old: str, new: str) -> Changes:
 
 
 def _rows(uri: str) -> dict[str, tuple[str, bytes]]:
+    """Returns {SPLIT/KEY: (class name, SHA-256 of the source file)}."""
     data = manifest.load(uri)
     table = read_provenance(uri, data, ["key", "label", "source_sha256"])
     columns = (table[name].to_pylist() for name in ("split", "key", "label", "source_sha256"))
     rows = zip(*columns, strict=True)
-    # A file name may begin with its split, as in class folders.
+    # Keys of class folders begin with their split already.
     return {
         key if key.startswith(f"{split}/") else f"{split}/{key}": (data.classes[label], sha)
         for split, key, label, sha in rows

@@ -10,28 +10,30 @@ import pyarrow.parquet as pq
 
 from pipeline.cluster.ray_tasks import map_tables
 from pipeline.core.progress import Progress, silent
-from pipeline.dataset.manifest import Manifest, Shard
+from pipeline.dataset.manifest import Manifest, Shard, Split, load
 from pipeline.dataset.parquet import read_table
 from pipeline.storage import files
 
+# One table holds both results of a check: damaged files (path, damage), and rows of the shard (path, key, label).
 _SCHEMA = pa.schema([("path", pa.string()), ("damage", pa.string()), ("key", pa.string()), ("label", pa.int32())])
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One file that isn't what the manifest says, and in what way."""
+    """A file, or a split, that isn't what the manifest says."""
 
-    path: str
-    what: str
+    path: str  # below the data set, or the name of a split
+    what: str  # how it differs
 
 
 @dataclass(frozen=True)
 class _ShardCheck:
-    """Checks one shard and its provenance; may run in a Ray task. Returns the keys and labels it holds."""
+    """Checks one shard and its provenance; may run in a Ray task."""
 
     uri: str
 
     def __call__(self, shard: Shard) -> pa.Table:
+        """Returns a table of _SCHEMA: a row for each damage, and one for each row of the shard."""
         damages: list[Damage] = []
         rows = pa.table({"key": pa.array([], pa.string()), "label": pa.array([], pa.int32())})
         data = self._read(shard.path, shard.sha256, shard.bytes, damages)
@@ -48,6 +50,7 @@ class _ShardCheck:
         return pa.concat_tables([_damage_table(damages), _row_table(shard.path, rows)])
 
     def _read(self, path: str, sha256: str, size: int | None, damages: list[Damage]) -> bytes | None:
+        """Returns the content of a file, or None, having added its damage."""
         try:
             data = files.read_bytes(files.join(self.uri, path))
         except FileNotFoundError:
@@ -69,35 +72,38 @@ def _damage_table(damages: list[Damage]) -> pa.Table:
 
 def _row_table(path: str, rows: pa.Table) -> pa.Table:
     count = rows.num_rows
-    nothing = pa.nulls(count, pa.string())
-    columns = [pa.array([path] * count, pa.string()), nothing, rows["key"], rows["label"]]
+    columns = [pa.array([path] * count, pa.string()), pa.nulls(count, pa.string()), rows["key"], rows["label"]]
     return pa.Table.from_arrays(columns, schema=_SCHEMA)
+
+
+def verify_dataset(uri: str, progress: Progress = silent) -> list[Damage]:
+    """Returns the damages of the data set at a path or URI: files missing or changed, rows lost or doubled.
+
+    Reads every byte. Uses Ray if it runs, else threads. Raises DatasetError if there is no data set.
+    """
+    uri = files.absolute(uri)
+    manifest = load(uri)
+    return [damage for name in manifest.splits for damage in _verify_split(uri, manifest, name, progress)]
+
+
+def _verify_split(uri: str, manifest: Manifest, name: str, progress: Progress) -> list[Damage]:
+    split: Split = manifest.splits[name]
+    shards = list(split.shards)
+    report = partial(_report, progress, name, len(shards))
+    table = pa.concat_tables(map_tables(_ShardCheck(uri), shards, _SCHEMA, report))
+    bad = table.filter(pa.compute.is_valid(table["damage"]))
+    if bad.num_rows:  # the counts below would only repeat it
+        return [Damage(row["path"], row["damage"]) for row in bad.to_pylist()]
+    damages = []
+    labels = table["label"].to_numpy()
+    counts = tuple(np.bincount(labels, minlength=len(manifest.classes)).tolist())
+    if (len(labels), counts) != (split.rows, split.rows_per_class):
+        damages.append(Damage(name, f"{len(labels):,} rows, {split.rows:,} expected, or other rows per class"))
+    doubled = len(labels) - len(pa.compute.unique(table["key"]))
+    if doubled:
+        damages.append(Damage(name, f"{doubled:,} keys occur more than once"))
+    return damages
 
 
 def _report(progress: Progress, split: str, total: int, done: int) -> None:
     progress(f"check {split}", done, total)
-
-
-def verify(uri: str, manifest: Manifest, progress: Progress = silent) -> list[Damage]:
-    """Returns what is damaged: files missing or of other bytes, rows lost or doubled, counts that don't add up.
-
-    uri: where the manifest lies. Uses Ray where it runs.
-    """
-    damages: list[Damage] = []
-    for name, split in manifest.splits.items():
-        shards = list(split.shards)
-        report = partial(_report, progress, name, len(shards))
-        checked = map_tables(_ShardCheck(uri), shards, _SCHEMA, report)
-        table = pa.concat_tables(checked)
-        bad = table.filter(pa.compute.is_valid(table["damage"]))
-        damages += [Damage(row["path"], row["damage"]) for row in bad.to_pylist()]
-        if bad.num_rows:
-            continue
-        labels = table["label"].to_numpy()
-        counts = tuple(np.bincount(labels, minlength=len(manifest.classes)).tolist())
-        if (len(labels), counts) != (split.rows, split.rows_per_class):
-            damages.append(Damage(name, f"{len(labels):,} rows, {split.rows:,} expected, or other rows per class"))
-        doubled = len(labels) - len(pa.compute.unique(table["key"]))
-        if doubled:
-            damages.append(Damage(name, f"{doubled:,} keys occur more than once"))
-    return damages

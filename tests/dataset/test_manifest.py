@@ -53,6 +53,25 @@ def test_an_edited_manifest_is_refused(change, message: str) -> None:  # type: i
         manifest.parse(json.dumps(values).encode(), "here")
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not a manifest of this project"),
+        (b"\xff\xfe", "not a manifest of this project"),
+        (b"[1, 2]", "Expected `object`, got `array`"),
+        (b'{"schema_version": 2', "not a manifest of this project"),
+        (b"{}", "missing required field `schema_version`"),
+        (signed().to_json().replace(b'"rows": 5', b'"rows": "5"'), r"Expected `int`, got `str` - at `\$\.splits"),
+        (signed().to_json()[:-20], "not a manifest of this project"),
+    ],
+)
+def test_a_damaged_manifest_is_refused_in_one_line_that_names_the_field(data: bytes, message: str) -> None:
+    with pytest.raises(DatasetError, match=message) as caught:
+        manifest.parse(data, "here")
+    assert str(caught.value).startswith("here: ")
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unfinished_data_set_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     assert not manifest.is_dataset(str(tmp_path))

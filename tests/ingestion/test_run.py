@@ -14,7 +14,7 @@ from pipeline.dataset import manifest
 from pipeline.dataset.image_codec import encode_planes
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_table
-from pipeline.ingestion.diff import compare
+from pipeline.ingestion.diff import compare_datasets
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.plan import IngestSettings, plan_shards
 from pipeline.ingestion.publish import check_counts, check_quarantined, quarantine_table
@@ -22,7 +22,7 @@ from pipeline.ingestion.run import planned_ingest
 from pipeline.ingestion.shard_task import Receipt, ShardContext, make_shard
 from pipeline.ingestion.sources import Index, Source, digits, open_source
 from pipeline.ingestion.target import WORK
-from pipeline.ingestion.verify import verify
+from pipeline.ingestion.verify import verify_dataset
 from pipeline.storage import files
 from tests.support.datasets import ingest_here
 from tests.support.images import jpeg, make_tree, tree_files
@@ -138,7 +138,7 @@ def test_indexed_is_written_plus_quarantined(spoilt: Index, tmp_path: Path) -> N
     assert (data.splits["train"].rows, data.splits["val"].rows) == (49, 50)
     assert data.quarantined == {"empty": 1, "no image": 1, "truncated": 1}
     assert data.repaired == {"Gray JPEG converted to RGB JPEG of quality 95": 1}
-    assert verify(str(tmp_path / "out"), data) == []
+    assert verify_dataset(str(tmp_path / "out")) == []
     for split in data.splits.values():
         assert sum(split.rows_per_class) == split.rows == sum(split.row_group_rows)
         # a refused row shortens the last row group of its shard alone
@@ -265,7 +265,7 @@ def test_the_manifest_says_what_the_shards_hold(digits_dataset: str) -> None:
 def test_verify_names_each_damaged_file(tree_index: Index, tmp_path: Path) -> None:
     out = tmp_path / "out"
     data = ingest_here(tree_index, str(out), shard_size=9000)
-    assert verify(str(out), data) == []
+    assert verify_dataset(str(out)) == []
     shards = data.splits["train"].shards
     flipped = bytearray((out / shards[0].path).read_bytes())
     flipped[500] ^= 1
@@ -274,7 +274,7 @@ def test_verify_names_each_damaged_file(tree_index: Index, tmp_path: Path) -> No
     (out / shards[0].provenance_path).write_bytes(b"")
     with (out / data.splits["val"].shards[0].path).open("ab") as stream:
         stream.write(b"more")
-    found = {damage.path: damage.what for damage in verify(str(out), data)}
+    found = {damage.path: damage.what for damage in verify_dataset(str(out))}
     assert set(found) == {
         shards[0].path,
         shards[1].path,
@@ -294,14 +294,14 @@ def test_a_diff_tells_added_removed_relabelled_and_changed_rows(tmp_path: Path) 
     (tree / "train/dog").mkdir()
     (tree / "train/dog/000.jpg").write_bytes(jpeg(998))
     ingest_here(open_source(str(tree), spool=str(tmp_path / "s")), str(tmp_path / "new"))
-    changes = compare(str(tmp_path / "old"), str(tmp_path / "new"))
+    changes = compare_datasets(str(tmp_path / "old"), str(tmp_path / "new"))
     assert changes.added == ("train/dog/000.jpg",)
     assert changes.removed == ("train/ant/000.jpg",)
     assert changes.content_changed == ("train/ant/001.jpg",)
     assert changes.relabelled == ()
     assert len(changes.unchanged) == 28
     assert changes.classes == ("+dog",)
-    back = compare(str(tmp_path / "new"), str(tmp_path / "old"))
+    back = compare_datasets(str(tmp_path / "new"), str(tmp_path / "old"))
     assert (back.added, back.removed, back.classes) == (changes.removed, changes.added, ("-dog",))
 
 
@@ -317,7 +317,7 @@ def test_a_row_of_another_class_is_relabelled(tmp_path: Path) -> None:
     columns = [table[name].to_pylist() for name in ("key", "object", "offset", "length")]
     changed = sample_table(columns[0], labels, *columns[1:])
     ingest_here(replace(index, splits={**index.splits, "train": changed}), str(tmp_path / "new"))
-    changes = compare(str(tmp_path / "old"), str(tmp_path / "new"))
+    changes = compare_datasets(str(tmp_path / "old"), str(tmp_path / "new"))
     assert changes.relabelled == (table["key"][0].as_py(),)
     assert (changes.added, changes.removed, changes.content_changed) == ((), (), ())
 
