@@ -18,5 +18,14 @@ def test_a_page_names_files_that_exist(page: Path) -> None:
     text = page.read_text()
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert page.parent.joinpath(link).exists(), link
-    for name in re.findall(r"\b((?:infra|jobs|pipeline|tests|examples)/[\w./-]+\.\w+)\b", text):
+    for name in re.findall(r"\b((?:infra|jobs|pipeline|tests)/[\w./-]+\.\w+)\b", text):
         assert (ROOT / name).exists(), name
+
+
+def test_architecture_has_a_line_for_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for folder in [*(path for path in (ROOT / "pipeline").iterdir() if path.is_dir()), ROOT / "jobs"]:
+        name = folder.relative_to(ROOT)
+        listed = text.partition(f"<!-- modules {name} -->")[2].partition("<!-- end -->")[0]
+        modules = {str(path.relative_to(folder)) for path in folder.rglob("*.py") if path.name != "__init__.py"}
+        assert set(re.findall(r"^\| `([^`]+\.py)` \|", listed, re.MULTILINE)) == modules, name
