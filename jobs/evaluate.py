@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs import command, training
 from pipeline.cluster import resources
-from pipeline.config.recipe import TestViews
+from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError, check_installed
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.manifest import load as load_manifest

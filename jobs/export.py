@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from jobs import command, training
-from pipeline.config.recipe import TestViews
+from pipeline.config.choices import TestViews
 from pipeline.core.errors import check_installed
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files

@@ -10,7 +10,7 @@ from typing import Annotated
 from jobs import command
 from pipeline.cluster import resources
 from pipeline.cluster.session import ray_session
-from pipeline.config.recipe import TestViews
+from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError
 from pipeline.loader.decode import best_decoder
 from pipeline.storage import files

@@ -9,8 +9,9 @@ from jobs.command import Display, console, option, print_table
 from pipeline.cluster import resources
 from pipeline.cluster.remote_progress import remote_progress
 from pipeline.cluster.session import quieten_ray, ray_session
-from pipeline.config.presets import RECIPES, make_recipe
-from pipeline.config.recipe import MODELS, LossName, OnCorrupt, OptimizerName, Recipe, ScheduleName, check_batch
+from pipeline.config.choices import MODELS, LossName, OnCorrupt, OptimizerName, ScheduleName
+from pipeline.config.presets import make_recipe, recipes
+from pipeline.config.recipe import Recipe, check_batch
 from pipeline.core.errors import RecipeError
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.manifest import load as load_manifest
@@ -36,7 +37,7 @@ OF_RECIPE, RUN_ROWS = "the recipe's", "shuffle_run_rows"
 class TrainingArgs:
     """Flags of every training job."""
 
-    recipe: Annotated[str | None, option(f"one of {', '.join(RECIPES)}", "NAME")] = None
+    recipe: Annotated[str | None, option(f"one of {', '.join(recipes)}", "NAME")] = None
     workers: Annotated[int | None, option("training processes; 0: in this one", "N", "one a GPU")] = None
     device: Annotated[resources.Device, option(resources.DEVICE_HELP, "KIND", "auto")] = "auto"
     wait_minutes: Annotated[float, option(resources.WAIT_HELP, "N", "0")] = 0

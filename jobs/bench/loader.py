@@ -33,7 +33,7 @@ from jobs.bench.ingest import read_tar
 from jobs.bench.peers import NEEDS, PEERS
 from pipeline.cluster.ray_tasks import usable_cpus
 from pipeline.cluster.session import ray_session
-from pipeline.config.recipe import Augment
+from pipeline.config.augment import Augment
 from pipeline.core.errors import PipelineError
 from pipeline.core.processes import cpu_seconds, tree_megabytes
 from pipeline.dataset import manifest

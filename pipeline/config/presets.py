@@ -1,10 +1,13 @@
-"""The recipes, by name."""
+"""The recipes that come with the package, by name."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
-from pipeline.config.recipe import CIFAR_MEAN, CIFAR_STD, Augment, Recipe, SizeRamp, check_choice, recipe_from_json
+from pipeline.config.augment import Augment
+from pipeline.config.choices import CIFAR_MEAN, CIFAR_STD, check_choice, unknown_choice
+from pipeline.config.recipe import Recipe, SizeRamp
+from pipeline.config.recipe_json import read_recipe
 from pipeline.core.errors import RecipeError
 from pipeline.storage import files
 
@@ -148,7 +151,7 @@ def _imagenet_smoke() -> Recipe:
     )  # fmt: skip
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
+_PRESETS: dict[str, Callable[[], Recipe]] = {
     "cifar10": cifar10,
     "cifar10-94": cifar10_94,
     "cifar10-96": cifar10_96,
@@ -177,31 +180,49 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
-def read_recipe(uri: str) -> Recipe:
-    """Returns the recipe in a .json file. Raises RecipeError with what is wrong with it."""
-    if not files.exists(uri):
-        raise RecipeError(f"recipe={uri}: no such file")
-    try:
-        values = files.read_json(uri)
-        return recipe_from_json(values.get("recipe", values))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        raise RecipeError(f"recipe={uri}: holds no recipe of this version ({error})") from error
+class UnknownRecipeError(RecipeError, KeyError):
+    """Raised for a name that no recipe has; the message names the nearest ones."""
+
+    __str__ = Exception.__str__  # KeyError's would quote the message
+
+
+class Recipes(Mapping[str, Recipe]):
+    """The recipes by name: `recipes["cifar10"]` returns a Recipe, iteration yields the names.
+
+    Raises UnknownRecipeError, a RecipeError and a KeyError, for an unknown name.
+    """
+
+    def __getitem__(self, name: str) -> Recipe:
+        if name not in _PRESETS:
+            raise UnknownRecipeError(unknown_choice("recipe", name, tuple(_PRESETS)))
+        return _PRESETS[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in _PRESETS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_PRESETS)
+
+    def __len__(self) -> int:
+        return len(_PRESETS)
+
+
+recipes = Recipes()
 
 
 def make_recipe(name: str, **changes: Any) -> Recipe:
-    """Returns the named recipe with fields changed; `epochs` given by hand switches `fit_seconds` off.
+    """Returns a recipe with fields changed, for example `make_recipe("resnet50", epochs=18, model="resnet18")`.
 
-    name: of a recipe, or the URI of a .json that holds one (`jobs/tune.py` writes them, and each run's config.json has
-    one). Raises RecipeError for an unknown name (with the nearest) or a value that can't work.
+    name: a preset's, or the URI of a .json file that holds a recipe (a run's config.json, or one that jobs/tune.py has
+    written). changes: fields of Recipe; None leaves a field as it is. Setting `epochs` switches `fit_seconds` off and
+    shortens a warm-up that would take more than a quarter of them.
+
+    Raises RecipeError for an unknown name or field, with the nearest ones, or a value that can't work.
     """
-    if name.endswith(".json"):
-        recipe = read_recipe(files.absolute(name))
-    else:
-        check_choice("recipe", name, tuple(RECIPES))
-        recipe = RECIPES[name]()
+    recipe = read_recipe(files.absolute(name)) if name.endswith(".json") else recipes[name]
     given = {key: value for key, value in changes.items() if value is not None}
+    for key in given:
+        check_choice("field", key, tuple(each.name for each in fields(Recipe)))
     if "epochs" in given:
         given["fit_seconds"] = 0.0
         given.setdefault("warmup_epochs", min(recipe.warmup_epochs, given["epochs"] / 4))

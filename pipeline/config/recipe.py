@@ -1,126 +1,54 @@
-"""What a recipe is: every choice of a training run in one typed value, checked when it is made. Loads without torch.
+"""Configuration of a training run: every choice in one typed value, checked on construction. Loads without torch.
 
-The recipes themselves are in `pipeline/config/presets.py`.
+The recipes that come with the package are in `pipeline/config/presets.py`. Names and fields of a recipe are part of a
+run's identity: a resumed run compares them.
 """
 
-import difflib
 import typing
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import get_args
 
+from pipeline.config.augment import Augment
+from pipeline.config.choices import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MODELS,
+    LossName,
+    OptimizerName,
+    Precision,
+    Residency,
+    ScheduleName,
+    TestViews,
+    check_choice,
+)
 from pipeline.core.errors import RecipeError
-
-LossName = Literal["cross-entropy", "mse"]
-OptimizerName = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "lars", "lamb", "muon"]
-ScheduleName = Literal["constant", "step", "cosine", "one-cycle"]
-Precision = Literal["auto", "float32", "bfloat16"]
-Residency = Literal["resident", "stream"]
-OnCorrupt = Literal["stop", "quarantine"]
-AutoName = Literal["none", "rand", "trivial"]
-TestViews = Literal["none", "flip", "flip-and-shift"]
-
-# The networks that models/factory.py makes. Named here, so that a typing error is found before torch is loaded.
-MODELS = (
-    "fast-resnet", "airbench-small", "airbench94", "airbench96", "seed-cnn", "alexnet", "resnet18", "resnet34",
-    "resnet50", "resnet101", "resnet152", "densenet121", "densenet169", "densenet201", "vgg11_bn", "vgg13_bn",
-    "vgg16_bn", "vgg19_bn", "vgg11", "vgg16",
-)  # fmt: skip
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-
-
-@dataclass(frozen=True)
-class Augment:
-    """What is done to a training image. The default does nothing.
-
-    resized_crop_area: smallest and largest share of the area of a random resized crop; None for none.
-    resized_crop_ratio: smallest and largest aspect ratio of that crop (Inception's 3/4 and 4/3).
-    crop_padding_px: reflect-pad by this and crop back to the size at random.
-    flip_probability: of a horizontal flip. flip_alternates: that draw decides the first epoch alone, and every later
-    one shows the other side of the one before (Jordan, arXiv 2404.00498): in two epochs each image is seen both ways.
-    rotation_degrees: the angle is uniform in [-x, x]; corners are filled with black.
-    salt_and_pepper: expected share of pixels set to white or black, half each.
-    brightness, contrast, saturation: factor uniform in [1-x, 1+x], as torchvision's ColorJitter; hue: shift in
-    [-x, x], x <= 0.5.
-    auto: "rand" is RandAugment: `rand_ops` operations of strength `rand_strength`, of 30; "trivial" is TrivialAugment.
-    erase_probability: of erasing a rectangle of 2 to 33 % of the area (Zhong et al., arXiv 1708.04896), to grey.
-    cutout_px: side of a square of mean colour, anywhere inside (DeVries and Taylor, arXiv 1708.04552).
-    mixup_alpha, cutmix_alpha: of the Beta distribution that an image's share of a sample is drawn from; 0 for none.
-    With both, each sample has one of them, by halves.
-    """
-
-    resized_crop_area: tuple[float, float] | None = None
-    resized_crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    crop_padding_px: int = 0
-    flip_probability: float = 0.0
-    flip_alternates: bool = False
-    rotation_degrees: float = 0.0
-    salt_and_pepper: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    erase_probability: float = 0.0
-    cutout_px: int = 0
-    auto: AutoName = "none"
-    rand_ops: int = 2
-    rand_strength: int = 9
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_choice("augment.auto", self.auto, get_args(AutoName))
-        if self.rand_ops < 1 or not 0 <= self.rand_strength <= 30:
-            raise RecipeError("augment.rand_ops must be 1 or more and augment.rand_strength in [0, 30]")
-        if self.mixup_alpha < 0 or self.cutmix_alpha < 0:
-            raise RecipeError("augment.mixup_alpha and augment.cutmix_alpha must not be negative")
-        shares = ("flip_probability", "salt_and_pepper", "brightness", "contrast", "saturation", "erase_probability")
-        for name in shares:
-            if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"augment.{name}={getattr(self, name)} must lie in [0, 1]")
-        if not 0 <= self.hue <= 0.5:
-            raise RecipeError(f"augment.hue={self.hue} must lie in [0, 0.5]")
-        for name in ("crop_padding_px", "rotation_degrees", "cutout_px"):
-            if getattr(self, name) < 0:
-                raise RecipeError(f"augment.{name}={getattr(self, name)} must not be negative")
-        area = self.resized_crop_area
-        if area is not None and not 0 < area[0] <= area[1] <= 1:
-            raise RecipeError(f"augment.resized_crop_area={area} must be two rising numbers in (0, 1]")
-
-    @property
-    def changes_samples(self) -> bool:
-        """Whether anything is done sample by sample; erasing and mixing are done to a batch."""
-        return replace(self, erase_probability=0.0, cutout_px=0, mixup_alpha=0.0, cutmix_alpha=0.0) != Augment()
-
-    @property
-    def mixes(self) -> bool:
-        """Whether samples are made of two images each."""
-        return bool(self.mixup_alpha or self.cutmix_alpha)
-
-    @property
-    def jitters(self) -> bool:
-        """Whether any colour changes."""
-        return bool(self.brightness or self.contrast or self.saturation or self.hue)
 
 
 @dataclass(frozen=True)
 class SizeRamp:
-    """Small images first: `from_px` up to `first_epoch`, then evenly, in steps of `multiple_px`, to the recipe's size,
-    which it has from `last_epoch` on. Epochs count from 0. FFCV's recipes do so (Leclerc et al., arXiv 2306.12517).
+    """Progressive resizing: small images in the first epochs of training (as FFCV, Leclerc et al., arXiv 2306.12517).
+
+    The size is `from_px` up to `first_epoch`, then grows linearly to the recipe's `image_size_px` at `last_epoch`.
     """
 
     from_px: int
+    """Side of the images at first, in pixels; 8 or more."""
+
     first_epoch: int
+    """Epoch, from 0, after which the size grows."""
+
     last_epoch: int
+    """Epoch, from 0, from which on images have the recipe's size; `first_epoch` or more."""
+
     multiple_px: int = 32
+    """Sizes in between are rounded to a multiple of this, in pixels. The default, 32, is the stride of a ResNet."""
 
     def __post_init__(self) -> None:
         if self.from_px < 8 or self.multiple_px < 1 or not 0 <= self.first_epoch <= self.last_epoch:
             raise RecipeError(f"size_ramp={self} needs from_px >= 8, multiple_px >= 1, 0 <= first_epoch <= last_epoch")
 
     def size_px(self, epoch: int, last_px: int) -> int:
-        """Returns the size of an epoch's images where the recipe's own is `last_px`."""
+        """Returns the side of an epoch's images, in pixels, where the recipe's own is `last_px`."""
         if epoch >= self.last_epoch:
             return last_px
         grown = max(0, epoch - self.first_epoch) / max(1, self.last_epoch - self.first_epoch)
@@ -130,78 +58,159 @@ class SizeRamp:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run, but for data, seed and number of workers.
+    """Configuration of a training run, without the data, the seed and the number of workers.
 
-    learning_rate: at its peak, for all but what the next ones name. head_rate: of linear layers beside Muon.
-    bias_rate: of biases and normalisation; 0 for learning_rate. rest_momentum: of what Muon leaves to Nesterov's.
-    weight_decay: of kernels and matrices, as torch means it: times the rate. bias_weight_decay: of biases and
-    normalisation, which normally have none.
-    whitening_bias_epochs: how long a whitening layer's bias is trained, its rate falling to zero.
-    warmup_from: share of the peak that warm-up begins with. clip_norm: most that the gradient's norm may be; 0 for any.
-    repeats: versions of an image, each augmented anew, that are in one batch (Hoffer et al., arXiv 1901.09335); over as
-    many epochs each image is still seen once an epoch.
-    accumulate_steps: forward and backward passes a step; each takes its part of a worker's rows.
-    ema_decay: of an average of the weights, renewed every `ema_every_steps`, which is what is evaluated; 0 for none.
-    look_ahead_every_steps: see `averages.LookAhead`; 0 for none.
-    test_views: of each evaluated image: itself, with its mirror image, or that and shifted by a pixel (2404.00498).
-    blur_pool: blur before each strided convolution and after pooling (Zhang, arXiv 1904.11486).
-    compile: by torch.compile.
-    distill_weight: share of the loss that is learnt from a teacher's outputs at `distill_temperature`, where a job has
-    one (`distill.distillation_losses`).
-    fit_seconds: 0 trains `epochs` epochs. Otherwise `epochs` is the most: a few steps are timed at the start, and
-    the largest of FIT_EPOCHS that fits in this many seconds is taken, written down, and kept when resuming.
-    residency: "resident" holds the decoded images in each worker's memory; "stream" reads them with Ray Data.
-    shuffle_window_row_groups: how many row groups are mixed at a time; None mixes everything.
-    shuffle_run_rows: rows that lie one after another and stay together in the order (`Order`), so that object storage
-    is asked once for all of them; 1 for none.
-    size_ramp: smaller images in the first epochs; None for one size. Needs residency "stream".
-    evaluate_resize_px: the shorter side before the centre crop of `evaluate_size_px`, which is image_size_px where it
-    is 0.
-    precision: of the forward pass in training; "auto" is bfloat16 where the device computes in it, else float32.
+    Raises RecipeError, with field, value and remedy, for values that can't work.
     """
 
     name: str
+    """Name of the recipe, for reports."""
+
     model: str
+    """Network: one of `MODELS`, or "timm:NAME" for a model of the timm package."""
+
     image_size_px: int
+    """Side of the training images, in pixels; 8 or more."""
+
     epochs: int
+    """Passes over the training rows, 1 or more; at most so many if `fit_seconds` is set."""
+
     global_batch_size: int
+    """Images per step, over all workers and accumulation steps. Change the learning rate with it: linearly for SGD
+    (Goyal et al., arXiv 1706.02677)."""
+
     optimizer: OptimizerName
+    """Optimiser. "muon" (Jordan, https://kellerjordan.github.io/posts/muon/) takes the kernels of convolutions, and
+    SGD with Nesterov momentum the other parameters; "lars" and "lamb" are for batches of several thousand images."""
+
     learning_rate: float
+    """Peak learning rate, above 0, of all parameters that have no rate of their own below."""
+
     head_rate: float = 0.0
+    """Peak learning rate of linear layers with optimizer="muon". The default, 0, means `learning_rate`."""
+
     bias_rate: float = 0.0
+    """Peak learning rate of biases and normalisation layers. The default, 0, means `learning_rate`."""
+
     momentum: float = 0.9
+    """Momentum of the optimisers that have one. The default, 0.9, is He et al.'s (arXiv 1512.03385)."""
+
     rest_momentum: float = 0.9
+    """Nesterov momentum of the parameters that optimizer="muon" leaves to SGD."""
+
     weight_decay: float = 0.0
+    """Weight decay of kernels and matrices, 0 or more, as torch defines it: multiplied by the learning rate. ImageNet
+    recipes use 1e-4 for 90 epochs and less for short training."""
+
     bias_weight_decay: float = 0.0
+    """Weight decay of biases and normalisation layers, 0 or more. The default is 0, none, as is usual."""
+
     whitening_bias_epochs: float = 0.0
+    """Epochs in which the bias of a whitening layer is trained; its learning rate falls to zero meanwhile. The default,
+    0, trains it all the time (Jordan, arXiv 2404.00498, uses 3)."""
+
     schedule: ScheduleName = "cosine"
+    """Learning-rate schedule after the warm-up. "constant"; "step": times 0.1 at 1/2 and at 3/4; "cosine" to zero;
+    "one-cycle": linear to zero."""
+
     warmup_epochs: float = 0.0
+    """Epochs, or a fraction, in which the learning rate rises linearly to its peak; less than `epochs`. The default is
+    0, none; 5 is usual for large batches (Goyal et al., arXiv 1706.02677)."""
+
     warmup_from: float = 0.0
+    """Share of the peak learning rate at which the warm-up starts, in [0, 1)."""
+
     clip_norm: float = 0.0
+    """Largest norm of the gradient, 0 or more; longer ones are scaled down. The default, 0, doesn't clip."""
+
     repeats: int = 1
+    """Augmented versions of an image in one batch (batch augmentation, Hoffer et al., arXiv 1901.09335). Divides
+    `global_batch_size` and `epochs`. Over that many epochs, each image is still seen once per epoch. The default is
+    1."""
+
     accumulate_steps: int = 1
+    """Forward and backward passes per step, each on its part of a worker's images. Increase it if a batch doesn't fit
+    into memory; the default is 1."""
+
     ema_decay: float = 0.0
+    """Decay of the exponential moving average of the weights, in [0, 1). The average is what is evaluated. The default,
+    0, keeps none."""
+
     ema_every_steps: int = 1
+    """Steps between two updates of the moving average, 1 or more. Takes effect with `ema_decay`."""
+
     look_ahead_every_steps: int = 0
+    """Steps between two updates of Lookahead's slow weights (Zhang et al., arXiv 1907.08610). The default, 0, keeps
+    none. Excludes `ema_decay`."""
+
     loss: LossName = "cross-entropy"
+    """Loss: "cross-entropy", or "mse" between the class probabilities and the one-hot labels."""
+
     label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes, in [0, 1) (Szegedy et al., arXiv 1512.00567). The default is 0;
+    0.1 is usual."""
+
     distill_weight: float = 0.5
+    """Share of the loss that compares with a teacher's outputs, in (0, 1]. Takes effect if a job has a teacher (Hinton
+    et al., arXiv 1503.02531)."""
+
     distill_temperature: float = 2.0
+    """Temperature at which the outputs of teacher and student are compared, above 0."""
+
     augment: Augment = field(default_factory=Augment)
+    """Augmentation of the training images. The default is none."""
+
     residency: Residency = "stream"
+    """Where decoded images are kept. "stream" reads and decodes them in every epoch; "resident" decodes a split once
+    and keeps it in the memory of each worker, 3 * image_size_px^2 bytes per image."""
+
     shuffle_window_row_groups: int | None = 32
+    """Row groups that are shuffled together, 1 or more; None shuffles the whole split. More mixes better, and fewer
+    read less at a time from object storage with a cache."""
+
     shuffle_run_rows: int = 1
+    """Consecutive rows that stay in one batch, so that object storage gets one request for them. The default, 1,
+    shuffles single rows; increase it to 8 or so if requests to object storage limit the speed."""
+
     size_ramp: SizeRamp | None = None
+    """Smaller images in the first epochs; None, the default, for one size. Needs residency="stream"."""
+
     evaluate_size_px: int = 0
+    """Side of the evaluated images, in pixels. The default, 0, means `image_size_px`. A larger size than in training
+    often gives better accuracy (Touvron et al., arXiv 1906.06423)."""
+
     evaluate_resize_px: int = 0
+    """Shorter side of an image before the centre crop of evaluation, in pixels. The default, 0, means the size of the
+    crop; ImageNet recipes use 256 for crops of 224."""
+
     test_views: TestViews = "none"
+    """Test-time augmentation: views of an image whose outputs are averaged. "none": the image; "flip": also its mirror
+    image; "flip-and-shift": also both shifted by a pixel (Jordan, arXiv 2404.00498)."""
+
     blur_pool: bool = False
+    """Whether to blur before each strided convolution and after pooling (Zhang, arXiv 1904.11486). More accurate and
+    slower."""
+
     compile: bool = False
+    """Whether to compile the network with torch.compile. Pays off in long runs on a GPU."""
+
     precision: Precision = "auto"
+    """Precision of the forward pass in training. "auto", the default, is bfloat16 where the device computes in it, and
+    float32 elsewhere."""
+
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of R, G and B that is subtracted, of values in [0, 1]. The default is ImageNet's."""
+
     pixel_std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation of R, G and B to divide by, of values in [0, 1]. The default is ImageNet's."""
+
     checkpoint_every_steps: int = 500
+    """Steps between two checkpoints, 1 or more. At most so many steps are lost if a run is interrupted."""
+
     fit_seconds: float = 0.0
+    """Time budget in seconds. The default, 0, trains `epochs` epochs. Otherwise a few steps are timed at the start, and
+    the largest number of epochs that fits into the budget, at most `epochs`, is chosen, recorded, and kept when the run
+    is resumed."""
 
     def __post_init__(self) -> None:
         for name, minimum in (
@@ -249,32 +258,14 @@ class Recipe:
             object.__setattr__(self, "evaluate_resize_px", self.evaluate_size_px or self.image_size_px)
 
 
-def recipe_from_json(values: dict[str, Any]) -> Recipe:
-    """Returns the recipe whose `asdict` became `values` by way of JSON, where tuples are lists."""
-
-    def tuples(fields: dict[str, Any]) -> dict[str, Any]:
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-
-    ramp = values["size_ramp"]
-    own = {"augment": Augment(**tuples(values["augment"])), "size_ramp": SizeRamp(**ramp) if ramp else None}
-    return Recipe(**{**tuples(values), **own})
-
-
-def check_choice(field_name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises RecipeError, with the nearest names first, unless `value` is one of `choices`."""
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise RecipeError(f"{field_name}={value!r} is unknown; {hint}there are {', '.join(choices)}")
-
-
 def check_batch(recipe: Recipe, num_workers: int, num_rows: int | None = None) -> None:
-    """Raises RecipeError unless every one of `num_workers` gets rows in every step of an epoch of `num_rows`.
+    """Raises RecipeError unless each of `num_workers` gets rows in every step of an epoch of `num_rows`.
 
-    num_rows: None while it isn't known. A batch that the workers don't divide is shared out unevenly.
+    num_rows: None while it isn't known. Workers may get different numbers of rows: no batch size has to be divisible by
+    their number.
     """
     size = recipe.global_batch_size
-    least = num_workers * (2 if recipe.augment.mixes else 1)  # mixing takes pairs
+    least = num_workers * (2 if recipe.augment.mixes else 1)  # mixing needs pairs
     if size < least:
         raise RecipeError(f"global_batch_size={size} is too small for {num_workers} workers; use {least} or more")
     if num_rows is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.recipe import TestViews
+from pipeline.config.choices import TestViews
 from pipeline.core.errors import CertificateError
 from pipeline.dataset import parquet
 from pipeline.dataset.manifest import Manifest

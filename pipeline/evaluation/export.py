@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.recipe import TestViews
+from pipeline.config.choices import TestViews
 from pipeline.core.errors import ExactnessError
 from pipeline.evaluation.inference import view_logits
 from pipeline.models.batch_transforms import Normalise

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config.recipe import LossName, TestViews
+from pipeline.config.choices import LossName, TestViews
 from pipeline.evaluation.predictions import TOP, Keep, Predictions, concatenate
 from pipeline.loader.batch import Batch
 from pipeline.models.layers import last_layer

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.cluster.ray_tasks import ray_runs
-from pipeline.config.recipe import TestViews
+from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset import manifest

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.config.recipe import Augment
+from pipeline.config.augment import Augment
 from pipeline.core.keyed_random import Epochs, Keys, Stream, bits, uniform
 from pipeline.loader.auto_augment import rand_augment, trivial_augment
 from pipeline.loader.crops import Draws, crop_boxes, padded_crops

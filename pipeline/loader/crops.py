@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config.recipe import Augment
+from pipeline.config.augment import Augment
 from pipeline.core.keyed_random import Epochs, Keys, Stream, uniform
 
 Draws = npt.NDArray[np.float64]

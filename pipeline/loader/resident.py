@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.config.recipe import OnCorrupt
+from pipeline.config.choices import OnCorrupt
 from pipeline.core.keyed_random import Keys, epochs_at
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset.manifest import Split

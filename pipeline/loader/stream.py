@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.cluster.ray_tasks import TASK_CPUS, in_order
-from pipeline.config.recipe import OnCorrupt
+from pipeline.config.choices import OnCorrupt
 from pipeline.core import errors
 from pipeline.core.errors import ExactnessError
 from pipeline.core.keyed_random import Epochs, Keys, epochs_at

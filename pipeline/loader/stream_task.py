@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config.recipe import OnCorrupt
+from pipeline.config.choices import OnCorrupt
 from pipeline.core.errors import PipelineError
 from pipeline.loader.decode import check_decoder
 from pipeline.loader.samplers import Sampler

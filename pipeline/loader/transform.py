@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config.recipe import Augment, Recipe, SizeRamp
+from pipeline.config.augment import Augment
+from pipeline.config.recipe import Recipe, SizeRamp
 from pipeline.core.keyed_random import Epochs, Keys, Stream, epochs_at, uniform
 from pipeline.dataset.row_reader import RowIndex, read_parts
 from pipeline.loader.crops import crop_boxes, flips, padded_crops

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.recipe import Augment
+from pipeline.config.augment import Augment
 from pipeline.core.keyed_random import Epochs, Keys, Stream, uniform
 from pipeline.loader.augment import erase
 from pipeline.loader.batch import Batch

@@ -9,7 +9,8 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from pipeline.config.recipe import MODELS, Recipe, check_choice
+from pipeline.config.choices import MODELS, check_choice
+from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.models.layers import add_blur_pool
 from pipeline.models.small_networks import Airbench, FastResNet, SeedCnn

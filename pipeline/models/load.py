@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.config.recipe import Recipe, recipe_from_json
+from pipeline.config.recipe import Recipe
+from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
 from pipeline.models import checkpoint
 from pipeline.models.factory import recipe_model

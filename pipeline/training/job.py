@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.cluster.resources import await_room, check_stream_resources, cpus_of_worker, node_cpus
-from pipeline.config.recipe import OnCorrupt, Recipe
+from pipeline.config.choices import OnCorrupt
+from pipeline.config.recipe import Recipe
 from pipeline.core.errors import CheckpointError
 from pipeline.core.progress import Progress, silent
 from pipeline.loader.decode import DecoderName, best_decoder

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.config.recipe import recipe_from_json
+from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
 from pipeline.models import checkpoint
 from pipeline.models.identity import check_identity

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config.augment import Augment
 from pipeline.config.presets import make_recipe
-from pipeline.config.recipe import Augment
 from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest
 from pipeline.dataset.row_reader import load_index
@@ -92,7 +92,7 @@ def reference(uri: str, units: Sampler, view: Transform, unit: int) -> Batch:
     index, rows = load_index(uri, manifest.load(uri).split("train")), units.rows(unit)
     images = view.load(index, rows, units.epochs(unit))
     labels = index.label[rows].astype(np.int64)
-    columns = {"row": rows, "label": labels, "image": images, "corrupt": rows < 0, "making": np.zeros(5)}
+    columns = {"row": rows, "label": labels, "image": images, "corrupt": rows < 0, "timing": np.zeros(5)}
     return batch_from_columns(unit, columns, index.key_hash, units.epochs(unit))
 
 

@@ -35,7 +35,7 @@ from jobs import command
 from pipeline.dataset import manifest
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.sample_order import Order
-from pipeline.config.recipe import Augment
+from pipeline.config.augment import Augment
 from pipeline.loader.samplers import TrainSampler
 from pipeline.loader.stream import stream_batches
 from pipeline.loader.transform import Transform
@@ -118,7 +118,7 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
 
 def expected(uri: str) -> list[tuple[str, str]]:
     """Returns (rows, SHA-256 of the pixels) of every step, computed here, without Ray."""
-    from pipeline.config.recipe import Augment
+    from pipeline.config.augment import Augment
     from pipeline.dataset.row_reader import load_index
     from pipeline.loader.decode import best_decoder
     from pipeline.loader.transform import Transform

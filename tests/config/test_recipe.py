@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.presets import RECIPES, make_recipe
-from pipeline.config.recipe import Augment, Recipe, SizeRamp, check_batch
+from pipeline.config.augment import Augment
+from pipeline.config.documentation import field_docs, field_help
+from pipeline.config.presets import make_recipe, recipes
+from pipeline.config.recipe import Recipe, SizeRamp, check_batch
 from pipeline.core.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_a_recipe_is_called_what_it_is_listed_as() -> None:
-    assert all(make_recipe(name).name == name for name in RECIPES)
+    assert all(make_recipe(name).name == name for name in recipes)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def test_an_unknown_recipe_is_answered_with_the_nearest(name: str, nearest: str)
 def test_flags_change_fields_and_given_epochs_end_the_fitting() -> None:
     recipe = make_recipe("cifar10", epochs=3, global_batch_size=None, optimizer="adam")
     assert (recipe.epochs, recipe.fit_seconds, recipe.optimizer) == (3, 0.0, "adam")
-    assert recipe.global_batch_size == RECIPES["cifar10"]().global_batch_size
+    assert recipe.global_batch_size == recipes["cifar10"].global_batch_size
     assert make_recipe("resnet50", epochs=1).warmup_epochs < 1
 
 
@@ -46,7 +48,7 @@ def test_flags_change_fields_and_given_epochs_end_the_fitting() -> None:
 )
 def test_impossible_values_are_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        dataclasses.replace(RECIPES["cifar10"](), **{field: value})
+        dataclasses.replace(recipes["cifar10"], **{field: value})
 
 
 @pytest.mark.parametrize(
@@ -90,9 +92,9 @@ def test_impossible_ramps_are_refused(values: tuple[int, ...]) -> None:
 
 def test_a_ramp_needs_a_stream() -> None:
     with pytest.raises(RecipeError, match="size_ramp needs residency='stream' and a from_px of at most image_size_px"):
-        dataclasses.replace(RECIPES["cifar10"](), size_ramp=SizeRamp(16, 0, 2))
+        dataclasses.replace(recipes["cifar10"], size_ramp=SizeRamp(16, 0, 2))
     with pytest.raises(RecipeError, match="size_ramp needs"):
-        dataclasses.replace(RECIPES["resnet50"](), size_ramp=SizeRamp(256, 0, 2))
+        dataclasses.replace(recipes["resnet50"], size_ramp=SizeRamp(256, 0, 2))
 
 
 def test_mixing_needs_a_pair_for_each_worker() -> None:
@@ -115,3 +117,33 @@ def test_nothing_loads_pickled_code() -> None:
         assert not re.search(r"pickle\.loads?\(", source), path
         for call in re.findall(r"torch\.load\((?:[^()]|\([^()]*(?:\([^()]*\))?[^()]*\))*\)", source):
             assert "weights_only=True" in call, path
+
+
+@pytest.mark.parametrize("cls", [Recipe, Augment, SizeRamp])
+def test_every_field_is_documented_at_the_field(cls: type) -> None:
+    docs = field_docs(cls)
+    assert list(docs) == [field.name for field in dataclasses.fields(cls)]
+    assert all(text.endswith(".") and len(text) > 20 for text in docs.values())
+
+
+def test_the_help_of_a_flag_is_the_first_sentence_of_its_field() -> None:
+    assert field_help(Recipe, "warmup_from") == "Share of the peak learning rate at which the warm-up starts, in [0, 1)"
+    assert field_help(Recipe, "accumulate_steps").endswith("each on its part of a worker's images")
+    with pytest.raises(KeyError):
+        field_help(Recipe, "no_such_field")
+
+
+def test_presets_are_a_mapping() -> None:
+    assert recipes["cifar10"] == make_recipe("cifar10")
+    assert "cifar10" in recipes
+    assert "cifr10" not in recipes
+    assert recipes.get("cifr10") is None
+    assert len(list(recipes)) == len(recipes) > 20
+    with pytest.raises(RecipeError, match=r"^recipe='cifr10' is unknown; did you mean cifar10") as caught:
+        recipes["cifr10"]
+    assert isinstance(caught.value, KeyError)
+
+
+def test_an_unknown_field_is_answered_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="field='batch_size' is unknown; did you mean global_batch_size"):
+        make_recipe("cifar10", batch_size=3)

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import command
 from jobs.cli import SUBCOMMANDS
-from pipeline.config.presets import RECIPES
+from pipeline.config.presets import recipes
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("infra/*.md"), *ROOT.glob("docs/**/*.md")])
@@ -51,7 +51,7 @@ def parse(module: ModuleType, flags: str) -> None:
     words = shlex.split(flags)
     command.parse(module.Args, module.__doc__ or "", arguments=words)
     for flag, value in itertools.pairwise(words):
-        if flag == "--recipe" and not value.isupper() and not value.endswith(".json") and value not in RECIPES:
+        if flag == "--recipe" and not value.isupper() and not value.endswith(".json") and value not in recipes:
             raise SystemExit(f"--recipe {value}: no such recipe")
 
 

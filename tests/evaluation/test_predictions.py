@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 
-from pipeline.config.recipe import CIFAR_MEAN, CIFAR_STD
+from pipeline.config.choices import CIFAR_MEAN, CIFAR_STD
 from pipeline.core.errors import ExactnessError
 from pipeline.dataset import manifest
 from pipeline.evaluation.inference import Predictor

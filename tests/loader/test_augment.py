@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.config.recipe import Augment
+from pipeline.config.augment import Augment
 from pipeline.core.errors import RecipeError
 from pipeline.core.keyed_random import Stream, uniform
 from pipeline.loader import auto_augment

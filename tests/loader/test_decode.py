@@ -15,7 +15,7 @@ from torchvision.io import decode_image as torchvision_decode
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.config.recipe import Augment
+from pipeline.config.augment import Augment
 from pipeline.core.errors import ClusterError, DatasetError
 from pipeline.core.keyed_random import Stream, uniform
 from pipeline.loader import decode

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pipeline.cluster.resources import check_stream_resources
-from pipeline.config.recipe import Augment
+from pipeline.config.augment import Augment
 from pipeline.core.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_rows

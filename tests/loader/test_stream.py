@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config.augment import Augment
 from pipeline.config.presets import make_recipe
-from pipeline.config.recipe import Augment, SizeRamp
+from pipeline.config.recipe import SizeRamp
 from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest
 from pipeline.dataset.row_reader import load_index

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from pipeline.config.recipe import Augment
+from pipeline.config.augment import Augment
 from pipeline.core.keyed_random import Stream, uniform
 from pipeline.loader.batch import Batch
 from pipeline.loader.sample_order import Order

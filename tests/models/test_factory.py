@@ -2,17 +2,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.config.presets import RECIPES
-from pipeline.config.recipe import MODELS
+from pipeline.config.choices import MODELS
+from pipeline.config.presets import recipes
 from pipeline.core.errors import RecipeError
 from pipeline.models.factory import make_model, recipe_model
 from pipeline.models.layers import num_parameters
 from pipeline.models.small_networks import FastResNet, SeedCnn
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", recipes)
 def test_every_recipe_builds_a_network_that_gives_a_logit_for_each_class(recipe: str) -> None:
-    made = RECIPES[recipe]()
+    made = recipes[recipe]
     model = recipe_model(made, 7).eval()
     with torch.inference_mode():
         logits = model(torch.randn(2, 3, made.image_size_px, made.image_size_px))

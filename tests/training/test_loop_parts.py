@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline.config.augment import Augment
 from pipeline.config.presets import make_recipe
-from pipeline.config.recipe import Augment
 from pipeline.core.errors import CheckpointError, ClusterError, DatasetError, DivergedError
 from pipeline.evaluation.inference import view_logits
 from pipeline.loader.batch import Batch

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.config.choices import MODELS, OptimizerName
 from pipeline.config.presets import make_recipe
-from pipeline.config.recipe import MODELS, OptimizerName, Recipe
+from pipeline.config.recipe import Recipe
 from pipeline.models.factory import make_model
 from pipeline.models.losses import sample_losses
 from pipeline.training.optim.factory import describe_groups, learning_rate_factor, make_optimizers, set_learning_rates

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config.augment import Augment
 from pipeline.config.presets import make_recipe
-from pipeline.config.recipe import Augment, Recipe
+from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
 from pipeline.loader.samplers import EvaluationSampler, train_eval_split

@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.config.recipe import check_choice
+from pipeline.config.choices import check_choice
 from pipeline.core.errors import RecipeError
 from pipeline.core.keyed_random import Keys, Stream, uniform
 from pipeline.dataset.image_codec import decode, encode_jpeg

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.cluster.ray_tasks import TASK_CPUS, in_order
-from pipeline.config.recipe import TestViews
+from pipeline.config.choices import TestViews
 from pipeline.core.errors import CheckpointError, ExactnessError, SourceError
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset.image_codec import MAX_IMAGE_BYTES

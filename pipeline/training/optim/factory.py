@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config.recipe import Recipe, ScheduleName
+from pipeline.config.choices import ScheduleName
+from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.training.optim.optimizers import Lamb, Lars, Muon
 

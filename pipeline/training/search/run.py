@@ -12,7 +12,8 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from pipeline.config.recipe import Recipe, check_choice
+from pipeline.config.choices import check_choice
+from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.core.progress import silent
 from pipeline.dataset import manifest
