@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pipeline.cluster.ray_errors import user_error, user_message
 from pipeline.core.errors import UnavailableError
-from pipeline.core.processes import end_on_sigterm
+from pipeline.core.processes import exit_on_sigterm
 from pipeline.core.progress import silent
 
 Args = TypeVar("Args")
@@ -44,7 +44,7 @@ def run(
     """
     _allow_bytecode()
     parsed = parse(args_type, doc, program, arguments)
-    end_on_sigterm()
+    exit_on_sigterm()
     status = call(main, parsed, resume_hint)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is written and given back: let the interpreter end
     if status:

@@ -137,7 +137,7 @@ def print_ingested(done: Ingested, seconds: float) -> None:
             ("left out", f"{num_quarantined:,} ({reasons}), see quarantine.parquet" if num_quarantined else "none"),
             ("changed", repaired or "none"),
             ("leaked", f"{leaked} (duplicates and near duplicates of train)" if leaked else "not looked for"),
-            ("requests", str(done.requests.plus(object_store.sent())) if done.requests.total else "none"),
+            ("requests", str(done.requests.plus(object_store.requests_sent())) if done.requests.total else "none"),
             ("time", f"{seconds:.1f} s, {data.rows / seconds:,.0f} images/s with start-up"),
             ("digest", data.digest),
             ("manifest", files.join(done.uri, "manifest.json")),

@@ -47,8 +47,8 @@ def main(args: Args) -> None:
             samples, others = batch_predict.find_images(source, spool, display)
         views = args.views or model.recipe.test_views
         with ray_session(workers), command.Display() as display:
-            use_gpu = resources.takes_gpus(args.device, workers, gpus)
-            resources.await_room(workers, use_gpu, args.wait_minutes, display)
+            use_gpu = resources.workers_use_gpus(args.device, workers, gpus)
+            resources.wait_for_resources(workers, use_gpu, args.wait_minutes, display)
             threads = max(1, int(sum(resources.node_cpus()) - 1) // workers)
             job = batch_predict.PredictJob(model, samples, out, views, best_decoder(), workers, use_gpu, threads)
             done = batch_predict.predict(job, display)

@@ -42,7 +42,7 @@ def main(args: Args) -> None:
         job, recorded = prepare(uri, files.absolute(args.data), scratch, args.steps, training.teacher(args.teacher))
         gpus = resources.count_gpus()
         alone = not gpus and job.num_workers == 1  # as a run in its own process has it
-        use_gpu = resources.takes_gpus("auto", job.num_workers, gpus)
+        use_gpu = resources.workers_use_gpus("auto", job.num_workers, gpus)
         job = replace(job, num_workers=0 if alone else job.num_workers, use_gpu=use_gpu)
         if not job.num_workers and job.recipe.residency == "resident":
             quieten_ray()

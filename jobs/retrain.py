@@ -89,7 +89,7 @@ def main(args: Args) -> None:
     gate = Gate(args.level, args.minimum_gain, args.recall_drop, args.calibration_rise, args.latency_ratio)
     if args.webhook and not args.webhook.startswith(("http://", "https://")):
         raise RecipeError(f"webhook={args.webhook} must begin with http:// or https://")
-    resources.node_cache(args.cache)  # before anything is done
+    resources.resolve_cache_folder(args.cache)  # before anything is done
     if args.mlflow:
         check_mlflow(args.mlflow)
     if args.source is None or args.workspace is None:
@@ -224,11 +224,11 @@ def _train(args: Args, night: "RetrainingRun", recipe: Recipe, run: str) -> None
 
     gpus = resources.count_gpus()
     workers = gpus if args.workers is None else args.workers
-    use_gpu = resources.takes_gpus(args.device, workers, gpus)
+    use_gpu = resources.workers_use_gpus(args.device, workers, gpus)
     begin = None
     if args.from_champion and night.champion:
         begin = weights_of("champion", files.join(night.champion_uri, MODEL_NAME))
-    cache = resources.node_cache(args.cache)
+    cache = resources.resolve_cache_folder(args.cache)
     job = TrainJob(night.dataset, run, recipe, args.seed, workers, use_gpu=use_gpu, pretrained=begin, cache=cache)
     training.train_here(job, args.wait_minutes)
 
@@ -245,7 +245,7 @@ def _alone(args: Args, workspace: str) -> Iterator[lease.Lease]:
         while held is None:
             try:
                 with command.Display() as display:
-                    held = stack.enter_context(lease.held(place, workspace, display))
+                    held = stack.enter_context(lease.hold_lease(place, workspace, display))
             except DatasetError as error:
                 if not args.wait:
                     command.console.print(f"{error}; leaving (--wait waits for it)")

@@ -95,7 +95,7 @@ class TrainingArgs:
             recipe,
             self.seed,
             workers,
-            use_gpu=resources.takes_gpus(self.device, workers, gpus),
+            use_gpu=resources.workers_use_gpus(self.device, workers, gpus),
             trace_rows=self.trace_rows,
             on_corrupt=self.on_corrupt,
             max_workers=self.max_workers or 0,
@@ -105,7 +105,7 @@ class TrainingArgs:
             pretrained=weights_of("pretrained", files.absolute(self.pretrained)) if self.pretrained else None,
             teacher=teacher(self.teacher),
             hang_seconds=60 * self.hang_minutes,
-            cache=resources.node_cache(self.cache),
+            cache=resources.resolve_cache_folder(self.cache),
         )
 
 
@@ -243,13 +243,13 @@ def evaluating(
     count = gpus if workers is None else workers
     if count < 0:
         raise RecipeError(f"workers={count} must be 0 (this process) or more")
-    use_gpu = resources.takes_gpus(device, count, gpus)
+    use_gpu = resources.workers_use_gpus(device, count, gpus)
     if not count:
         quieten_ray()
         with Display() as display:
             yield replace(job, progress=display)
         return
     with ray_session(count), Display() as display, remote_progress(display) as progress:
-        resources.await_room(count, use_gpu, wait_minutes, display)
-        cpus = int(100 * resources.cpus_of_worker(count, use_gpu, resources.node_cpus(that_train=True))) / 100
+        resources.wait_for_resources(count, use_gpu, wait_minutes, display)
+        cpus = int(100 * resources.worker_cpus(count, use_gpu, resources.node_cpus(that_train=True))) / 100
         yield replace(job, num_workers=count, use_gpu=use_gpu, cpus_per_worker=cpus, progress=progress)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs import command, training
 from pipeline.cluster.ray_errors import user_message
-from pipeline.cluster.ray_tasks import in_thread
+from pipeline.cluster.ray_tasks import run_in_thread
 from pipeline.cluster.session import quieten_ray, ray_session
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
@@ -188,7 +188,7 @@ def _search(
         # What Tune itself writes are logs and pickles that nobody reads.
         run_config=ray_tune.RunConfig(name="tune", storage_path=scratch, verbose=0, callbacks=[Noting()]),
     )
-    in_thread(tuner.fit)
+    run_in_thread(tuner.fit)
 
 
 def _finish(out: str, recipe: Recipe, space: "Space", trials: "list[TrialResult]", identity: dict[str, Any]) -> None:

@@ -367,10 +367,10 @@ def print_rates(args: Args, rates: dict[str, list[float]]) -> None:
 
 def plot(rates: dict[str, list[float]], path: str) -> None:
     """Draws the medians as bars."""
-    from pipeline.reporting.charts import BLUE, GREY, axes
+    from pipeline.reporting.charts import BLUE, GREY, new_axes
 
     names = sorted(rates, key=lambda way: statistics.median(rates[way]))
-    figure, chart = axes(8, 0.8 + 0.35 * len(names))
+    figure, chart = new_axes(8, 0.8 + 0.35 * len(names))
     bars = chart.barh(names, [statistics.median(rates[name]) for name in names], color=BLUE)
     chart.bar_label(bars, fmt="%.0f", padding=3, color=GREY)
     chart.set(xlabel="images/s")

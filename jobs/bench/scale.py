@@ -69,12 +69,12 @@ def measure(count: int, seconds: float) -> tuple[float, float]:
 
 
 def _coordinate(seconds: float) -> tuple[float, float]:
-    from pipeline.cluster.ray_tasks import TASK_CPUS, in_order
+    from pipeline.cluster.ray_tasks import TASK_CPUS, map_in_order
     from pipeline.loader.stream import BATCHES_PER_EXECUTION
 
     def blocks() -> Iterator[Any]:
         while True:
-            run = in_order(
+            run = map_in_order(
                 range(BATCHES_PER_EXECUTION),
                 lambda source: source.map_batches(_nothing, batch_size=1, num_cpus=TASK_CPUS),
             )

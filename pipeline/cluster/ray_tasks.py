@@ -20,7 +20,7 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_thread(call: Callable[[], Any]) -> None:
+def run_in_thread(call: Callable[[], Any]) -> None:
     """Calls it in a thread of its own, waits, and raises what it raised.
 
     For what takes Ctrl-C for itself in the main thread: Ray Train ends the process with a bare status 1 there.
@@ -64,7 +64,7 @@ def _numbered(
             yield table.append_column("item", column)
 
 
-def ray_runs() -> bool:
+def ray_is_initialized() -> bool:
     """Whether this process is in a Ray session."""
     # Not by importing it: a job sets variables that Ray reads when it is imported.
     ray = sys.modules.get("ray")
@@ -83,7 +83,7 @@ def map_tables(
     done: called now and then with the number of items that are finished. computes: `function` is held up by the CPU,
     and takes memory for it; else by storage, and many calls wait at a time.
     """
-    if len(items) < THREADS or not ray_runs():
+    if len(items) < THREADS or not ray_is_initialized():
         tables = []
         with ThreadPoolExecutor(usable_cpus() if computes else THREADS) as pool:
             for table in pool.map(function, items):
@@ -108,7 +108,7 @@ def map_tables(
     return [pa.concat_tables(found.get(number, [empty])) for number in range(len(items))]
 
 
-def in_order(numbers: Sequence[int], stages: Callable[[Any], Any]) -> Generator[dict[str, Any]]:
+def map_in_order(numbers: Sequence[int], stages: Callable[[Any], Any]) -> Generator[dict[str, Any]]:
     """Yields the blocks of a Ray Data execution over {"id": number}, in the order of the numbers, each when it is made.
 
     stages: adds to the data set what makes a row of each number, which can't be split. Needs Ray.

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.core.progress import Progress
 
 
-class Board:
+class ProgressBoard:
     """A Ray actor that keeps, for a display elsewhere to read, the last word of a remote stage and all that is said
     once: what has no total.
     """
@@ -32,7 +32,7 @@ class Board:
 
 
 class RemoteProgress:
-    """A `pipeline.core.progress.Progress` that a worker can call: it posts to a Board and doesn't wait."""
+    """A `pipeline.core.progress.Progress` that a worker can call: it posts to a ProgressBoard and doesn't wait."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
@@ -48,7 +48,7 @@ def remote_progress(display: Progress) -> Iterator[RemoteProgress]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
-    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    board = ray.remote(ProgressBoard).options(num_cpus=0, scheduling_strategy=here).remote()
     done = threading.Event()
 
     def follow() -> None:

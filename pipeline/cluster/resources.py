@@ -18,7 +18,7 @@ CACHE_HELP = "on a disk of each node: keeps what is read of a bucket"
 _LOOK_EVERY_SECONDS = 2.0
 
 
-def node_cache(folder: str | None) -> str:
+def resolve_cache_folder(folder: str | None) -> str:
     """Returns the path of a cache on each node, "" for none. Raises RecipeError for a URI."""
     if not folder:
         return ""
@@ -39,7 +39,7 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def takes_gpus(device: Device, workers: int, gpus: int) -> bool:
+def workers_use_gpus(device: Device, workers: int, gpus: int) -> bool:
     """Whether each worker gets a GPU. auto: where there are that many. Raises RecipeError."""
     if device == "gpu" and not workers:
         raise RecipeError("device=gpu needs workers; give --workers N")
@@ -60,7 +60,7 @@ def node_cpus(that_train: bool = False) -> list[float]:
     return [node["Resources"]["CPU"] for node in nodes if not (that_train and node.get("Labels", {}).get(key) == value)]
 
 
-def cpus_of_worker(num_workers: int, use_gpu: bool, nodes: list[float]) -> float:
+def worker_cpus(num_workers: int, use_gpu: bool, nodes: list[float]) -> float:
     """Returns one CPU beside a GPU; without, whole ones of a share of all but what is left for reading, or that share
     if it is less.
 
@@ -74,7 +74,7 @@ def cpus_of_worker(num_workers: int, use_gpu: bool, nodes: list[float]) -> float
     return share if share < 1 else float(int(share))
 
 
-def await_room(num_workers: int, use_gpu: bool, minutes: float, progress: Progress) -> None:
+def wait_for_resources(num_workers: int, use_gpu: bool, minutes: float, progress: Progress) -> None:
     """Asks the autoscaler, if there is one, for the workers' nodes and returns when they have joined.
 
     Raises ClusterError if they haven't within the minutes.

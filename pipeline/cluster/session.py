@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.cluster.ray_tasks import usable_cpus
-from pipeline.core.processes import end_on_sigterm
+from pipeline.core.processes import exit_on_sigterm
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        end_on_sigterm()
+        exit_on_sigterm()
         quieten_ray()
         _quieten_ray_data()
         try:
@@ -51,7 +51,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
             logging_level=logging.WARNING,
             _temp_dir=folder,
         )
-        end_on_sigterm()
+        exit_on_sigterm()
         _restore_variable("TMPDIR", before)
         quieten_ray()
         _quieten_ray_data()

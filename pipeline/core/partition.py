@@ -1,6 +1,6 @@
 """Even contiguous partition of a range."""
 
 
-def cut(num_items: int, num_parts: int, part: int) -> tuple[int, int]:
+def even_split(num_items: int, num_parts: int, part: int) -> tuple[int, int]:
     """Returns [start, stop) of the `part`-th of `num_parts` runs whose sizes differ by one at most."""
     return part * num_items // num_parts, (part + 1) * num_items // num_parts

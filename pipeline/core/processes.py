@@ -38,7 +38,7 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def end_on_sigterm() -> None:
+def exit_on_sigterm() -> None:
     """So that what was started is ended. Ray sets a handler of its own, whose status says nothing."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -185,7 +185,7 @@ def _read_local(index: RowIndex, rows: Rows, numbers: list[tuple[int, int, int]]
                 if wanted:
                     images.append(files[shard].read(offset, length))
                 else:
-                    files[shard].will_need(offset, length)
+                    files[shard].prefetch(offset, length)
             except OSError as error:
                 raise DatasetError(f"{index.place(row)}: can't be read ({error}); {_REMEDY}") from error
     return images

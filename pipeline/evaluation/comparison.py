@@ -11,7 +11,7 @@ from pipeline.dataset.parquet import read_rows
 from pipeline.evaluation.certificate import check_keys
 from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.evaluation.significance import mcnemar
-from pipeline.reporting.charts import page, thumbnail
+from pipeline.reporting.charts import render_page, thumbnail
 from pipeline.storage import files
 
 COMPARE_NAME, REPORT_NAME = "compare.json", "compare.html"
@@ -101,7 +101,7 @@ def write_comparison(out: str, dataset: str, data: Manifest, values: dict[str, A
         "won": _pictures(dataset, data, values["split"], pair, ~one & other),
         "lost": _pictures(dataset, data, values["split"], pair, one & ~other),
     }
-    html = page("compare.html", values=values, verdict=verdict(values), pictures=pictures, level=LEVEL)
+    html = render_page("compare.html", values=values, verdict=verdict(values), pictures=pictures, level=LEVEL)
     files.write_bytes(places[1], html.encode())
     return places
 

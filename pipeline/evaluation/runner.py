@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.cluster.ray_tasks import ray_runs
+from pipeline.cluster.ray_tasks import ray_is_initialized
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError
 from pipeline.core.progress import Progress, silent
@@ -93,14 +93,14 @@ def run_evaluation(job: EvaluateJob) -> None:
     import ray.train
     import ray.train.torch
 
-    from pipeline.cluster.ray_train import fit, scaling
+    from pipeline.cluster.ray_train import fit_trainer, scaling_config
 
     filesystem, path = files.open_filesystem(job.out)
-    fit(
+    fit_trainer(
         ray.train.torch.TorchTrainer(
             _worker_loop,
             train_loop_config={"job": job},
-            scaling_config=scaling(job.num_workers, job.use_gpu, job.cpus_per_worker),
+            scaling_config=scaling_config(job.num_workers, job.use_gpu, job.cpus_per_worker),
             run_config=ray.train.RunConfig(
                 name=path.rsplit("/", 1)[1], storage_path=path.rsplit("/", 1)[0], storage_filesystem=filesystem
             ),
@@ -147,7 +147,7 @@ def _evaluate(job: EvaluateJob, rank: int, world_size: int, device: torch.device
 def _batches(
     job: EvaluateJob, data: Manifest, units: EvaluationSampler, view: Transform, progress: Progress
 ) -> Iterator[Batch]:
-    load = stream_batches if ray_runs() else local_batches
+    load = stream_batches if ray_is_initialized() else local_batches
     for batch in load(job.dataset, data.split(job.split), units, view):
         yield batch
         progress("evaluate", batch.index + 1, len(units))

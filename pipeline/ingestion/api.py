@@ -85,7 +85,7 @@ def preview_ingest(
     check_target(target)
     with tempfile.TemporaryDirectory() as spool:
         index = open_source(source, spool=spool, progress=progress)
-        listing_requests = object_store.sent().total
+        listing_requests = object_store.requests_sent().total
         shards = plan_shards(index, settings)
         _log_ignored(index)
         cpus = workers or usable_cpus()

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.keyed_random import Stream, key_hash, permutation
-from pipeline.core.partition import cut
+from pipeline.core.partition import even_split
 from pipeline.dataset.image_codec import MAX_IMAGE_BYTES
 from pipeline.dataset.parquet import Rows
 from pipeline.ingestion.image_check import ImageHandling
@@ -65,7 +65,7 @@ def plan_shards(index: Index, settings: IngestSettings) -> list[ShardPlan]:
         wanted = max(-(-num_bytes // settings.shard_bytes), -(-table.num_rows // SHARD_ROWS), 1)
         num_shards = min(wanted, num_groups)
         for number in range(num_shards):
-            start, stop = cut(num_groups, num_shards, number)
+            start, stop = even_split(num_groups, num_shards, number)
             path = f"{split}/{number:05d}-of-{num_shards:05d}.parquet"
             plans.append(ShardPlan(split, path, order[start * group_rows : stop * group_rows], group_rows))
     return plans

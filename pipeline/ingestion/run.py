@@ -20,14 +20,14 @@ from pipeline.ingestion.shard_task import Receipt, ShardContext, ShardTask, task
 from pipeline.ingestion.sources import Source, open_source
 from pipeline.ingestion.target import QUARANTINE_NAME, WORK, check_target, clean_up, record_plan
 from pipeline.storage import files, lease
-from pipeline.storage.object_store import Requests
+from pipeline.storage.object_store import RequestCounts
 
 
 @dataclass(frozen=True)
 class Ingested(Dataset):
     """A data set that was just ingested, and what that took."""
 
-    requests: Requests  # to object storage, by the tasks
+    requests: RequestCounts  # to object storage, by the tasks
     trusted_shards: int  # shards that an earlier, interrupted ingest had written
     peak_task_bytes: int  # most memory that the process of a task has had
 
@@ -51,7 +51,7 @@ def planned_ingest(
         open_source(source, spool=out)  # raises before anything is written
     claimed = False
     try:
-        with lease.held(files.join(out, WORK, "lease.json"), out, progress) as held:
+        with lease.hold_lease(files.join(out, WORK, "lease.json"), out, progress) as held:
             check_target(out)  # once more: another process may have finished while this one waited
             claimed = True
             spool = files.join(out, WORK, "spool")
@@ -92,9 +92,9 @@ def write_dataset(
     files.write_bytes(files.join(plan.out, QUARANTINE_NAME), parquet_bytes(quarantined))
     check_quarantined(plan, quarantined, max_quarantined)
     manifest = publish(plan, receipts, progress)
-    requests = Requests()
+    requests = RequestCounts()
     for receipt in receipts:
-        requests = requests.plus(Requests(**receipt.requests))
+        requests = requests.plus(RequestCounts(**receipt.requests))
     trusted = sum(receipt.trusted for receipt in receipts)
     return Ingested(plan.out, manifest, requests, trusted, max(receipt.peak_bytes for receipt in receipts))
 

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.keyed_random import Epochs, Stream, permutation
-from pipeline.core.partition import cut
+from pipeline.core.partition import even_split
 
 Rows = npt.NDArray[np.int64]
 RUNS_TOGETHER = 4  # so that neighbours of a row group aren't neighbours in a batch: who is mixed with whom varies
@@ -91,16 +91,16 @@ class Order:
     def _run(self, global_step: int) -> tuple[int, int]:
         """First and last position, in the order of its round, of the images of a step."""
         steps = self.repeats * self.steps_per_epoch
-        return cut(self.num_rows, steps, global_step % steps)
+        return even_split(self.num_rows, steps, global_step % steps)
 
     def _part(self, size: int, world_size: int, rank: int) -> tuple[int, int]:
         """A rank's part of a global batch of `size` rows."""
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} must lie in [0, {world_size})")
         if self.pairs:
-            first, last = (min(size, 2 * place) for place in cut(-(-size // 2), world_size, rank))
+            first, last = (min(size, 2 * place) for place in even_split(-(-size // 2), world_size, rank))
             return first, last
-        return cut(size, world_size, rank)
+        return even_split(size, world_size, rank)
 
     def rows(self, global_step: int, world_size: int = 1, rank: int = 0) -> Rows:
         """Returns the row indices that `rank` of `world_size` trains on in `global_step`, counted over all epochs."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.cluster.ray_tasks import TASK_CPUS, in_order
+from pipeline.cluster.ray_tasks import TASK_CPUS, map_in_order
 from pipeline.config.choices import OnCorrupt
 from pipeline.core import errors
 from pipeline.core.errors import ExactnessError
@@ -115,7 +115,7 @@ class _Fetcher:
 
 
 def _execute(task: BatchTask, numbers: range) -> Generator[Block]:
-    return in_order(numbers, lambda source: source.map_batches(task, batch_size=1, num_cpus=TASK_CPUS))
+    return map_in_order(numbers, lambda source: source.map_batches(task, batch_size=1, num_cpus=TASK_CPUS))
 
 
 def checked_batches(blocks: Iterator[Block], sampler: Sampler, keys: Keys) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ BLUE, ORANGE, GREY = "#3b82c4", "#e08a2c", "#808080"
 _THUMBNAIL_PX, _LOSSLESS_PX = 192, 64
 
 
-def axes(width: float = 5.2, height: float = 3.0) -> tuple[Figure, Any]:
+def new_axes(width: float = 5.2, height: float = 3.0) -> tuple[Figure, Any]:
     """Returns a figure and its axes, in greys that read on light and on dark."""
     style = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY)
     plt.rcParams.update(
@@ -26,7 +26,7 @@ def axes(width: float = 5.2, height: float = 3.0) -> tuple[Figure, Any]:
     return plt.subplots(figsize=(width, height))
 
 
-def svg(figure: Figure) -> str:
+def svg_data_uri(figure: Figure) -> str:
     """Returns the figure as a data URI, the same for the same figure."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
@@ -68,7 +68,7 @@ def heat_picture(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -
     return pixel_picture((255 * (0.4 * grey + 0.6 * colours)).round().astype(np.uint8))
 
 
-def page(template: str, **values: Any) -> str:
+def render_page(template: str, **values: Any) -> str:
     """Returns a page of `templates/`. Raises jinja2.UndefinedError where it names a value that isn't given."""
     escape = template.endswith(".html")
     environment = Environment(

@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.reporting.charts import BLUE, GREY, svg
-from pipeline.reporting.charts import axes as new_axes
+from pipeline.reporting.charts import BLUE, GREY, new_axes, svg_data_uri
 
 MAX_MATRIX_CLASSES = 20
 
@@ -19,7 +18,7 @@ def confused_pairs(matrix: Any, classes: tuple[str, ...], count: int = 5) -> lis
     return [(int(wrong[t, p]), classes[t], classes[p]) for t, p in places if wrong[t, p]]
 
 
-def matrix_picture(matrix: Any, classes: tuple[str, ...]) -> str:
+def confusion_matrix_chart(matrix: Any, classes: tuple[str, ...]) -> str:
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     side = 1.6 + 0.42 * len(classes)
     figure, axes = new_axes(side, side)
@@ -33,4 +32,4 @@ def matrix_picture(matrix: Any, classes: tuple[str, ...]) -> str:
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="true")
-    return svg(figure)
+    return svg_data_uri(figure)

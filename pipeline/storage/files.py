@@ -266,7 +266,7 @@ class MappedFile:
             raise OSError(f"{len(data)} bytes at {offset}, {length} were expected; the file is cut")
         return data
 
-    def will_need(self, offset: int, length: int) -> None:
+    def prefetch(self, offset: int, length: int) -> None:
         """Tells the system what is going to be read, so that it fetches what isn't in memory."""
         if hasattr(self._map, "madvise") and offset + length <= len(self._view):
             start = offset // mmap.PAGESIZE * mmap.PAGESIZE

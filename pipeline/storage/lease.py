@@ -64,7 +64,7 @@ class Lease:
 
 
 @contextmanager
-def held(uri: str, what: str, progress: Progress = silent, ttl_seconds: float = TTL_SECONDS) -> Iterator[Lease]:
+def hold_lease(uri: str, what: str, progress: Progress = silent, ttl_seconds: float = TTL_SECONDS) -> Iterator[Lease]:
     """Holds the lease at `uri`; waits for a dead holder's to run out. Raises DatasetError if a live one holds it.
 
     what: what is being written, for the other's error message.

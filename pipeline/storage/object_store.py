@@ -33,7 +33,7 @@ LIST_PAGE_KEYS = 1000
 
 
 @dataclass
-class Requests:
+class RequestCounts:
     """How many requests were sent (retries included, and counted once more as such), and bytes moved."""
 
     get: int = 0
@@ -45,9 +45,9 @@ class Requests:
     bytes_read: int = 0
     bytes_written: int = 0
 
-    def plus(self, other: "Requests", sign: int = 1) -> "Requests":
+    def plus(self, other: "RequestCounts", sign: int = 1) -> "RequestCounts":
         """Returns the sum of both, or with sign -1 the difference."""
-        return Requests(**{f.name: getattr(self, f.name) + sign * getattr(other, f.name) for f in fields(self)})
+        return RequestCounts(**{f.name: getattr(self, f.name) + sign * getattr(other, f.name) for f in fields(self)})
 
     @property
     def total(self) -> int:
@@ -59,7 +59,7 @@ class Requests:
         return ", ".join(kind for kind in kinds if not kind.startswith("0 ")) + f" ({self.retried:,} retries)"
 
 
-_sent = Requests()
+_sent = RequestCounts()
 _sent_lock = threading.Lock()
 
 
@@ -69,10 +69,10 @@ def _count(**amounts: int) -> None:
             setattr(_sent, name, getattr(_sent, name) + amount)
 
 
-def sent() -> Requests:
+def requests_sent() -> RequestCounts:
     """Returns what this process has sent so far."""
     with _sent_lock:
-        return _sent.plus(Requests())
+        return _sent.plus(RequestCounts())
 
 
 class AdaptiveLimit:

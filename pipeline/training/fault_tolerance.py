@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.cluster.ray_errors import pipeline_error
-from pipeline.cluster.ray_tasks import ray_runs
+from pipeline.cluster.ray_tasks import ray_is_initialized
 from pipeline.core.errors import ClusterError
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint_writer import CheckpointWriter
@@ -75,7 +75,7 @@ def note_start(run: str, rank: int, world_size: int, step: int) -> str:
 
 def _node() -> str:
     """Returns the ID of this process's Ray node, or the machine's name where there is no Ray."""
-    if not ray_runs():
+    if not ray_is_initialized():
         return socket.gethostname()
     import ray
 

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pipeline.cluster.resources import await_room, check_stream_resources, cpus_of_worker, node_cpus
+from pipeline.cluster.resources import check_stream_resources, node_cpus, wait_for_resources, worker_cpus
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import CheckpointError
@@ -93,7 +93,7 @@ def fitted(job: TrainJob, wait_minutes: float, progress: Progress) -> TrainJob:
         return job
     pass
 
-    await_room(job.num_workers, job.use_gpu, wait_minutes, progress)
-    cpus = cpus_of_worker(job.num_workers, job.use_gpu, node_cpus(that_train=True))
+    wait_for_resources(job.num_workers, job.use_gpu, wait_minutes, progress)
+    cpus = worker_cpus(job.num_workers, job.use_gpu, node_cpus(that_train=True))
     check_stream_resources(job.num_workers, cpus, sum(node_cpus()))
     return replace(job, cpus_per_worker=int(100 * cpus) / 100)

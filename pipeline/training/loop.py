@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.cluster.ray_train import fit, scaling
+from pipeline.cluster.ray_train import fit_trainer, scaling_config
 from pipeline.config.recipe import Recipe, check_batch
 from pipeline.core.errors import DivergedError
 from pipeline.core.progress import Progress, silent
@@ -406,7 +406,7 @@ def run(job: TrainJob) -> None:
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
-        scaling_config=scaling(
+        scaling_config=scaling_config(
             (job.num_workers, job.max_workers) if elastic else job.num_workers,
             job.use_gpu,
             job.cpus_per_worker,
@@ -421,6 +421,6 @@ def run(job: TrainJob) -> None:
         ),
     )
     if job.num_workers:
-        fit(trainer)
+        fit_trainer(trainer)
     else:
         trainer.fit()

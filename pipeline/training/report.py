@@ -16,9 +16,8 @@ from pipeline.loader.stage_times import (
     training_seconds,
     waiting_seconds,
 )
-from pipeline.reporting.charts import BLUE, GREY, ORANGE, page, svg
-from pipeline.reporting.charts import axes as new_axes
-from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, matrix_picture
+from pipeline.reporting.charts import BLUE, GREY, ORANGE, new_axes, render_page, svg_data_uri
+from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, confusion_matrix_chart
 from pipeline.storage import files
 
 REPORT_NAME = "report.html"
@@ -34,7 +33,7 @@ def write_report(run: str, dataset: str, data: Manifest, result: dict[str, Any],
 def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Predictions) -> str:
     """Returns the report as HTML."""
     matrix = np.array(result["val"]["confusion_matrix"])
-    return page(
+    return render_page(
         "report.html",
         result=result,
         stand_in=data.name == digits.NAME,
@@ -47,7 +46,7 @@ def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Pr
             (name, result["seconds"][name], STAGE_MEANINGS[name]) for name in STAGES if result["seconds"].get(name)
         ],
         bars=_recall_bars(result),
-        matrix=matrix_picture(matrix, data.classes) if len(data.classes) <= MAX_MATRIX_CLASSES else None,
+        matrix=confusion_matrix_chart(matrix, data.classes) if len(data.classes) <= MAX_MATRIX_CLASSES else None,
         mistakes=confident_mistakes(dataset, data, result["evaluated"]["split"], predictions),
         recipe=_flat(result["recipe"]),
     )
@@ -73,7 +72,7 @@ def _curves(result: dict[str, Any]) -> list[tuple[str, str]]:
     axes.plot(at, [point["loss"] for point in points], "o-", color=ORANGE, label="validation")
     axes.set(xlabel="epoch", ylabel="loss")
     axes.legend(frameon=False)
-    pictures = [(svg(figure), f"Loss falls to {points[-1]['loss']:.3f} on the validation split")]
+    pictures = [(svg_data_uri(figure), f"Loss falls to {points[-1]['loss']:.3f} on the validation split")]
 
     figure, axes = new_axes()
     axes.plot(at, [100 * point["top1"] for point in points], "o-", color=ORANGE)
@@ -86,17 +85,17 @@ def _curves(result: dict[str, Any]) -> list[tuple[str, str]]:
     )
     axes.margins(y=0.12)
     axes.set(xlabel="epoch", ylabel="top-1 on validation, %", xlim=(0, result["epochs"] * 1.03))
-    pictures.append((svg(figure), f"Top-1 reaches {100 * points[-1]['top1']:.1f} %"))
+    pictures.append((svg_data_uri(figure), f"Top-1 reaches {100 * points[-1]['top1']:.1f} %"))
 
     figure, axes = new_axes()
     axes.plot(epochs, [line["images_per_second"] for line in history], color=BLUE)
     axes.set(xlabel="epoch", ylabel="images/s", ylim=(0, None))
-    pictures.append((svg(figure), f"{result['images_per_second']:,.0f} images/s on average"))
+    pictures.append((svg_data_uri(figure), f"{result['images_per_second']:,.0f} images/s on average"))
 
     figure, axes = new_axes()
     axes.plot(epochs, [line["learning_rate"] for line in history], color=BLUE)
     axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
-    pictures.append((svg(figure), "Learning rate over the epochs"))
+    pictures.append((svg_data_uri(figure), "Learning rate over the epochs"))
     return pictures
 
 
@@ -122,7 +121,7 @@ def _time_bars(result: dict[str, Any]) -> str:
     axes.bar_label(bars, [f"{value:,.1f} s" for value in values], padding=3, color=GREY)
     axes.margins(x=0.18)
     axes.set(xlabel="seconds (orange: waiting for data)")
-    return svg(figure)
+    return svg_data_uri(figure)
 
 
 def _recall_bars(result: dict[str, Any]) -> str:
@@ -134,4 +133,4 @@ def _recall_bars(result: dict[str, Any]) -> str:
     axes.bar_label(bars, fmt="%.0f", padding=3, color=GREY)
     axes.axvline(100 * result["val"]["top1"], color=ORANGE, linestyle="--", linewidth=1)
     axes.set(xlabel="recall, % (dashed: all classes)", xlim=(0, 108))
-    return svg(figure)
+    return svg_data_uri(figure)

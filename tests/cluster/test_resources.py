@@ -8,7 +8,7 @@ import pytest
 
 from jobs import training
 from pipeline.cluster import resources
-from pipeline.cluster.ray_train import scaling
+from pipeline.cluster.ray_train import scaling_config
 from pipeline.core.errors import ClusterError, RecipeError
 from pipeline.evaluation.runner import EvaluateJob
 
@@ -29,7 +29,7 @@ from pipeline.evaluation.runner import EvaluateJob
     ],
 )
 def test_what_a_worker_gets(workers: int, use_gpu: bool, nodes: list[float], expected: float) -> None:
-    cpus = resources.cpus_of_worker(workers, use_gpu, nodes)
+    cpus = resources.worker_cpus(workers, use_gpu, nodes)
     assert cpus == expected
     if not use_gpu and len(nodes) > 1:
         assert workers * cpus + 1 <= sum(nodes) - max(nodes)
@@ -40,12 +40,12 @@ def test_what_a_worker_gets(workers: int, use_gpu: bool, nodes: list[float], exp
     [("auto", 2, 2, True), ("auto", 3, 2, False), ("auto", 0, 2, False), ("gpu", 8, 0, True), ("cpu", 1, 4, False)],
 )
 def test_who_gets_gpus(device: resources.Device, workers: int, gpus: int, expected: bool) -> None:
-    assert resources.takes_gpus(device, workers, gpus) is expected
+    assert resources.workers_use_gpus(device, workers, gpus) is expected
 
 
 def test_gpus_for_nobody_are_refused() -> None:
     with pytest.raises(RecipeError, match="device=gpu needs workers"):
-        resources.takes_gpus("gpu", 0, 1)
+        resources.workers_use_gpus("gpu", 0, 1)
 
 
 def test_gpus_for_an_evaluation_in_this_process_are_refused() -> None:
@@ -56,15 +56,15 @@ def test_gpus_for_an_evaluation_in_this_process_are_refused() -> None:
 
 def test_a_cache_in_a_bucket_is_refused() -> None:
     with pytest.raises(RecipeError, match="cache=s3://a/b must be a folder on each node's own disk"):
-        resources.node_cache("s3://a/b")
-    assert resources.node_cache("~/kept") == os.path.expanduser("~/kept")
+        resources.resolve_cache_folder("s3://a/b")
+    assert resources.resolve_cache_folder("~/kept") == os.path.expanduser("~/kept")
 
 
 @pytest.mark.parametrize(("use_gpu", "strategy"), [(True, "PACK"), (False, "SPREAD")])
 def test_cpus_are_of_different_nodes_gpus_near_each_other_and_none_of_a_node_that_augments(
     use_gpu: bool, strategy: str
 ) -> None:
-    made = scaling(2, use_gpu, 1.5)
+    made = scaling_config(2, use_gpu, 1.5)
     assert made.placement_strategy == strategy
     assert made.resources_per_worker == {"CPU": 1.5, **({"GPU": 1} if use_gpu else {})}
     assert made.label_selector == {"image-pipeline/role": "!augment"}
@@ -80,14 +80,14 @@ def test_nodes_are_waited_for_and_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sdk, "request_resources", lambda bundles: asked.append(bundles))
     monkeypatch.setattr(resources, "_LOOK_EVERY_SECONDS", 0.05)
     with pytest.raises(ClusterError, match=r"workers=2 need 2 GPUs, the cluster has 0; .*--wait-minutes N"):
-        resources.await_room(2, True, 0, lambda *_: None)
+        resources.wait_for_resources(2, True, 0, lambda *_: None)
     assert asked == []
     told: list[tuple[object, ...]] = []
     have = {"CPU": 4.0}
     monkeypatch.setattr(ray, "cluster_resources", lambda: have)
     threading.Timer(0.5, lambda: have.update(GPU=2.0)).start()
     start = time.monotonic()
-    resources.await_room(2, True, 1, lambda *stage: told.append(stage))
+    resources.wait_for_resources(2, True, 1, lambda *stage: told.append(stage))
     assert time.monotonic() - start >= 0.4
     assert told[0] == ("nodes", 0, 2, "GPUs; waiting for the others")
     assert asked == [[{"CPU": 1, "GPU": 1}] * 2 + [{"CPU": 1}], []]

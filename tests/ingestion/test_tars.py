@@ -41,7 +41,7 @@ def archive(path: Path, kind: int, members: int = 300, seed: int = 0) -> Path:
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster that other tests left would do these small walks, slowly; tests/storage/test_s3.py has some by Ray."""
-    monkeypatch.setattr(ray_tasks, "ray_runs", lambda: False)
+    monkeypatch.setattr(ray_tasks, "ray_is_initialized", lambda: False)
 
 
 def reference(path: Path) -> list[tuple[str, int, int]]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.keyed_random import Stream, permutation
-from pipeline.core.partition import cut
+from pipeline.core.partition import even_split
 from pipeline.loader.sample_order import Order, num_steps
 
 orders = st.builds(
@@ -171,7 +171,7 @@ def test_the_order_is_pinned() -> None:
     ],
 )
 def test_cut(items: int, parts: int, sizes: list[int]) -> None:
-    cuts = [cut(items, parts, part) for part in range(parts)]
+    cuts = [even_split(items, parts, part) for part in range(parts)]
     assert [stop - start for start, stop in cuts] == sizes
     assert cuts[0][0] == 0
     assert cuts[-1][1] == items

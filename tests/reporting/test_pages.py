@@ -22,7 +22,7 @@ from pipeline.evaluation.pages.report import problem_pictures
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
 from pipeline.models.load import find_model
-from pipeline.reporting.charts import page
+from pipeline.reporting.charts import render_page
 from pipeline.retraining.drift import Thresholds, assess
 from pipeline.retraining.promotion_gate import Gate, decide
 from pipeline.training import result
@@ -67,7 +67,7 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
         "challenger": "a" * 16, "champion_before": "b" * 16, "report": "evaluation.html", "comparison": "compare.html",
         "seconds": {"train": 12.3},
     }  # fmt: skip
-    (out / "decision.html").write_text(page("decision.html", values=decided))
+    (out / "decision.html").write_text(render_page("decision.html", values=decided))
     training = TrainJob(digits_dataset, trained, make_recipe("digits", epochs=3), hold_out=0.1)
     made = result.build_result(training, data)
     trained_page = write_report(str(out), digits_dataset, data, made, read_predictions(trained)[0])

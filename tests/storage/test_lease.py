@@ -22,19 +22,19 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_a_lease_is_there_while_it_is_held_and_gone_after(place: str) -> None:
-    with lease.held(place, "out") as held:
+    with lease.hold_lease(place, "out") as held:
         assert files.read_json(place)["pid"] == os.getpid()
         held.check()
     assert not files.exists(place)
-    with lease.held(place, "out"):
+    with lease.hold_lease(place, "out"):
         pass
 
 
 def test_a_second_writer_is_refused_while_the_first_lives(place: str) -> None:
     with (
-        lease.held(place, "the-target", ttl_seconds=3.0),
+        lease.hold_lease(place, "the-target", ttl_seconds=3.0),
         pytest.raises(DatasetError, match=r"the-target: another process is writing there now \(process \d+ on "),
-        lease.held(place, "the-target", ttl_seconds=3.0),
+        lease.hold_lease(place, "the-target", ttl_seconds=3.0),
     ):
         pass
 
@@ -47,7 +47,7 @@ def test_of_many_at_once_one_gets_it(place: str) -> None:
     def work() -> None:
         nonlocal inside, most
         try:
-            with lease.held(place, "x", ttl_seconds=2.0):
+            with lease.hold_lease(place, "x", ttl_seconds=2.0):
                 with lock:
                     inside += 1
                     most = max(most, inside)
@@ -92,7 +92,7 @@ def ended_process() -> int:
 def test_a_holder_of_this_machine_whose_process_has_ended_is_not_waited_for(place: str) -> None:
     leave_behind(place, pid=ended_process())
     start = time.monotonic()
-    with lease.held(place, "t"):
+    with lease.hold_lease(place, "t"):
         assert time.monotonic() - start < 2
 
 
@@ -100,14 +100,14 @@ def test_a_holder_of_this_machine_whose_process_has_ended_is_not_waited_for(plac
 def test_a_silent_holder_of_another_machine_is_waited_for_and_replaced(place: str, changes: dict[str, str]) -> None:
     leave_behind(place, pid=ended_process(), ttl_seconds=1.0, **changes)
     start, remarks = time.monotonic(), []
-    with lease.held(place, "t", lambda *stage: remarks.append(stage[0])) as held:
+    with lease.hold_lease(place, "t", lambda *stage: remarks.append(stage[0])) as held:
         assert 0.9 < time.monotonic() - start < 5
         held.check()
     assert "lease" in remarks
 
 
 def test_a_holder_that_was_away_for_too_long_is_told(place: str) -> None:
-    with lease.held(place, "t", ttl_seconds=0.6) as held:
+    with lease.hold_lease(place, "t", ttl_seconds=0.6) as held:
         found = files.read_version(place)
         assert found is not None
         taken = json.dumps({**json.loads(found[0]), "owner": "another"}).encode()

@@ -111,10 +111,10 @@ def test_a_bucket_is_listed_in_full_page_after_page_and_prefix_by_prefix(s3: str
             )
         )
     object_store.write(f"{s3}/many-more/x", b"x")
-    before = object_store.sent()
+    before = object_store.requests_sent()
     names = [name for name, _ in storage.list_files(f"{s3}/many")]
     assert names == sorted(["val/" + name for name in flat] + deep)
-    assert object_store.sent().plus(before, -1).list >= 3 + 40
+    assert object_store.requests_sent().plus(before, -1).list >= 3 + 40
     assert storage.list_files(f"{s3}/nothing") == []
     assert storage.kind(f"{s3}/many") == "directory"
     assert storage.kind(f"{s3}/man") == "missing"
@@ -135,7 +135,7 @@ def test_each_kind_of_fault_is_retried_and_counted(
     monkeypatch.setattr("tests.support.fault_proxy.KINDS", (wait,))
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=1, stall_seconds=0.5) as (address, proxy):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        before = object_store.sent()
+        before = object_store.requests_sent()
 
         def heal() -> None:
             while not proxy.faults:
@@ -146,7 +146,7 @@ def test_each_kind_of_fault_is_retried_and_counted(
         healer.start()
         assert object_store.read_range(f"{s3}/faults/a", 10, 20) == b"0123456789" * 2
         healer.join()
-        sent = object_store.sent().plus(before, -1)
+        sent = object_store.requests_sent().plus(before, -1)
         assert sum(proxy.requests.values()) == sent.get >= attempts
         assert sent.retried == sent.get - 1
 
@@ -203,11 +203,11 @@ def test_an_ingest_through_a_storage_that_fails_gives_the_same_bytes_for_the_req
         quiet = write_dataset(plan)
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=10, stall_seconds=5.0) as (address, proxy):
         source = f"{s3}/faulty?endpoint_override={address.removeprefix('http://')}&scheme=http"
-        before = object_store.sent()
+        before = object_store.requests_sent()
         with planned_ingest(Source(source), str(tmp_path / "faulty"), settings) as plan:
             cost = estimate(plan.index, plan.shards, settings, plan.out, 2)
             faulty = write_dataset(plan)
-        here = object_store.sent().plus(before, -1)
+        here = object_store.requests_sent().plus(before, -1)
         requests = faulty.requests.plus(here)
         assert set(proxy.faults) == {"503", "reset", "cut", "stall"}
     assert faulty.manifest.digest == quiet.manifest.digest

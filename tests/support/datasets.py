@@ -21,7 +21,7 @@ def ingest_here(
 ) -> Manifest:
     """Ingests without Ray, by the functions that the Ray tasks call."""
     settings = IngestSettings(seed, shard_size, handling or ImageHandling())
-    with lease.held(storage.join(out, WORK, "lease.json"), out) as held:
+    with lease.hold_lease(storage.join(out, WORK, "lease.json"), out) as held:
         plan = IngestPlan("", index, plan_shards(index, settings), out, settings, held)
         context = ShardContext("", out, index.encoding, index.classes, settings)
         receipts = [make_shard(index.splits[s.split].take(pa.array(s.rows)), s, context) for s in plan.shards]

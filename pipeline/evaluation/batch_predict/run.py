@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.cluster.ray_tasks import TASK_CPUS, in_order
+from pipeline.cluster.ray_tasks import TASK_CPUS, map_in_order
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import CheckpointError, ExactnessError, SourceError
 from pipeline.core.progress import Progress, silent
@@ -288,7 +288,7 @@ def _execute(job: PredictJob, units: list[int]) -> Iterator[Arrays]:
             num_gpus=1 if job.use_gpu else 0,
         )
 
-    yield from in_order(units, stages)
+    yield from map_in_order(units, stages)
 
 
 def _as_table(job: PredictJob, unit: int, made: Arrays) -> pa.Table:

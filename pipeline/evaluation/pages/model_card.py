@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.reporting.charts import page
+from pipeline.reporting.charts import render_page
 from pipeline.reporting.figures import confused_pairs
 from pipeline.storage import files
 
@@ -26,7 +26,7 @@ def render_card(values: dict[str, Any]) -> str:
     settings, classes = values["model"]["settings"], tuple(values["dataset"]["classes"])
     lines = values["robustness"] or []
     severity = max((line["severity"] for line in lines), default=0)
-    return page(
+    return render_page(
         "model_card.md",
         values=values,
         found=values["metrics"],

@@ -10,8 +10,8 @@ from pipeline.evaluation.analysis.corruptions import CORRUPTIONS, robustness_mea
 from pipeline.evaluation.analysis.label_issues import Problem
 from pipeline.evaluation.pages.mistakes import confident_mistakes
 from pipeline.evaluation.predictions import Predictions
-from pipeline.reporting.charts import BLUE, GREY, ORANGE, axes, page, svg, thumbnail
-from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, matrix_picture
+from pipeline.reporting.charts import BLUE, GREY, ORANGE, new_axes, render_page, svg_data_uri, thumbnail
+from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, confusion_matrix_chart
 from pipeline.storage import files
 
 REPORT_NAME = "evaluation.html"
@@ -41,7 +41,7 @@ def render(
     found = values["metrics"]
     matrix = np.array(found["confusion_matrix"])
     few = len(data.classes) <= MAX_MATRIX_CLASSES
-    return page(
+    return render_page(
         "evaluation.html",
         values=values,
         found=found,
@@ -52,7 +52,7 @@ def render(
         slices=values["slices"][:_LINES],
         slice_chart=_slice_chart(values["slices"], found["top1"]),
         robustness=_robustness(values["robustness"]),
-        matrix=matrix_picture(matrix, data.classes) if few else None,
+        matrix=confusion_matrix_chart(matrix, data.classes) if few else None,
         mistakes=confident_mistakes(dataset, data, values["certificate"]["split"], predictions),
         explained=explained,
         problems=problems,
@@ -61,7 +61,7 @@ def render(
 
 def _reliability(calibration: dict[str, Any], temperature: dict[str, Any] | None) -> tuple[str, str]:
     """Returns (picture, what to conclude)."""
-    figure, plot = axes(5.2, 3.9)
+    figure, plot = new_axes(5.2, 3.9)
     plot.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     lines = [(calibration["bins"], ORANGE, "as it is")]
     if temperature:
@@ -85,7 +85,7 @@ def _reliability(calibration: dict[str, Any], temperature: dict[str, Any] | None
             f". A temperature of {temperature['value']:.2f}, fitted on {temperature['fitted_on']:,} held-out images, "
             f"brings the calibration error from {calibration['ece']:.3f} to {temperature['ece_after']:.3f}"
         )
-    return svg(figure), text
+    return svg_data_uri(figure), text
 
 
 def _slice_chart(slices: list[dict[str, Any]], top1: float) -> tuple[str, str] | None:
@@ -93,7 +93,7 @@ def _slice_chart(slices: list[dict[str, Any]], top1: float) -> tuple[str, str] |
     shown = [each for each in slices if each["rows"] >= _FEWEST_ROWS][:_MOST_SLICES][::-1]
     if not shown:
         return None
-    figure, plot = axes(5.2, 0.9 + 0.27 * len(shown))
+    figure, plot = new_axes(5.2, 0.9 + 0.27 * len(shown))
     names = [f"{each['column']}: {each['value']}" for each in shown]
     middle = [100 * each["top1"] for each in shown]
     low, high = ([100 * abs(each["top1"] - each[side]) for each in shown] for side in ("low", "high"))
@@ -101,7 +101,7 @@ def _slice_chart(slices: list[dict[str, Any]], top1: float) -> tuple[str, str] |
     plot.axvline(100 * top1, color=ORANGE, linestyle="--", linewidth=1)
     plot.set(xlabel="top-1, %, with 95 % interval (dashed: all images)")
     worst = shown[-1]
-    return svg(figure), (
+    return svg_data_uri(figure), (
         f"Lowest is {worst['column']} {worst['value']}: {100 * worst['top1']:.1f} % of {worst['rows']:,} images, "
         f"{100 * (top1 - worst['top1']):.1f} points below all; {len(slices)} slices were looked at"
     )

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_provenance, read_rows, read_table
-from pipeline.reporting.charts import BLUE, GREY, ORANGE, axes, page, svg, thumbnail
+from pipeline.reporting.charts import BLUE, GREY, ORANGE, new_axes, render_page, svg_data_uri, thumbnail
 from pipeline.storage import files
 
 _MOST_CLASSES = 40
@@ -23,7 +23,7 @@ def render(uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64]) -> st
     if manifest.quality:
         charts += [_brightness(rows), _values(histogram)]
     refused = read_table(files.join(uri, "quarantine.parquet"))
-    return page(
+    return render_page(
         "quality.html",
         manifest=manifest,
         charts=charts,
@@ -45,32 +45,34 @@ def _classes(manifest: Manifest) -> tuple[str, str]:
         else f"From {smallest[0]:,} ({smallest[1]}) to {largest[0]:,} ({largest[1]}) training images a class"
     )
     if len(counts) <= _MOST_CLASSES:
-        figure, plot = axes(5.2, 0.8 + 0.22 * len(counts))
+        figure, plot = new_axes(5.2, 0.8 + 0.22 * len(counts))
         bars = plot.barh([name for _, name in counts], [count for count, _ in counts], color=BLUE)
         plot.bar_label(bars, fmt="{:,.0f}", padding=3, color=GREY)
         plot.set(xlabel="training images", xlim=(0, 1.18 * largest[0]))
     else:
-        figure, plot = axes()
+        figure, plot = new_axes()
         plot.hist([count for count, _ in counts], bins=40, color=BLUE)
         plot.set(xlabel="training images of a class", ylabel="classes")
-    return svg(figure), text
+    return svg_data_uri(figure), text
 
 
 def _sizes(rows: pa.Table) -> tuple[str, str]:
     shorter = np.minimum(rows["height"].to_numpy(), rows["width"].to_numpy())
-    figure, plot = axes()
+    figure, plot = new_axes()
     if shorter.min() == shorter.max():
         plot.bar([f"{shorter[0]} px"], [len(shorter)], width=0.3, color=BLUE)
         plot.set(ylabel="images", xlim=(-1, 1))
-        return svg(figure), f"Every image has a shorter side of {shorter[0]} pixels"
+        return svg_data_uri(figure), f"Every image has a shorter side of {shorter[0]} pixels"
     plot.hist(shorter, bins=np.geomspace(shorter.min(), shorter.max() + 1, 50), color=BLUE)
     plot.set(xlabel="shorter side, pixels", ylabel="images", xscale="log")
     low, middle, high = np.quantile(shorter, (0.01, 0.5, 0.99))
-    return svg(figure), f"Shorter sides: half are below {middle:,.0f} pixels, 98 % between {low:,.0f} and {high:,.0f}"
+    return svg_data_uri(
+        figure
+    ), f"Shorter sides: half are below {middle:,.0f} pixels, 98 % between {low:,.0f} and {high:,.0f}"
 
 
 def _brightness(rows: pa.Table) -> tuple[str, str]:
-    figure, plot = axes()
+    figure, plot = new_axes()
     splits = np.array(rows["split"].to_pylist())
     brightness = rows["brightness"].to_numpy()
     means = {}
@@ -81,17 +83,19 @@ def _brightness(rows: pa.Table) -> tuple[str, str]:
         plot.hist(mine, bins=np.arange(0, 257, 8), weights=weights, histtype="step", color=colour, label=split)
     plot.legend(frameon=False)
     plot.set(xlabel="mean value of an image, 0 to 255", ylabel="% of the split", xlim=(0, 255))
-    return svg(figure), "Mean brightness: " + ", ".join(f"{mean:.1f} in {split}" for split, mean in means.items())
+    return svg_data_uri(figure), "Mean brightness: " + ", ".join(
+        f"{mean:.1f} in {split}" for split, mean in means.items()
+    )
 
 
 def _values(histogram: npt.NDArray[np.int64]) -> tuple[str, str]:
-    figure, plot = axes()
+    figure, plot = new_axes()
     shares = 100 * histogram.reshape(3, 256) / histogram[:256].sum()
     for channel, colour, name in zip(shares, ("#d2544f", "#4f9d5d", BLUE), ("red", "green", "blue"), strict=True):
         plot.plot(channel, color=colour, linewidth=1, label=name)
     plot.legend(frameon=False)
     plot.set(xlabel="value", ylabel="% of the pixels", xlim=(0, 255), ylim=(0, float(np.quantile(shares, 0.995)) * 1.2))
-    return svg(figure), f"Values of {histogram[:256].sum():,} pixels"
+    return svg_data_uri(figure), f"Values of {histogram[:256].sum():,} pixels"
 
 
 def _pairs(uri: str, manifest: Manifest, rows: pa.Table, across: bool) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from pipeline.config.recipe import Recipe
-from pipeline.reporting.charts import BLUE, GREY, ORANGE, axes, page, svg
+from pipeline.reporting.charts import BLUE, GREY, ORANGE, new_axes, render_page, svg_data_uri
 from pipeline.storage import files
 from pipeline.training.search.run import Range, Space, TrialResult, best_trial
 
@@ -23,7 +23,7 @@ def render(recipe: Recipe, space: Space, trials: list[TrialResult], about: dict[
     """Returns the report as HTML."""
     ranked = sorted(trials, key=lambda trial: (trial.status != "finished", -trial.top1, trial.number))
     best, own = best_trial(trials), trials[0]
-    return page(
+    return render_page(
         "tune.html",
         recipe=recipe,
         names=list(space),
@@ -42,7 +42,7 @@ def _count(trials: list[TrialResult], status: str) -> int:
 
 
 def _curves(trials: list[TrialResult], best: TrialResult | None) -> tuple[str, str]:
-    figure, plot = axes(7.2, 3.6)
+    figure, plot = new_axes(7.2, 3.6)
     for trial in trials:
         first = trial is best
         plot.plot(
@@ -57,11 +57,11 @@ def _curves(trials: list[TrialResult], best: TrialResult | None) -> tuple[str, s
         )
     plot.set(xlabel="epoch", ylabel="top-1 on held-out images, %")
     text = "Top-1 of each trial; those that end early were stopped because others were better at the same epoch"
-    return svg(figure), text + (f". Orange: trial {best.number}, the best" if best else "")
+    return svg_data_uri(figure), text + (f". Orange: trial {best.number}, the best" if best else "")
 
 
 def _scatter(name: str, domain: Any, trials: list[TrialResult], best: TrialResult | None) -> tuple[str, str]:
-    figure, plot = axes(4.4, 2.8)
+    figure, plot = new_axes(4.4, 2.8)
     shown = [trial for trial in trials if trial.scores]
     numbers = isinstance(domain, Range)
     for trial in shown:
@@ -82,4 +82,4 @@ def _scatter(name: str, domain: Any, trials: list[TrialResult], best: TrialResul
     plot.set(xlabel=name, ylabel="last top-1, %")
     plot.tick_params(colors=GREY, which="both")
     value = best.values[name] if best else None
-    return svg(figure), f"{name}: the best trial has {value}. Filled: finished; hollow: stopped early"
+    return svg_data_uri(figure), f"{name}: the best trial has {value}. Filled: finished; hollow: stopped early"
