@@ -14,7 +14,7 @@ from pipeline.cluster.remote_progress import remote_progress
 from pipeline.cluster.session import quieten_ray, ray_session
 from pipeline.core.errors import RecipeError
 from pipeline.storage import files
-from pipeline.training.job import fitted
+from pipeline.training.job import fit_to_cluster
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def main(args: Args) -> None:
             done = replay(replace(job, progress=display), recorded)
         else:
             with ray_session(job.num_workers), remote_progress(display) as progress:
-                done = replay(replace(fitted(job, 0, display), progress=progress), recorded)
+                done = replay(replace(fit_to_cluster(job, 0, display), progress=progress), recorded)
     pairs = list(zip(done.recorded, done.repeated, strict=True))
     worst = max(abs(new - old) / max(abs(old), 1e-12) for old, new in pairs)
     command.print_table(

@@ -28,7 +28,7 @@ from pipeline.dataset.manifest import is_dataset, load
 from pipeline.ingestion.api import ingest
 from pipeline.ingestion.sources import LAYOUTS, Source
 from pipeline.storage import files, lease
-from pipeline.training.trackers import check_mlflow
+from pipeline.training.trackers.mlflow import check_mlflow
 
 if TYPE_CHECKING:
     from pipeline.retraining.workspace import RetrainingRun

@@ -18,8 +18,11 @@ from pipeline.dataset.manifest import load as load_manifest
 from pipeline.ingestion.sources import LAYOUTS, digits
 from pipeline.loader import stage_times
 from pipeline.storage import files
-from pipeline.training.job import fitted
-from pipeline.training.trackers import MakeTracker, make_mlflow, ray_metrics, tensorboard
+from pipeline.training.job import fit_to_cluster
+from pipeline.training.trackers.base import MakeTracker
+from pipeline.training.trackers.mlflow import make_mlflow
+from pipeline.training.trackers.prometheus import make_ray_metrics
+from pipeline.training.trackers.tensorboard import make_tensorboard
 
 if TYPE_CHECKING:  # torch takes seconds to load, and not every error needs it
     from pipeline.evaluation.runner import EvaluateJob
@@ -83,7 +86,7 @@ class TrainingArgs:
 
     def trackers(self) -> tuple[MakeTracker, ...]:
         """Returns who is told how the run gets on. Raises RecipeError."""
-        return (ray_metrics, tensorboard, *([make_mlflow(self.mlflow)] if self.mlflow else []))
+        return (make_ray_metrics, make_tensorboard, *([make_mlflow(self.mlflow)] if self.mlflow else []))
 
     def make_job(self, dataset: str, run: str, recipe: Recipe, workers: int, gpus: int) -> "TrainJob":
         """Returns the job. dataset, run: absolute URIs; gpus: that there are."""
@@ -120,20 +123,20 @@ def teacher(run: str | None) -> "Weights | None":
 def train_and_report(job: "TrainJob") -> None:
     """Runs the job unless it is finished, writes result and report, and prints where they are."""
     from pipeline.evaluation.predictions import read_predictions
-    from pipeline.training import loop as train
-    from pipeline.training import report, result
+    from pipeline.training import launch
+    from pipeline.training.outputs import report, result
 
     console.print(f"run {job.run}")
-    data = train.check_job(job)
-    train.claim_run(job, data)
+    data = launch.check_job(job)
+    launch.claim_run(job, data)
     finished = result.read_result(job.run)
     if finished is None:
         with Display() as display:
             if job.num_workers:
                 with remote_progress(display) as progress:
-                    train.run(replace(job, progress=progress))
+                    launch.run_training(replace(job, progress=progress))
             else:
-                train.run(replace(job, progress=display))
+                launch.run_training(replace(job, progress=display))
         finished = result.build_result(job, data)
         report.write_report(job.run, job.dataset, data, finished, read_predictions(job.run)[0])
         result.write_result(job.run, finished)
@@ -227,7 +230,7 @@ def train_here(job: "TrainJob", wait_minutes: float = 0) -> None:
 def train_on_cluster(job: "TrainJob", wait_minutes: float) -> None:
     """Trains and reports on the running Ray, when it has room. Raises ClusterError."""
     with Display() as display:
-        job = fitted(job, wait_minutes, display)
+        job = fit_to_cluster(job, wait_minutes, display)
     train_and_report(job)
 
 

@@ -55,11 +55,11 @@ def ray_variables() -> None:
 def trained(digits_dataset: str, ray_variables: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URI of a finished run on the digits that held a tenth of train out."""
     from pipeline.config.presets import make_recipe
-    from pipeline.training import loop as train
+    from pipeline.training import launch
     from pipeline.training.job import TrainJob
 
     run = str(tmp_path_factory.mktemp("model") / "run")
-    train.run(TrainJob(digits_dataset, run, make_recipe("digits", epochs=3), hold_out=0.1))
+    launch.run_training(TrainJob(digits_dataset, run, make_recipe("digits", epochs=3), hold_out=0.1))
     return run
 
 

@@ -171,17 +171,15 @@ def our_step(
     import torch
 
     from pipeline.loader.sample_order import Order
-    from pipeline.models.batch_transforms import Normalise
     from pipeline.models.factory import recipe_model
     from pipeline.training.optim.factory import make_optimizers
-    from pipeline.training.train_step import Step
+    from pipeline.training.train_step import TrainStep
 
     torch.manual_seed(0)
     net = recipe_model(recipe, 1000).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = make_optimizers(net, recipe)
-    normalise = Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
     order = Order((len(batch.rows),), 0, len(batch.rows))
-    step = Step(recipe, torch.compile(net) if compiled else net, optimizers, normalise, order, 0, 1, device)
+    step = TrainStep(recipe, torch.compile(net) if compiled else net, optimizers, order)
 
     def once() -> None:
         _, norm = step.gradients(batch, 0)

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from pipeline.retraining import registry
-from pipeline.training.trackers import PATIENCE, check_mlflow
+from pipeline.training.trackers.mlflow import PATIENCE, check_mlflow
 
 MODEL_NAME = "image-pipeline"
 _ID_TAG = "image_pipeline.version"

@@ -1,4 +1,4 @@
-"""What a training run is told: a recipe, a data set, a place, and how to go about it."""
+"""Configuration of a training run: a recipe, a data set, where the run lies, and how it is carried out."""
 
 import hashlib
 import json
@@ -12,19 +12,24 @@ from pipeline.core.errors import CheckpointError
 from pipeline.core.progress import Progress, silent
 from pipeline.loader.decode import DecoderName, best_decoder
 from pipeline.storage import files
-from pipeline.training.trackers import MakeTracker
+from pipeline.training.trackers.base import MakeTracker
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that a run begins with or learns from: where they are, and the SHA-256 of the file."""
+    """A file of weights that a run starts from or learns from."""
 
     uri: str
+    """URI of the file, or of the run that it belongs to."""
     sha256: str
+    """SHA-256 of the file's bytes, in hex: part of the run's identity."""
 
 
 def weights_of(field_name: str, uri: str, file: str = "") -> Weights:
-    """Returns the weights at `uri`, of whose `file` the SHA-256 is. Raises CheckpointError if it isn't there."""
+    """Returns the weights at `uri`, with the SHA-256 of the file itself, or of `file` in the folder `uri`.
+
+    field_name: for the message. Raises CheckpointError if the file doesn't exist.
+    """
     place = files.join(uri, file) if file else uri
     if not files.exists(place):
         raise CheckpointError(f"{field_name}={uri}: no such file{f' ({file})' if file else ''}; give one that exists")
@@ -33,44 +38,56 @@ def weights_of(field_name: str, uri: str, file: str = "") -> Weights:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A training run. dataset and run are absolute URIs; num_workers 0 means in this process; decoder: on all nodes.
-
-    max_workers: as many as there is room for, from num_workers on; 0 for num_workers. resize_seconds: when to look.
-    hold_out: a share of train that isn't trained on, and evaluated instead of val (`units.train_eval_split`).
-    on_corrupt: "stop", or "quarantine" to go on without images whose bytes have changed; they are counted and named.
-    max_skipped_steps: steps whose loss or gradient isn't finite that are left out; one more stops the run.
-    replay_steps: 0 trains; otherwise so many steps after the run's checkpoint are repeated, and nothing but their
-    losses is written.
-    trackers: who is told how it gets on; they don't change what a run is.
-    pretrained: weights to begin with; teacher: a finished run to learn from (`distill.Teacher`).
-    hang_seconds: without any progress, before a worker ends itself; 0 for never.
-    cache: a folder on each node, where a stream keeps what it reads of object storage; empty for none.
-    """
+    """A training run. Fields from `seed` to `hold_out` and the recipe decide its numbers; the rest, how it is run."""
 
     dataset: str
+    """URI of an ingested data set, absolute."""
     run: str
+    """URI of the folder that the run writes, absolute; all nodes must reach it."""
     recipe: Recipe
+    """Model, optimiser, schedule, augmentation: everything that the accuracy depends on."""
     seed: int = 0
+    """Seed of the initial weights, the order of rows, and augmentation."""
     num_workers: int = 0
+    """Number of training processes, one a GPU where there are GPUs; 0 trains in this process."""
     max_workers: int = 0
+    """Largest number of workers of an elastic run, which grows and shrinks with the cluster between `num_workers` and
+    this; 0 for always `num_workers`."""
     use_gpu: bool = False
+    """Whether each worker gets a GPU. Without workers, torch takes the GPU that this process sees."""
     cpus_per_worker: float = 1.0
+    """CPUs that Ray reserves for each worker."""
     hold_out: float = 0.0
+    """Share of the training split, in [0, 1), that is not trained on, and evaluated instead of the validation split."""
     trace_rows: bool = False
+    """Whether to write the keys of every step's images to RUN/rows/, to prove that no row was lost or doubled."""
     cache: str = ""
+    """Folder on each node's own disk that keeps what streaming reads from object storage; empty for none."""
     on_corrupt: OnCorrupt = "stop"
+    """What to do about an image whose bytes have changed since ingest: "stop", or "quarantine" to go on without it."""
     max_skipped_steps: int = 0
+    """Steps that may be skipped in the whole run, because loss or gradient isn't finite; one more ends it."""
     pretrained: Weights | None = None
+    """Weights to start from; a last layer for other classes is replaced by a new one."""
     teacher: Weights | None = None
+    """Finished run to learn from, beside the labels (knowledge distillation, Hinton et al., arXiv 1503.02531)."""
     hang_seconds: float = 1800
+    """Seconds without progress after which a worker ends itself, to be restarted; 0 for never."""
     resize_seconds: float = 60
-    replay_steps: int = 0
+    """Seconds between looks for new nodes, in an elastic run."""
     decoder: DecoderName = field(default_factory=best_decoder)
+    """JPEG decoder on all nodes. Decoders differ in a few pixel values, so a run keeps the one it was started with."""
     trackers: tuple[MakeTracker, ...] = ()
+    """Functions that make a tracker each (`pipeline.training.trackers`); called in the process of rank 0."""
     progress: Progress = silent
+    """Called with the progress of the run; in the process of rank 0, so it has to be picklable where there are
+    workers."""
 
     def identity(self, digest: str) -> dict[str, Any]:
-        """What a run is: two jobs of the same identity may continue each other's checkpoints."""
+        """Returns what the numbers of a run depend on: jobs of the same identity may continue each other's checkpoints.
+
+        digest: of the data set (`Manifest.digest`).
+        """
         values = {
             "recipe": asdict(self.recipe),
             "seed": self.seed,
@@ -80,19 +97,18 @@ class TrainJob:
             "teacher": self.teacher and self.teacher.sha256,
             "hold_out": self.hold_out,
         }
-        identity: dict[str, Any] = json.loads(json.dumps(values))
+        identity: dict[str, Any] = json.loads(json.dumps(values))  # as it is read back: lists for tuples
         return identity
 
 
-def fitted(job: TrainJob, wait_minutes: float, progress: Progress) -> TrainJob:
-    """Returns the job with the CPUs of a worker, when the running cluster has room for it.
+def fit_to_cluster(job: TrainJob, wait_minutes: float, progress: Progress) -> TrainJob:
+    """Returns the job with the CPUs that each worker gets on the running cluster.
 
-    Raises ClusterError if it hasn't within the minutes, or no CPU would be left for reading.
+    wait_minutes: how long to wait for nodes to join. Raises ClusterError if the cluster has no room for the workers
+    then, or if they would leave no CPU for reading.
     """
     if not job.num_workers:
         return job
-    pass
-
     wait_for_resources(job.num_workers, job.use_gpu, wait_minutes, progress)
     cpus = worker_cpus(job.num_workers, job.use_gpu, node_cpus(that_train=True))
     check_stream_resources(job.num_workers, cpus, sum(node_cpus()))

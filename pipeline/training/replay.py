@@ -1,5 +1,7 @@
-"""The steps after a checkpoint once more, and whether they give the losses that the run wrote down."""
+"""Replay: repeats the steps after a checkpoint, and compares their losses with those that the run recorded."""
 
+import contextlib
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,50 +10,107 @@ from pipeline.core.errors import CheckpointError
 from pipeline.models import checkpoint
 from pipeline.models.identity import check_identity
 from pipeline.storage import files
-from pipeline.training import loop as train
+from pipeline.training.finish import json_losses
 from pipeline.training.job import TrainJob, Weights
+from pipeline.training.launch import check_job, run_training
+from pipeline.training.loop import Due, run_steps
+from pipeline.training.setup import set_up
+
+REPLAY_NAME = "replayed.json"
 
 
 @dataclass(frozen=True)
 class Replay:
-    """first: step number of the first; recorded, repeated: losses of the steps from there, means of global batches."""
+    """Losses of the same steps, recorded and repeated; NaN for a step that was skipped."""
 
     first: int
+    """Number of the first step."""
     recorded: list[float]
+    """Loss of each step in the run, the mean over its global batch."""
     repeated: list[float]
+    """Loss of each step in the replay."""
 
     @property
     def differing(self) -> list[int]:
-        """Steps whose losses aren't the same to the last bit."""
-        pairs = zip(self.recorded, self.repeated, strict=True)
-        return [self.first + number for number, (old, new) in enumerate(pairs) if old != new]
+        """Numbers of the steps whose losses aren't the same to the last bit."""
+        return [self.first + number for number, difference in enumerate(self._differences()) if difference]
+
+    @property
+    def largest_difference(self) -> float:
+        """The largest relative difference of a loss; infinite where a step was skipped on one side alone."""
+        return max(self._differences())
+
+    def _differences(self) -> list[float]:
+        return [_relative_difference(old, new) for old, new in zip(self.recorded, self.repeated, strict=True)]
+
+
+def _relative_difference(old: float, new: float) -> float:
+    if math.isnan(old) or math.isnan(new):
+        return 0.0 if math.isnan(old) and math.isnan(new) else math.inf
+    return abs(new - old) / max(abs(old), 1e-12)
+
+
+@dataclass(frozen=True)
+class ReplaySchedule:
+    """The schedule of a replay: every step is reported, and nothing else is due."""
+
+    first_step: int
+    last_step: int
+    stage: str = "replay"
+
+    def due(self, step: int) -> Due:
+        """Returns what is due after `step` steps of the run."""
+        return Due(report=True)
+
+    def progress(self, step: int) -> tuple[int, int]:
+        """Returns the steps repeated and the steps to repeat."""
+        return step - self.first_step, self.last_step - self.first_step
+
+
+def replay_loop(config: dict[str, Any]) -> None:
+    """Repeats steps, as one worker of Ray Train. config: {"job": TrainJob, "num_steps": how many}."""
+    import ray.train
+
+    with contextlib.ExitStack() as exits:
+        worker = set_up(config["job"], exits)
+        first_step = worker.state.step
+        last_step = min(worker.num_steps, first_step + config["num_steps"])
+        run_steps(worker, ReplaySchedule(first_step, last_step))
+        worker.meter.settle()
+        if worker.batches.rank == 0:
+            files.write_json(files.join(worker.job.run, REPLAY_NAME), json_losses(worker.state.losses))
+        ray.train.report({"step": worker.state.step})  # a barrier: no worker leaves before the losses are written
 
 
 def recorded_losses(run: str) -> list[float]:
-    """Returns the losses of a run as far as it got: of its model, or of its newest checkpoint."""
+    """Returns the losses of a run as far as it got, from its model or its newest checkpoint; NaN for skipped steps."""
     output = files.join(run, checkpoint.OUTPUT_NAME)
     if files.exists(output):
-        losses: list[float] = files.read_json(output)["state"]["losses"]
-        return losses
+        return _from_json(files.read_json(output)["state"]["losses"])
     newest = checkpoint.latest(run)
     if newest is None:
-        raise CheckpointError(f"{run}: no run with checkpoints; give one that --run-dir or --run-name made")
+        raise CheckpointError(f"{run}: no run with checkpoints; give the --run-dir or --run-name of a run")
     return checkpoint.load(newest).tensors["losses"].tolist()
+
+
+def _from_json(losses: list[float | None]) -> list[float]:
+    return [math.nan if loss is None else loss for loss in losses]
 
 
 def prepare(
     uri: str, dataset: str, scratch: str, num_steps: int, teacher: Weights | None = None
 ) -> tuple[TrainJob, list[float]]:
-    """Returns a job that repeats the steps after the checkpoint at `uri` in the folder `scratch`, and recorded losses.
+    """Returns a job that repeats up to `num_steps` steps after the checkpoint at `uri`, and their recorded losses.
 
-    Raises CheckpointError if the run didn't get on from there, or data set or teacher aren't the run's.
+    scratch: an empty folder, which becomes the job's run. Raises CheckpointError if the run recorded no step after the
+    checkpoint, or if the data set or the teacher isn't the run's.
     """
     run = uri.split(f"/{checkpoint.FOLDER}/")[0]
     meta = checkpoint.read_state(uri)
     losses, first = recorded_losses(run), meta["step"]
-    count = min(num_steps, len(losses) - first)
-    if count < 1:
-        raise CheckpointError(f"{uri}: nothing is recorded after step {first}; give an earlier checkpoint")
+    recorded = losses[first : first + num_steps]
+    if not recorded:
+        raise CheckpointError(f"{uri}: no step after step {first} is recorded; give an earlier checkpoint")
     identity: dict[str, Any] = meta["state"]["identity"]
     job = TrainJob(
         dataset,
@@ -62,20 +121,21 @@ def prepare(
         pretrained=Weights("", identity["pretrained"]) if identity["pretrained"] else None,
         teacher=teacher,
         hold_out=identity["hold_out"],
-        replay_steps=count,
+        # Steps that the run skipped, before the checkpoint and after it, are skipped again.
+        max_skipped_steps=len(meta["state"]["skipped"]) + sum(math.isnan(loss) for loss in recorded),
     )
-    data = train.check_job(job)
+    data = check_job(job)
     check_identity(uri, identity, job.identity(data.digest))
     place = checkpoint.folder(scratch, first)
     for name in [*meta["parts"], checkpoint.STATE_NAME]:
         files.write_bytes(files.join(place, name), files.read_bytes(files.join(uri, name)))
     files.write_json(files.join(scratch, checkpoint.LATEST_NAME), {"step": first})
-    return replace(job, num_workers=meta["state"]["world_size"]), losses[first : first + count]
+    return replace(job, num_workers=meta["state"]["world_size"]), recorded
 
 
 def replay(job: TrainJob, recorded: list[float]) -> Replay:
-    """Runs a prepared job and returns both sides."""
-    train.run(job)
-    losses: list[float] = files.read_json(files.join(job.run, train.REPLAY_NAME))
+    """Runs a job of `prepare`, and returns its losses beside the recorded ones. Needs Ray as `run_training` does."""
+    run_training(job, replay_loop, num_steps=len(recorded))
+    losses = _from_json(files.read_json(files.join(job.run, REPLAY_NAME)))
     first = len(losses) - len(recorded)
     return Replay(first, recorded, losses[first:])

@@ -1,4 +1,4 @@
-"""One step of gradient descent: what is computed from a batch, and the update."""
+"""One step of gradient descent: gradients of a batch, and the update of the weights."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +14,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.keyed_random import epochs_at
 from pipeline.loader.batch import Batch
 from pipeline.loader.sample_order import Order
-from pipeline.models.batch_transforms import transform_batch
+from pipeline.models.batch_transforms import Normalise, transform_batch
 from pipeline.models.distillation import distillation_losses
 from pipeline.models.losses import sample_losses
 from pipeline.training.optim.factory import set_learning_rates
@@ -22,11 +22,12 @@ from pipeline.training.optim.factory import set_learning_rates
 Autocast = Callable[[], AbstractContextManager[None]]
 
 
-class Step:
+class TrainStep:
     """Computes gradients of the mean loss over a global batch, and updates the weights.
 
-    model: what is called, which may be DistributedDataParallel around the network, or compiled. teacher: a network that
-    it learns from, too.
+    model: the network as it is called: bare, compiled, or in DistributedDataParallel; its parameters say on which
+    device. optimizers: of its parameters. order: of the run; gives the seed of augmentation and the sizes of batches.
+    teacher: a network whose outputs are learnt from beside the labels; None for none.
     """
 
     def __init__(
@@ -34,75 +35,92 @@ class Step:
         recipe: Recipe,
         model: Any,
         optimizers: list[torch.optim.Optimizer],
-        normalise: nn.Module,
         order: Order,
-        seed: int,
-        world_size: int,
-        device: torch.device,
+        world_size: int = 1,
         teacher: nn.Module | None = None,
     ) -> None:
         self.optimizers = optimizers
-        self._teacher = teacher
-        self._recipe, self._model, self._normalise, self._seed = recipe, model, normalise, seed
-        self._order, self._world_size = order, world_size
-        self._autocast = make_autocast(recipe, device)
+        self._recipe, self._model, self._order = recipe, model, order
+        self._world_size, self._teacher = world_size, teacher
         self._parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+        device = self._parameters[0].device
+        self.normalise = Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
+        self._autocast = make_autocast(recipe, device)
 
     def gradients(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        """Returns the sum of this rank's sample losses, and the norm of the gradient, which is the same on all
-        ranks.
+        """Computes the gradients of this rank's part of a global batch, averaged over the ranks.
+
+        Returns two scalars: the sum of this rank's sample losses, and the norm of the gradient, the same on all ranks.
         """
-        parts = _parts(batch, self._recipe.accumulate_steps, pairs=self._recipe.augment.mixes)
+        parts = _micro_batches(batch, self._recipe.accumulate_steps, pairs=self._recipe.augment.mixes)
         total = torch.zeros((), device=batch.images.device)
         for number, part in enumerate(parts):
-            unsynced = number + 1 < len(parts) and self._world_size > 1
-            with self._model.no_sync() if unsynced else nullcontext():
+            # Ranks exchange gradients with the last micro-batch alone: no_sync keeps the ones before local.
+            is_local = number + 1 < len(parts) and self._world_size > 1
+            with self._model.no_sync() if is_local else nullcontext():
                 total += self._backward(part, step)
-        # Parameters that a step doesn't use have no gradient.
+        # A parameter that a step doesn't use has no gradient.
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         return total, norm
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
+        """Adds the gradients of one micro-batch; returns the sum of its sample losses, a scalar."""
         recipe = self._recipe
-        mixed = transform_batch(batch, self._normalise, recipe.augment, self._seed)
+        mixed = transform_batch(batch, self.normalise, recipe.augment, self._order.seed)
         with self._autocast():
             logits = self._model(mixed.images).float()
         losses = sample_losses(recipe.loss, logits, batch.labels, recipe.label_smoothing)
         if mixed.weight is not None and mixed.partner_labels is not None:
-            others = sample_losses(recipe.loss, logits, mixed.partner_labels, recipe.label_smoothing)
-            losses = mixed.weight * losses + (1 - mixed.weight) * others
+            partner_losses = sample_losses(recipe.loss, logits, mixed.partner_labels, recipe.label_smoothing)
+            losses = mixed.weight * losses + (1 - mixed.weight) * partner_losses
         if self._teacher is not None:
             with torch.no_grad(), self._autocast():
-                taught = self._teacher(mixed.images)
-            softly = distillation_losses(logits, taught, recipe.distill_temperature)
-            losses = (1 - recipe.distill_weight) * losses + recipe.distill_weight * softly
+                teacher_logits = self._teacher(mixed.images)
+            soft_losses = distillation_losses(logits, teacher_logits, recipe.distill_temperature)
+            losses = (1 - recipe.distill_weight) * losses + recipe.distill_weight * soft_losses
         total = losses.sum()
-        # DDP averages gradients over the ranks; this makes that the mean over the global batch, however it is split.
+        # DDP averages gradients over the ranks. This factor turns a rank's sum into the mean over the global batch,
+        # however the batch is split among ranks and micro-batches.
         (total * (self._world_size / self._order.batch_size(step))).backward()  # type: ignore[no-untyped-call]
         return total.detach()
 
     def update(self, norm: Tensor, step: int, num_steps: int) -> float:
-        """Changes the weights, forgets the gradients, and returns the learning rate."""
+        """Updates the weights, clears the gradients, and returns the learning rate of step `step` of `num_steps`.
+
+        norm: of the gradient, from `gradients`; cut to the recipe's `clip_norm`, if it has one.
+        """
         if self._recipe.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._recipe.clip_norm, norm)
-        factor = set_learning_rates(self.optimizers, self._recipe, step, num_steps, self._order.steps_per_epoch)
+        rate = self._set_learning_rates(step, num_steps)
         for optimizer in self.optimizers:
             optimizer.step()
-        self.forget()
+        self.zero_grad()
+        return rate
+
+    def skip(self, step: int, num_steps: int) -> float:
+        """Clears the gradients without an update, and returns the learning rate that the step would have had."""
+        self.zero_grad()
+        return self._set_learning_rates(step, num_steps)
+
+    def _set_learning_rates(self, step: int, num_steps: int) -> float:
+        factor = set_learning_rates(self.optimizers, self._recipe, step, num_steps, self._order.steps_per_epoch)
         return factor * self._recipe.learning_rate
 
-    def forget(self) -> None:
-        """Drops the gradients."""
+    def zero_grad(self) -> None:
+        """Clears the gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
 
-def _parts(batch: Batch, count: int, pairs: bool) -> list[Batch]:
-    """Cuts a batch into `count` parts at most, none of them empty; a pair that is mixed stays together."""
+def _micro_batches(batch: Batch, count: int, pairs: bool) -> list[Batch]:
+    """Returns a batch in at most `count` parts, none of them empty.
+
+    pairs: samples are mixed in pairs, each of which stays together.
+    """
     if count == 1:
         return [batch]
     size = len(batch.rows)
-    # parts are cut where pairs of positions begin, and a position may be missing
+    # Cut where a pair of positions begins. A position is missing where a corrupt row was left out.
     firsts = np.flatnonzero(np.r_[True, np.diff(batch.positions // 2) > 0]) if pairs else np.arange(size)
     cuts = [int(firsts[len(firsts) * n // count]) for n in range(min(count, len(firsts)))]
     return [_slice(batch, first, last) for first, last in zip(cuts, [*cuts[1:], size], strict=True) if first < last]
@@ -115,7 +133,7 @@ def _slice(batch: Batch, first: int, last: int) -> Batch:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies matrices in bfloat16 rather than emulating it."""
+    """Returns whether a device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
@@ -123,12 +141,12 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:
-    """Whether the forward pass in training is computed in bfloat16."""
+    """Returns whether the forward pass in training is computed in bfloat16."""
     return recipe.precision == "bfloat16" or (recipe.precision == "auto" and computes_bfloat16(device))
 
 
 def make_autocast(recipe: Recipe, device: torch.device) -> Autocast:
-    """Returns a maker of contexts for the forward pass in the recipe's precision on `device`."""
+    """Returns a function that makes the autocast context of a forward pass, in the recipe's precision on `device`."""
     enabled = uses_bfloat16(recipe, device)
 
     def autocast() -> AbstractContextManager[Any]:
@@ -138,9 +156,10 @@ def make_autocast(recipe: Recipe, device: torch.device) -> Autocast:
 
 
 def num_threads(recipe: Recipe, local_world_size: int) -> int:
-    """Returns the threads of a CPU worker: its share of the machine's cores, of which reading needs one.
+    """Returns the number of threads of a CPU worker: its share of the machine's cores; streaming keeps one core free.
 
-    More threads than cores are far worse than fewer: OpenMP's threads spin while they wait for one another.
+    local_world_size: workers on this machine. More threads than cores are far slower than fewer, because OpenMP's
+    threads spin while they wait for one another.
     """
     cores = usable_cpus() - (recipe.residency == "stream")
     return max(1, cores // local_world_size)

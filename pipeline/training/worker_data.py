@@ -81,10 +81,6 @@ class Batches:
             torch.distributed.all_gather_object(parts, self._corrupt)
         return sorted({(split, row) for split, row in before}.union(*parts))
 
-    def evaluates_after(self, epoch: int) -> bool:
-        """Whether the curve gets a point after this many epochs: after each of the first two, then every other."""
-        return epoch <= 2 or epoch % 2 == 0
-
     def whitening_images(self) -> Tensor:
         """uint8 [<=5000, 3, S, S] of the train split, the same on every rank."""
         if self.resident:

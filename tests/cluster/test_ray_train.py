@@ -24,9 +24,9 @@ from pipeline.loader.sample_order import Order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler
 from pipeline.loader.stream import batch_from_columns, stream_batches
 from pipeline.loader.transform import Transform
-from pipeline.training import loop as train
-from pipeline.training import result
+from pipeline.training import launch
 from pipeline.training.job import TrainJob
+from pipeline.training.outputs import result
 from tests.support.datasets import ingest_here
 from tests.support.images import make_tar, make_tree, shared, tree_files
 from tests.support.runs import traced
@@ -110,8 +110,8 @@ def trained(digits_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Tr
     recipe = make_recipe("digits", epochs=2, global_batch_size=126)
     run = str(tmp_path_factory.mktemp("runs") / "two-workers")
     job = TrainJob(digits_dataset, run, recipe, seed=4, num_workers=2, cpus_per_worker=0.5, trace_rows=True)
-    train.claim_run(job, train.check_job(job))
-    train.run(job)
+    launch.claim_run(job, launch.check_job(job))
+    launch.run_training(job)
     return job
 
 
@@ -130,8 +130,8 @@ def global_batches(run: Path) -> dict[int, list[str]]:
 
 def test_one_and_two_workers_train_on_the_same_global_batches(trained: TrainJob, tmp_path: Path) -> None:
     alone = replace(trained, run=str(tmp_path / "alone"), num_workers=0)
-    train.claim_run(alone, train.check_job(alone))
-    train.run(alone)
+    launch.claim_run(alone, launch.check_job(alone))
+    launch.run_training(alone)
     steps = global_batches(Path(trained.run))
     assert steps == global_batches(tmp_path / "alone")
     assert len(steps) == 24
@@ -145,9 +145,9 @@ def test_a_checkpoint_has_the_same_totals_on_any_number_of_workers(
     run = tmp_path / "again"
     shutil.copytree(trained.run, run, ignore=shutil.ignore_patterns("*.parquet", "model.*", "*snapshot*", "rows"))
     job = replace(trained, run=str(run), num_workers=num_workers, cpus_per_worker=0.3, trace_rows=False)
-    data = train.check_job(job)
-    train.claim_run(job, data)
-    train.run(job)
+    data = launch.check_job(job)
+    launch.claim_run(job, data)
+    launch.run_training(job)
     expected, again = (result.build_result(each, data)["val"] for each in (trained, job))
     assert again["confusion_matrix"] == expected["confusion_matrix"]
     assert (again["correct"], again["correct_top5"]) == (expected["correct"], expected["correct_top5"])
@@ -161,8 +161,8 @@ def test_a_small_network_learns_real_imagenet_photographs_from_a_stream(tmp_path
     recipe = make_recipe("resnet18-smoke", epochs=1, model="fast-resnet", optimizer="muon", learning_rate=0.1)
     recipe = replace(recipe, image_size_px=32, evaluate_resize_px=36, schedule="one-cycle", momentum=0.6)
     job = TrainJob(str(tmp_path / "data"), str(tmp_path / "run"), recipe)
-    train.claim_run(job, train.check_job(job))
-    train.run(job)
+    launch.claim_run(job, launch.check_job(job))
+    launch.run_training(job)
     values = result.build_result(job, data)
     assert values["steps"] == 19
     assert values["val"]["rows"] == 400

@@ -164,8 +164,10 @@ TRAIN = """
 import sys
 from dataclasses import replace
 from jobs import command
-from pipeline import train
+from pipeline.cluster.remote_progress import remote_progress
+from pipeline.cluster.session import ray_session
 from pipeline.config.presets import make_recipe
+from pipeline.training import launch
 from pipeline.training.job import TrainJob
 
 class Printing(command.Display):
@@ -176,11 +178,11 @@ if __name__ == "__main__":
     recipe = replace(make_recipe("digits", epochs=20, global_batch_size=7), checkpoint_every_steps=100000)
     job = TrainJob(sys.argv[1], sys.argv[2], recipe, 4, 1, max_workers=2, cpus_per_worker=2, trace_rows=True,
                    resize_seconds=3)
-    with command.ray_session(2):
-        data = train.check_job(job)
-        train.claim_run(job, data)
-        with Printing() as display, command.remote_progress(display) as progress:
-            train.run(replace(job, progress=progress))
+    with ray_session(2):
+        data = launch.check_job(job)
+        launch.claim_run(job, data)
+        with Printing() as display, remote_progress(display) as progress:
+            launch.run_training(replace(job, progress=progress))
         print("DONE", flush=True)
 """
 

@@ -11,7 +11,7 @@ from jobs.evaluate import Args, main
 from pipeline.config.presets import make_recipe
 from pipeline.dataset.manifest import load
 from pipeline.ingestion.sources import open_source
-from pipeline.training import loop as train
+from pipeline.training import launch
 from pipeline.training.job import TrainJob
 from tests.support.datasets import ingest_here
 from tests.support.images import shared
@@ -28,7 +28,7 @@ def test_what_was_planted_is_found_and_shown(ray_variables: None, tmp_path: Path
     data = str(tmp_path / "data")
     ingest_here(open_source(str(tmp_path / "planted.tar"), spool=str(tmp_path / "spool2")), data)
     recipe = make_recipe("cifar10", epochs=4, global_batch_size=250)
-    train.run(TrainJob(data, str(tmp_path / "run"), recipe))
+    launch.run_training(TrainJob(data, str(tmp_path / "run"), recipe))
     out = str(tmp_path / "out")
     main(Args(checkpoint=str(tmp_path / "run"), data=data, out=out, label_problems=True, views="none", workers=0))
 

@@ -17,9 +17,9 @@ import yaml
 
 from pipeline.config.presets import make_recipe
 from pipeline.storage.local_s3 import await_answer, free_ports
-from pipeline.training import loop as train
+from pipeline.training import launch
 from pipeline.training.job import TrainJob
-from pipeline.training.trackers import ray_metrics
+from pipeline.training.trackers import make_ray_metrics
 
 MONITORING = Path(__file__).parents[2] / "infra" / "monitoring"
 _NAME = re.compile(r"\b(ray_\w+)\b")
@@ -67,9 +67,9 @@ def watched(
 ) -> Iterator[TrainJob]:
     """A run of so many epochs that trains meanwhile."""
     recipe = make_recipe("digits", epochs=request.param)
-    job = TrainJob(digits_dataset, str(tmp_path / "watched"), recipe, trackers=(ray_metrics,))
-    train.claim_run(job, train.check_job(job))
-    thread = threading.Thread(target=train.run, args=(job,))
+    job = TrainJob(digits_dataset, str(tmp_path / "watched"), recipe, trackers=(make_ray_metrics,))
+    launch.claim_run(job, launch.check_job(job))
+    thread = threading.Thread(target=launch.run_training, args=(job,))
     thread.start()
     yield job
     thread.join()

@@ -67,13 +67,13 @@ def test_a_loops_seconds_add_up_to_its_time_and_go_to_their_stages() -> None:
     meter = Meter(seconds, losses, torch.device("cpu"), 1, start_seconds=0.5)
     for _ in range(3):
         meter.next_batch(batches)
-        meter.until_now("copy")
+        meter.mark("copy")
         time.sleep(0.03)
         meter.add(torch.tensor(3.0), 2)
-        meter.until_now("compute")
+        meter.mark("compute")
     line = meter.line(3, order, 0.1)
     time.sleep(0.05)
-    meter.until_now("evaluate")
+    meter.mark("evaluate")
     meter.settle()
     wall = time.perf_counter() - begin
     assert sum(seconds.values()) - 0.5 == pytest.approx(wall, abs=0.005)

@@ -28,11 +28,11 @@ from pipeline.loader.samplers import TrainSampler
 from pipeline.loader.stage_times import Stopwatch
 from pipeline.loader.stream import stream_batches
 from pipeline.loader.transform import Transform
-from pipeline.training import loop as train
-from pipeline.training import result
+from pipeline.training import launch
 from pipeline.training.job import TrainJob
+from pipeline.training.outputs import result
 from pipeline.training.step_meter import Meter
-from pipeline.training.trackers import ray_metrics
+from pipeline.training.trackers import make_ray_metrics
 from tests.support.runs import traced
 
 pytestmark = [
@@ -136,7 +136,7 @@ def test_the_slow_stage_is_blamed(
         meter.next_batch(stream)
         if stage == "compute":
             time.sleep(DELAY)
-        meter.until_now("compute")
+        meter.mark("compute")
     stream.close()
     meter.settle()
     seconds.pop("queue")  # processes start
@@ -181,9 +181,9 @@ def job_on(uri: str, run: Path, residency: str, **changes: Any) -> TrainJob:
 
 
 def run_it(job: TrainJob) -> dict[str, Any]:
-    data = train.check_job(job)
-    train.claim_run(job, data)
-    train.run(job)
+    data = launch.check_job(job)
+    launch.claim_run(job, data)
+    launch.run_training(job)
     return result.build_result(job, data)
 
 
@@ -232,7 +232,7 @@ def test_a_batch_of_which_nothing_is_left_stops_the_run() -> None:
 def test_the_seconds_of_a_run_are_metrics_of_ray(digits_dataset: str, tmp_path: Path) -> None:
     import ray
 
-    job = job_on(digits_dataset, tmp_path / "measured", "resident", trackers=(ray_metrics,))
+    job = job_on(digits_dataset, tmp_path / "measured", "resident", trackers=(make_ray_metrics,))
     values = run_it(job)
     node = ray.nodes()[0]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

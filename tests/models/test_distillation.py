@@ -16,9 +16,9 @@ from pipeline.models.batch_transforms import Normalise
 from pipeline.models.distillation import Teacher, distillation_losses
 from pipeline.models.factory import recipe_model
 from pipeline.models.tensor_file import serialize_tensors
-from pipeline.training import loop as train
-from pipeline.training import result
+from pipeline.training import launch
 from pipeline.training.job import TrainJob, Weights, weights_of
+from pipeline.training.outputs import result
 
 pytestmark = pytest.mark.ray
 
@@ -39,7 +39,7 @@ def taught(digits_dataset: str, ray_variables: None, tmp_path_factory: pytest.Te
     """A finished run on the digits, with pixels normalised otherwise than a student's."""
     run = str(tmp_path_factory.mktemp("teacher") / "run")
     recipe = replace(make_recipe("digits", epochs=4), pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.2, 0.2, 0.2))
-    train.run(TrainJob(digits_dataset, run, recipe))
+    launch.run_training(TrainJob(digits_dataset, run, recipe))
     return run
 
 
@@ -60,13 +60,13 @@ def test_a_student_learns_from_its_teacher_and_goes_on_only_with_the_same_one(
     job = TrainJob(
         digits_dataset, str(tmp_path / "run"), recipe, seed=2, teacher=weights_of("teacher", taught, "model.json")
     )
-    data = train.check_job(job)
-    train.claim_run(job, data)
-    train.run(job)
+    data = launch.check_job(job)
+    launch.claim_run(job, data)
+    launch.run_training(job)
     assert result.build_result(job, data)["val"]["top1"] > 0.95
     for other in (None, Weights(taught, "0" * 64)):
         with pytest.raises(CheckpointError, match="teacher was "):
-            train.claim_run(replace(job, teacher=other), data)
+            launch.claim_run(replace(job, teacher=other), data)
 
 
 def test_what_can_be_no_teacher_is_said(digits_dataset: str, taught: str, tmp_path: Path) -> None:

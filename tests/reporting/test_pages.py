@@ -25,9 +25,9 @@ from pipeline.models.load import find_model
 from pipeline.reporting.charts import render_page
 from pipeline.retraining.drift import Thresholds, assess
 from pipeline.retraining.promotion_gate import Gate, decide
-from pipeline.training import result
 from pipeline.training.job import TrainJob
-from pipeline.training.report import write_report
+from pipeline.training.outputs import result
+from pipeline.training.outputs.report import write_report
 
 WINDOWS = ((1280, "light"), (390, "dark"))
 

@@ -22,9 +22,9 @@ from pipeline.models.tensor_file import read_tensors
 from pipeline.storage import files as storage
 from pipeline.storage import object_store
 from pipeline.storage.local_s3 import ACCESS_KEY, SECRET_KEY
-from pipeline.training import loop as train
-from pipeline.training import result
+from pipeline.training import launch
 from pipeline.training.job import TrainJob
+from pipeline.training.outputs import result
 from tests.support.fault_proxy import fault_proxy
 from tests.support.images import jpeg, make_tar, make_tree, sample_bytes, tree_files, webdataset
 from tests.support.jobs import one_line_error, run_job
@@ -75,13 +75,13 @@ def test_a_run_lives_in_a_bucket_and_continues_from_there(s3: str, digits_datase
     for name, _ in storage.list_files(digits_dataset):
         storage.write_bytes(f"{s3}/digits/{name}", storage.read_bytes(f"{digits_dataset}/{name}"))
     job = TrainJob(f"{s3}/digits", f"{s3}/runs/one", make_recipe("digits", epochs=1), num_workers=1)
-    data = train.check_job(job)
-    train.claim_run(job, data)
-    train.run(job)
+    data = launch.check_job(job)
+    launch.claim_run(job, data)
+    launch.run_training(job)
     first = result.build_result(job, data)
     assert first["val"]["rows"] == 359
     assert checkpoint.steps(job.run) == [12]
-    train.run(replace(job, num_workers=0))  # nothing is left to train; evaluates the checkpoint again
+    launch.run_training(replace(job, num_workers=0))  # nothing is left to train; evaluates the checkpoint again
     assert result.build_result(job, data)["val"]["confusion_matrix"] == first["val"]["confusion_matrix"]
 
 
@@ -280,9 +280,9 @@ def test_a_storage_that_is_away_for_a_minute_costs_the_minute_and_nothing_else(
         leaver = threading.Thread(target=go_away)
         leaver.start()
         for job in (quiet, away):
-            data = train.check_job(job)
-            train.claim_run(job, data)
-            train.run(job)
+            data = launch.check_job(job)
+            launch.claim_run(job, data)
+            launch.run_training(job)
         leaver.join()
     assert proxy.faults["away"] > 5
     away = replace(away, dataset=quiet.dataset, run=f"{s3}/away/run")  # not through the proxy, which has ended

@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +18,10 @@ import torch
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import DivergedError
 from pipeline.models import checkpoint
-from pipeline.training import loop as train
-from pipeline.training import result
+from pipeline.training import launch, loop
 from pipeline.training import train_step as step_module
 from pipeline.training.job import TrainJob
+from pipeline.training.outputs import result
 from tests.support.runs import trained_on
 
 pytestmark = [
@@ -35,10 +36,10 @@ def job_of(dataset: str, run: Path, epochs: int, **changes: Any) -> TrainJob:
     return TrainJob(dataset, str(run), recipe, seed=4, cpus_per_worker=0.5, **changes)
 
 
-def run_it(job: TrainJob) -> dict[str, Any]:
-    data = train.check_job(job)
-    train.claim_run(job, data)
-    train.run(job)
+def run_it(job: TrainJob, train_loop: Callable[[dict[str, Any]], None] = loop.train_loop) -> dict[str, Any]:
+    data = launch.check_job(job)
+    launch.claim_run(job, data)
+    launch.run_training(job, train_loop)
     return result.build_result(job, data)
 
 
@@ -103,7 +104,7 @@ class Bad:
         self.run, self.step = run, step
 
     def __call__(self, *arguments: Any, **named: Any) -> None:
-        """A train loop like `train.train_loop`, with a defect."""
+        """A train loop like `loop.train_loop`, with a defect."""
         module: Any = step_module
         original = module.sample_losses
 
@@ -115,19 +116,18 @@ class Bad:
 
         module.sample_losses = losses
         try:
-            train.train_loop(*arguments, **named)
+            loop.train_loop(*arguments, **named)
         finally:
             module.sample_losses = original
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_at_once_and_names_everything(
-    digits_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_dataset: str, tmp_path: Path
 ) -> None:
     job = job_of(digits_dataset, tmp_path / "run", 2, num_workers=2)
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(train, "train_loop", Bad(tmp_path / "run", 9))
     with pytest.raises(DivergedError) as caught:
-        run_it(job)
+        run_it(job, Bad(tmp_path / "run", 9))
     message = str(caught.value)
     assert message.startswith("step 8: the loss is ")
     for words in ("nothing was updated", "last good checkpoint: ", "000000005", "--max-skipped-steps"):

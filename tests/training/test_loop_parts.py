@@ -22,7 +22,7 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.crops import flips
 from pipeline.loader.sample_order import Order
 from pipeline.models import checkpoint
-from pipeline.models.batch_transforms import Normalise, cut_out
+from pipeline.models.batch_transforms import cut_out
 from pipeline.models.checkpoint_writer import CheckpointWriter
 from pipeline.models.factory import make_model
 from pipeline.models.flops import operations_per_image, training_operations
@@ -31,10 +31,11 @@ from pipeline.models.pretrained import load_pretrained
 from pipeline.models.small_networks import Airbench
 from pipeline.models.tensor_file import serialize_tensors
 from pipeline.models.weight_averages import LookAhead, WeightAverage
-from pipeline.training.fault_tolerance import Judge, Notice
 from pipeline.training.optim.factory import make_optimizers
-from pipeline.training.safeguards import FiniteGuard
-from pipeline.training.train_step import Step
+from pipeline.training.safeguards.divergence import FiniteGuard
+from pipeline.training.safeguards.preemption import PreemptionWatcher
+from pipeline.training.safeguards.restart_policy import RestartPolicy
+from pipeline.training.train_step import TrainStep
 
 CPU = torch.device("cpu")
 KEYS = np.arange(24, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -60,7 +61,7 @@ def test_what_is_not_finite_updates_nothing(loss: float, norm: float) -> None:
 
 def test_a_process_in_which_nothing_moves_ends_itself_and_says_where_it_was() -> None:
     code = (
-        "import time; from pipeline.training.safeguards import Watchdog; w = Watchdog(0.5, print)\n"
+        "import time; from pipeline.training.safeguards.watchdog import Watchdog; w = Watchdog(0.5, print)\n"
         "for n in range(4): time.sleep(0.3); w.beat(f'step {n}')\n"
         "time.sleep(30)"
     )
@@ -72,18 +73,18 @@ def test_a_process_in_which_nothing_moves_ends_itself_and_says_where_it_was() ->
 
 
 def test_failures_are_counted_between_checkpoints_and_users_errors_end_the_run(tmp_path: Path) -> None:
-    judge, crash = Judge(str(tmp_path)), {0: RuntimeError("connection closed by peer")}
+    policy, crash = RestartPolicy(str(tmp_path)), {0: RuntimeError("connection closed by peer")}
     for step in range(10):  # progress between
         writer = CheckpointWriter(str(tmp_path))
         writer.save(step, {"w": torch.zeros(1)}, {})
         writer.wait()
-        judge.judge(crash)
+        policy.check(crash)
     for _ in range(2):
-        judge.judge(crash)
-    with pytest.raises(ClusterError, match=r"failed 4 times without getting from .*000000009 .*closed by peer"):
-        judge.judge(crash)
+        policy.check(crash)
+    with pytest.raises(ClusterError, match=r"failed 4 times between .*000000009 and .*closed by peer"):
+        policy.check(crash)
     with pytest.raises(DatasetError, match="mine"):
-        judge.judge({0: RuntimeError("collateral"), 1: DatasetError("mine")})
+        policy.check({0: RuntimeError("collateral"), 1: DatasetError("mine")})
 
 
 # --- averages ----------------------------------------------------------------------------------------------------
@@ -139,8 +140,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(count: int, par
         recipe = make_recipe("cifar10", optimizer="nesterov", learning_rate=0.1, precision="float32",
                              accumulate_steps=accumulate, augment=Augment(mixup_alpha=mixup))  # fmt: skip
         order = Order((count,), 0, count, pairs=bool(mixup))
-        normalise = Normalise(recipe.pixel_mean, recipe.pixel_std)
-        step = Step(recipe, net, make_optimizers(net, recipe), normalise, order, 0, 1, CPU)
+        step = TrainStep(recipe, net, make_optimizers(net, recipe), order)
         loss, norm = step.gradients(batch_of(count), 0)
         gradients.append([loss, norm, *[parameter.grad for parameter in net.parameters()]])
     for one, other in zip(*gradients, strict=True):
@@ -152,8 +152,7 @@ def test_a_gradient_that_is_too_long_is_cut() -> None:
     recipe = make_recipe("cifar10", optimizer="sgd", learning_rate=1.0, bias_rate=1.0, clip_norm=0.01,
                          schedule="constant", precision="float32", weight_decay=0.0)  # fmt: skip
     before = [parameter.detach().clone() for parameter in net.parameters()]
-    order, normalise = Order((12,), 0, 12), Normalise(recipe.pixel_mean, recipe.pixel_std)
-    step = Step(recipe, net, make_optimizers(net, recipe), normalise, order, 0, 1, CPU)
+    step = TrainStep(recipe, net, make_optimizers(net, recipe), Order((12,), 0, 12))
     _, norm = step.gradients(batch_of(12), 0)
     assert float(norm) > 0.01
     step.update(norm, 0, 10)
@@ -213,13 +212,13 @@ def test_what_a_notice_leaves_time_for_is_saved(
     writer.written_bytes, writer.written_seconds = 1000, 100.0
     tensors = {"model/w": torch.zeros(25), "optimizer/0/w/momentum": torch.zeros(50)}
     info = SimpleNamespace(deadline_ms=int(1000 * (time.time() + seconds_left)), preempted_ranks=[1])
-    monkeypatch.setattr("pipeline.training.fault_tolerance._preemption", lambda: info)
-    assert Notice(1).seen(writer, lambda: tensors) is None  # rank 0 looks
-    notice = Notice(0)
-    line = notice.seen(writer, lambda: tensors)
-    assert notice.saves == saves
+    monkeypatch.setattr("pipeline.training.safeguards.preemption._preemption", lambda: info)
+    assert PreemptionWatcher(1).new_notice(writer, lambda: tensors) is None  # rank 0 looks
+    watcher = PreemptionWatcher(0)
+    line = watcher.new_notice(writer, lambda: tensors)
+    assert watcher.saves == saves
     assert words in str(line)
-    assert notice.seen(writer, lambda: tensors) is None  # said once
+    assert watcher.new_notice(writer, lambda: tensors) is None  # said once
 
 
 # --- networks ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pipeline.dataset.parquet import read_rows
 from pipeline.evaluation.leakage import without_leaked
 from pipeline.evaluation.metrics import basic_metrics
 from pipeline.reporting.figures import confused_pairs
-from pipeline.training import report, result
+from pipeline.training.outputs import report, result
 from tests.support.predictions import part
 
 

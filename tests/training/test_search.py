@@ -20,7 +20,7 @@ from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
 from pipeline.loader.samplers import EvaluationSampler, train_eval_split
 from pipeline.models.tensor_file import read_tensors
-from pipeline.training import loop as train
+from pipeline.training import launch
 from pipeline.training.job import TrainJob
 from pipeline.training.search import run as tune
 from pipeline.training.search.report import render
@@ -197,7 +197,7 @@ def test_a_search_that_was_killed_goes_on_and_its_trials_end_as_runs_of_their_ow
     own = TrainJob(digits_dataset, str(tmp_path / "own"), make_recipe("digits", epochs=4), hold_out=0.1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Ray gives a trial of one CPU: sums depend on it
-    train.run(own)
+    launch.run_training(own)
     torch.set_num_threads(threads)
     one, other = (read_tensors(f"{run}/model.safetensors") for run in (own.run, str(out / "trials/0000")))
     assert all((one[name] == other[name]).all() for name in one)

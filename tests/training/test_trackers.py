@@ -12,7 +12,9 @@ from pipeline.core.errors import RecipeError
 from pipeline.core.structured_log import RunLog, silent_log
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
-from pipeline.training.trackers import TensorBoard, Tracker, Trackers, make_mlflow, tensorboard
+from pipeline.training.trackers.base import Tracker, Trackers
+from pipeline.training.trackers.mlflow import make_mlflow
+from pipeline.training.trackers.tensorboard import TensorBoard, make_tensorboard
 from tests.support.runs import scalars
 
 
@@ -123,7 +125,7 @@ def test_without_the_packages_tensorboard_is_left_out_and_mlflow_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert tensorboard(job_of(str(tmp_path)), 0) is None
+    assert make_tensorboard(job_of(str(tmp_path)), 0) is None
     with pytest.raises(RecipeError, match=r"^mlflow=http://x: needs the package mlflow or mlflow-skinny; install it"):
         make_mlflow("http://x")
 

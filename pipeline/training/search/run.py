@@ -23,7 +23,8 @@ from pipeline.models.identity import check_identity
 from pipeline.storage import files
 from pipeline.storage.claim import claim_folder
 from pipeline.training.job import TrainJob
-from pipeline.training.trackers import Run, Tracker, tensorboard
+from pipeline.training.trackers.base import TrackedRun, Tracker
+from pipeline.training.trackers.tensorboard import make_tensorboard
 
 SEARCH_NAME, TRIALS, SCORES_NAME, STATUS_NAME, BEST_NAME = (
     "search.json", "trials", "scores.json", "status.json", "best-recipe.json",
@@ -184,7 +185,7 @@ class MakeScores:
 
     steps_per_epoch: int
 
-    def __call__(self, job: Run, step: int) -> Tracker:
+    def __call__(self, job: TrackedRun, step: int) -> Tracker:
         """See `tracking.MakeTracker`."""
         return Scores(job.run, step, self.steps_per_epoch)
 
@@ -193,7 +194,7 @@ def trial_job(template: TrainJob, out: str, number: int, values: Values) -> Trai
     """Returns a trial's job: the search's own, with the trial's run and values. Reads the data set's manifest."""
     recipe = with_values(template.recipe, values)
     rows = train_eval_split(manifest.load(template.dataset), template.hold_out).train_rows
-    trackers = (MakeScores(num_steps(rows, recipe.global_batch_size)), tensorboard)
+    trackers = (MakeScores(num_steps(rows, recipe.global_batch_size)), make_tensorboard)
     return replace(template, run=trial_run(out, number), recipe=recipe, trackers=trackers, progress=silent)
 
 
@@ -224,11 +225,11 @@ def run_trial(job: TrainJob, report: Callable[[dict[str, float]], None]) -> None
 
 
 def _train(job: TrainJob) -> None:
-    from pipeline.training import loop as train
+    from pipeline.training import launch
 
-    train.claim_run(job, train.check_job(job))
+    launch.claim_run(job, launch.check_job(job))
     write_status(job.run, "running")
-    train.run(job)
+    launch.run_training(job)
 
 
 def write_status(run: str, status: str, error: str = "") -> None:

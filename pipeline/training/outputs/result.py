@@ -17,8 +17,8 @@ from pipeline.loader import stage_times
 from pipeline.loader.samplers import train_eval_split
 from pipeline.models import checkpoint
 from pipeline.storage import files
-from pipeline.training.fault_tolerance import read_starts
 from pipeline.training.job import TrainJob
+from pipeline.training.resume import read_starts
 
 RESULT_NAME = "result.json"
 

@@ -1,0 +1,77 @@
+"""The end of a training run: the final evaluation, and the files that a finished run leaves."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.evaluation.predictions import Predictions, write_predictions
+from pipeline.loader.samplers import train_eval_split
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint_writer import record_score
+from pipeline.models.flops import peak_operations, training_operations
+from pipeline.models.tensor_file import serialize_tensors
+from pipeline.storage import files
+from pipeline.training.optim.factory import describe_groups
+from pipeline.training.train_step import uses_bfloat16
+from pipeline.training.validation import scores_of, validate
+from pipeline.training.worker import Worker
+
+
+def finish(worker: Worker) -> None:
+    """Evaluates and writes `predictions.parquet`, `model.safetensors` and `model.json`. All ranks together."""
+    import ray.train
+
+    state, meter = worker.state, worker.meter
+    predictions = validate(worker)
+    meter.mark("evaluate")
+    worker.writer.wait()
+    meter.mark("checkpoint")
+    meter.settle()
+    state.quarantined = worker.batches.quarantined(state.quarantined)
+    if worker.batches.rank == 0:
+        write_outputs(worker, predictions)
+        scores = scores_of(predictions, worker.data.classes)
+        record_score(worker.job.run, state.step, scores["top1"])
+        worker.trackers.evaluation(state.step, scores)
+    worker.log.event("end", state.step, seconds={name: round(value, 3) for name, value in state.seconds.items()})
+    ray.train.report({"step": state.step})  # a barrier: no worker leaves before the outputs are written
+
+
+def write_outputs(worker: Worker, predictions: Predictions) -> None:
+    """Writes what a finished run leaves. On rank 0 alone."""
+    job, data = worker.job, worker.data
+    split = data.split(train_eval_split(data, job.hold_out).split)
+    write_predictions(job.run, job.dataset, split, predictions)
+    weights = {name: tensor.detach().cpu() for name, tensor in worker.learner.evaluated_net().state_dict().items()}
+    files.write_bytes(files.join(job.run, checkpoint.MODEL_NAME), serialize_tensors(weights))
+    values = {
+        "recipe": asdict(job.recipe),
+        "classes": list(data.classes),
+        "dataset_digest": data.digest,
+        "hold_out": job.hold_out,
+        "world_size": worker.batches.world_size,
+        "state": {**asdict(worker.state), "losses": json_losses(worker.state.losses)},
+        "operations": operations(worker),
+        "parameter_groups": describe_groups(worker.learner.net, worker.learner.train_step.optimizers),
+    }
+    files.write_json(files.join(job.run, checkpoint.OUTPUT_NAME), values)
+
+
+def operations(worker: Worker) -> dict[str, Any]:
+    """Returns the operations of the run (`training_operations`), and how many the devices could do in a second."""
+    recipe, batches = worker.job.recipe, worker.batches
+    # The image size may grow from epoch to epoch; epochs that are shown together have the size of the first of them.
+    rounds = [epoch // recipe.repeats * recipe.repeats for epoch in range(worker.state.epochs)]
+    sizes = [batches.train_view.size_at(epoch) for epoch in rounds]
+    peak, source = peak_operations(batches.device, uses_bfloat16(recipe, batches.device))
+    return {
+        **training_operations(worker.learner.net, sizes, batches.order.num_rows),
+        "peak_per_second": peak,
+        "peak_source": source,
+        "devices": batches.world_size,
+    }
+
+
+def json_losses(losses: list[float]) -> list[float | None]:
+    """Returns the losses with None for skipped steps: JSON has no NaN."""
+    return [loss if math.isfinite(loss) else None for loss in losses]

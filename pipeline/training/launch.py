@@ -1,0 +1,73 @@
+"""Start of a training run on Ray Train: checks the job, claims the run's folder, and runs the workers."""
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from pipeline.cluster.ray_train import fit_trainer, scaling_config
+from pipeline.config.recipe import check_batch
+from pipeline.core.variables import environment_variables
+from pipeline.dataset import manifest
+from pipeline.dataset.manifest import Manifest
+from pipeline.loader.samplers import train_eval_split
+from pipeline.models.distillation import Teacher
+from pipeline.models.identity import check_identity
+from pipeline.storage import files
+from pipeline.storage.claim import claim_folder
+from pipeline.training.job import TrainJob
+from pipeline.training.loop import train_loop
+from pipeline.training.safeguards.restart_policy import RestartPolicy
+
+CONFIG_NAME = "config.json"
+# An elastic run also asks for places on nodes that have just gone, and waits this long for them; Ray's default is 60 s.
+_ELASTIC_START_SECONDS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+
+
+def check_job(job: TrainJob) -> Manifest:
+    """Returns the data set's manifest. Raises a PipelineError if the job can't work, before anything is started."""
+    data = manifest.load(job.dataset)
+    parts = train_eval_split(data, job.hold_out)
+    check_batch(job.recipe, max(1, job.num_workers, job.max_workers), parts.train_rows)
+    if job.teacher:
+        Teacher(job.teacher.uri, data.classes, job.recipe)
+    return data
+
+
+def claim_run(job: TrainJob, data: Manifest) -> None:
+    """Writes the run's identity at its first start. Raises CheckpointError if the folder holds another run."""
+    place, mine = files.join(job.run, CONFIG_NAME), job.identity(data.digest)
+    check_identity(job.run, claim_folder(place, mine), mine)
+
+
+def run_training(job: TrainJob, loop: Callable[[dict[str, Any]], None] = train_loop, **config: Any) -> None:
+    """Runs the workers of a job; returns when the outputs lie in the run.
+
+    Needs a Ray session, unless the job has no workers and its data are resident. loop: what each worker calls with
+    {"job": job, **config}. Raises the PipelineError that a worker raised, if it is one.
+    """
+    import ray.train
+    import ray.train.torch
+
+    filesystem, path = files.open_filesystem(job.run)
+    parent, name = os.path.split(path)
+    elastic = job.max_workers > job.num_workers > 0
+    workers = (job.num_workers, job.max_workers) if elastic else job.num_workers
+    trainer = ray.train.torch.TorchTrainer(
+        loop,
+        train_loop_config={"job": job, **config},
+        scaling_config=scaling_config(workers, job.use_gpu, job.cpus_per_worker, job.resize_seconds),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=parent,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # no limit here: RestartPolicy ends the run
+            callbacks=[RestartPolicy(job.run).as_callback()] if job.num_workers else [],
+        ),
+    )
+    if not job.num_workers:
+        trainer.fit()
+        return
+    # Ray Train copies its variables to the controller when the run starts; this process doesn't keep them.
+    with environment_variables(_ELASTIC_START_SECONDS, keep=True) if elastic else nullcontext():
+        fit_trainer(trainer)

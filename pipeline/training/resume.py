@@ -1,0 +1,69 @@
+"""Starts of a run: the record of each, and the state that a checkpoint holds."""
+
+import socket
+import time
+import uuid
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.cluster.ray_tasks import ray_is_initialized
+from pipeline.models import checkpoint
+from pipeline.models.identity import check_identity
+from pipeline.models.run_state import Average, RunState, restore
+from pipeline.storage import files
+
+STARTS = "starts"
+
+
+def resume(
+    uri: str,
+    identity: dict[str, Any],
+    net: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    average: Average | None,
+) -> RunState:
+    """Loads the checkpoint at `uri` into network, optimisers and average, and returns the state of its run.
+
+    identity: of this run (`TrainJob.identity`). Raises CheckpointError if the checkpoint is damaged or of another run.
+    """
+    saved = checkpoint.load(uri)
+    # Not part of the state: a run may go on with another number of workers, and the data set knows its classes.
+    del saved.state["world_size"], saved.state["classes"]
+    check_identity(uri, saved.state.pop("identity"), identity)
+    return restore(saved, net, optimizers, average)
+
+
+def note_start(run: str, rank: int, world_size: int, step: int) -> str:
+    """Records that the run starts, or starts again, at a step. All ranks together.
+
+    Returns a token that the ranks of this start share with no other start.
+    """
+    tokens: list[Any] = [uuid.uuid4().hex[:8]]
+    nodes: list[Any] = [_node()]
+    if world_size > 1:
+        torch.distributed.broadcast_object_list(tokens, src=0)
+        nodes = nodes * world_size
+        torch.distributed.all_gather_object(nodes, _node())
+    if rank == 0:
+        now = time.time()
+        values = {"time": now, "step": step, "world_size": world_size, "nodes": nodes}
+        files.write_json(files.join(run, STARTS, f"{int(1000 * now)}.json"), values)
+    return str(tokens[0])
+
+
+def _node() -> str:
+    """Returns the ID of this process's Ray node, or the machine's name where Ray doesn't run."""
+    if not ray_is_initialized():
+        return socket.gethostname()
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def read_starts(run: str) -> list[dict[str, Any]]:
+    """Returns time (seconds since the epoch), step, world_size and the nodes of the ranks, of each start in order."""
+    folder = files.join(run, STARTS)
+    names = sorted(name for name, _ in files.list_files(folder))
+    return [files.read_json(files.join(folder, name)) for name in names]

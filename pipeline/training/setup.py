@@ -1,0 +1,147 @@
+"""Set-up of a training worker: everything that its steps need, in the state that the run is in."""
+
+import contextlib
+import time
+
+import torch
+from torch import nn
+
+from pipeline.config.recipe import Recipe
+from pipeline.core.progress import Progress, silent
+from pipeline.core.structured_log import RunLog, silent_log
+from pipeline.dataset import manifest
+from pipeline.dataset.manifest import Manifest
+from pipeline.models import checkpoint
+from pipeline.models.batch_transforms import Normalise
+from pipeline.models.checkpoint_writer import CheckpointWriter
+from pipeline.models.distillation import Teacher
+from pipeline.models.factory import recipe_model
+from pipeline.models.pretrained import load_pretrained
+from pipeline.models.run_state import Average, RunState
+from pipeline.models.small_networks import Whitened
+from pipeline.models.weight_averages import LookAhead, WeightAverage
+from pipeline.storage import files
+from pipeline.training.fit_epochs import fit_epochs
+from pipeline.training.job import TrainJob
+from pipeline.training.optim.factory import make_optimizers
+from pipeline.training.resume import note_start, resume
+from pipeline.training.row_trace import RowTrace
+from pipeline.training.safeguards.divergence import FiniteGuard
+from pipeline.training.safeguards.preemption import PreemptionWatcher
+from pipeline.training.safeguards.watchdog import Watchdog
+from pipeline.training.step_meter import Meter
+from pipeline.training.trackers.base import Trackers
+from pipeline.training.train_step import TrainStep, num_threads
+from pipeline.training.worker import Learner, Worker
+from pipeline.training.worker_data import Batches
+
+
+def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
+    """Returns this process's worker, ready for the run's next step. exits: closes what set-up opens.
+
+    All ranks together. The order matters: random numbers are drawn by the network's initialisation first, and all ranks
+    have to take part in the same collective operations.
+    """
+    begin = time.perf_counter()
+    rank, world_size, device = _join(job)
+    progress = job.progress if rank == 0 else silent
+    watchdog = Watchdog(job.hang_seconds, lambda line: progress("watch", 0, 0, line))
+    exits.callback(watchdog.stop)
+
+    data = manifest.load(job.dataset)
+    torch.manual_seed(job.seed)
+    net = recipe_model(job.recipe, len(data.classes))
+    batches = Batches(job, data, world_size, rank, device, progress)
+    resumed = checkpoint.latest(job.run)
+    if resumed is None:
+        _initialise(net, job, batches)
+    learner = _make_learner(net, job, batches)
+    state = _new_state(job, learner, batches, progress) if resumed is None else _resume(resumed, job, learner, data)
+
+    trace = RowTrace(job, data, rank, world_size, state.step) if job.trace_rows else None
+    token = note_start(job.run, rank, world_size, state.step)
+    log = RunLog(files.basename(job.run), rank, world_size) if job.num_workers else silent_log()
+    last_step = state.epochs * batches.order.steps_per_epoch
+    log.event("start", state.step, recipe=job.recipe.name, dataset=data.digest, last_step=last_step)
+
+    def warn(stage: str, line: str) -> None:
+        progress(stage, 0, 0, line)
+        log.event(stage, state.step, "warning", text=line)
+
+    writer = CheckpointWriter(job.run, rank, world_size, token, lambda line: warn("checkpoint", line))
+    trackers = Trackers(() if rank else job.trackers, job, state.step, lambda line: warn("tracking", line))
+    exits.push(lambda kind, *_: trackers.end(finished=kind is None))
+    return Worker(
+        job=job,
+        data=data,
+        batches=batches,
+        learner=learner,
+        state=state,
+        guard=FiniteGuard(job.max_skipped_steps, world_size, device),
+        writer=writer,
+        preemption=PreemptionWatcher(rank),
+        trackers=trackers,
+        trace=trace,
+        meter=Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - begin),
+        watchdog=watchdog,
+        log=log,
+        progress=progress,
+        warn=warn,
+    )
+
+
+def _join(job: TrainJob) -> tuple[int, int, torch.device]:
+    """Returns rank, world size and device of this process, and sets its number of threads."""
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    # A run in this process on resident data leaves torch's own number of threads: all cores.
+    if device.type == "cpu" and (job.num_workers or job.recipe.residency == "stream"):
+        torch.set_num_threads(num_threads(job.recipe, context.get_local_world_size()))
+    return context.get_world_rank(), context.get_world_size(), device
+
+
+def _initialise(net: nn.Module, job: TrainJob, batches: Batches) -> None:
+    """Gives a new run its first weights: pretrained ones, or whitening fitted to training images."""
+    if job.pretrained:
+        load_pretrained(net, job.pretrained.uri)
+    elif isinstance(net, Whitened):
+        normalise = Normalise(job.recipe.pixel_mean, job.recipe.pixel_std).to(batches.device)
+        net.fit_whitening(normalise(batches.whitening_images().to(batches.device)).cpu())
+
+
+def _make_learner(net: nn.Module, job: TrainJob, batches: Batches) -> Learner:
+    import ray.train.torch
+
+    recipe = job.recipe
+    net = net.to(memory_format=torch.channels_last)
+    model = ray.train.torch.prepare_model(net, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+    optimizers = make_optimizers(net, recipe)
+    average = make_average(recipe, net)
+    compiled = torch.compile(model) if recipe.compile else model
+    teacher = Teacher(job.teacher.uri, batches.data.classes, recipe).to(batches.device) if job.teacher else None
+    train_step = TrainStep(recipe, compiled, optimizers, batches.order, batches.world_size, teacher)
+    return Learner(net, model, average, train_step)
+
+
+def _new_state(job: TrainJob, learner: Learner, batches: Batches, progress: Progress) -> RunState:
+    """Returns the state of a run before its first step; its epochs fit into the recipe's time, if that is limited."""
+    state, recipe = RunState(epochs=job.recipe.epochs), job.recipe
+    if recipe.fit_seconds:
+        progress("fit", 0, 0, "timing a few steps")
+        state.epochs = fit_epochs(recipe, learner.net, learner.train_step, batches)
+        progress("fit", 1, 1, f"{state.epochs} epochs fit in {recipe.fit_seconds:g} s")
+    return state
+
+
+def _resume(uri: str, job: TrainJob, learner: Learner, data: Manifest) -> RunState:
+    identity = job.identity(data.digest)
+    return resume(uri, identity, learner.net, learner.train_step.optimizers, learner.average)
+
+
+def make_average(recipe: Recipe, net: nn.Module) -> Average | None:
+    """Returns the average of weights that a recipe asks for, or None."""
+    if recipe.ema_decay:
+        return WeightAverage(net, recipe.ema_decay, recipe.ema_every_steps)
+    return LookAhead(net, recipe.look_ahead_every_steps) if recipe.look_ahead_every_steps else None
