@@ -6,20 +6,14 @@ uv run jobs/evaluate.py --verify OUT
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from jobs import command, training
 from pipeline.cluster import resources
 from pipeline.config.choices import TestViews
-from pipeline.core.errors import RecipeError, check_installed
-from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.manifest import load as load_manifest
+from pipeline.core.errors import RecipeError
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
-
-if TYPE_CHECKING:
-    from pipeline.evaluation.runner import EvaluateJob
-    from pipeline.models.load import TrainedModel
 
 _SHOWN = 3
 _LABEL_ROWS = 50_000
@@ -73,101 +67,37 @@ def _dataset(args: Args) -> str:
         return prepare_dataset(args.data, layout=args.layout, md5=args.md5, progress=display)
 
 
-# --- evaluating --------------------------------------------------------------------------------------------------
-
-
 def _evaluate(args: Args, uri: str) -> None:
-    from pipeline.evaluation import runner
-    from pipeline.models import load as trained
+    from pipeline.evaluation.workers import Workers
+    from pipeline.evaluation.workflow import EvaluateOptions, evaluate, evaluation_folder
+    from pipeline.models.load import find_model
 
-    model = trained.find_model(uri)
-    if not all(1 <= severity <= 5 for severity in args.severities) or not args.severities:
-        raise RecipeError(f"severities={' '.join(map(str, args.severities))} must be 1 to 5")
-    if args.explain or args.full:
-        check_installed("explain", "captum")
-    if args.label_problems or args.full:
-        check_installed("label-problems", "cleanlab")
-    if args.robustness_rows < 0:
-        raise RecipeError(f"robustness-rows={args.robustness_rows} must be 0 (all) or more")
-    if args.label_rows < 1:
-        raise RecipeError(f"label-rows={args.label_rows} must be 1 or more")
+    model = find_model(uri)
+    if not args.severities:
+        raise RecipeError("severities: give one or more of 1 to 5")
+    options = EvaluateOptions(
+        args.split,
+        args.views,
+        args.slice_by,
+        args.severities,
+        args.robustness_rows,
+        args.explain or args.full,
+        args.label_problems or args.full,
+        args.label_rows,
+    )
+    if not (args.robustness or args.full):
+        options = replace(options, severities=())
+    options.check_packages()
     dataset = _dataset(args)
     data = training.describe_dataset(dataset)
-    trained.check_classes(model, data.classes)
-    split, first, rows = runner.split_rows(args.split, data, model)
-    views = args.views or model.recipe.test_views
-    default = files.join(uri, f"evaluation-{args.split}-{views}-{data.digest[:8]}")
-    job = runner.EvaluateJob(uri, dataset, files.absolute(args.out) if args.out else default, split, views)
-    job = replace(job, first_row=first, rows=rows)
-    with training.evaluating(args.workers, job, args.device, args.wait_minutes) as ready:
-        _run_and_report(args, ready, data, model)
+    out = files.absolute(args.out) if args.out else evaluation_folder(model, data, options)
+    with command.Display() as display:
+        workers = Workers(args.workers, args.device, args.wait_minutes)
+        values = evaluate(uri, dataset, out, options, workers, display)
+    _print(out, values)
 
 
-def _run_and_report(args: Args, job: "EvaluateJob", data: Manifest, model: "TrainedModel") -> None:
-    from pipeline.evaluation import certificate as certify
-    from pipeline.evaluation import metrics_file, output_files, runner
-    from pipeline.evaluation.analysis import explain
-    from pipeline.evaluation.pages import model_card
-    from pipeline.evaluation.pages import report as evaluation_report
-
-    calibrates = bool(model.hold_out) and job.split == "val" and model.dataset_digest == data.digest
-    job = replace(job, keep="logits" if calibrates else "nothing")
-    severities = args.severities if args.robustness or args.full else ()
-    runner.run_evaluation(
-        replace(job, severities=severities, robustness_rows=min(args.robustness_rows, len(job.row_range(data))))
-    )
-    certificate, predictions = certify.certify(job, data, model)
-    values = metrics_file.gather(job, data, model, certificate, predictions, args.slice_by)
-    explained = problems = None
-    if calibrates:
-        values["temperature"] = _temperature(job, data, model, predictions)
-    if severities:
-        values["robustness"] = output_files.read_robustness(job.out)
-    if args.explain or args.full:
-        explained = explain.explain(job, data, model, predictions, job.progress)
-        values["sanity"] = explained["sanity"]
-    if args.label_problems or args.full:
-        values["label_problems"], problems = _label_problems(args, job, data)
-    output_files.write_metrics(job.out, values)
-    report = evaluation_report.write_report(job.out, job.dataset, data, values, predictions, explained, problems)
-    _print(job.out, values, report, model_card.write_card(job.out, values))
-
-
-def _temperature(job: "EvaluateJob", data: Manifest, model: "TrainedModel", predictions: Any) -> dict[str, Any]:
-    """Fits one on what the run held out of train, and says what it does to the calibration of what is evaluated."""
-    from pipeline.evaluation import metrics_file, runner
-    from pipeline.evaluation.predictions import read_predictions
-
-    split, first, rows = runner.split_rows(runner.HELD_OUT, data, model)
-    held = replace(job, out=files.join(job.out, runner.HELD_OUT), split=split, first_row=first, rows=rows)
-    runner.run_evaluation(held)
-    return metrics_file.calibrated(held, job, read_predictions(held.out)[0].label, predictions)
-
-
-def _label_problems(args: Args, job: "EvaluateJob", data: Manifest) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from pipeline.evaluation import output_files, runner
-    from pipeline.evaluation.analysis import label_issues as label_problems
-    from pipeline.evaluation.pages import report as evaluation_report
-    from pipeline.evaluation.predictions import read_predictions
-
-    rows = min(args.label_rows, data.split("train").rows)
-    looked = replace(
-        job, out=files.join(job.out, "train"), split="train", views="none", first_row=0, rows=rows, keep="features"
-    )
-    runner.run_evaluation(looked)
-    predictions, keys = read_predictions(looked.out)
-    job.progress("labels", 0, 1, "a classifier of the features, without each fifth of the images")
-    probabilities = label_problems.out_of_sample_probabilities(
-        output_files.read_kept(looked.out), predictions.label, len(data.classes)
-    )
-    found = label_problems.find_problems(probabilities, predictions.label)
-    job.progress("labels", 1, 1)
-    uri = label_problems.write_problems(job.out, found, predictions.row, keys)
-    pictures = evaluation_report.problem_pictures(job.dataset, data, "train", predictions.row, found)
-    return {"rows": rows, "found": len(found), "table": uri}, pictures
-
-
-def _print(out: str, values: dict[str, Any], report: str, card: str) -> None:
+def _print(out: str, values: dict[str, Any]) -> None:
     from pipeline.evaluation.analysis.corruptions import robustness_means
 
     summary, certificate = values["metrics"], values["certificate"]
@@ -204,8 +134,8 @@ def _print(out: str, values: dict[str, Any], report: str, card: str) -> None:
         ("certificate", f"{certificate['digest'][:16]}  (--verify {out})"),
         ("metrics", files.join(out, "metrics.json")),
         ("predictions", files.join(out, "predictions.parquet")),
-        ("model card", card),
-        ("report", report),
+        ("model card", files.join(out, "MODEL_CARD.md")),
+        ("report", files.join(out, "evaluation.html")),
     ]
     command.print_table(f"\n{values['model']['recipe']} on {values['dataset']['name']}, {certificate['split']}", lines)
 
@@ -225,35 +155,27 @@ def _worst(worst: dict[str, Any] | None) -> str:
     )
 
 
-# --- verifying and comparing -------------------------------------------------------------------------------------
-
-
 def _verify(args: Args, out: str) -> None:
-    from pipeline.evaluation import certificate as certify
-    from pipeline.evaluation import output_files
-    from pipeline.models import load as trained
+    from pipeline.evaluation.workflow import verify
 
-    values = output_files.read_metrics(out)
-    model = trained.find_model(files.absolute(args.checkpoint) if args.checkpoint else values["model"]["uri"])
-    dataset = _dataset(args) if args.data else values["dataset"]["uri"]
-    found = certify.verify(out, dataset, load_manifest(dataset), model)
+    found = verify(out, _dataset(args) if args.data else None, args.checkpoint)
     command.console.print(f"{out}: {found.rows:,} rows, each once; certificate {found.digest[:16]} and metrics hold")
 
 
 def _compare(args: Args, first: str, second: str) -> None:
-    """Prints which of two is better, and whether that may be chance."""
-    from pipeline.evaluation import comparison as compare
+    """Prints which of two models is better, and whether the difference may be chance."""
+    from pipeline.evaluation.comparison import verdict
+    from pipeline.evaluation.workflow import compare
 
     dataset = _dataset(args)
-    data = training.describe_dataset(dataset)
-    values, pair = compare.compare(first, second, dataset, data)
+    training.describe_dataset(dataset)
     out = files.absolute(args.out) if args.out else second
-    place, report = compare.write_comparison(out, dataset, data, values, pair)
+    values = compare(first, second, dataset, out)
     changes = values["per_class"]
     command.print_table(
         f"\nB against A, {values['rows']:,} rows",
         [
-            ("", compare.verdict(values)),
+            ("", verdict(values)),
             ("top-1", f"A {values['top1'][0]:.4f}, B {values['top1'][1]:.4f}"),
             ("only A right", f"{values['only_first']:,}"),
             ("only B right", f"{values['only_second']:,}"),
@@ -261,8 +183,8 @@ def _compare(args: Args, first: str, second: str) -> None:
             ("McNemar, exact", f"p = {values['p']:.3g}"),
             ("recall falls most", _changes(changes[:_SHOWN])),
             ("rises most", _changes(changes[::-1][:_SHOWN])),
-            ("all of it", place),
-            ("report", report),
+            ("all of it", files.join(out, "compare.json")),
+            ("report", files.join(out, "compare.html")),
         ],
     )
 

@@ -3,16 +3,12 @@
 uv run jobs/predict.py --checkpoint RUN --input URI --out OUT
 """
 
-import tempfile
 from dataclasses import dataclass
 from typing import Annotated
 
 from jobs import command
 from pipeline.cluster import resources
-from pipeline.cluster.session import ray_session
 from pipeline.config.choices import TestViews
-from pipeline.core.errors import RecipeError
-from pipeline.loader.decode import best_decoder
 from pipeline.storage import files
 
 _SHOWN = 5
@@ -33,37 +29,24 @@ class Args:
 
 def main(args: Args) -> None:
     """Predicts, and prints what came of it."""
-    from pipeline.evaluation.batch_predict import run as batch_predict
-    from pipeline.models import load as trained
+    from pipeline.evaluation.batch_predict.run import predict
+    from pipeline.evaluation.workers import Workers
 
-    gpus = resources.count_gpus()
-    workers = args.workers if args.workers is not None else max(1, gpus)
-    if workers < 1:
-        raise RecipeError(f"workers={workers} must be 1 or more")
-    model = trained.find_model(files.absolute(args.checkpoint))
-    source, out = files.absolute(args.input), files.absolute(args.out)
-    with tempfile.TemporaryDirectory() as spool:
-        with command.Display() as display:
-            samples, others = batch_predict.find_images(source, spool, display)
-        views = args.views or model.recipe.test_views
-        with ray_session(workers), command.Display() as display:
-            use_gpu = resources.workers_use_gpus(args.device, workers, gpus)
-            resources.wait_for_resources(workers, use_gpu, args.wait_minutes, display)
-            threads = max(1, int(sum(resources.node_cpus()) - 1) // workers)
-            job = batch_predict.PredictJob(model, samples, out, views, best_decoder(), workers, use_gpu, threads)
-            done = batch_predict.predict(job, display)
+    workers = Workers(args.workers, args.device, args.wait_minutes)
+    with command.Display() as display:
+        done = predict(args.checkpoint, args.input, args.out, args.views, workers, display)
     most = sorted(done.per_class.items(), key=lambda item: -item[1])[:_SHOWN]
     rate = f", {done.predicted_now / done.seconds:,.0f} images/s" if done.predicted_now else ": they were there already"
     command.print_table(
-        f"\n{model.name} on {source}",
+        f"\n{done.model} on {files.absolute(args.input)}",
         [
             ("images", f"{done.images:,}{rate}"),
-            ("not images", f"{others:,} files, by their names"),
+            ("not images", f"{done.skipped:,} files, by their names"),
             ("UNUSABLE" if done.unusable else "unusable", _unusable(done.unusable, done.first_errors)),
             ("most frequent", ", ".join(f"{name} {count:,}" for name, count in most if count)),
-            ("test views", views),
-            ("predictions", files.join(out, "part-*.parquet")),
-            ("summary", files.join(out, batch_predict.SUMMARY_NAME)),
+            ("test views", done.views),
+            ("predictions", files.join(done.out, "part-*.parquet")),
+            ("summary", files.join(done.out, "predictions.json")),
         ],
     )
 

@@ -155,9 +155,11 @@ def _planned(
 def _night(
     args: Args, night: "RetrainingRun", recipe: Recipe, alone: lease.Lease, over: threading.Event
 ) -> dict[str, Any]:
-    from pipeline.evaluation.comparison import compare, write_comparison
-    from pipeline.evaluation.pages import report as evaluation_report
+    from pipeline.evaluation.comparison import compare_predictions
+    from pipeline.evaluation.pages.comparison import write_comparison
+    from pipeline.evaluation.pages.report import write_report
     from pipeline.evaluation.runner import EvaluateJob
+    from pipeline.evaluation.workers import Workers, evaluation_session
     from pipeline.retraining import drift, promotion, registry, workspace
 
     seconds: dict[str, float] = {}
@@ -174,7 +176,8 @@ def _night(
         _train(args, night, recipe, run)
     alone.check()
     nobody = EvaluateJob("", "", "")
-    with training.evaluating(args.workers, nobody, args.device, args.wait_minutes) as job:
+    workers = Workers(args.workers, args.device, args.wait_minutes)
+    with command.Display() as display, evaluation_session(nobody, workers, display) as job:
         with _stage("evaluate", seconds, over):
             challenger, values = promotion.evaluate_model(night, run, "challenger", job)
             champion = None
@@ -186,13 +189,11 @@ def _night(
     fair = promotion.unseen_rows(night.dataset, data, others)
     latency = promotion.measure_latency(night)
     decision = promotion.decide_promotion(champion, challenger, data.classes, fair, night.gate, latency)
-    report = evaluation_report.write_report(
-        files.join(night.folder, "challenger"), night.dataset, data, values, challenger
-    )
+    report = write_report(files.join(night.folder, "challenger"), data, values, challenger)
     comparison = None
     if night.champion is not None:
         before, after = (files.join(night.folder, name) for name in ("champion", "challenger"))
-        compared, pair = compare(before, after, night.dataset, data)
+        compared, pair = compare_predictions(before, after, night.dataset, data)
         _, comparison = write_comparison(night.folder, night.dataset, data, compared, pair)
     parent = night.champion.version if night.champion and night.from_champion else ""
     version = registry.add(night.registry, run, files.join(night.folder, "challenger"), parent)

@@ -1,7 +1,5 @@
 """What the two training jobs share: a data set ready to train on, a run, a result and a report."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -25,7 +23,6 @@ from pipeline.training.trackers.prometheus import make_ray_metrics
 from pipeline.training.trackers.tensorboard import make_tensorboard
 
 if TYPE_CHECKING:  # torch takes seconds to load, and not every error needs it
-    from pipeline.evaluation.runner import EvaluateJob
     from pipeline.training.job import TrainJob, Weights
 
 
@@ -232,27 +229,3 @@ def train_on_cluster(job: "TrainJob", wait_minutes: float) -> None:
     with Display() as display:
         job = fit_to_cluster(job, wait_minutes, display)
     train_and_report(job)
-
-
-@contextmanager
-def evaluating(
-    workers: int | None, job: "EvaluateJob", device: resources.Device = "auto", wait_minutes: float = 0
-) -> Iterator["EvaluateJob"]:
-    """Yields an evaluation with its workers, one a GPU by default, and a display that they report to.
-
-    Ray runs meanwhile where there are any. Raises RecipeError for a number that can't be.
-    """
-    gpus = resources.count_gpus()
-    count = gpus if workers is None else workers
-    if count < 0:
-        raise RecipeError(f"workers={count} must be 0 (this process) or more")
-    use_gpu = resources.workers_use_gpus(device, count, gpus)
-    if not count:
-        quieten_ray()
-        with Display() as display:
-            yield replace(job, progress=display)
-        return
-    with ray_session(count), Display() as display, remote_progress(display) as progress:
-        resources.wait_for_resources(count, use_gpu, wait_minutes, display)
-        cpus = int(100 * resources.worker_cpus(count, use_gpu, resources.node_cpus(that_train=True))) / 100
-        yield replace(job, num_workers=count, use_gpu=use_gpu, cpus_per_worker=cpus, progress=progress)

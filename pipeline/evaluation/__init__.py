@@ -1,5 +1,42 @@
-"""A trained model is judged: predictions, metrics, certificates, explanations, robustness, pages.
+"""Evaluate, explain, compare, export and use trained models.
 
-A model and a data set come in. Predictions of each image and what follows from them go out, certified by a hash. The
-door is `__all__`.
+A trained model and a data set, or any images, come in. Predictions go out, with the metrics, the certificate, the
+analyses and the pages that follow from them. The public functions are in `__all__`.
 """
+
+from typing import TYPE_CHECKING
+
+from pipeline.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.batch_predict.results import PredictResult
+    from pipeline.evaluation.batch_predict.run import predict
+    from pipeline.evaluation.certificate import Certificate
+    from pipeline.evaluation.loaded_model import ImagePredictions, LoadedModel, load_model
+    from pipeline.evaluation.workers import Workers
+    from pipeline.evaluation.workflow import EvaluateOptions, compare, evaluate, verify
+
+__all__ = [
+    "Certificate",
+    "EvaluateOptions",
+    "ImagePredictions",
+    "LoadedModel",
+    "PredictResult",
+    "Workers",
+    "compare",
+    "evaluate",
+    "load_model",
+    "predict",
+    "verify",
+]
+__getattr__ = lazy(
+    __name__,
+    {
+        "batch_predict.results": ("PredictResult",),
+        "batch_predict.run": ("predict",),
+        "certificate": ("Certificate",),
+        "loaded_model": ("ImagePredictions", "LoadedModel", "load_model"),
+        "workers": ("Workers",),
+        "workflow": ("EvaluateOptions", "compare", "evaluate", "verify"),
+    },
+)

@@ -1,4 +1,4 @@
-"""The content of an evaluation's `metrics.json`: everything that its page and its model card say."""
+"""Builds the content of `metrics.json`: every number on the page and the model card of an evaluation."""
 
 from dataclasses import asdict
 from typing import Any
@@ -11,30 +11,32 @@ from pipeline.core.errors import RecipeError
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_table
 from pipeline.dataset.row_reader import load_index
+from pipeline.evaluation.analysis.leakage import without_leaked
+from pipeline.evaluation.analysis.slices import make_slices, worst_slice
 from pipeline.evaluation.certificate import Certificate
-from pipeline.evaluation.leakage import without_leaked
 from pipeline.evaluation.metrics import calibration, fit_temperature, full_metrics
 from pipeline.evaluation.output_files import read_kept
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
-from pipeline.evaluation.slices import make_slices, worst_slice
 from pipeline.models.load import TrainedModel
 from pipeline.storage import files
 
-_MOST_VALUES = 200
+_MAX_VALUES = 200  # of a column that is sliced by value: a slice for each key would say nothing
 
 
-def gather(
+def build_metrics(
     job: EvaluateJob, data: Manifest, model: TrainedModel, certificate: Certificate, predictions: Predictions,
     columns: tuple[str, ...] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Returns what can be said of certified predictions. columns: of the data set's provenance, to slice by, too.
+    """Returns the content of `metrics.json` for certified predictions.
 
-    temperature, robustness, sanity and label_problems are None: they are for who has looked for them.
+    columns: of the data set's provenance, to slice by, besides class, size and brightness. The values temperature,
+    robustness, sanity and label_problems are None; the analyses fill them in. Raises RecipeError for a column that does
+    not exist or has too many different values.
     """
-    summary = full_metrics(predictions, data.classes)
-    found = make_slices(predictions.correct, _columns(job, data, predictions, columns))
-    worst = worst_slice(found, summary["top1"])
+    metrics = full_metrics(predictions, data.classes)
+    slices = make_slices(predictions.correct, _slice_columns(job, data, predictions, columns))
+    worst = worst_slice(slices, metrics["top1"])
     whole_val = job.split == "val" and not job.first_row
     return {
         "certificate": asdict(certificate),
@@ -52,10 +54,10 @@ def gather(
             "rows": {name: split.rows for name, split in data.splits.items()},
             "quarantined": data.quarantined,
         },
-        "metrics": summary,
+        "metrics": metrics,
         "without_leaked": without_leaked(job.dataset, data, predictions) if whole_val else None,
-        "slices": [{**asdict(each), "top1": each.top1} for each in found],
-        "worst_slice": worst and {**asdict(worst), "top1": worst.top1, "below_mean": summary["top1"] - worst.top1},
+        "slices": [{**asdict(each), "top1": each.top1} for each in slices],
+        "worst_slice": worst and {**asdict(worst), "top1": worst.top1, "below_mean": metrics["top1"] - worst.top1},
         "temperature": None,
         "robustness": None,
         "sanity": None,
@@ -66,9 +68,10 @@ def gather(
     }
 
 
-def _columns(
+def _slice_columns(
     job: EvaluateJob, data: Manifest, predictions: Predictions, names: tuple[str, ...]
 ) -> dict[str, npt.NDArray[Any]]:
+    """Returns {name: values of the predicted rows} of the columns to slice by that have several values."""
     index, rows = load_index(job.dataset, data.split(job.split)), predictions.row
     columns: dict[str, npt.NDArray[Any]] = {
         "class": np.array(data.classes)[predictions.label],
@@ -83,23 +86,24 @@ def _columns(
                 f"{', '.join(tables[0].column_names)}"
             )
         column = np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])[rows]
-        if not (column.dtype.kind == "f" and np.isnan(column).all()):  # an ingest that decoded nothing knows none
+        if not (column.dtype.kind == "f" and np.isnan(column).all()):  # an ingest without decoding leaves them empty
             columns[name] = column
-        if name in names and column.dtype.kind not in "fiu" and len(set(column.tolist())) > _MOST_VALUES:
-            raise RecipeError(f"slice-by={name}: has more than {_MOST_VALUES} different values; take another column")
+        if name in names and column.dtype.kind not in "fiu" and len(set(column.tolist())) > _MAX_VALUES:
+            raise RecipeError(f"slice-by={name}: has more than {_MAX_VALUES} different values; take another column")
     return {name: column for name, column in columns.items() if len(set(column.tolist())) > 1}
 
 
-def calibrated(
-    held: EvaluateJob, job: EvaluateJob, labels: npt.NDArray[np.int64], predictions: Predictions
+def calibrate(
+    held_out: EvaluateJob, job: EvaluateJob, labels: npt.NDArray[np.int64], predictions: Predictions
 ) -> dict[str, Any]:
-    """Returns the temperature fitted on held-out rows, and what it does to the calibration of the predictions.
+    """Returns a temperature fitted on held-out rows, and the calibration error and bins of `predictions` with it.
 
-    held, job: evaluations that kept their logits; labels: of the held-out rows.
+    held_out, job: two finished evaluations with keep="logits". labels: int64 [N], of the held-out rows. predictions: of
+    `job`.
     """
     from scipy.special import softmax
 
-    temperature = fit_temperature(read_kept(held.out).astype(np.float64), labels)
+    temperature = fit_temperature(read_kept(held_out.out).astype(np.float64), labels)
     probabilities = softmax(read_kept(job.out).astype(np.float64) / temperature, axis=1)
     after = calibration(probabilities.max(axis=1), predictions.correct)
     return {"value": temperature, "fitted_on": len(labels), "ece_after": after["ece"], "bins_after": after["bins"]}

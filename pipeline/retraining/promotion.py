@@ -10,10 +10,10 @@ from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_provenance
-from pipeline.evaluation import metrics_file
 from pipeline.evaluation.analysis.latency import prediction_seconds
+from pipeline.evaluation.analysis.leakage import leaked_rows
 from pipeline.evaluation.certificate import certify
-from pipeline.evaluation.leakage import leaked_rows
+from pipeline.evaluation.metrics_file import build_metrics
 from pipeline.evaluation.output_files import METRICS_NAME, read_kept, read_metrics, write_metrics
 from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
@@ -45,7 +45,7 @@ def evaluate_model(
     if not files.exists(files.join(out, METRICS_NAME)):
         run_evaluation(job)
         certificate, predictions = certify(job, data, model)
-        values = metrics_file.gather(job, data, model, certificate, predictions)
+        values = build_metrics(job, data, model, certificate, predictions)
         write_metrics(out, values)
     return read_predictions(out)[0], read_metrics(out)
 

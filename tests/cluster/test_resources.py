@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from jobs import training
 from pipeline.cluster import resources
 from pipeline.cluster.ray_train import scaling_config
 from pipeline.core.errors import ClusterError, RecipeError
 from pipeline.evaluation.runner import EvaluateJob
+from pipeline.evaluation.workers import Workers, evaluation_session
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_gpus_for_nobody_are_refused() -> None:
 
 def test_gpus_for_an_evaluation_in_this_process_are_refused() -> None:
     job = EvaluateJob("model", "data", "out")
-    with pytest.raises(RecipeError, match="device=gpu needs workers"), training.evaluating(0, job, "gpu"):
+    with pytest.raises(RecipeError, match="device=gpu needs workers"), evaluation_session(job, Workers(0, "gpu")):
         pass
 
 

@@ -12,7 +12,11 @@ import pytest
 from pipeline.core.errors import CheckpointError, SourceError
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_rows
-from pipeline.evaluation.batch_predict import run as batch_predict
+from pipeline.evaluation.batch_predict import job as prediction_job
+from pipeline.evaluation.batch_predict.decode_task import decode_unit
+from pipeline.evaluation.batch_predict.images import find_images, image_table
+from pipeline.evaluation.batch_predict.job import PredictJob
+from pipeline.evaluation.batch_predict.run import claim, run_prediction
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.transform import evaluation_transform
@@ -26,7 +30,7 @@ from tests.support.predictions import evaluated
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few images are several parts."""
-    monkeypatch.setattr(batch_predict, "PART_UNITS", 2)
+    monkeypatch.setattr(prediction_job, "PART_UNITS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +60,9 @@ def test_a_folder_is_predicted_as_an_evaluation_does_and_the_rest_reported(
     trained: str, pictures: Path, digits_dataset: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    samples, _ = batch_predict.find_images(str(pictures), str(tmp_path), lambda *_: None)
-    job = batch_predict.PredictJob(find_model(trained), samples, str(out), "none", best_decoder(), num_workers=2)
-    done = batch_predict.predict(job)
+    samples, _ = find_images(str(pictures), str(tmp_path), lambda *_: None)
+    job = PredictJob(find_model(trained), samples, str(out), "none", best_decoder(), num_workers=2)
+    done = run_prediction(job)
     table = predicted(out)
     pairs = zip(table["key"].to_pylist(), table["error"].to_pylist(), strict=True)
     errors = {key: error for key, error in pairs if error}
@@ -74,12 +78,12 @@ def test_a_folder_is_predicted_as_an_evaluation_does_and_the_rest_reported(
     summary = json.loads((out / "predictions.json").read_text())
     assert (summary["images_count"], summary["unusable"]) == (362, 3)
     assert sum(summary["per_class"].values()) == 359
-    assert batch_predict.predict(job).predicted_now == 0  # they are there already
+    assert run_prediction(job).predicted_now == 0  # they are there already
 
     alone = replace(job, out=str(tmp_path / "alone"), num_workers=1)
-    batch_predict._claim(alone)
+    claim(alone)
     (tmp_path / "alone" / "part-000000.parquet").write_bytes((out / "part-000000.parquet").read_bytes())
-    assert batch_predict.predict(alone).predicted_now == 362 - 256
+    assert run_prediction(alone).predicted_now == 362 - 256
     assert predicted(tmp_path / "alone").equals(table)
 
 
@@ -94,52 +98,50 @@ def test_the_job_says_what_came_of_it(trained: str, pictures: Path, tmp_path: Pa
 
 def test_an_archive_gives_what_its_folder_gives(pictures: Path, tmp_path: Path) -> None:
     tar = make_tar(tmp_path / "all.tar.gz", tree_files(pictures), "w:gz")
-    folder, archive = (
-        batch_predict.find_images(str(each), str(tmp_path / "spool"), lambda *_: None) for each in (pictures, tar)
-    )
+    folder, archive = (find_images(str(each), str(tmp_path / "spool"), lambda *_: None) for each in (pictures, tar))
     assert folder[1] == archive[1] == 1
     assert folder[0]["name"].to_pylist() == archive[0]["name"].to_pylist()
     assert folder[0]["length"].to_pylist() == archive[0]["length"].to_pylist()
-    one, others = batch_predict.find_images(str(pictures / "cut.jpg"), "", lambda *_: None)
+    one, others = find_images(str(pictures / "cut.jpg"), "", lambda *_: None)
     assert (one["name"].to_pylist(), others) == (["cut.jpg"], 0)
 
 
 def test_what_cannot_be_read_is_reported_and_the_rest_is_read(trained: str, pictures: Path, tmp_path: Path) -> None:
-    samples, _ = batch_predict.find_images(str(pictures), str(tmp_path), lambda *_: None)
+    samples, _ = find_images(str(pictures), str(tmp_path), lambda *_: None)
     gone = files.join(str(pictures), "gone.png")
-    lost = batch_predict._samples(["gone.png"], [gone], [0], [100])
+    lost = image_table(["gone.png"], [gone], [0], [100])
     view = evaluation_transform(find_model(trained).recipe, "simplejpeg")
-    images, errors = batch_predict.decode_unit(pa.concat_tables([samples.slice(0, 20), lost]), view)
+    images, errors = decode_unit(pa.concat_tables([samples.slice(0, 20), lost]), view)
     assert images.shape == (21, 32, 32, 3)
     assert "can't be read" in errors[20]
     assert [bool(error) for error in errors[:20]] == [
-        bool(error) for error in batch_predict.decode_unit(samples.slice(0, 20), view)[1]
+        bool(error) for error in decode_unit(samples.slice(0, 20), view)[1]
     ]
 
 
 def test_other_predictions_are_not_mixed_in(trained: str, pictures: Path, tmp_path: Path) -> None:
-    samples, _ = batch_predict.find_images(str(pictures), str(tmp_path), lambda *_: None)
-    job = batch_predict.PredictJob(find_model(trained), samples, str(tmp_path), "none", "simplejpeg")
-    batch_predict._claim(job)
-    batch_predict._claim(job)
+    samples, _ = find_images(str(pictures), str(tmp_path), lambda *_: None)
+    job = PredictJob(find_model(trained), samples, str(tmp_path), "none", "simplejpeg")
+    claim(job)
+    claim(job)
     with pytest.raises(CheckpointError, match="of other images"):
-        batch_predict._claim(batch_predict.PredictJob(job.model, samples.slice(1), str(tmp_path), "none", "simplejpeg"))
+        claim(PredictJob(job.model, samples.slice(1), str(tmp_path), "none", "simplejpeg"))
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").touch()
     with pytest.raises(SourceError, match="holds no image, by their names"):
-        batch_predict.find_images(str(tmp_path / "texts"), str(tmp_path), lambda *_: None)
+        find_images(str(tmp_path / "texts"), str(tmp_path), lambda *_: None)
     with pytest.raises(SourceError, match="no such file or folder"):
-        batch_predict.find_images(str(tmp_path / "nothere"), str(tmp_path), lambda *_: None)
+        find_images(str(tmp_path / "nothere"), str(tmp_path), lambda *_: None)
 
 
 def test_a_buckets_prefix_gives_what_the_folder_gives(trained: str, pictures: Path, s3: str, tmp_path: Path) -> None:
     for name, data in list(tree_files(pictures).items())[:12]:
         files.write_bytes(f"{s3}/pictures/{name}", data)
     view = evaluation_transform(find_model(trained).recipe, best_decoder())
-    bucket, _ = batch_predict.find_images(f"{s3}/pictures", str(tmp_path), lambda *_: None)
-    folder, _ = batch_predict.find_images(str(pictures), str(tmp_path), lambda *_: None)
+    bucket, _ = find_images(f"{s3}/pictures", str(tmp_path), lambda *_: None)
+    folder, _ = find_images(str(pictures), str(tmp_path), lambda *_: None)
     kept = folder.filter(pa.compute.is_in(folder["name"], value_set=bucket["name"].combine_chunks()))
     assert bucket["name"].to_pylist() == kept["name"].to_pylist()
-    (images, errors), (same, same_errors) = (batch_predict.decode_unit(samples, view) for samples in (bucket, kept))
+    (images, errors), (same, same_errors) = (decode_unit(samples, view) for samples in (bucket, kept))
     assert np.array_equal(images, same)
     assert errors == same_errors

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.core.errors import RecipeError
-from pipeline.evaluation.analysis.label_issues import find_problems, out_of_sample_probabilities, write_problems
+from pipeline.evaluation.analysis.label_issues import find_label_issues, out_of_sample_probabilities, write_label_issues
 
 
 def clusters(rows: int = 3000, classes: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +20,7 @@ def test_planted_wrong_labels_come_first() -> None:
     generator = np.random.default_rng(1)
     wrong = generator.random(len(truth)) < 0.05
     labels = np.where(wrong, (truth + generator.integers(1, 6, len(truth))) % 6, truth)
-    found = find_problems(out_of_sample_probabilities(features, labels, 6), labels)
+    found = find_label_issues(out_of_sample_probabilities(features, labels, 6), labels)
     hits = np.array([wrong[each.index] for each in found])
     assert hits.sum() / wrong.sum() > 0.9
     assert hits.mean() > 0.97
@@ -31,7 +31,7 @@ def test_planted_wrong_labels_come_first() -> None:
 
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
     features, labels = clusters()
-    assert len(find_problems(out_of_sample_probabilities(features, labels, 6), labels)) < 5
+    assert len(find_label_issues(out_of_sample_probabilities(features, labels, 6), labels)) < 5
 
 
 def test_a_row_is_judged_by_a_classifier_that_did_not_see_it() -> None:
@@ -52,8 +52,8 @@ def test_a_class_with_too_few_rows_is_named() -> None:
 def test_the_table_has_every_doubt_in_order(tmp_path: object) -> None:
     features, labels = clusters(600)
     labels[:30] = (labels[:30] + 1) % 6
-    found = find_problems(out_of_sample_probabilities(features, labels, 6), labels)
+    found = find_label_issues(out_of_sample_probabilities(features, labels, 6), labels)
     rows, keys = np.arange(600) + 1000, [f"k{n}" for n in range(600)]
-    table = pq.read_table(write_problems(str(tmp_path), found, rows, keys))
+    table = pq.read_table(write_label_issues(str(tmp_path), found, rows, keys))
     assert table["key"].to_pylist() == [keys[each.index] for each in found]
     assert table["row"].to_pylist() == [1000 + each.index for each in found]

@@ -6,9 +6,9 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
 
 from pipeline.evaluation import metrics
+from pipeline.evaluation.analysis.slices import make_slices, worst_slice
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.significance import bootstrap_interval, mcnemar
-from pipeline.evaluation.slices import make_slices, worst_slice
 from tests.support.predictions import CLASSES, random_predictions
 
 

@@ -12,10 +12,11 @@ import pytest
 
 from pipeline.core.errors import CertificateError, CheckpointError, RecipeError
 from pipeline.dataset import manifest
-from pipeline.evaluation import comparison as compare
-from pipeline.evaluation import metrics_file
 from pipeline.evaluation.certificate import Certificate, certify, verify
+from pipeline.evaluation.comparison import compare_predictions, read_pair, verdict
+from pipeline.evaluation.metrics_file import build_metrics
 from pipeline.evaluation.output_files import read_robustness
+from pipeline.evaluation.pages.comparison import write_comparison
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation, split_rows
 from pipeline.models import checkpoint
@@ -104,16 +105,16 @@ def test_what_was_changed_after_signing_is_seen(trained: str, digits_dataset: st
     )
     run_evaluation(job)
     signed, predictions = certify(job, data, model)
-    values = metrics_file.gather(job, data, model, signed, predictions)
+    values = build_metrics(job, data, model, signed, predictions)
     place = tmp_path / "metrics.json"
 
     def verified(model: object = model) -> Certificate:
         return verify(str(tmp_path), digits_dataset, data, model)
 
     with pytest.raises(RecipeError, match="slice-by=colour: no column"):
-        metrics_file.gather(job, data, model, signed, predictions, ("colour",))
+        build_metrics(job, data, model, signed, predictions, ("colour",))
     with pytest.raises(RecipeError, match="slice-by=pixel_sha256: has more than"):
-        metrics_file.gather(job, data, model, signed, predictions, ("pixel_sha256",))
+        build_metrics(job, data, model, signed, predictions, ("pixel_sha256",))
     place.write_text(json.dumps(values))
     assert verified() == signed
     with pytest.raises(CertificateError, match="checkpoint_sha256 was"):
@@ -147,7 +148,7 @@ def test_what_cannot_be_evaluated_is_said(trained: str, digits_dataset: str, tre
     with pytest.raises(CheckpointError, match=r"knows 10 classes, the data set has 3"):
         check_classes(find_model(trained), manifest.load(tree_dataset).classes)
     with pytest.raises(CheckpointError, match=r"no predictions\.parquet"):
-        compare.read_pair(trained, str(tmp_path))
+        read_pair(trained, str(tmp_path))
     with pytest.raises(RecipeError, match="rows=400 from 0 on: val has 359"):
         EvaluateJob(trained, digits_dataset, str(tmp_path), rows=400).row_range(manifest.load(digits_dataset))
 
@@ -159,21 +160,21 @@ def test_two_evaluations_are_compared_row_by_row(
         evaluated(trained, digits_dataset, tmp_path / views, views=views)
     rewritten(tmp_path / "flip", lambda t: t.take(pa.array(np.random.default_rng(0).permutation(t.num_rows))))
     data = manifest.load(digits_dataset)
-    values, pair = compare.compare(str(tmp_path / "none"), str(tmp_path / "flip"), digits_dataset, data)
+    values, pair = compare_predictions(str(tmp_path / "none"), str(tmp_path / "flip"), digits_dataset, data)
     assert values["both"] + values["only_first"] + values["only_second"] + values["neither"] == 359
     assert values["top1"][0] - values["top1"][1] == pytest.approx((len(values["lost"]) - len(values["won"])) / 359)
     assert sum(line["lost"] for line in values["per_class"]) == values["only_first"] == len(values["lost"])
-    assert compare.verdict(values).startswith("A is better")
-    assert "may be chance" in compare.verdict({**values, "p": 0.3})
-    _, report = compare.write_comparison(str(tmp_path), digits_dataset, data, values, pair)
+    assert verdict(values).startswith("A is better")
+    assert "may be chance" in verdict({**values, "p": 0.3})
+    _, report = write_comparison(str(tmp_path), digits_dataset, data, values, pair)
     assert Path(report).read_text().count("<figure") == min(21, len(values["lost"])) + min(21, len(values["won"]))
-    held_out, _ = compare.compare(trained, trained, digits_dataset, data)  # of train, not of val
+    held_out, _ = compare_predictions(trained, trained, digits_dataset, data)  # of train, not of val
     assert (values["split"], held_out["split"]) == ("val", "train")
     with pytest.raises(CertificateError, match="isn't what A and B were evaluated on"):
-        compare.compare(trained, trained, tree_dataset, manifest.load(tree_dataset))
+        compare_predictions(trained, trained, tree_dataset, manifest.load(tree_dataset))
     rewritten(tmp_path / "flip", lambda t: t.slice(2))
     with pytest.raises(CertificateError, match=r"missing: .* \(2\)"):
-        compare.read_pair(str(tmp_path / "none"), str(tmp_path / "flip"))
+        read_pair(str(tmp_path / "none"), str(tmp_path / "flip"))
 
 
 @pytest.mark.ray

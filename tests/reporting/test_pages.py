@@ -10,15 +10,16 @@ import pytest
 
 from pipeline.config.presets import make_recipe
 from pipeline.dataset import manifest
-from pipeline.evaluation import comparison as compare
-from pipeline.evaluation import metrics_file
 from pipeline.evaluation.analysis import explain
-from pipeline.evaluation.analysis.label_issues import Problem
+from pipeline.evaluation.analysis.label_issues import LabelIssue
 from pipeline.evaluation.certificate import certify
+from pipeline.evaluation.comparison import compare_predictions
+from pipeline.evaluation.metrics_file import build_metrics, calibrate
 from pipeline.evaluation.output_files import read_robustness
 from pipeline.evaluation.pages import model_card
 from pipeline.evaluation.pages import report as evaluation_report
-from pipeline.evaluation.pages.report import problem_pictures
+from pipeline.evaluation.pages.comparison import write_comparison
+from pipeline.evaluation.pages.report import label_issue_pictures
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
 from pipeline.models.load import find_model
@@ -45,19 +46,19 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
         run_evaluation(job)
     job = jobs[0]
     certificate, predictions = certify(job, data, model)
-    values = metrics_file.gather(job, data, model, certificate, predictions)
-    values["temperature"] = metrics_file.calibrated(job, job, predictions.label, predictions)
+    values = build_metrics(job, data, model, certificate, predictions)
+    values["temperature"] = calibrate(job, job, predictions.label, predictions)
     values["robustness"] = read_robustness(job.out)
     values["label_problems"] = {"rows": 100, "found": 2, "table": "label-problems.parquet"}
-    problems = problem_pictures(
-        digits_dataset, data, "val", predictions.row, [Problem(3, 1, 7, 0.01), Problem(8, 2, 3, 0.2)]
+    problems = label_issue_pictures(
+        digits_dataset, data, "val", predictions.row, [LabelIssue(3, 1, 7, 0.01), LabelIssue(8, 2, 3, 0.2)]
     )
     explained = explain.explain(job, data, model, predictions)
     values["sanity"] = explained["sanity"]
-    arguments = (job.out, digits_dataset, data, values, predictions, explained, problems)
+    arguments = (job.out, data, values, predictions, explained, problems)
     report = evaluation_report.write_report(*arguments)
-    compared, pair = compare.compare(jobs[0].out, jobs[1].out, digits_dataset, data)
-    _, comparison = compare.write_comparison(str(out), digits_dataset, data, compared, pair)
+    compared, pair = compare_predictions(jobs[0].out, jobs[1].out, digits_dataset, data)
+    _, comparison = write_comparison(str(out), digits_dataset, data, compared, pair)
     (out / "values.json").write_text(json.dumps(values))
     better, worse = (read_predictions(each.out)[0] for each in jobs)
     decided = {

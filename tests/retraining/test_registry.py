@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.core.errors import RegistryError, StorageError
 from pipeline.dataset import manifest
-from pipeline.evaluation import metrics_file
 from pipeline.evaluation.certificate import certify
+from pipeline.evaluation.metrics_file import build_metrics
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
 from pipeline.models.load import find_model, load_net
 from pipeline.retraining import registry
@@ -41,7 +41,7 @@ def evaluation(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempP
     job, data, model = EvaluateJob(trained, digits_dataset, out), manifest.load(digits_dataset), find_model(trained)
     run_evaluation(job)
     certificate, predictions = certify(job, data, model)
-    values = metrics_file.gather(job, data, model, certificate, predictions)
+    values = build_metrics(job, data, model, certificate, predictions)
     Path(out, "metrics.json").write_text(json.dumps(values))
     return out
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.core.environment import versions
 from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_rows
-from pipeline.evaluation.leakage import without_leaked
+from pipeline.evaluation.analysis.leakage import without_leaked
 from pipeline.evaluation.metrics import basic_metrics
 from pipeline.reporting.figures import confused_pairs
 from pipeline.training.outputs import report, result

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.progress import Progress, silent
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import load_index
@@ -147,9 +146,7 @@ def rank_correlation(one: Maps, other: Maps) -> float:
 # --- for the report --------------------------------------------------------------------------------------------------
 
 
-def explain(
-    job: EvaluateJob, data: Manifest, model: TrainedModel, predictions: Predictions, progress: Progress = silent
-) -> dict[str, Any]:
+def explain(job: EvaluateJob, data: Manifest, model: TrainedModel, predictions: Predictions) -> dict[str, Any]:
     """Returns hits and misses (pictures as data URIs: the image, and what each method marks), the first filters, and
     the sanity check of each method (`Sanity` as dictionaries).
 
@@ -168,11 +165,11 @@ def explain(
     best = torch.from_numpy(predictions.classes[places, 0])
     maps = []
     for number, method in enumerate(EXPLAIN.values()):
-        progress("explain", number, len(EXPLAIN) + 1)
+        job.progress("explain", number, len(EXPLAIN) + 1)
         maps.append(method(net, images, best))
-    progress("explain", len(EXPLAIN), len(EXPLAIN) + 1)
+    job.progress("explain", len(EXPLAIN), len(EXPLAIN) + 1)
     checks = sanity(net, images, best, EXPLAIN)
-    progress("explain", len(EXPLAIN) + 1, len(EXPLAIN) + 1)
+    job.progress("explain", len(EXPLAIN) + 1, len(EXPLAIN) + 1)
     filters = first_filters(net)
     lines = [
         {

@@ -1,4 +1,4 @@
-"""The most confident wrong predictions, with their pictures."""
+"""The most confident wrong predictions, with their pictures, for a page."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from pipeline.dataset.parquet import read_rows
 from pipeline.evaluation.predictions import Predictions
 from pipeline.reporting.charts import thumbnail
 
-_NUM_MISTAKES = 21
+_PICTURES = 21  # three rows of seven
 
 
 def confident_mistakes(dataset: str, data: Manifest, split: str, predictions: Predictions) -> list[dict[str, Any]]:
-    """Returns the most confident wrong predictions: picture, key, actual and predicted class, probability."""
-    wrong = np.flatnonzero(predictions.classes[:, 0] != predictions.label)
-    worst = wrong[np.argsort(-predictions.probabilities[wrong, 0], kind="stable")][:_NUM_MISTAKES]
+    """Returns the wrong predictions with the highest probability: picture, key, actual, predicted and probability."""
+    wrong = np.flatnonzero(~predictions.correct)
+    worst = wrong[np.argsort(-predictions.probabilities[wrong, 0], kind="stable")][:_PICTURES]
     if not len(worst):
         return []
     table = read_rows(dataset, data.split(split), predictions.row[worst])

@@ -1,4 +1,4 @@
-"""The page of an evaluation: how good, how sure, where it fails, what it looks at, and what the numbers rest on."""
+"""Writes `evaluation.html`: accuracy, calibration, slices, robustness, mistakes, explanations and the certificate."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ import numpy as np
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.evaluation.analysis.corruptions import CORRUPTIONS, robustness_means
-from pipeline.evaluation.analysis.label_issues import Problem
+from pipeline.evaluation.analysis.label_issues import LabelIssue
+from pipeline.evaluation.analysis.slices import MIN_RANKED_ROWS
 from pipeline.evaluation.pages.mistakes import confident_mistakes
 from pipeline.evaluation.predictions import Predictions
 from pipeline.reporting.charts import BLUE, GREY, ORANGE, new_axes, render_page, svg_data_uri, thumbnail
@@ -15,52 +16,50 @@ from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, confu
 from pipeline.storage import files
 
 REPORT_NAME = "evaluation.html"
-_MOST_SLICES = 14
-_FEWEST_ROWS = 30
-_PROBLEM_PICTURES = 35
-_LINES = 200  # of a table; metrics.json has all of them
+_SLICES_SHOWN = 14  # in the chart
+_LABEL_ISSUES_SHOWN = 35  # five rows of seven pictures
+_TABLE_LINES = 200  # metrics.json has all of them
 
 
 def write_report(
-    out: str, dataset: str, data: Manifest, values: dict[str, Any], predictions: Predictions,
-    explained: dict[str, Any] | None = None, problems: list[dict[str, Any]] | None = None,
+    out: str, data: Manifest, values: dict[str, Any], predictions: Predictions,
+    explained: dict[str, Any] | None = None, issues: list[dict[str, Any]] | None = None,
 ) -> str:  # fmt: skip
-    """Writes `evaluation.html` beside the metrics and returns its URI. values: the content of `metrics.json`;
-    explained: of `explain.explain`; problems: of `problem_pictures`.
+    """Writes `evaluation.html` into the folder `out` and returns its URI.
+
+    values: the content of `metrics.json`. explained: of `explain.explain`. issues: of `label_issue_pictures`.
     """
     uri = files.join(out, REPORT_NAME)
-    files.write_bytes(uri, render(dataset, data, values, predictions, explained, problems).encode())
+    files.write_bytes(uri, _render(data, values, predictions, explained, issues).encode())
     return uri
 
 
-def render(
-    dataset: str, data: Manifest, values: dict[str, Any], predictions: Predictions,
-    explained: dict[str, Any] | None, problems: list[dict[str, Any]] | None,
+def _render(
+    data: Manifest, values: dict[str, Any], predictions: Predictions,
+    explained: dict[str, Any] | None, issues: list[dict[str, Any]] | None,
 ) -> str:  # fmt: skip
-    """Returns the page as HTML."""
-    found = values["metrics"]
+    found, split = values["metrics"], values["certificate"]["split"]
     matrix = np.array(found["confusion_matrix"])
-    few = len(data.classes) <= MAX_MATRIX_CLASSES
     return render_page(
         "evaluation.html",
         values=values,
         found=found,
         certificate=values["certificate"],
-        classes=sorted(found["per_class"].items(), key=lambda item: item[1]["f1"])[:_LINES],
+        classes=sorted(found["per_class"].items(), key=lambda item: item[1]["f1"])[:_TABLE_LINES],
         pairs=confused_pairs(matrix, data.classes, 10),
         reliability=_reliability(found["calibration"], values["temperature"]),
-        slices=values["slices"][:_LINES],
+        slices=values["slices"][:_TABLE_LINES],
         slice_chart=_slice_chart(values["slices"], found["top1"]),
         robustness=_robustness(values["robustness"]),
-        matrix=confusion_matrix_chart(matrix, data.classes) if few else None,
-        mistakes=confident_mistakes(dataset, data, values["certificate"]["split"], predictions),
+        matrix=confusion_matrix_chart(matrix, data.classes) if len(data.classes) <= MAX_MATRIX_CLASSES else None,
+        mistakes=confident_mistakes(values["dataset"]["uri"], data, split, predictions),
         explained=explained,
-        problems=problems,
+        problems=issues,
     )
 
 
 def _reliability(calibration: dict[str, Any], temperature: dict[str, Any] | None) -> tuple[str, str]:
-    """Returns (picture, what to conclude)."""
+    """Returns (reliability diagram, conclusion)."""
     figure, plot = new_axes(5.2, 3.9)
     plot.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     lines = [(calibration["bins"], ORANGE, "as it is")]
@@ -89,8 +88,8 @@ def _reliability(calibration: dict[str, Any], temperature: dict[str, Any] | None
 
 
 def _slice_chart(slices: list[dict[str, Any]], top1: float) -> tuple[str, str] | None:
-    """Returns (picture, what to conclude) of the slices that are weakest."""
-    shown = [each for each in slices if each["rows"] >= _FEWEST_ROWS][:_MOST_SLICES][::-1]
+    """Returns (chart, conclusion) of the slices with the lowest top-1, or None if no slice is large enough."""
+    shown = [each for each in slices if each["rows"] >= MIN_RANKED_ROWS][:_SLICES_SHOWN][::-1]
     if not shown:
         return None
     figure, plot = new_axes(5.2, 0.9 + 0.27 * len(shown))
@@ -108,7 +107,7 @@ def _slice_chart(slices: list[dict[str, Any]], top1: float) -> tuple[str, str] |
 
 
 def _robustness(lines: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-    """Returns severities, a line of shares for each corruption, and what to conclude."""
+    """Returns the severities, a line of accuracies for each corruption, their mean, and the conclusion."""
     if not lines:
         return None
     clean, mean = robustness_means(lines)
@@ -133,11 +132,11 @@ def _robustness(lines: list[dict[str, Any]] | None) -> dict[str, Any] | None:
     return {"severities": severities, "lines": table, "text": text, "mean": mean}
 
 
-def problem_pictures(
-    dataset: str, data: Manifest, split: str, rows: Any, problems: list[Problem]
+def label_issue_pictures(
+    dataset: str, data: Manifest, split: str, rows: Any, issues: list[LabelIssue]
 ) -> list[dict[str, Any]]:
-    """Returns picture, key, label, suggested label and belief of the first rows in doubt. rows: int64, of all."""
-    shown = problems[:_PROBLEM_PICTURES]
+    """Returns picture, key, label, suggested label and belief of the first issues. rows: int64, all examined rows."""
+    shown = issues[:_LABEL_ISSUES_SHOWN]
     if not shown:
         return []
     table = read_rows(dataset, data.split(split), np.array([rows[each.index] for each in shown]))

@@ -10,7 +10,7 @@ from pipeline.core.environment import git_commit, versions
 from pipeline.dataset import parquet
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.row_reader import load_index
-from pipeline.evaluation.leakage import without_leaked
+from pipeline.evaluation.analysis.leakage import without_leaked
 from pipeline.evaluation.metrics import basic_metrics
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.loader import stage_times

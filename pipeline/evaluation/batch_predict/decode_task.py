@@ -1,0 +1,110 @@
+"""Reads and decodes a unit of images, in a Ray task on any CPU. Images that cannot be used are reported, not raised."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.core.errors import SourceError
+from pipeline.dataset.image_codec import MAX_IMAGE_BYTES
+from pipeline.ingestion.image_check import ImageHandling, Refused, Stored, check_image
+from pipeline.ingestion.source_reader import gather
+from pipeline.loader.decode import CropGeometry, check_decoder, decode_batch
+from pipeline.loader.transform import Transform
+from pipeline.storage import files
+
+Arrays = dict[str, npt.NDArray[Any]]
+UNIT_IMAGES = 128  # that are read, decoded and predicted together
+
+
+@dataclass(frozen=True)
+class DecodeTask:
+    """A Ray Data function that decodes units. images: an ObjectRef of the table of `find_images`."""
+
+    images: Any
+    view: Transform
+
+    def __call__(self, batch: Arrays) -> Arrays:
+        """Returns one row for one unit, so that Ray cannot split it.
+
+        batch: {"id": int64 [1]}. The row: unit: int64 [1]; image: uint8 [1, N, S, S, 3]; error: str [1], a JSON list
+        of N messages, "" for a usable image.
+        """
+        import ray
+
+        unit = int(batch["id"][0])
+        check_decoder(self.view.decoder)
+        images, errors = decode_unit(ray.get(self.images).slice(unit * UNIT_IMAGES, UNIT_IMAGES), self.view)
+        return {"unit": np.array([unit]), "image": images[None], "error": np.array([json.dumps(errors)])}
+
+
+def decode_unit(images: pa.Table, view: Transform) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Returns (pixels, errors): uint8 [N, S, S, 3], black for an unusable image, and N messages, "" for a usable one.
+
+    images: some rows of the table of `find_images`.
+    """
+    encoded: list[Any] = [None] * images.num_rows
+    errors = ["" if length else "empty: zero bytes" for length in images["length"].to_pylist()]
+    for position, data in _read(images, errors):
+        encoded[position] = data
+    return decode_images(encoded, images["name"].to_pylist(), view, errors)
+
+
+def decode_images(
+    encoded: list[Any], names: list[str], view: Transform, errors: list[str] | None = None
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Returns (pixels, errors) of encoded images, as `decode_unit` does.
+
+    encoded: the bytes of each file, JPEG, PNG or another format that PIL reads. errors: known already, "" for images
+    that are to be decoded.
+    """
+    errors = list(errors or [""] * len(encoded))
+    stored: dict[int, Stored] = {}
+    for position, (data, name) in enumerate(zip(encoded, names, strict=True)):
+        if errors[position]:
+            continue
+        found = check_image(data, name, ImageHandling("header"))
+        if isinstance(found, Refused):
+            errors[position] = found.reason
+        else:
+            stored[position] = found
+    pixels = np.zeros((len(encoded), view.size_px, view.size_px, 3), dtype=np.uint8)
+    positions = sorted(stored)
+    if positions:
+        sizes = np.array([(stored[n].height, stored[n].width) for n in positions])
+        views = CropGeometry.centre_crops(view.size_px, view.resize_px, sizes)
+        corrupt: set[int] = set()
+        data = [stored[n].data for n in positions]
+        pixels[positions] = decode_batch(data, views, str, view.decoder, corrupt=corrupt)
+        for index in corrupt:
+            errors[positions[index]] = "damaged: the image can't be decoded in full"
+    return pixels, errors
+
+
+def _read(images: pa.Table, errors: list[str]) -> Iterator[tuple[int, Any]]:
+    """Yields (position, bytes) of the images that can be read, in any order; sets `errors` for the others.
+
+    A storage that does not answer at all is raised: then no image is at fault.
+    """
+    for position, length in enumerate(images["length"].to_pylist()):
+        if length > MAX_IMAGE_BYTES:
+            errors[position] = f"too large: {length:,} bytes, the limit is {MAX_IMAGE_BYTES:,}"
+    done = set()
+    try:
+        for position, data in gather(images):
+            done.add(position)
+            yield position, data
+    except (OSError, SourceError):
+        # One file that is gone or forbidden fails a request for many. Read the rest one by one to find out which.
+        for position, image in enumerate(images.to_pylist()):
+            if position not in done and not errors[position]:
+                try:
+                    data = files.read_range(image["object"], image["offset"], image["length"])
+                except (OSError, SourceError) as error:
+                    errors[position] = f"can't be read: {error}"
+                else:
+                    yield position, data

@@ -1,0 +1,67 @@
+"""Configuration of a batch prediction, and how it is cut into units of work and files."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config.choices import TestViews
+from pipeline.evaluation.batch_predict.decode_task import UNIT_IMAGES
+from pipeline.loader.decode import DecoderName
+from pipeline.models.load import TrainedModel
+from pipeline.storage import files
+
+PART_UNITS = 64  # in a file
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """Configuration of a batch prediction.
+
+    images: table of `find_images`. out: URI of the folder of results. views: test views of each image. num_workers:
+    actors that hold the network, each with a GPU if `use_gpu`. threads: torch threads of each actor on a CPU. skipped:
+    files of the input that are no images, for the summary.
+    """
+
+    model: TrainedModel
+    images: pa.Table
+    out: str
+    views: TestViews
+    decoder: DecoderName
+    num_workers: int = 1
+    use_gpu: bool = False
+    threads: int = 1
+    skipped: int = 0
+
+    @property
+    def num_units(self) -> int:
+        """Number of units of UNIT_IMAGES images; the last one may be smaller."""
+        return -(-self.images.num_rows // UNIT_IMAGES)
+
+    @property
+    def parts(self) -> list[range]:
+        """The units of each result file."""
+        return [range(first, min(first + PART_UNITS, self.num_units)) for first in range(0, self.num_units, PART_UNITS)]
+
+    def part_uri(self, part: range) -> str:
+        """Returns the URI of the result file of a part."""
+        return files.join(self.out, f"part-{part.start // PART_UNITS:06d}.parquet")
+
+    def unit(self, unit: int) -> pa.Table:
+        """Returns the images of a unit."""
+        return self.images.slice(unit * UNIT_IMAGES, UNIT_IMAGES)
+
+    def plan(self) -> dict[str, Any]:
+        """Returns everything that the results depend on: the content of `plan.json`."""
+        names = hashlib.sha256()
+        for column in self.images.columns:
+            names.update("\n".join(map(str, column.to_pylist())).encode())
+        return {
+            "model": self.model.sha256,
+            "images": names.hexdigest(),
+            "views": self.views,
+            "decoder": self.decoder,
+            "unit_images": UNIT_IMAGES,
+            "part_units": PART_UNITS,
+        }

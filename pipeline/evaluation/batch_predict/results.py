@@ -1,0 +1,101 @@
+"""Result files of a batch prediction: `part-NNNNNN.parquet` with a row for each image, and `predictions.json`."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.config.choices import TestViews
+from pipeline.core.errors import ExactnessError
+from pipeline.evaluation.batch_predict.job import PredictJob
+from pipeline.storage import files
+
+SUMMARY_NAME = "predictions.json"
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # the image's name below the input
+        ("class", pa.string()),  # the best one; null where there is an error
+        ("probability", pa.float32()),
+        ("classes", pa.list_(pa.string())),  # up to five, best first
+        ("probabilities", pa.list_(pa.float32())),
+        ("error", pa.string()),  # why the image cannot be used, or null
+    ]
+)
+_FIRST_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """Summary of a batch prediction.
+
+    images: number of images. unusable: how many of them could not be read or decoded. skipped: files that are no
+    images, by their names. per_class: {class: images predicted as it}. first_errors: "NAME: REASON" of the first
+    unusable images. seconds, predicted_now: time of this call, and images predicted in it; the other ones were finished
+    before. model: recipe and network. views: test views of each image. out: URI of the folder of results.
+    """
+
+    images: int
+    unusable: int
+    skipped: int
+    per_class: dict[str, int]
+    first_errors: tuple[str, ...]
+    seconds: float
+    predicted_now: int
+    model: str
+    views: TestViews
+    out: str
+
+
+def unit_table(job: PredictJob, unit: int, row: dict[str, npt.NDArray[Any]]) -> pa.Table:
+    """Returns the lines of a unit with the columns of SCHEMA. row: of `PredictWorker`."""
+    errors: list[str] = json.loads(row["error"][0])
+    classes = np.array(job.model.classes, dtype=object)[row["classes"][0]].tolist()
+    probabilities = row["probabilities"][0].tolist()
+
+    def usable(values: list[Any]) -> list[Any]:
+        return [None if error else value for value, error in zip(values, errors, strict=True)]
+
+    columns = {
+        "key": job.unit(unit)["name"].combine_chunks(),
+        "class": usable([line[0] for line in classes]),
+        "probability": usable([line[0] for line in probabilities]),
+        "classes": usable(classes),
+        "probabilities": usable(probabilities),
+        "error": [error or None for error in errors],
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def write_summary(job: PredictJob, seconds: float, predicted_now: int) -> PredictResult:
+    """Returns the summary of all parts, those of earlier calls included, after writing `predictions.json`.
+
+    Raises ExactnessError unless the parts have a row for every image.
+    """
+    per_class = dict.fromkeys(job.model.classes, 0)
+    images, unusable, first = 0, 0, list[str]()
+    for part in job.parts:
+        table = pa.parquet.read_table(pa.BufferReader(files.read_bytes(job.part_uri(part))))
+        images += table.num_rows
+        for line in pa.compute.value_counts(table["class"].drop_null()).to_pylist():
+            per_class[line["values"]] += line["counts"]
+        wrong = table.filter(table["error"].is_valid())
+        unusable += wrong.num_rows
+        named = wrong.slice(0, _FIRST_ERRORS).select(["key", "error"]).to_pydict()
+        first += [f"{key}: {error}" for key, error in zip(*named.values(), strict=True)]
+    if images != job.images.num_rows:
+        raise ExactnessError(f"{job.out}: {images:,} rows for {job.images.num_rows:,} images; remove it and run again")
+    summary = {
+        **job.plan(),
+        "model_uri": job.model.uri,
+        "images_count": images,
+        "unusable": unusable,
+        "per_class": per_class,
+    }
+    files.write_json(files.join(job.out, SUMMARY_NAME), summary, pretty=True)
+    return PredictResult(
+        images, unusable, job.skipped, per_class, tuple(first[:_FIRST_ERRORS]), seconds, predicted_now,
+        job.model.name, job.views, job.out,
+    )  # fmt: skip

@@ -1,0 +1,48 @@
+"""The predictor of a batch prediction: an actor that holds the network, on a GPU where it has one."""
+
+from typing import Any
+
+import numpy.typing as npt
+
+from pipeline.config.choices import TestViews
+from pipeline.evaluation.predictions import TOP
+from pipeline.models.load import TrainedModel
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class PredictWorker:
+    """A callable class for Ray Data's pool of actors. threads: for torch, on a CPU."""
+
+    def __init__(self, model: TrainedModel, views: TestViews, threads: int) -> None:
+        import torch  # here, for in the driver's process nothing else needs it
+
+        from pipeline.models.batch_transforms import Normalise
+        from pipeline.models.load import load_net
+
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._device.type == "cpu":
+            torch.set_num_threads(threads)
+        self._net = load_net(model).to(self._device)
+        self._normalise = Normalise(model.recipe.pixel_mean, model.recipe.pixel_std).to(self._device)
+        self._views, self._top = views, min(TOP, len(model.classes))
+
+    def __call__(self, batch: Arrays) -> Arrays:
+        """Returns one row: unit and error as they came; classes int64 and probabilities float32 [1, N, K], best first.
+
+        batch: a row of `DecodeTask`.
+        """
+        import torch
+
+        from pipeline.evaluation.inference import view_logits
+
+        with torch.inference_mode():
+            images = torch.from_numpy(batch["image"][0]).permute(0, 3, 1, 2)
+            logits = view_logits(self._net, self._normalise(images), self._views)
+            probabilities, classes = logits.softmax(dim=1).topk(self._top, dim=1)
+        return {
+            "unit": batch["unit"],
+            "error": batch["error"],
+            "classes": classes.cpu().numpy()[None],
+            "probabilities": probabilities.cpu().numpy()[None],
+        }

@@ -1,0 +1,177 @@
+"""A trained model in plain PyTorch: load it from a run and predict images in this process, without Ray."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.config.choices import TestViews
+from pipeline.core.errors import SourceError
+from pipeline.evaluation.batch_predict.decode_task import decode_images
+from pipeline.evaluation.inference import view_logits
+from pipeline.evaluation.predictions import UNIT_ROWS
+from pipeline.loader.decode import CropGeometry, best_decoder
+from pipeline.loader.transform import Transform, evaluation_transform
+from pipeline.models.batch_transforms import Normalise
+from pipeline.models.load import TrainedModel, find_model, load_net
+from pipeline.storage import files
+
+Pixels = npt.NDArray[np.uint8]
+OneImage = Image.Image | str | os.PathLike[str] | Pixels | Tensor
+
+
+@dataclass(frozen=True)
+class ImagePredictions:
+    """Predictions of N images by a model with C classes.
+
+    classes: the C class names. probabilities: float32 [N, C], in the order of `classes`. indices: int64 [N], the most
+    probable class of each image.
+    """
+
+    classes: tuple[str, ...]
+    probabilities: npt.NDArray[np.float32]
+    indices: npt.NDArray[np.int64]
+
+    @property
+    def names(self) -> list[str]:
+        """The most probable class of each image, by name."""
+        return [self.classes[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def top(self, count: int = 5) -> list[list[tuple[str, float]]]:
+        """Returns, for each image, (class, probability) of the `count` most probable classes, best first."""
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :count]
+        return [
+            [(self.classes[index], float(line[index])) for index in best]
+            for line, best in zip(self.probabilities, order, strict=True)
+        ]
+
+
+class LoadedModel:
+    """A trained network on a device, with everything that turns images into predictions.
+
+    net: the network in evaluation mode; it maps float32 [N, 3, S, S] to logits [N, C]. normalise: maps uint8 images to
+    the network's input. classes: names of the C classes. recipe: of the run. views: test views of each image.
+    """
+
+    def __init__(self, trained: TrainedModel, device: torch.device, views: TestViews) -> None:
+        self.classes, self.recipe, self.device, self.views = trained.classes, trained.recipe, device, views
+        self.net: nn.Module = load_net(trained).to(device)
+        self.normalise: nn.Module = Normalise(trained.recipe.pixel_mean, trained.recipe.pixel_std).to(device)
+        self.view: Transform = evaluation_transform(trained.recipe, best_decoder())
+
+    def predict(self, images: OneImage | Iterable[OneImage], batch_size: int = UNIT_ROWS) -> ImagePredictions:
+        """Returns class probabilities of images, which are resized, cropped and normalised as in an evaluation.
+
+            model.predict("cat.jpg").names
+            model.predict([Image.open("a.png"), Image.open("b.png")]).probabilities
+
+        images: one image or several of any size: PIL images, paths or URIs of files, uint8 arrays [H, W, 3] (RGB), or
+        one uint8 tensor [N, 3, H, W]. batch_size: images that are in memory at a time, after resizing.
+
+        Paths are decoded as a data set's images are, so their predictions are those of an evaluation, to the last bit
+        where the batches are the same (`UNIT_ROWS` images in the same order on the same device), else to rounding.
+        Pixels (PIL images, arrays, tensors) are resized by torchvision: the same for what is stored as PNG; for JPEG
+        within the tolerance of the decoders (`loader.decode.MAX_ERROR`). Raises SourceError for an image that cannot be
+        read or decoded, and TypeError or ValueError for anything else.
+        """
+        parts = [np.empty((0, len(self.classes)), np.float32)]
+        for batch in _batched(_as_list(images), batch_size):
+            pixels = torch.from_numpy(self.preprocess(batch)).permute(0, 3, 1, 2)
+            with torch.inference_mode():
+                logits = view_logits(self.net, self.normalise(pixels), self.views)
+                parts.append(logits.softmax(dim=1).cpu().numpy())
+        probabilities = np.concatenate(parts)
+        return ImagePredictions(self.classes, probabilities, probabilities.argmax(axis=1))
+
+    def preprocess(self, images: Sequence[OneImage]) -> Pixels:
+        """Returns uint8 [N, S, S, 3]: the images resized and cropped as the network is evaluated, not normalised."""
+        size = self.view.size_px
+        pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
+        encoded = [number for number, image in enumerate(images) if isinstance(image, str | os.PathLike)]
+        if encoded:
+            uris = [files.absolute(os.fspath(images[number])) for number in encoded]  # type: ignore[arg-type]
+            decoded, errors = decode_images([_read(uri) for uri in uris], uris, self.view)
+            for uri, error in zip(uris, errors, strict=True):
+                if error:
+                    raise SourceError(f"{uri}: {error}")
+            pixels[encoded] = decoded
+        for number, image in enumerate(images):
+            if not isinstance(image, str | os.PathLike):
+                pixels[number] = _resized(_as_pixels(image), self.view)
+        return pixels
+
+
+def load_model(
+    run: str | os.PathLike[str], device: str | torch.device | None = None, views: TestViews | None = None
+) -> LoadedModel:
+    """Returns the model of a finished run, ready to predict images in this process.
+
+        model = load_model("runs/digits")
+        result = model.predict(["a.png", "b.png"])
+        print(result.names, result.probabilities.max(axis=1))
+
+    run: a run, RUN/checkpoints/STEP, or a version in a registry. device: of the network, by default "cuda" if there is
+    a GPU, else "cpu". views: test views of each image; None takes the recipe's. Raises CheckpointError if the run isn't
+    finished or its weights are damaged.
+    """
+    trained = find_model(files.absolute(os.fspath(run)), "run")
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return LoadedModel(trained, chosen, views or trained.recipe.test_views)
+
+
+def _as_list(images: OneImage | Iterable[OneImage]) -> list[Any]:
+    if isinstance(images, Image.Image | str | os.PathLike):
+        return [images]
+    if isinstance(images, np.ndarray | Tensor):
+        return [images] if images.ndim == 3 else list(images)
+    return list(images)
+
+
+def _batched(images: list[Any], size: int) -> Iterator[list[Any]]:
+    for first in range(0, len(images), size):
+        yield images[first : first + size]
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return files.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise SourceError(f"{uri}: no such file; give the path or URI of an image") from error
+    except IsADirectoryError as error:
+        raise SourceError(f"{uri}: is a folder; use `predict` for all images of a folder") from error
+
+
+def _as_pixels(image: Any) -> Pixels:
+    """Returns uint8 [H, W, 3]. Raises TypeError for what is no image, ValueError for a wrong shape or dtype."""
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"a tensor of shape {tuple(image.shape)} must be [3, H, W], or [N, 3, H, W] for several")
+        image = image.permute(1, 2, 0).cpu().numpy()
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{type(image).__name__} is no image; give a path, a PIL image, or uint8 pixels")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"an array of {image.dtype} {list(image.shape)} must be uint8 [H, W, 3], in RGB")
+    return image
+
+
+def _resized(pixels: Pixels, view: Transform) -> Pixels:
+    """Returns uint8 [S, S, 3]: the shorter side resized, the centre cut out, as `decode_batch` does for PNG files."""
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
+    views = CropGeometry.centre_crops(view.size_px, view.resize_px, np.array([pixels.shape[:2]]))
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    full = F.resize(image, views.full[0].tolist(), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    top, left = views.window[0].tolist()
+    return full.permute(1, 2, 0).numpy()[top : top + view.size_px, left : left + view.size_px]
