@@ -22,9 +22,10 @@ from pipeline.loader.samplers import EvaluationSampler, train_eval_split
 from pipeline.models.tensor_file import read_tensors
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
-from pipeline.training.search import run as tune
 from pipeline.training.search.report import render
-from pipeline.training.search.run import Choice, Range, draw, parse_space, with_values
+from pipeline.training.search.run import write_best
+from pipeline.training.search.space import Choice, Range, draw_trials, parse_space, with_values
+from pipeline.training.search.trial import TrialResult, read_scores, read_trials, trial_run
 from tests.support.jobs import command, one_line_error, run_job
 
 
@@ -81,13 +82,13 @@ def test_a_line_that_cannot_be_drawn_from(line: str, message: str) -> None:
 )
 def test_values_that_no_recipe_can_have_are_said_before_anything_starts(line: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        draw(parse_space((line,), recipe()), 20, recipe(), seed=0)
+        draw_trials(parse_space((line,), recipe()), 20, recipe(), seed=0)
 
 
 def test_the_same_seed_draws_the_same_values_and_the_first_trial_is_the_recipe() -> None:
     space = parse_space(("learning_rate=log:0.001..1", "augment.crop_padding_px=0..4", "optimizer=adam,muon"), recipe())
-    drawn = draw(space, 400, recipe(), seed=3)
-    assert drawn == draw(space, 400, recipe(), seed=3) != draw(space, 400, recipe(), seed=4)
+    drawn = draw_trials(space, 400, recipe(), seed=3)
+    assert drawn == draw_trials(space, 400, recipe(), seed=3) != draw_trials(space, 400, recipe(), seed=4)
     assert with_values(recipe(), drawn[0]) == recipe()
     rates = np.log10([values["learning_rate"] for values in drawn[1:]])
     assert rates.min() >= -3
@@ -124,14 +125,14 @@ def test_a_share_that_leaves_nothing_is_an_error(digits_dataset: str, share: flo
 
 def test_the_report_ranks_trials_and_says_what_the_recipe_itself_reached() -> None:
     space = parse_space(("learning_rate=log:0.01..1", "optimizer=adam,muon"), recipe())
-    drawn = draw(space, 4, recipe(), seed=0)
+    drawn = draw_trials(space, 4, recipe(), seed=0)
     curve = [{"step": 9, "epoch": 1.0, "top1": 0.5, "top5": 0.9, "loss": 1.0}]
     end = {"step": 36, "epoch": 4.0, "top5": 0.9, "loss": 1.0}
     trials = [
-        tune.TrialResult(0, drawn[0], "finished", [*curve, {**end, "top1": 0.7}], ""),
-        tune.TrialResult(1, drawn[1], "stopped", curve, ""),
-        tune.TrialResult(2, drawn[2], "finished", [*curve, {**end, "top1": 0.8123}], ""),
-        tune.TrialResult(3, drawn[3], "failed", [], "step 3: the loss is nan <b>"),
+        TrialResult(0, drawn[0], "finished", [*curve, {**end, "top1": 0.7}], ""),
+        TrialResult(1, drawn[1], "stopped", curve, ""),
+        TrialResult(2, drawn[2], "finished", [*curve, {**end, "top1": 0.8123}], ""),
+        TrialResult(3, drawn[3], "failed", [], "step 3: the loss is nan <b>"),
     ]
     page = render(recipe(), space, trials, {"seed": 0})
     assert "81.23 % top-1 on held-out images: trial 2" in page
@@ -143,8 +144,8 @@ def test_the_report_ranks_trials_and_says_what_the_recipe_itself_reached() -> No
 
 def test_the_best_recipe_can_be_given_to_a_job(tmp_path: Path) -> None:
     values = {"learning_rate": 0.5, "augment.crop_padding_px": 3}
-    trial = tune.TrialResult(1, values, "finished", [{"top1": 1.0, "loss": 0.1}], "")
-    place = tune.write_best(str(tmp_path), recipe(), [trial])
+    trial = TrialResult(1, values, "finished", [{"top1": 1.0, "loss": 0.1}], "")
+    place = write_best(str(tmp_path), recipe(), [trial])
     assert make_recipe(str(place)) == replace(with_values(recipe(), values), name="digits-tuned")
     for content, message in (("{", "holds no recipe"), ("[]", "holds no recipe"), ('{"name": "x"}', "holds no recipe")):
         (tmp_path / "bad.json").write_text(content)
@@ -162,8 +163,11 @@ def test_the_best_recipe_can_be_given_to_a_job(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--recipe", "digit", "--trials", "2"], "did you mean digits"),
-        (["--recipe", "digits", "--trials", "0"], "trials=0 must be 1 or more"),
-        (["--recipe", "digits", "--trials", "2", "--keep-one-of", "1"], "keep-one-of=1 must be 2 or more"),
+        (["--recipe", "digits", "--trials", "0"], "num_trials=0 (--trials) must be 1 or more"),
+        (
+            ["--recipe", "digits", "--trials", "2", "--keep-one-of", "1"],
+            "reduction_factor=1 (--keep-one-of) must be 2 or more",
+        ),
     ],
 )
 def test_a_search_that_cannot_work_is_said_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -180,7 +184,7 @@ def test_a_search_that_was_killed_goes_on_and_its_trials_end_as_runs_of_their_ow
     first = subprocess.Popen(
         command("tune", *arguments, "--space", "learning_rate=log:0.01..4"), cwd=tmp_path, start_new_session=True
     )
-    while not tune.read_scores(tune.trial_run(str(out), 0)):
+    while not read_scores(trial_run(str(out), 0)):
         assert first.poll() is None
         time.sleep(0.1)
     os.killpg(first.pid, signal.SIGKILL)
@@ -188,7 +192,7 @@ def test_a_search_that_was_killed_goes_on_and_its_trials_end_as_runs_of_their_ow
     finished = run_job("tune", *arguments, "--space", "learning_rate=log:0.01..4", cwd=tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     values = [{"learning_rate": 0.24}]
-    assert tune.read_trials(str(out), values)[0].status == "finished"
+    assert read_trials(str(out), values)[0].status == "finished"
     statuses = [json.loads(path.read_text())["status"] for path in sorted(out.glob("trials/*/status.json"))]
     assert len(statuses) == 3
     assert set(statuses) <= {"finished", "stopped"}
