@@ -226,32 +226,7 @@ def test_a_node_is_known_by_its_address_and_its_keys_are_its_owners_alone(tmp_pa
     assert subprocess.run([*check, "127.0.0.1", str(other)], capture_output=True).returncode != 0
 
 
-# --- what is written ---------------------------------------------------------------------------------------------
-
-# Words of the runbook that others say, or that stand for any.
-OTHERS = (
-    "Missing authentication token", "Invalid authentication token", "Gloo connectFullMesh failed", "queue ", "storage ",
-    "decode ", "nodes ", "error sending request", "AccessDenied", "WebSocket connection closed unexpectedly",
-    "failed to get job supervisor",
-)  # fmt: skip
-
-
-def test_what_the_runbook_quotes_is_what_is_said() -> None:
-    """Each quoted message, cut at numbers and dots, stands in the source."""
-    source = "".join(path.read_text() for folder in ("pipeline", "jobs") for path in (ROOT / folder).rglob("*.py"))
-    source = " ".join(re.sub(r'"\s*\n\s*f?"', "", source).split())
-    runbook = (ROOT / "docs" / "clusters" / "runbook.md").read_text()
-    rows = [line for line in runbook.splitlines() if re.match(r"\| \d+ \|", line)]
-    assert len(rows) == 20
-    for row in rows:
-        seen = row.split(" | ")[1]
-        for quote in re.findall(r"`([^`]+)`", seen):
-            if quote.startswith(OTHERS):
-                continue
-            for part in re.split(r"\.\.\.|\b[\dN]+\b|%", quote):
-                part = part.strip(" ,:'")
-                if len(part) > 6 and not any(word in part for word in OTHERS):
-                    assert part in source, part
+# --- permissions ------------------------------------------------------------------------------------------------------
 
 
 def test_the_policy_lets_nobody_remove_a_model() -> None:
