@@ -1,8 +1,13 @@
-"""Evaluates a trained model on each image of a split once, and certifies it; or compares two on the same images.
+"""Evaluates a trained model on every image of a split, and certifies the result; or compares two models.
 
-uv run jobs/evaluate.py --checkpoint RUN --data URI [--full]
-uv run jobs/evaluate.py --compare RUN_A RUN_B --data URI
-uv run jobs/evaluate.py --verify OUT
+It writes metrics.json, predictions.parquet, evaluation.html and MODEL_CARD.md into a folder below the run. With
+--compare it tells which of two models is better, and with --verify it repeats the checks of an earlier evaluation.
+
+Examples:
+    uv run jobs/evaluate.py --checkpoint runs/photos --data data/photos
+    uv run jobs/evaluate.py --checkpoint runs/photos --data data/photos --full
+    uv run jobs/evaluate.py --compare runs/a runs/b --data data/photos
+    uv run jobs/evaluate.py --verify runs/photos/evaluation-val-none-0123abcd
 """
 
 from dataclasses import dataclass, replace
@@ -15,47 +20,73 @@ from pipeline.core.errors import RecipeError
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
 
-_SHOWN = 3
-_LABEL_ROWS = 50_000
+_SHOWN = 3  # classes whose recall changes most
 _FULL_SEVERITIES = (1, 3, 5)
 
 
 @dataclass(frozen=True)
-class Args:
-    """Flags."""
+class WorkerArgs:
+    """Processes that hold a copy of the network."""
 
-    checkpoint: Annotated[str | None, command.option("a finished run, or RUN/checkpoints/STEP", "URI")] = None
-    data: Annotated[str | None, command.option("raw images or a data set", "URI", "CIFAR-10, as for training")] = None
-    split: Annotated[str, command.option("val, train, or held-out: what the run kept of train", "NAME", "val")] = "val"
-    views: Annotated[TestViews | None, command.option("of each image", "NAME", "the recipe's")] = None
-    workers: Annotated[int | None, command.option("processes; 0: this one", "N", "one a GPU")] = None
+    workers: Annotated[int | None, command.option("processes; 0: this one, without Ray", "N", "one a GPU")] = None
     device: Annotated[resources.Device, command.option(resources.DEVICE_HELP, "KIND", "auto")] = "auto"
     wait_minutes: Annotated[float, command.option(resources.WAIT_HELP, "N", "0")] = 0
-    out: Annotated[str | None, command.option("where everything goes", "DIR", "below the run")] = None
-    slice_by: Annotated[
-        tuple[str, ...], command.option("more columns of the provenance", "NAME...", "class, size, brightness")
-    ] = ()
-    full: Annotated[bool, command.option("all three of what follows", "")] = False
-    robustness: Annotated[bool, command.option("also under corruptions", "")] = False
-    explain: Annotated[bool, command.option("also what it looks at: Grad-CAM, integrated gradients", "")] = False
-    label_problems: Annotated[bool, command.option("also training labels in doubt", "")] = False
-    severities: Annotated[tuple[int, ...], command.option("of the corruptions, 1 to 5", "N...", "1 3 5")] = (
+
+
+@dataclass(frozen=True)
+class AnalysisArgs:
+    """Analyses beside the metrics; each takes as long as some evaluations."""
+
+    full: Annotated[bool, command.option("all three: --robustness --explain --label-problems", "")] = False
+    robustness: Annotated[bool, command.option("accuracy under noise, blur, brightness and compression", "")] = False
+    explain: Annotated[bool, command.option("Grad-CAM and integrated gradients of some images", "")] = False
+    label_problems: Annotated[bool, command.option("training images whose label is likely to be wrong", "")] = False
+    severities: Annotated[tuple[int, ...], command.option("severities of the corruptions, 1 to 5", "N...", "1 3 5")] = (
         _FULL_SEVERITIES
     )
     robustness_rows: Annotated[int, command.option("images that are corrupted; 0: all", "N", "2000")] = 2000
-    label_rows: Annotated[int, command.option("training images whose labels are looked at", "N", "50000")] = _LABEL_ROWS
-    compare: Annotated[tuple[str, str] | None, command.option("instead: two runs or evaluations", "A B")] = None
-    verify: Annotated[str | None, command.option("instead: check the certificate of an evaluation", "DIR")] = None
-    layout: Annotated[str, command.option("of raw data", "NAME", "auto")] = "auto"
-    md5: Annotated[str | None, command.option("expected of a CIFAR archive; any: don't check", "HEX")] = None
+    label_rows: Annotated[int, command.option("training images whose labels are examined", "N", "50000")] = 50_000
+    slice_by: Annotated[
+        tuple[str, ...], command.option("more columns of the provenance to slice by", "NAME...", "none")
+    ] = ()
+
+
+@dataclass(frozen=True)
+class InsteadArgs:
+    """Instead of an evaluation."""
+
+    compare: Annotated[tuple[str, str] | None, command.option("two runs or evaluations to compare", "A B", "none")] = (
+        None
+    )
+    verify: Annotated[str | None, command.option("an evaluation whose certificate is checked", "DIR", "none")] = None
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of the command."""
+
+    checkpoint: Annotated[str | None, command.option("a finished run, or RUN/checkpoints/STEP", "URI")] = None
+    data: Annotated[str | None, command.option("a data set or raw images", "URI", "CIFAR-10, as in training")] = None
+    split: Annotated[
+        str, command.option("val, train, or held-out: the rows of train not trained on", "NAME", "val")
+    ] = "val"
+    views: Annotated[TestViews | None, command.option("test views of each image", "NAME", "the recipe's")] = None
+    out: Annotated[str | None, command.option("folder for the results", "DIR", "below the run")] = None
+    layout: Annotated[str, command.option("layout of raw images", "NAME", "auto")] = "auto"
+    md5: Annotated[str | None, command.option("expected MD5 of a CIFAR archive; any: don't check", "HEX", "none")] = (
+        None
+    )
+    worker: Annotated[WorkerArgs, command.group("worker")] = WorkerArgs()
+    analysis: Annotated[AnalysisArgs, command.group("analysis")] = AnalysisArgs()
+    instead: Annotated[InsteadArgs, command.group("other")] = InsteadArgs()
 
 
 def main(args: Args) -> None:
-    """Evaluates, verifies or compares."""
-    if args.compare is not None:
-        _compare(args, *(files.absolute(each).rstrip("/") for each in args.compare))
-    elif args.verify is not None:
-        _verify(args, files.absolute(args.verify).rstrip("/"))
+    """Evaluates, verifies or compares, and prints the result."""
+    if args.instead.compare is not None:
+        _compare(args, *(files.absolute(each).rstrip("/") for each in args.instead.compare))
+    elif args.instead.verify is not None:
+        _verify(args, files.absolute(args.instead.verify).rstrip("/"))
     elif args.checkpoint is None:
         raise RecipeError("checkpoint: give a finished run or RUN/checkpoints/STEP; or --compare A B, or --verify DIR")
     else:
@@ -72,27 +103,27 @@ def _evaluate(args: Args, uri: str) -> None:
     from pipeline.evaluation.workflow import EvaluateOptions, evaluate, evaluation_folder
     from pipeline.models.load import find_model
 
-    model = find_model(uri)
-    if not args.severities:
+    model, more, worker = find_model(uri), args.analysis, args.worker
+    if not more.severities:
         raise RecipeError("severities: give one or more of 1 to 5")
     options = EvaluateOptions(
         args.split,
         args.views,
-        args.slice_by,
-        args.severities,
-        args.robustness_rows,
-        args.explain or args.full,
-        args.label_problems or args.full,
-        args.label_rows,
+        more.slice_by,
+        more.severities,
+        more.robustness_rows,
+        more.explain or more.full,
+        more.label_problems or more.full,
+        more.label_rows,
     )
-    if not (args.robustness or args.full):
+    if not (more.robustness or more.full):
         options = replace(options, severities=())
     options.check_packages()
     dataset = _dataset(args)
     data = training.describe_dataset(dataset)
     out = files.absolute(args.out) if args.out else evaluation_folder(model, data, options)
     with command.Display() as display:
-        workers = Workers(args.workers, args.device, args.wait_minutes)
+        workers = Workers(worker.workers, worker.device, worker.wait_minutes)
         values = evaluate(uri, dataset, out, options, workers, display)
     _print(out, values)
 
@@ -114,21 +145,29 @@ def _print(out: str, values: dict[str, Any]) -> None:
     clean = values["without_leaked"]
     if clean:
         left_out = summary["rows"] - clean["rows"]
-        lines.insert(1, ("", f"{clean['top1']:.4f}  without the {left_out:,} that have a duplicate in train"))
+        lines.insert(1, ("", f"{clean['top1']:.4f}  without the {left_out:,} that have a near duplicate in train"))
     if values["robustness"]:
         clean, mean = robustness_means(values["robustness"])
         rows = values["robustness"][0]["rows"]
-        lines.append(("corrupted", f"{mean:.4f} on average, {clean:.4f} without, of {rows:,} images looked at once"))
+        lines.append(
+            ("corrupted", f"top-1 {mean:.4f} on average, {clean:.4f} uncorrupted, of {rows:,} images, one view each")
+        )
     for line in values["sanity"] or []:
         if line["random"] == "all layers":
-            word = "depends" if line["depends"] else "DOES NOT DEPEND"
+            verb = "depends" if line["depends"] else "DOES NOT DEPEND"
             lines.append(
-                (line["method"], f"{word} on the weights: correlation {line['similarity']:.2f} with random ones")
+                (
+                    line["method"],
+                    f"{verb} on the weights: rank correlation {line['similarity']:.2f} with random weights",
+                )
             )
     labels = values["label_problems"]
     if labels:
         lines.append(
-            ("labels", f"{labels['found']:,} of {labels['rows']:,} training images in doubt: {labels['table']}")
+            (
+                "labels",
+                f"{labels['found']:,} of {labels['rows']:,} training images have a doubtful label: {labels['table']}",
+            )
         )
     lines += [
         ("certificate", f"{certificate['digest'][:16]}  (--verify {out})"),
@@ -148,7 +187,7 @@ def _after(temperature: dict[str, Any] | None) -> str:
 
 def _worst(worst: dict[str, Any] | None) -> str:
     if worst is None:
-        return "none that is worse than chance would make it"
+        return "none is significantly below the mean"
     return (
         f"{worst['column']} {worst['value']}: {worst['top1']:.4f} of {worst['rows']:,} images, "
         f"{100 * worst['below_mean']:.1f} points below the mean"
@@ -177,13 +216,13 @@ def _compare(args: Args, first: str, second: str) -> None:
         [
             ("", verdict(values)),
             ("top-1", f"A {values['top1'][0]:.4f}, B {values['top1'][1]:.4f}"),
-            ("only A right", f"{values['only_first']:,}"),
-            ("only B right", f"{values['only_second']:,}"),
+            ("only A correct", f"{values['only_first']:,}"),
+            ("only B correct", f"{values['only_second']:,}"),
             ("both, neither", f"{values['both']:,}, {values['neither']:,}"),
             ("McNemar, exact", f"p = {values['p']:.3g}"),
             ("recall falls most", _changes(changes[:_SHOWN])),
             ("rises most", _changes(changes[::-1][:_SHOWN])),
-            ("all of it", files.join(out, "compare.json")),
+            ("comparison", files.join(out, "compare.json")),
             ("report", files.join(out, "compare.html")),
         ],
     )

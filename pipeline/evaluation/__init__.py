@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.batch_predict.results import PredictResult
     from pipeline.evaluation.batch_predict.run import predict
     from pipeline.evaluation.certificate import Certificate
+    from pipeline.evaluation.export import ExportCheck, export_model
     from pipeline.evaluation.loaded_model import ImagePredictions, LoadedModel, load_model
     from pipeline.evaluation.workers import Workers
     from pipeline.evaluation.workflow import EvaluateOptions, compare, evaluate, verify
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Certificate",
     "EvaluateOptions",
+    "ExportCheck",
     "ImagePredictions",
     "LoadedModel",
     "PredictResult",
     "Workers",
     "compare",
     "evaluate",
+    "export_model",
     "load_model",
     "predict",
     "verify",
@@ -35,6 +38,7 @@ __getattr__ = lazy(
         "batch_predict.results": ("PredictResult",),
         "batch_predict.run": ("predict",),
         "certificate": ("Certificate",),
+        "export": ("ExportCheck", "export_model"),
         "loaded_model": ("ImagePredictions", "LoadedModel", "load_model"),
         "workers": ("Workers",),
         "workflow": ("EvaluateOptions", "compare", "evaluate", "verify"),

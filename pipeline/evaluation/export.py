@@ -1,10 +1,12 @@
-"""A trained network for other programs: ONNX and torch.export, compared with the network itself before it says done.
+"""Exports a trained network to ONNX and torch.export, and compares both files with the network before it keeps them.
 
-What is exported takes pixels as they are decoded, uint8 [N, 3, S, S] for any N, and returns logits float32 [N, C]; it
-normalises them itself, and means over the test views.
+The exported network takes pixels as they are decoded, uint8 [N, 3, S, S] for any N, and returns logits, float32 [N, C].
+It normalises the pixels itself, and takes the mean over the test views.
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,22 +17,103 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.choices import TestViews
-from pipeline.core.errors import ExactnessError
+from pipeline.core.errors import ExactnessError, check_installed
+from pipeline.core.progress import Progress, silent
+from pipeline.dataset import manifest
 from pipeline.evaluation.inference import view_logits
+from pipeline.evaluation.predictions import UNIT_ROWS
+from pipeline.loader.decode import best_decoder
+from pipeline.loader.local import local_batches
+from pipeline.loader.samplers import EvaluationSampler
+from pipeline.loader.transform import Transform, evaluation_transform
 from pipeline.models.batch_transforms import Normalise
-from pipeline.models.load import TrainedModel, load_net
+from pipeline.models.load import TrainedModel, check_classes, find_model, load_net
+from pipeline.storage import files
 
 ONNX_NAME, TORCH_NAME, META_NAME = "model.onnx", "model.pt2", "model.json"
-_OPSET = 20
-_TOLERANCE = 1e-3  # of logits, whose size is about 10: other kernels add up in another order
-_SAME = 0.999  # share of images with the same best class: two may be as good as equal
+_OPSET = 20  # of ONNX
+_TOLERANCE = 1e-3  # of logits, which are about 10 in size: other kernels add in another order
+_MIN_SAME_CLASS = 0.999  # share of images with the same best class: two logits may differ by less than the tolerance
+_RANDOM_BATCHES = (1, 2, 7, 64)  # sizes: the files must take any number of images
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
 Run = Callable[[Pixels], Logits]
+StrPath = str | os.PathLike[str]
 
 
-class Exported(nn.Module):
-    """The network with what goes before it."""
+@dataclass
+class ExportCheck:
+    """The comparison of an exported file with the network on the same images.
+
+    form: "onnx" or "torch.export". images: how many were compared. same_class: images with the same best class.
+    largest_difference: of any logit. correct, correct_exported: images that the network and the file classify
+    correctly, None for images without labels.
+    """
+
+    form: str
+    images: int = 0
+    same_class: int = 0
+    largest_difference: float = 0.0
+    correct: int | None = None
+    correct_exported: int | None = None
+
+    def add(self, network: Logits, exported: Logits, labels: Labels | None) -> None:
+        """Adds a batch. network, exported: logits, float32 [N, C], of the same images; labels: int64 [N] or None."""
+        best, other = network.argmax(axis=1), exported.argmax(axis=1)
+        self.images += len(network)
+        self.same_class += int((best == other).sum())
+        self.largest_difference = max(self.largest_difference, float(np.abs(network - exported).max()))
+        if labels is not None:
+            self.correct = (self.correct or 0) + int((best == labels).sum())
+            self.correct_exported = (self.correct_exported or 0) + int((other == labels).sum())
+
+    def raise_if_different(self) -> None:
+        """Raises ExactnessError unless the logits agree within the tolerance, and the best classes almost always."""
+        if self.largest_difference > _TOLERANCE or self.same_class < self.images * _MIN_SAME_CLASS:
+            raise ExactnessError(
+                f"{self.form}: differs from the network on {self.images:,} images: another class for "
+                f"{self.images - self.same_class:,}, logits by up to {self.largest_difference:.3g}; don't use it"
+            )
+
+
+def export_model(
+    run: StrPath,
+    out: StrPath | None = None,
+    views: TestViews = "none",
+    data: StrPath | None = None,
+    split: str = "val",
+    progress: Progress = silent,
+) -> list[ExportCheck]:
+    """Exports a trained model to ONNX and torch.export, and returns the comparison of each file with the network.
+
+        export_model("runs/digits", "export/", data="data/digits")
+
+    run: a finished run, or RUN/checkpoints/STEP. out: the folder that gets `model.onnx`, `model.pt2` and `model.json`;
+    by default RUN/export. views: test views that the exported network averages over. data, split: a data set whose
+    images are compared; by default random pixels. Needs the extra `evaluation`. Raises ExactnessError, and writes
+    nothing, if a file differs from the network.
+    """
+    check_installed("export", "onnx", "onnxscript", "onnxruntime")
+    model = find_model(files.absolute(os.fspath(run)))
+    folder = files.join(model.uri, "export") if out is None else files.absolute(os.fspath(out))
+    view = evaluation_transform(model.recipe, best_decoder())
+    if data is None:
+        batches = _random_batches(view.size_px)
+    else:
+        batches = _stored_batches(files.absolute(os.fspath(data)), split, model, view, progress)
+    with tempfile.TemporaryDirectory() as temporary:
+        progress("export", 0, 1, "ONNX and torch.export")
+        forms = write_exports(model, view.size_px, views, Path(temporary))
+        progress("export", 1, 1)
+        checks = compare_exports(model, views, forms, batches)
+        for name in (ONNX_NAME, TORCH_NAME, META_NAME):
+            files.write_bytes(files.join(folder, name), (Path(temporary) / name).read_bytes())
+    return checks
+
+
+class ExportedNet(nn.Module):
+    """The network that is exported: normalisation, the trained network, and the mean over the test views."""
 
     def __init__(self, model: TrainedModel, views: TestViews) -> None:
         super().__init__()
@@ -38,29 +121,18 @@ class Exported(nn.Module):
         self.normalise = Normalise(model.recipe.pixel_mean, model.recipe.pixel_std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: uint8 [N, 3, S, S]. Returns logits float32 [N, C]."""
+        """Returns logits, float32 [N, C]. images: uint8 [N, 3, S, S]."""
         return view_logits(self.net, self.normalise(images), self._views)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """An exported form against the network, on the same images: top-1 of both, rows with the same class, and the
-    largest difference of a logit."""
+def write_exports(model: TrainedModel, size_px: int, views: TestViews, folder: Path) -> dict[str, Run]:
+    """Writes `model.onnx`, `model.pt2` and `model.json` into a local folder, and returns a function to run each form.
 
-    form: str
-    images: int
-    same_class: int
-    largest_difference: float
-    correct: int | None = None
-    correct_exported: int | None = None
-
-
-def export(model: TrainedModel, size_px: int, views: TestViews, folder: Path) -> dict[str, Run]:
-    """Writes both forms and `model.json` into a local folder. Returns a function for each that runs it from the file.
-
-    model.json: classes, size, how to get there (resize and cut), views, SHA-256 of the weights.
+    The functions run the files, not the network. model.json: classes, shapes, how to resize images, the SHA-256 of the
+    weights and the recipe.
     """
-    net = Exported(model, views).eval().requires_grad_(False)
+    net = ExportedNet(model, views).eval().requires_grad_(False)
+    # Two images, because torch.export would take a batch of one for a constant.
     example = torch.zeros(2, 3, size_px, size_px, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(net, (example,), dynamic_shapes={"images": {0: batch}})
@@ -84,7 +156,7 @@ def export(model: TrainedModel, size_px: int, views: TestViews, folder: Path) ->
 
 
 def onnx_runner(path: Path) -> Run:
-    """Returns what runs a file in onnxruntime, on the CPU."""
+    """Returns a function that runs an ONNX file in onnxruntime, on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -97,7 +169,7 @@ def onnx_runner(path: Path) -> Run:
 
 
 def torch_runner(path: Path) -> Run:
-    """Returns what runs a program of torch.export."""
+    """Returns a function that runs a file of torch.export, on the CPU."""
     net = torch.export.load(path).module()
 
     def run(images: Pixels) -> Logits:
@@ -108,38 +180,38 @@ def torch_runner(path: Path) -> Run:
     return run
 
 
-def compare(
-    model: TrainedModel,
-    views: TestViews,
-    forms: dict[str, Run],
-    batches: Iterator[tuple[Pixels, npt.NDArray[np.int64] | None]],
-) -> list[Comparison]:
-    """batches: uint8 [N, 3, S, S] and labels int64 [N], or None. Raises ExactnessError unless each form says of every
-    image what the network says, but for rounding.
+def compare_exports(
+    model: TrainedModel, views: TestViews, forms: dict[str, Run], batches: Iterator[tuple[Pixels, Labels | None]]
+) -> list[ExportCheck]:
+    """Returns the comparison of each form with the network. Raises ExactnessError if one differs.
+
+    batches: uint8 [N, 3, S, S] and labels int64 [N], or None.
     """
-    net = Exported(model, views).eval()
-    found = {name: [0, 0, 0.0, 0, 0] for name in forms}
-    labelled = False
+    net = ExportedNet(model, views).eval()
+    checks = [ExportCheck(form) for form in forms]
     for images, labels in batches:
         with torch.inference_mode():
-            own = net(torch.from_numpy(images)).numpy()
-        for name, run in forms.items():
-            other, line = run(images), found[name]
-            line[0] += len(images)
-            line[1] += int((own.argmax(axis=1) == other.argmax(axis=1)).sum())
-            line[2] = max(line[2], float(np.abs(own - other).max()))
-            if labels is not None:
-                labelled = True
-                line[3] += int((own.argmax(axis=1) == labels).sum())
-                line[4] += int((other.argmax(axis=1) == labels).sum())
-    compared = [
-        Comparison(name, int(n), int(same), worst, *((int(a), int(b)) if labelled else ()))
-        for name, (n, same, worst, a, b) in found.items()
-    ]
-    for each in compared:
-        if each.largest_difference > _TOLERANCE or each.same_class < each.images * _SAME:
-            raise ExactnessError(
-                f"{each.form}: differs from the network on {each.images:,} images: another class for "
-                f"{each.images - each.same_class:,}, logits by up to {each.largest_difference:.3g}; don't use it"
-            )
-    return compared
+            network = net(torch.from_numpy(images)).numpy()
+        for check, run in zip(checks, forms.values(), strict=True):
+            check.add(network, run(images), labels)
+    for check in checks:
+        check.raise_if_different()
+    return checks
+
+
+def _random_batches(size_px: int) -> Iterator[tuple[Pixels, Labels | None]]:
+    generator = np.random.default_rng(0)
+    for count in _RANDOM_BATCHES:
+        yield generator.integers(0, 256, (count, 3, size_px, size_px), dtype=np.uint8), None
+
+
+def _stored_batches(
+    dataset: str, name: str, model: TrainedModel, view: Transform, progress: Progress
+) -> Iterator[tuple[Pixels, Labels | None]]:
+    data = manifest.load(dataset)
+    check_classes(model, data.classes)
+    split = data.split(name)
+    units = EvaluationSampler(split.rows, UNIT_ROWS)
+    for batch in local_batches(dataset, split, units, view):
+        yield np.ascontiguousarray(batch.images.numpy()), batch.labels.numpy()
+        progress("compare", batch.index + 1, len(units))

@@ -22,8 +22,8 @@ def batches(sizes: tuple[int, ...] = (1, 5)) -> list[tuple[np.ndarray, np.ndarra
 
 def test_both_forms_say_what_the_network_says_for_any_number_of_images(trained: str, tmp_path: Path) -> None:
     model = find_model(trained)
-    forms = export.export(model, 32, "flip", tmp_path)
-    lines = export.compare(model, "flip", forms, iter(batches()))
+    forms = export.write_exports(model, 32, "flip", tmp_path)
+    lines = export.compare_exports(model, "flip", forms, iter(batches()))
     assert [line.form for line in lines] == ["onnx", "torch.export"]
     for line in lines:
         assert (line.images, line.same_class) == (6, 6)
@@ -33,12 +33,12 @@ def test_both_forms_say_what_the_network_says_for_any_number_of_images(trained: 
     assert values["classes"] == list(model.classes)
     assert values["weights_sha256"] == model.sha256
     with pytest.raises(ExactnessError, match="onnx: differs from the network on 6 images"):
-        export.compare(model, "none", forms, iter(batches()))  # it was exported with mirror images
+        export.compare_exports(model, "none", forms, iter(batches()))  # it was exported with mirror images
 
 
 def test_a_form_that_is_a_little_off_is_refused(trained: str) -> None:
     model = find_model(trained)
-    net = export.Exported(model, "none").eval().requires_grad_(False)
+    net = export.ExportedNet(model, "none").eval().requires_grad_(False)
 
     def off(images: np.ndarray) -> np.ndarray:
         import torch
@@ -46,7 +46,7 @@ def test_a_form_that_is_a_little_off_is_refused(trained: str) -> None:
         return net(torch.from_numpy(images)).numpy() + np.eye(10, dtype=np.float32)[3] * 0.002
 
     with pytest.raises(ExactnessError, match=r"logits by up to 0.002; don't use it"):
-        export.compare(model, "none", {"off": off}, iter(batches()))
+        export.compare_exports(model, "none", {"off": off}, iter(batches()))
 
 
 @pytest.mark.ray
@@ -72,8 +72,8 @@ def test_every_kind_of_network_can_be_exported(name: str, trained: str, tmp_path
     assert net is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "load_net", lambda model: make_seeded(recipe))
-        forms = export.export(other, 32, "none", tmp_path)
-        assert all(line.same_class == 6 for line in export.compare(other, "none", forms, iter(batches())))
+        forms = export.write_exports(other, 32, "none", tmp_path)
+        assert all(line.same_class == 6 for line in export.compare_exports(other, "none", forms, iter(batches())))
 
 
 def make_seeded(recipe: object) -> object:

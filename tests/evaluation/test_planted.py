@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.evaluate import Args, main
 from pipeline.config.presets import make_recipe
 from pipeline.dataset.manifest import load
+from pipeline.evaluation import EvaluateOptions, Workers, evaluate
 from pipeline.ingestion.sources import open_source
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
@@ -30,7 +30,8 @@ def test_what_was_planted_is_found_and_shown(ray_variables: None, tmp_path: Path
     recipe = make_recipe("cifar10", epochs=4, global_batch_size=250)
     launch.run_training(TrainJob(data, str(tmp_path / "run"), recipe))
     out = str(tmp_path / "out")
-    main(Args(checkpoint=str(tmp_path / "run"), data=data, out=out, label_problems=True, views="none", workers=0))
+    options = EvaluateOptions(views="none", label_issues=True)
+    evaluate(tmp_path / "run", data, out, options, Workers(0))
 
     values = json.loads(Path(out, "metrics.json").read_text())
     worst = values["worst_slice"]
