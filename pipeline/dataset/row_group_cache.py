@@ -1,7 +1,8 @@
-"""Row groups of a data set in object storage, kept on a disk of the node that reads them.
+"""A cache of row groups of object storage, on a disk of the node that reads them.
 
-A row group comes in one request when the first of its rows is wanted, and stays: a node asks for each once, whatever
-the order, in one epoch or a hundred. Nothing is ever removed; where the disk has no room, rows are read one by one.
+A row group is fetched whole, by one request, when the first of its rows is wanted, and stays: a node fetches each row
+group once, in whatever order rows are read, in one epoch or a hundred. Nothing is evicted. If the disk has no room, the
+caller reads rows instead of row groups.
 """
 
 import errno
@@ -17,18 +18,18 @@ from pipeline.core.errors import StorageError
 from pipeline.dataset.manifest import Split
 from pipeline.storage import files
 
-RESERVED_BYTES = 2 << 30  # that are left free for others
-_LOCKS = 64
+RESERVED_BYTES = 2 << 30  # of the disk, left free for others
+_NUM_LOCKS = 64  # lock files; two row groups that share one are fetched one after the other
 
 
 def folder_of(parent: str, split: Split) -> str:
-    """Returns where the row groups of a split are kept below `parent`: the same bytes in the same place."""
+    """Returns the folder below `parent` for the row groups of a split: one for each content, wherever it lies."""
     names = "".join(shard.sha256 for shard in split.shards)
     return os.path.join(parent, hashlib.sha256(names.encode()).hexdigest()[:16])
 
 
 def has_room(folder: str, num_bytes: int) -> bool:
-    """Whether so many bytes fit. Makes the folder. Raises StorageError if it can't be made."""
+    """Whether the disk of `folder` has room for so many bytes. Makes the folder; raises StorageError if it can't be."""
     try:
         os.makedirs(folder, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -41,41 +42,42 @@ def has_room(folder: str, num_bytes: int) -> bool:
 
 
 def is_kept(folder: str, group: int, length: int) -> bool:
-    """Whether a row group is there in full."""
+    """Whether a row group of `length` bytes is in the cache in full."""
     try:
-        return os.stat(_place(folder, group)).st_size == length
-    except OSError:  # `has_room` says what is wrong, if anything is
+        return os.stat(_path(folder, group)).st_size == length
+    except OSError:  # no such file, or a folder that can't be used, of which `has_room` tells
         return False
 
 
 def whole_group(folder: str, group: int, uri: str, offset: int, length: int) -> memoryview:
-    """Returns a row group: `length` bytes at `offset` of `uri`, kept in a file. Of all processes of a node one fetches.
+    """Returns a row group, `length` bytes at `offset` of `uri`, from the cache; one process of the node fetches it.
 
-    Raises what `storage.read_range` does.
+    Raises what `files.read_range` raises.
     """
     if not is_kept(folder, group, length):
-        with open(os.path.join(folder, f"{group % _LOCKS}.lock"), "wb") as lock:
+        with open(os.path.join(folder, f"{group % _NUM_LOCKS}.lock"), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not is_kept(folder, group, length):
+            if not is_kept(folder, group, length):  # another process may have fetched it meanwhile
                 data = files.read_range(uri, offset, length)
                 if not _keep(folder, group, data):
                     return data
-    with open(_place(folder, group), "rb") as file:
+    with open(_path(folder, group), "rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _place(folder: str, group: int) -> str:
+def _path(folder: str, group: int) -> str:
     return os.path.join(folder, f"{group:07d}")
 
 
 def _keep(folder: str, group: int, data: memoryview) -> bool:
+    """Writes a row group into the cache. Returns False if the disk is full."""
     temporary = Path(folder, f"{group}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.write_bytes(data)
-        temporary.replace(_place(folder, group))
+        temporary.replace(_path(folder, group))
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return False  # somebody else took the room
+        return False  # something else has taken the room since `has_room`
     return True

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Preview:
-    """An ingest that wasn't carried out: what it would write, and what it would take."""
+    """The plan of an ingest and its cost."""
 
     index: Index
     shards: list[ShardPlan]

@@ -1,4 +1,4 @@
-"""The cost of an ingest before it starts: requests, seconds and US dollars."""
+"""The cost of an ingest, estimated before it starts: requests, seconds and US dollars."""
 
 from dataclasses import dataclass
 
@@ -11,33 +11,32 @@ from pipeline.storage import files
 
 @dataclass(frozen=True)
 class Prices:
-    """US dollars and seconds that estimates are made with. Money: S3 Standard and EC2 on demand in us-east-1, as
-    published in 2025; requests and CPUs cost, traffic within the region does not. Seconds: measured on 2 cores of an
-    AMD EPYC, see the README.
-    """
+    """Prices and times on which estimates are based."""
 
+    # US dollars: S3 Standard and EC2 on demand in us-east-1, as published in 2025. Traffic within the region is free.
     per_1000_get: float = 0.0004
     per_1000_put_or_list: float = 0.005
     per_cpu_hour: float = 0.048
     per_gb_month: float = 0.023
+    # Seconds of one CPU, measured on 2 cores of an AMD EPYC.
     seconds_per_image: float = 0.0002
     seconds_per_megabyte: float = 0.004
     decode_seconds_per_megabyte: float = 0.026
     seconds_per_pair: float = 1e-8  # of images compared, in the search for near duplicates
-    start_seconds: float = 8.0
+    start_seconds: float = 8.0  # of Ray
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an ingest will take: reads and writes as requests where source and target are S3, else 0."""
+    """What an ingest would take."""
 
     rows: int
     shards: int
     source_bytes: int
-    reads: int
-    writes: int
-    money: float
-    money_per_month: float
+    reads: int  # requests to the source, 0 if it isn't in object storage
+    writes: int  # requests to the target, 0 if it isn't in object storage
+    money: float  # US dollars
+    money_per_month: float  # US dollars for storing the data set
     seconds: float
 
 
@@ -52,14 +51,14 @@ def estimate(
     num_workers: int,
     prices: Prices | None = None,
 ) -> Estimate:
-    """Returns what writing the planned shards with `num_workers` CPUs takes. The requests are counted, not guessed."""
+    """Returns what writing the planned shards on `num_workers` CPUs takes. Requests are counted, times estimated."""
     prices = prices or Prices()
     reads = writes = 0
     for shard in shards:
         samples = index.splits[shard.split].take(pa.array(shard.rows))
         reads += sum(files.in_store(read.object) for read in plan_reads(samples))
     if files.in_store(out):
-        writes = 3 * len(shards) + OTHER_WRITES  # of each: itself, its provenance, its receipt
+        writes = 3 * len(shards) + OTHER_WRITES  # for each shard: itself, its provenance, its receipt
     num_bytes = sum(int(table["length"].to_numpy().sum()) for table in index.splits.values())
     megabytes = num_bytes / 1e6
     per_megabyte = prices.seconds_per_megabyte
@@ -75,12 +74,12 @@ def estimate(
         + seconds * num_workers / 3600 * prices.per_cpu_hour
     )
     return Estimate(
-        index.num_rows,
-        len(shards),
-        num_bytes,
-        reads,
-        writes,
-        money,
-        megabytes / 1000 * prices.per_gb_month if files.in_store(out) else 0.0,
-        seconds,
+        rows=index.num_rows,
+        shards=len(shards),
+        source_bytes=num_bytes,
+        reads=reads,
+        writes=writes,
+        money=money,
+        money_per_month=megabytes / 1000 * prices.per_gb_month if files.in_store(out) else 0.0,
+        seconds=seconds,
     )

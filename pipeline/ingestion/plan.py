@@ -1,8 +1,8 @@
-"""What an ingest will write where, before it starts: a pure function of the index, a seed and the sizes.
+"""The plan of an ingest: which rows go into which shard. A pure function of the index, a seed and the sizes.
 
-The rows of a split, sorted by the draws of their keys, are cut into row groups of equal size, and those into shards
-of nearly equal size. So there is no all-to-all shuffle, and the same source and seed give the same shards on any
-number of machines.
+The rows of a split, sorted by a keyed random number of each key, are cut into row groups of equal size, and these into
+shards of nearly equal size. So no all-to-all shuffle is needed, and the same source and seed give the same shards on
+any number of machines.
 """
 
 import hashlib
@@ -22,40 +22,40 @@ from pipeline.ingestion.sources import Index
 from pipeline.storage.ranges import coalesce
 
 SHARD_BYTES = 192 << 20
-SHARD_ROWS = 8192
+SHARD_ROWS = 8192  # at most, so that small images make several shards, too, and several tasks
 ROW_GROUP_BYTES = 8 << 20
-ROW_GROUP_ROWS = (16, 512)
-# Ranges of a source that nearly touch are read together, but no more than this at a time: it bounds a task's memory.
+ROW_GROUP_ROWS = (16, 512)  # least and most
+# Neighbouring files of a source are read together; the size of a read bounds the memory of a task.
 READ_BYTES = 4 << 20
 GAP_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
 class IngestSettings:
-    """What the bytes of a data set depend on, besides its source."""
+    """Settings that the bytes of a data set depend on, besides its source."""
 
-    seed: int = 0
-    shard_bytes: int = SHARD_BYTES
+    seed: int = 0  # of the order of rows in the shards
+    shard_bytes: int = SHARD_BYTES  # of images in a shard; a task holds one shard in memory, twice
     handling: ImageHandling = field(default_factory=ImageHandling)
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What one task writes: rows `rows` of the split's index table, in this order, to `path` below the target."""
+    """A shard to be written by one task."""
 
     split: str
-    path: str
-    rows: Rows
+    path: str  # below the data set
+    rows: Rows  # indices in the split's index table, in the order of the shard
     row_group_rows: int
 
     @property
     def provenance_path(self) -> str:
-        """Where the table lies that says where each row came from."""
+        """Path, below the data set, of the table of sources and facts of the rows."""
         return f"provenance/{self.path}"
 
 
 def plan_shards(index: Index, settings: IngestSettings) -> list[ShardPlan]:
-    """Returns the shards of every split; each row of the index is in one of them, once."""
+    """Returns the shards of all splits; each row of the index is in one of them, once."""
     plans = []
     for split, table in index.splits.items():
         order = permutation(settings.seed, 0, Stream.SHARD, key_hash(table["key"].to_pylist()))
@@ -72,26 +72,26 @@ def plan_shards(index: Index, settings: IngestSettings) -> list[ShardPlan]:
 
 
 def row_group_rows(mean_bytes: float, shard_bytes: int = SHARD_BYTES) -> int:
-    """Returns a power of two near ROW_GROUP_BYTES: the unit of random access, large enough for one GET to pay."""
+    """Returns the rows of a row group: a power of two that makes it near ROW_GROUP_BYTES.
+
+    mean_bytes: of an image. A row group is what the cache of a node fetches: large enough to be worth a request.
+    """
     fitting = int(2 ** np.floor(np.log2(max(1.0, min(ROW_GROUP_BYTES, shard_bytes) / max(1.0, mean_bytes)))))
     return min(max(fitting, ROW_GROUP_ROWS[0]), ROW_GROUP_ROWS[1])
 
 
 @dataclass(frozen=True)
 class Read:
-    """One request to the source: `length` bytes at `offset` of an object, which hold these rows of a shard."""
+    """One read of the source: `length` bytes at `offset` of an object, which hold one or more rows."""
 
     object: str
     offset: int
     length: int
-    rows: tuple[int, ...]
+    rows: tuple[int, ...]  # positions in the table that was planned, sorted by offset
 
 
 def plan_reads(samples: pa.Table) -> Iterator[Read]:
-    """Yields what is to be read for the rows of an index table; rows too large to be stored, or empty, are left out.
-
-    rows of a Read: positions in `samples`.
-    """
+    """Yields the reads for the rows of an index table, without those that are empty or too large to be stored."""
     objects = samples["object"].combine_chunks()
     names, codes = objects.dictionary, objects.indices.to_numpy()
     offsets, lengths = samples["offset"].to_numpy(), samples["length"].to_numpy()
@@ -102,7 +102,7 @@ def plan_reads(samples: pa.Table) -> Iterator[Read]:
 
 
 def plan_id(index: Index, settings: IngestSettings, shards: list[ShardPlan]) -> str:
-    """Returns a hash of all that the shards depend on: an unfinished ingest is continued under the same alone."""
+    """Returns a hash of everything that the shards depend on; an unfinished ingest is continued only if it is equal."""
     digest = hashlib.sha256(json.dumps([asdict(settings), index.encoding, index.classes]).encode())
     for split, table in index.splits.items():
         digest.update(f"{split} {index.fingerprint}".encode())

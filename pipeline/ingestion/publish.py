@@ -118,7 +118,7 @@ def _build_split(name: str, receipts: list[Receipt]) -> Split:
 
 
 def _source_lines(out: str, name: str, split: Split, receipts: list[Receipt]) -> Iterable[str]:
-    """Yields a line for each file of the source, stored or refused; the digest of the source is made of them."""
+    """Yields a line for each file of the source, stored or refused; `source_digest` is a hash over these lines."""
     table = read_split_provenance(out, split, ["key", "label", "source_sha256"])
     columns = (table[column].to_pylist() for column in table.column_names)
     yield from (f"{name} {key} {label} {sha.hex()}" for key, label, sha in zip(*columns, strict=True))

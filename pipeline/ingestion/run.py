@@ -36,7 +36,7 @@ class Ingested(Dataset):
 def planned_ingest(
     source: Source, out: str, settings: IngestSettings | None = None, progress: Progress = silent
 ) -> Iterator[IngestPlan]:
-    """Indexes the raw images and yields what is to be written to `out` (absolute URIs).
+    """Indexes the raw images and yields the plan of the shards to write to `out` (absolute URIs).
 
     Needs no Ray, but uses it, if it runs, for sources of many archives. While the block runs, no other process can
     write to `out`. Unpacked archives lie in a spool folder below `out`, which is removed at the end of the block.

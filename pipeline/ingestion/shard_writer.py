@@ -23,26 +23,26 @@ from pipeline.ingestion.image_check import Stored
 from pipeline.storage import files
 
 _IMAGE_COLUMN = 2
-_PAGE_HEADER_BYTES = 4096  # more than a page's header and its levels take
-_OVERHEAD_BYTES = 256  # most that Parquet adds to a row, its row group's share included
+_PAGE_HEADER_BYTES = 4096  # more than the header of a page and its levels take
+_OVERHEAD_BYTES = 256  # most that Parquet adds to a row, its share of the row group's metadata included
 
 
 @dataclass
 class Row:
-    """One row to be written. place: where its image begins in the shard's `ImageMemory`, None if it isn't there."""
+    """One row to be written."""
 
     key: str
     label: int
     image: Stored
-    place: int | None = None
+    place: int | None = None  # where the image begins in the shard's `ImageMemory`, None if it isn't there
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: bytes and sha256 of the file; rows, offset and bytes of each row group."""
+    """A shard that was written."""
 
-    bytes: int
-    sha256: str
+    bytes: int  # of the file
+    sha256: str  # hex
     row_group_rows: tuple[int, ...]
     row_group_offsets: tuple[int, ...]
     row_group_bytes: tuple[int, ...]
@@ -52,8 +52,8 @@ _mappings = threading.local()
 
 
 def _mapping(name: str, num_bytes: int) -> mmap.mmap:
-    """Returns a mapping of at least so many bytes, this thread's, and the same for its next shard: fresh memory costs
-    time."""
+    """Returns anonymous memory of at least so many bytes, the same for every shard of this thread."""
+    # Fresh memory costs time: the system zeroes each of its pages on first use.
     kept: mmap.mmap | None = getattr(_mappings, name, None)
     if kept is None or len(kept) < num_bytes:
         kept = mmap.mmap(-1, max(1, -(-num_bytes // mmap.PAGESIZE)) * mmap.PAGESIZE)
@@ -62,14 +62,18 @@ def _mapping(name: str, num_bytes: int) -> mmap.mmap:
 
 
 class ImageMemory:
-    """Holds the images of one shard that are stored as they come, each at its place in the order of the shard."""
+    """Memory for the images of one shard that are stored as they came, in the order of the shard.
+
+    Images arrive in any order; when they lie in the order of the shard already, the file is written without another
+    copy. lengths: most bytes of each image.
+    """
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self._starts = np.cumsum([0, *lengths]).tolist()
         self.view = memoryview(_mapping("images", self._starts[-1]))
 
     def keep(self, position: int, data: Buffer) -> int:
-        """Copies an image to its place, and returns that."""
+        """Copies the image of a row to its place, and returns where that begins."""
         start: int = self._starts[position]
         self.view[start : start + len(data)] = data
         return start
@@ -78,9 +82,9 @@ class ImageMemory:
 def write_shard(
     uri: str, rows: Sequence[Row], classes: tuple[str, ...], row_group_rows: int, memory: ImageMemory | None = None
 ) -> tuple[Written, Rows]:
-    """Writes the rows as one Parquet file. Returns that, and where each image begins in it: int64 [N].
+    """Writes rows as one Parquet file. Returns (what was written, first byte of each image in the file: int64 [N]).
 
-    memory: where the rows that have a place lie.
+    row_group_rows: rows of each row group but the last. memory: holds the images of the rows that have a `place`.
     """
     schema = shard_schema(classes)
     num_bytes = sum(len(row.image.data) + 2 * len(row.key.encode()) for row in rows)
@@ -90,10 +94,10 @@ def write_shard(
         writer = pq.ParquetWriter(
             sink,
             schema,
-            compression="none",  # JPEG and PNG are compressed; a second pass would only cost time
+            compression="none",  # JPEG and PNG are compressed already
             use_dictionary=False,
-            write_statistics=["key", "label", "height", "width"],  # of image they would copy whole images
-            # one page a column of a row group: its images lie one after another, each behind its length
+            write_statistics=["key", "label", "height", "width"],  # those of `image` would hold whole images
+            # One page for each column of a row group: its images lie one after another, each behind its length.
             data_page_size=1 << 30,
             write_batch_size=row_group_rows,
         )
@@ -111,7 +115,8 @@ def write_shard(
 
 
 def _image_offsets(file: mmap.mmap, metadata: Any, rows: Sequence[Row], row_group_rows: int) -> Rows:
-    """Returns where each image begins. Fails if Parquet lays them out otherwise."""
+    """Returns int64 [N]: the first byte of each image in the file. Fails if pyarrow lays pages out in another way."""
+    # Parquet's metadata has the offsets of pages only; in a page each image follows its length (4 bytes).
     offsets = [np.empty(0, dtype=np.int64)]
     for number in range(metadata.num_row_groups):
         group = rows[number * row_group_rows : (number + 1) * row_group_rows]
@@ -132,7 +137,7 @@ def _table(rows: Sequence[Row], schema: pa.Schema, memory: ImageMemory | None) -
     ends = np.cumsum([0, *map(len, images)], dtype=np.int32)
     first = rows[0].place
     if memory is not None and first is not None and [row.place for row in rows] == (first + ends[:-1]).tolist():
-        values: Buffer = memory.view[first : first + int(ends[-1])]  # they lie one after another
+        values: Buffer = memory.view[first : first + int(ends[-1])]  # one after another already: no copy
     else:
         values = b"".join(images)
     columns = [
@@ -146,6 +151,7 @@ def _table(rows: Sequence[Row], schema: pa.Schema, memory: ImageMemory | None) -
 
 
 def _row_groups(metadata: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Returns (rows, first byte, bytes) of each row group."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     columns = [[group.column(index) for index in range(group.num_columns)] for group in groups]
     return (
@@ -156,7 +162,7 @@ def _row_groups(metadata: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[
 
 
 def provenance_table(rows: Sequence[Row], offsets: Rows) -> pa.Table:
-    """Returns the provenance of rows, a table of PROVENANCE_SCHEMA. offsets: of their images in the shard."""
+    """Returns a table of PROVENANCE_SCHEMA. offsets: int64 [N], first byte of each image in the shard."""
     facts = [row.image.facts for row in rows]
     columns: list[list[Any]] = [
         [row.key for row in rows],
@@ -181,6 +187,6 @@ def provenance_table(rows: Sequence[Row], offsets: Rows) -> pa.Table:
 
 
 def brightness(histogram: npt.NDArray[np.int64]) -> float:
-    """Returns the mean of all values of an image, 0 to 255."""
+    """Returns the mean of all values of an image, 0 to 255. histogram: int64 [768], see `PixelFacts`."""
     counts = histogram.reshape(3, 256).sum(axis=0)
     return float(counts @ np.arange(256) / counts.sum())

@@ -1,4 +1,4 @@
-"""Reads the stored bytes of rows from a source: many reads at a time, in whatever order they arrive."""
+"""Reads the stored bytes of rows from a source: many reads at a time, in the order in which they arrive."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +14,11 @@ REMOTE_READERS, LOCAL_READERS = 12, 4
 
 
 def gather(samples: pa.Table) -> Iterator[tuple[int, memoryview]]:
-    """Yields (position in `samples`, stored bytes) of each row of an index table, once; not of what is empty or too
-    large to be stored.
+    """Yields (position in `samples`, stored bytes) of each row of an index table, once, as the reads arrive.
 
-    The bytes are views of what was read, not copies. At most twice as many reads are held as there are readers, each
+    Rows that are empty or too large to be stored are left out.
+
+    The bytes are views of the reads, not copies. At most twice as many reads are held as there are readers, each
     of at most `plan.READ_BYTES` or one image. Raises SourceError if a file has gone since it was indexed, OSError if it
     has shrunk, and StorageError if the storage doesn't answer.
     """

@@ -1,4 +1,4 @@
-"""The folder that an ingest writes to: what may lie there, who may write, and what an interrupted ingest left."""
+"""The target folder of an ingest: check that it is free, claim it for one plan, and clean up."""
 
 import json
 import os

@@ -93,8 +93,8 @@ def test_any_cut_into_tiles_finds_the_same_pairs(tmp_path: Path, monkeypatch: py
     rows = read_provenance(uri, data, ["key", "pixel_sha256", "perceptual_hash", "thumbnail"])
     whole = find_pairs(uri, data, rows)
     assert len(whole) >= 30
-    monkeypatch.setattr(quality, "_TILE_ROWS", 7)
-    monkeypatch.setattr(quality, "_PAIRS_AT_ONCE", 8)
+    monkeypatch.setattr(quality, "TILE_ROWS", 7)
+    monkeypatch.setattr(quality, "PAIRS_AT_ONCE", 8)
     assert find_pairs(uri, data, rows) == whole
 
 

@@ -1,10 +1,13 @@
-"""A data set seen as a whole: balance, sizes, brightness, and images that are there twice.
+"""Finds images that occur more than once: duplicates, of equal pixels, and near duplicates.
 
-Duplicates are images of equal pixels. Near duplicates are found in three steps, each cheaper than the next and passing
-on less: 64-bit perceptual hashes that differ in at most HASH_DISTANCE bits (every pair is compared, so nothing is
-missed by an index); thumbnails that correlate, also when one is a crop of the other; and the pixels themselves, at
-32x32 greys, over a finer set of crops. What is measured is the normalised correlation, which takes no notice of
-brightness and contrast.
+Near duplicates are searched in three steps. Each step costs more for a pair than the step before, and sees fewer pairs:
+
+1. 64-bit perceptual hashes that differ in at most HASH_DISTANCE bits. All pairs are compared: an index that finds near
+   hashes faster would miss some.
+2. 16x16 thumbnails that correlate, also if one image is a crop of the other.
+3. The images at 32x32 pixels, in grey, over a finer set of crops.
+
+The measure is the normalised correlation, on which brightness and contrast have no effect.
 """
 
 from collections.abc import Sequence
@@ -23,11 +26,12 @@ from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.schema import THUMBNAIL_PX
 from pipeline.ingestion.quality.pixel_facts import HASH_PX, grey_square
 
-HASH_DISTANCE = 14
+# Chosen so that re-encoded, brightened and slightly cropped photographs are found and no others (tests/ingestion).
+HASH_DISTANCE = 14  # bits of 64
 THUMBNAIL_CORRELATION = 0.8
 PIXEL_CORRELATION = 0.94
-_TILE_ROWS = 4096
-_PAIRS_AT_ONCE = 4096
+TILE_ROWS = 4096  # a task compares this many hashes with as many: 128 MiB of exclusive ors
+PAIRS_AT_ONCE = 4096
 
 Squares = npt.NDArray[np.float32]
 PAIR_SCHEMA = pa.schema([("first", pa.int64()), ("second", pa.int64()), ("correlation", pa.float32())])
@@ -35,17 +39,17 @@ PAIR_SCHEMA = pa.schema([("first", pa.int64()), ("second", pa.int64()), ("correl
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows of a data set that show the same. exact: of equal pixels. correlation: of their pixels."""
+    """Two rows of a data set that show the same."""
 
     first: tuple[str, str]  # split, key
     second: tuple[str, str]
-    correlation: float = 1.0
-    exact: bool = True
+    correlation: float = 1.0  # of their pixels
+    exact: bool = True  # whether their pixels are equal
 
 
 @lru_cache(maxsize=8)
 def _crops(side: int, scales: tuple[float, ...], steps: int, one_sided: bool) -> list[tuple[Squares, Squares]]:
-    """Returns (rows, columns): matrices that take crops out of a square and enlarge them to its size (bilinear)."""
+    """Returns pairs of matrices: `rows @ square @ columns.T` is a crop of a square, enlarged to its size (bilinear)."""
     whole = np.eye(side, dtype=np.float32)
     crops = [(whole, whole)]
     for scale in scales:
@@ -78,10 +82,10 @@ def correlations(
     steps: int = 3,
     one_sided: bool = False,
 ) -> npt.NDArray[np.float32]:
-    """first, second: float32 [N, S, S]. Returns float32 [N]: the highest correlation of each with a crop of the other.
+    """Returns float32 [N]: for each pair, the highest correlation of one image with the other or a crop of the other.
 
-    scales: sides of the crops, as shares of the side; steps: places of the crop in each direction; one_sided: also
-    crops of the height or the width alone.
+    first, second: float32 [N, S, S]. scales: sides of the crops, as shares of S. steps: positions of the crop in each
+    direction. one_sided: crop the height alone and the width alone, too.
     """
     best = np.full(len(first), -1.0, dtype=np.float32)
     fixed_first, fixed_second = _normalised(first), _normalised(second)
@@ -94,23 +98,24 @@ def correlations(
 
 @dataclass(frozen=True)
 class _TileSearch:
-    """Finds the pairs of one tile of the triangle of all pairs; runs in a Ray task."""
+    """Finds pairs among one tile of the triangle of all pairs; runs in a Ray task."""
 
     hashes: npt.NDArray[np.uint64]
     thumbnails: npt.NDArray[np.uint8]
 
     def __call__(self, tile: tuple[int, int]) -> pa.Table:
-        first, second = (part * _TILE_ROWS for part in tile)
-        rows, columns = self.hashes[first : first + _TILE_ROWS], self.hashes[second : second + _TILE_ROWS]
+        """Returns a table of PAIR_SCHEMA without correlations. tile: (row, column), in units of TILE_ROWS."""
+        first, second = (part * TILE_ROWS for part in tile)
+        rows, columns = self.hashes[first : first + TILE_ROWS], self.hashes[second : second + TILE_ROWS]
         near = np.bitwise_count(rows[:, None] ^ columns[None, :]) <= HASH_DISTANCE
         if tile[0] == tile[1]:
             near = np.triu(near, 1)
         i, j = np.nonzero(near)
         i, j = i + first, j + second
         kept = [np.empty(0, dtype=bool)]
-        for start in range(0, len(i), _PAIRS_AT_ONCE):
-            some = slice(start, start + _PAIRS_AT_ONCE)
-            left, right = (self.thumbnails[each[some]].astype(np.float32) for each in (i, j))
+        for start in range(0, len(i), PAIRS_AT_ONCE):
+            part = slice(start, start + PAIRS_AT_ONCE)
+            left, right = (self.thumbnails[each[part]].astype(np.float32) for each in (i, j))
             kept.append(correlations(left, right) >= THUMBNAIL_CORRELATION)
         keep = np.concatenate(kept)
         return pa.table([i[keep], j[keep], np.zeros(keep.sum(), np.float32)], schema=PAIR_SCHEMA)
@@ -118,13 +123,14 @@ class _TileSearch:
 
 @dataclass(frozen=True)
 class _PixelCheck:
-    """Compares the pixels of a run of pairs; runs in a Ray task."""
+    """Correlates the pixels of pairs; runs in a Ray task."""
 
     uri: str
     manifest: Manifest
-    places: dict[int, tuple[str, int]]
+    places: dict[int, tuple[str, int]]  # for each row of the whole data set: its split, and its index there
 
     def __call__(self, pairs: npt.NDArray[np.int64]) -> pa.Table:
+        """Returns a table of PAIR_SCHEMA. pairs: int64 [N, 2], rows of the whole data set."""
         images = sorted(set(pairs.ravel().tolist()))
         squares = dict(zip(images, self._squares(images), strict=True))
         first, second = (np.stack([squares[row] for row in column]) for column in pairs.T.tolist())
@@ -132,6 +138,7 @@ class _PixelCheck:
         return pa.table([pairs[:, 0], pairs[:, 1], found], schema=PAIR_SCHEMA)
 
     def _squares(self, images: Sequence[int]) -> list[Squares]:
+        """Returns float32 [HASH_PX, HASH_PX], grey, of each image."""
         from PIL import Image
 
         by_split: dict[str, list[int]] = {}
@@ -147,10 +154,10 @@ class _PixelCheck:
 
 
 def find_pairs(uri: str, manifest: Manifest, rows: pa.Table, progress: Progress = silent) -> list[Pair]:
-    """Returns the duplicates and near duplicates among all rows, sorted. rows: the table of `load_provenance`.
+    """Returns the duplicates and near duplicates among all rows: duplicates first, then the closest pairs first.
 
-    Rows of equal pixels are one to the search: each is paired with the first of its kind, and has the first's near
-    duplicates.
+    rows: a table of `read_provenance` with key, pixel_sha256, perceptual_hash and thumbnail. Rows of equal pixels are
+    searched as one: each is paired with the first of them, and has the near duplicates of the first.
     """
     pixels = np.array(rows["pixel_sha256"].to_pylist(), dtype="S32")
     _, firsts, kind = np.unique(pixels, return_index=True, return_inverse=True)
@@ -171,11 +178,12 @@ def find_pairs(uri: str, manifest: Manifest, rows: pa.Table, progress: Progress 
 def _near_pairs(
     uri: str, manifest: Manifest, rows: pa.Table, order: npt.NDArray[np.int64], progress: Progress
 ) -> list[tuple[int, int, float]]:
+    """Returns (row, row, correlation) of the near duplicates among the rows `order` of the table."""
     hashes = rows["perceptual_hash"].to_numpy()[order]
     side = THUMBNAIL_PX
     thumbnails = np.frombuffer(b"".join(rows["thumbnail"].take(pa.array(order)).to_pylist()), np.uint8)
     search = _TileSearch(hashes, thumbnails.reshape(-1, side, side))
-    parts = range(-(-len(order) // _TILE_ROWS))
+    parts = range(-(-len(order) // TILE_ROWS))
     tiles = [(a, b) for a in parts for b in parts if a <= b]
     found = map_tables(search, tiles, PAIR_SCHEMA, lambda done: progress("duplicates", done, len(tiles)), computes=True)
     together = pa.concat_tables(found)
@@ -185,7 +193,7 @@ def _near_pairs(
     splits = rows["split"].to_pylist()
     place_in_split = rows["row"].to_pylist()
     places = {row: (splits[row], place_in_split[row]) for row in set(candidates.ravel().tolist())}
-    runs = [candidates[start : start + _PAIRS_AT_ONCE // 4] for start in range(0, len(candidates), _PAIRS_AT_ONCE // 4)]
+    runs = [candidates[start : start + PAIRS_AT_ONCE // 4] for start in range(0, len(candidates), PAIRS_AT_ONCE // 4)]
     check = _PixelCheck(uri, manifest, places)
     checked = map_tables(check, runs, PAIR_SCHEMA, lambda done: progress("compare", done, len(runs)), computes=True)
     table = pa.concat_tables(checked).to_pylist()

@@ -1,4 +1,4 @@
-"""`quality.html`: what a data set is like, for people to look at before they train on it."""
+"""`quality.html`: classes, sizes, brightness and duplicates of a data set, to be looked at before training."""
 
 from typing import Any
 
@@ -11,13 +11,16 @@ from pipeline.dataset.parquet import read_provenance, read_rows, read_table
 from pipeline.reporting.charts import BLUE, GREY, ORANGE, new_axes, render_page, svg_data_uri, thumbnail
 from pipeline.storage import files
 
-_MOST_CLASSES = 40
+_MOST_CLASSES = 40  # in a bar chart; of more classes, a histogram
 _MOST_PAIRS = 24
 _MOST_REFUSED = 50
 
 
 def render(uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64]) -> str:
-    """Returns `quality.html` of the data set at `uri`, whose shards are written. histogram: int64 [768] of all rows."""
+    """Returns the page about the data set at `uri`, whose shards are written already.
+
+    histogram: int64 [768], counts of the values of R, G and B over all rows.
+    """
     rows = read_provenance(uri, manifest, ["key", "height", "width", "brightness"])
     charts = [_classes(manifest), _sizes(rows)]
     if manifest.quality:
@@ -37,6 +40,7 @@ def render(uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64]) -> st
 
 
 def _classes(manifest: Manifest) -> tuple[str, str]:
+    """Returns (SVG, sentence), as do the charts below."""
     counts = sorted(zip(manifest.split("train").rows_per_class, manifest.classes, strict=True))
     smallest, largest = counts[0], counts[-1]
     text = (
@@ -66,9 +70,8 @@ def _sizes(rows: pa.Table) -> tuple[str, str]:
     plot.hist(shorter, bins=np.geomspace(shorter.min(), shorter.max() + 1, 50), color=BLUE)
     plot.set(xlabel="shorter side, pixels", ylabel="images", xscale="log")
     low, middle, high = np.quantile(shorter, (0.01, 0.5, 0.99))
-    return svg_data_uri(
-        figure
-    ), f"Shorter sides: half are below {middle:,.0f} pixels, 98 % between {low:,.0f} and {high:,.0f}"
+    text = f"Shorter sides: half are below {middle:,.0f} pixels, 98 % between {low:,.0f} and {high:,.0f}"
+    return svg_data_uri(figure), text
 
 
 def _brightness(rows: pa.Table) -> tuple[str, str]:
@@ -83,9 +86,8 @@ def _brightness(rows: pa.Table) -> tuple[str, str]:
         plot.hist(mine, bins=np.arange(0, 257, 8), weights=weights, histtype="step", color=colour, label=split)
     plot.legend(frameon=False)
     plot.set(xlabel="mean value of an image, 0 to 255", ylabel="% of the split", xlim=(0, 255))
-    return svg_data_uri(figure), "Mean brightness: " + ", ".join(
-        f"{mean:.1f} in {split}" for split, mean in means.items()
-    )
+    values = ", ".join(f"{mean:.1f} in {split}" for split, mean in means.items())
+    return svg_data_uri(figure), f"Mean brightness: {values}"
 
 
 def _values(histogram: npt.NDArray[np.int64]) -> tuple[str, str]:
@@ -99,7 +101,7 @@ def _values(histogram: npt.NDArray[np.int64]) -> tuple[str, str]:
 
 
 def _pairs(uri: str, manifest: Manifest, rows: pa.Table, across: bool) -> list[dict[str, Any]]:
-    """Returns pictures of some duplicates, across splits or within one."""
+    """Returns some pairs with their pictures, evenly spread over all pairs across splits, or within one split."""
     pairs = [pair for pair in manifest.quality.get("pairs", []) if (pair["first"][0] != pair["second"][0]) == across]
     chosen = pairs[:: max(1, len(pairs) // _MOST_PAIRS)][:_MOST_PAIRS]
     wanted = {tuple(each) for pair in chosen for each in (pair["first"], pair["second"])}

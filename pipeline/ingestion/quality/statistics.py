@@ -12,17 +12,17 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_provenance
 from pipeline.ingestion.quality.duplicates import Pair, find_pairs
 
-MOST_PAIRS = 200
+MOST_PAIRS = 200  # that a manifest lists; the counts are of all
 
 
 def with_quality(
     uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64], progress: Progress = silent
 ) -> Manifest:
-    """Returns the manifest with what is known of its pixels: `quality` and `leaked`.
+    """Returns the manifest with its `quality` and `leaked`; unchanged if the images weren't decoded.
 
-    quality holds pixel_mean and pixel_std of R, G and B (0 to 1, exact sums divided once), num_pixels, and the counts
-    `duplicates` and `near_duplicates` by "SPLIT-SPLIT"; nothing where images weren't decoded. histogram: int64 [768]
-    of the values of all rows.
+    quality: num_pixels; pixel_mean and pixel_std of R, G and B, 0 to 1; the counts duplicates and near_duplicates for
+    each "SPLIT-SPLIT"; and pairs, the first MOST_PAIRS of them. histogram: int64 [768], counts of the values of all
+    rows. Raises DatasetError if the provenance lacks facts of pixels.
     """
     if manifest.settings["handling"]["checks"] != "decode":
         return manifest
@@ -49,7 +49,10 @@ def _as_json(pair: Pair) -> dict[str, Any]:
 
 
 def pixel_statistics(histogram: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Returns num_pixels, and mean and (population) standard deviation of R, G and B in 0 to 1, from int64 [768]."""
+    """Returns num_pixels, and mean and (population) standard deviation of R, G and B, 0 to 1.
+
+    histogram: int64 [768]. Sums are exact integers and divided once.
+    """
     counts = [[int(n) for n in channel] for channel in histogram.reshape(3, 256)]
     num_pixels = sum(counts[0])
     means, deviations = [], []
@@ -57,6 +60,6 @@ def pixel_statistics(histogram: npt.NDArray[np.int64]) -> dict[str, Any]:
         total = sum(value * n for value, n in enumerate(channel))
         squares = sum(value * value * n for value, n in enumerate(channel))
         means.append(total / num_pixels / 255)
-        # integers until here: (N sum of squares - square of sum) has no rounding
+        # N times the sum of squares minus the square of the sum: integers, so nothing is rounded before the root.
         deviations.append((num_pixels * squares - total * total) ** 0.5 / num_pixels / 255)
     return {"num_pixels": num_pixels, "pixel_mean": means, "pixel_std": deviations}

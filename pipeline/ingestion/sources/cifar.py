@@ -1,8 +1,8 @@
-"""CIFAR-10 as published: the binary archive, and the Python archive without trusting its pickles.
+"""CIFAR-10 as published (https://www.cs.toronto.edu/~kriz/cifar.html): the binary archive and the Python archive.
 
-https://www.cs.toronto.edu/~kriz/cifar.html. A binary record is one label byte and 3,072 bytes: 32x32 of R, then
-G, then B. The Python archive's batches are rewritten as such records into the spool folder, so both archives
-give the same keys, the same rows and the same data set.
+A binary record is one byte for the label and 3,072 bytes for the image: 32x32 values of R, then G, then B. The batches
+of the Python archive are rewritten into the spool folder as such records, so both archives give the same data set.
+Pickles are read by an unpickler that knows arrays only: a pickle of an untrusted archive could run any code.
 """
 
 import io
@@ -31,19 +31,19 @@ _PYTHON_BATCH = re.compile(r"(?:^|/)(data_batch_\d+|test_batch)$")
 
 
 def matches_binary(listing: Listing) -> bool:
-    """Whether the listing holds `data_batch_N.bin`."""
+    """Whether the source holds `data_batch_N.bin`."""
     return any(_BINARY_BATCH.search(name) for name in listing.names)
 
 
 def matches_python(listing: Listing) -> bool:
-    """Whether the listing holds `data_batch_N` pickles."""
+    """Whether the source holds `data_batch_N` pickles."""
     return any(_PYTHON_BATCH.search(name) for name in listing.names)
 
 
 def build_binary_index(listing: Listing, name: str, md5: str | None) -> Index:
-    """Returns the index of the binary archive.
+    """Returns the index of the binary archive. Raises SourceError if it is damaged or has another MD5.
 
-    md5: the expected one, "any" for no check, None for the published one. Raises SourceError on damage.
+    md5: the expected MD5 (hex), "any" for no check, None for that of the published archive.
     """
     found = ((row, _BINARY_BATCH.search(each)) for row, each in enumerate(listing.names))
     batches = {match.group(1)[:-4]: listing.member(row) for row, match in found if match}
@@ -53,7 +53,10 @@ def build_binary_index(listing: Listing, name: str, md5: str | None) -> Index:
 
 
 def build_python_index(listing: Listing, name: str, md5: str | None, spool: str) -> Index:
-    """Returns the index of the Python archive, whose batches are written to `spool` as binary records."""
+    """Returns the index of the Python archive, and writes its batches to `spool` as binary records.
+
+    md5, errors: see `build_binary_index`.
+    """
     batches = {}
     for row, each in enumerate(listing.names):
         if match := _PYTHON_BATCH.search(each):
@@ -67,7 +70,7 @@ def build_python_index(listing: Listing, name: str, md5: str | None, spool: str)
 
 
 def _check_md5(listing: Listing, expected: str) -> None:
-    # After the content was looked at, so that a truncated or hostile archive is called that.
+    # Called after the content was read, so that the message for a truncated or hostile archive says so.
     if expected != "any" and listing.md5 is not None and listing.md5 != expected:
         raise SourceError(
             f"{listing.uri}: md5 is {listing.md5}, the published archive's is {expected}; download it again, "
@@ -89,7 +92,10 @@ def _index(name: str, layout: str, batches: dict[str, Member], listing: Listing)
 
 
 def record_table(batches: dict[str, Member], num_classes: int = len(CLASSES)) -> pa.Table:
-    """Returns the index table of batches of binary records; a key is `BATCH/NUMBER`."""
+    """Returns a table of INDEX_SCHEMA for batches of binary records; keys are `BATCH/NUMBER`.
+
+    Raises SourceError if a batch isn't made of whole records, or if a label isn't below `num_classes`.
+    """
     keys, labels, objects, offsets = [], [], [], []
     for batch, member in batches.items():
         num_records, rest = divmod(member.length, RECORD_BYTES)
@@ -109,13 +115,14 @@ def record_table(batches: dict[str, Member], num_classes: int = len(CLASSES)) ->
 
 
 def _latin1(text: Any, encoding: Any) -> bytes:
+    """Does what `_codecs.encode` does in numpy's pickles of protocol 2, and nothing else."""
     if not isinstance(text, str) or encoding != "latin1":
         raise pickle.UnpicklingError("_codecs.encode with other arguments than numpy's")
     return text.encode("latin1")
 
 
 def _numpy_globals() -> dict[tuple[str, str], Any]:
-    # What numpy's own arrays name when pickled, by any version of numpy and any protocol; nothing else.
+    # The names in pickles of numpy arrays, of any version of numpy and any protocol.
     from numpy._core import multiarray, numeric
 
     return {
@@ -129,9 +136,10 @@ def _numpy_globals() -> dict[tuple[str, str], Any]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and numpy arrays; refuses every other name before it is imported."""
+    """Unpickles containers, numbers, strings and numpy arrays, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Returns a name that arrays need. Raises UnpicklingError for any other, before it is imported."""
         allowed = _numpy_globals()
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
@@ -139,9 +147,10 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _records(data: bytes, place: str) -> bytes:
+    """Returns a pickled batch as binary records. place: for messages. Raises SourceError."""
     try:
         batch = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # a hostile pickle can raise anything; all of it means the same to the user
+    except Exception as error:  # a hostile pickle can raise anything
         raise SourceError(f"{place}: the pickle is refused, {error}; use the binary archive instead") from error
     if not isinstance(batch, dict):
         raise SourceError(f"{place}: the pickle holds no dictionary; not a CIFAR-10 batch")

@@ -1,6 +1,7 @@
-"""The real data set that travels with scikit-learn: 1,797 handwritten digits (UCI, 1998), for machines offline.
+"""The handwritten digits of scikit-learn: 1,797 real images (UCI, 1998) that need no network.
 
-8x8 greys in 0..16, enlarged to 32x32x3. It stands in where CIFAR-10 can't be had and is named as what it is.
+8x8 grey values of 0 to 16, enlarged to 32x32x3. They take the place of CIFAR-10 on machines that can't download it, and
+their name says that they aren't CIFAR-10.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ HELD_OUT_FRACTION = 0.2
 
 
 def build_index(spool: str) -> Index:
-    """Returns the index; the images are written to `spool` as CIFAR-like binary records."""
+    """Returns the index, and writes the images to `spool` as binary records like CIFAR's."""
     from PIL import Image
     from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""The official CIFAR-10 archive, from the cache or from its site."""
+"""Downloads the published CIFAR-10 archive once, into a cache."""
 
 import hashlib
 import logging
@@ -16,9 +16,9 @@ _log = logging.getLogger(__name__)
 
 
 def cifar10_archive(cache: str, progress: Progress) -> str | None:
-    """Returns the path of the binary archive, downloaded if need be, or None where the network doesn't answer.
+    """Returns the path of the binary archive below `cache`, or None if it can't be downloaded.
 
-    Raises SourceError if what came is not the archive (by md5).
+    Raises SourceError if the downloaded file has another MD5 than the published archive.
     """
     path = Path(cache) / "downloads" / BINARY_URL.rsplit("/", 1)[-1]
     if path.exists():

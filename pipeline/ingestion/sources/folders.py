@@ -24,21 +24,21 @@ _SPLIT_NAMES = {
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image by its name (hidden files such as macOS's `._x.jpg` are not)."""
+    """Whether a file is an image, by its name. Hidden files, such as the `._x.jpg` of macOS, aren't."""
     base = name.rsplit("/", 1)[-1]
     return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith(".")
 
 
 def matches(listing: Listing) -> bool:
-    """Whether the listing looks like class folders: an image in a folder."""
+    """Whether the source looks like class folders: at least one image in a folder."""
     return any("/" in name and is_image(name) for name in listing.names)
 
 
 def build_index(listing: Listing, name: str) -> Index:
-    """Returns the index; a lone `test` split becomes `val`; without splits a tenth of each class is held out.
+    """Returns the index of class folders. Raises SourceError if an image isn't in a class folder.
 
-    The label of a class is its rank among the sorted class names (ImageNet's convention too).
-    Raises SourceError if the tree isn't one of class folders.
+    The label of a class is its rank among the sorted class names, as in ImageNet. A `test` split becomes `val` if there
+    is no `val`; of a source without splits a tenth of each class becomes `val`.
     """
     images = [row for row in range(len(listing)) if is_image(listing.names[row])]
     places = [_place(listing.names[row], listing.uri) for row in images]
@@ -108,11 +108,12 @@ def labelled_index(
 
 
 def split_of(word: str) -> str | None:
-    """Returns the split that a folder's or file's name stands for, or None."""
+    """Returns the split that a word in the name of a folder or file stands for, or None."""
     return _SPLIT_NAMES.get(word.lower())
 
 
 def _place(name: str, uri: str) -> tuple[str | None, str]:
+    """Returns (split or None, class name) of a file. Raises SourceError if it isn't in a class folder."""
     folders = name.split("/")[:-1]
     if not folders or split_of(folders[-1]):
         raise SourceError(f"{uri}: {name!r} isn't in a class folder; expected SPLIT/CLASS/NAME or CLASS/NAME")
@@ -121,6 +122,6 @@ def _place(name: str, uri: str) -> tuple[str | None, str]:
 
 
 def key_of(name: str) -> str:
-    """Returns the key: the name from the split on, the same for a folder, a tar of it and a tar of its parent."""
+    """Returns the key of an image, SPLIT/CLASS/NAME or CLASS/NAME: equal for a folder, its tar and its parent's tar."""
     parts = name.split("/")
     return "/".join(parts[-3:] if len(parts) > 2 and split_of(parts[-3]) else parts[-2:])

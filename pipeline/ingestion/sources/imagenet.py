@@ -1,7 +1,7 @@
-"""ImageNet (ILSVRC2012) as it is handed out: the official archives, and Kaggle's CLS-LOC tree.
+"""ImageNet (ILSVRC2012) as it is distributed: the official archives, and Kaggle's CLS-LOC tree.
 
-Both give the keys, labels and rows that class folders of the same images give: `SPLIT/WNID/NAME.JPEG`, the label being
-the WNID's rank.
+Both give the same keys and labels as class folders of the same images: keys are `SPLIT/WNID/NAME.JPEG`, and a label is
+the rank of its WNID.
 """
 
 import csv
@@ -25,12 +25,12 @@ _MAX_DEVKIT_BYTES = 64 << 20
 
 
 def matches_official(listing: Listing) -> bool:
-    """Whether the listing holds the training archive."""
+    """Whether the source holds the training archive."""
     return any(_base(name) == TRAIN_NAME for name in listing.names)
 
 
 def matches_kaggle(listing: Listing) -> bool:
-    """Whether the listing holds Kaggle's tree."""
+    """Whether the source holds Kaggle's tree."""
     return any("Data/CLS-LOC/" in name for name in listing.names)
 
 
@@ -38,9 +38,10 @@ def _base(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
-def _find(listing: Listing, what: Any, remedy: str) -> int:
+def _find(listing: Listing, is_wanted: Any, remedy: str) -> int:
+    """Returns the index of the first file whose name is wanted. Raises SourceError, with the remedy, for none."""
     for row, name in enumerate(listing.names):
-        if what(name):
+        if is_wanted(name):
             return row
     raise SourceError(f"{listing.uri}: {remedy}")
 
@@ -49,11 +50,11 @@ def _find(listing: Listing, what: Any, remedy: str) -> int:
 
 
 def build_official_index(listing: Listing, name: str, progress: Progress) -> Index:
-    """Returns the index of a folder that holds the training and validation archives and the devkit.
+    """Returns the index of a folder with the training archive, the validation archive and the devkit.
 
-    The training archive is a tar of a tar for each WNID. The n-th validation image by name has line n of the devkit's
-    ground truth, an ILSVRC2012_ID, which the devkit's meta.mat turns into a WNID. Raises SourceError if one is
-    missing or they don't fit together.
+    The training archive holds a tar for each WNID. Line n of the devkit's ground truth is the ILSVRC2012_ID of the n-th
+    validation image by name, and the devkit's meta.mat maps that to a WNID. Raises SourceError if an archive is missing
+    or if the numbers of images and lines differ.
     """
     train = _find(listing, lambda each: _base(each) == TRAIN_NAME, f"{TRAIN_NAME} is missing; add it")
     val = _find(listing, lambda each: _base(each) == VAL_NAME, f"{VAL_NAME} is missing; add it")
@@ -88,7 +89,7 @@ def build_official_index(listing: Listing, name: str, progress: Progress) -> Ind
 
 
 def _val_wnids(devkit: bytes, uri: str) -> list[str]:
-    """Returns the WNID of each validation image, in the order of their names."""
+    """Returns the WNID of each validation image, in the order of the images' names. Raises SourceError."""
     from scipy.io import loadmat
 
     files = {}
@@ -112,10 +113,10 @@ def _val_wnids(devkit: bytes, uri: str) -> list[str]:
 
 
 def build_kaggle_index(listing: Listing, name: str) -> Index:
-    """Returns the index of the tree with `Data/CLS-LOC/{train/WNID,val,test}` and `LOC_val_solution.csv`.
+    """Returns the index of a tree with `Data/CLS-LOC/{train/WNID,val,test}` and `LOC_val_solution.csv`.
 
-    The label of a validation image is the first word of its PredictionString. The test images have no labels and are
-    left out. Raises SourceError if an image has no label.
+    The WNID of a validation image is the first word of its PredictionString. Test images have no labels and are left
+    out. Raises SourceError if a training or validation image has no label.
     """
     solution = _find(
         listing, lambda each: _base(each) == "LOC_val_solution.csv", "LOC_val_solution.csv is missing; add it"

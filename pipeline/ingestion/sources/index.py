@@ -1,4 +1,4 @@
-"""The index of a source: for every sample where its bytes lie, its label and a key that never changes."""
+"""The index of a source: for each sample its key, its label, and where its bytes lie."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,30 +24,27 @@ INDEX_SCHEMA = pa.schema(
 
 Integers = Sequence[int] | npt.NDArray[np.int64]
 
-# How the bytes of a sample are to be read: an encoded image file, or 3 planes (R, G, B) of 32x32 uint8.
+# The bytes of a sample: "file", an encoded image; "cifar", 32x32 uint8 values of R, then G, then B.
 Encoding = Literal["file", "cifar"]
 
 
 @dataclass(frozen=True)
 class Index:
-    """Everything that ingest needs to know of a source.
-
-    splits: for each split a table of INDEX_SCHEMA; `object` is an absolute URI, `offset` and `length` bytes in it.
-    fingerprint: changes when the source does (names, sizes, times).
-    num_ignored: files of the source that aren't images by their names.
-    """
+    """Everything that an ingest needs to know about a source. Raises SourceError if a key occurs twice in a split."""
 
     name: str
     layout: str
     classes: tuple[str, ...]
     encoding: Encoding
+    # For each split a table of INDEX_SCHEMA, sorted by key. `object` is an absolute URI; `offset` and `length` are
+    # bytes in the object.
     splits: dict[str, pa.Table]
-    fingerprint: str
-    num_ignored: int = 0
+    fingerprint: str  # changes with names, sizes and times of the files
+    num_ignored: int = 0  # files that aren't labelled images by their names
 
     def __post_init__(self) -> None:
         for split, table in self.splits.items():
-            keys = table["key"].to_pylist()  # sorted
+            keys = table["key"].to_pylist()
             twice = next((key for key, after in itertools.pairwise(keys) if key == after), None)
             if twice is not None:
                 raise SourceError(
@@ -63,7 +60,7 @@ class Index:
 def sample_table(
     keys: Sequence[str], labels: Sequence[int], objects: Sequence[str], offsets: Integers, lengths: Integers
 ) -> pa.Table:
-    """Returns a table of INDEX_SCHEMA, sorted by key."""
+    """Returns a table of INDEX_SCHEMA, sorted by key. All columns have the same length."""
     columns = [
         pa.array(keys, pa.string()),
         pa.array(labels, pa.int32()),
@@ -75,9 +72,9 @@ def sample_table(
 
 
 def hold_out(table: pa.Table, fraction: float, seed: int = 0) -> tuple[pa.Table, pa.Table]:
-    """Returns (train, val) of a source without splits: of every class `fraction` of the rows, at least one, for val.
+    """Returns (train, val) of a source without splits: `fraction` of the rows of each class, at least one, become val.
 
-    Raises SourceError if a class has fewer than two rows. Which rows: the first by their keys' draws.
+    Which rows depends on their keys and the seed alone. Raises SourceError if a class has fewer than two rows.
     """
     labels = table["label"].to_numpy()
     order = permutation(seed, 0, Stream.HOLD_OUT, key_hash(table["key"].to_pylist()))

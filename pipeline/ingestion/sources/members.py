@@ -1,7 +1,7 @@
-"""The files of a directory or a tar, wherever it lies: name, object, offset, length. Nothing is extracted.
+"""Lists the files of a directory or a tar: name, object, offset and length of each, without extracting anything.
 
-A compressed tar allows no random access, so its tar is written to the spool folder once; the md5 of the
-compressed bytes falls out of the same pass.
+A compressed tar can't be read at random, so it is decompressed into the spool folder once; the MD5 of the compressed
+bytes is computed in the same pass.
 """
 
 import gzip
@@ -42,20 +42,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source, sorted by name: lists and arrays of equal length, for there may be millions.
-
-    fingerprint: a hash that changes when the source does. md5: that of a compressed archive, else None. contents:
-    what the small files hold that were asked for, by name.
-    """
+    """The files of a source, sorted by name: columns of equal length rather than objects, for there may be millions."""
 
     uri: str
     names: list[str]
-    objects: list[str]
-    offsets: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-    fingerprint: str
-    md5: str | None = None
-    contents: dict[str, bytes] = field(default_factory=dict)
+    objects: list[str]  # absolute URIs
+    offsets: npt.NDArray[np.int64]  # of the first byte in the object
+    lengths: npt.NDArray[np.int64]  # bytes
+    fingerprint: str  # a hash that changes when the source does
+    md5: str | None = None  # hex, of a compressed archive only
+    contents: dict[str, bytes] = field(default_factory=dict)  # of the small files that were asked for, by name
 
     def __len__(self) -> int:
         return len(self.names)
@@ -73,10 +69,10 @@ class Listing:
 
 
 def list_members(uri: str, spool: str, progress: Progress) -> Listing:
-    """Lists the files at absolute `uri`: a directory or a tar, plain, .gz or .xz (told by content, not by name).
+    """Returns the files at an absolute URI: of a directory, or of a tar, plain, gzip or xz by its first bytes.
 
-    A tar that holds tars only is opened one level deeper, as `STEM/NAME` (ImageNet's training archive is one).
-    Raises SourceError if there is nothing, or it is empty, damaged, or no tar.
+    Of a tar that holds tars only, such as ImageNet's training archive, returns the files inside these, as `STEM/NAME`.
+    Raises SourceError if there is nothing, or if it is empty, damaged, or no tar.
     """
     kind = files.kind(uri)
     if kind == "missing":
@@ -109,9 +105,9 @@ def _list_tar(uri: str, spool: str, progress: Progress) -> Listing:
 
 
 def open_tars(listing: Listing, which: Any, keep: tuple[str, ...] = (), progress: Progress = silent) -> Listing:
-    """Returns the files inside the tars among a listing's files, as `STEM/NAME`.
+    """Returns the files inside some tars of a listing, as `STEM/NAME`.
 
-    which: indices. keep: suffixes of small files whose contents are wanted.
+    which: indices of the tars. keep: suffixes of small files whose contents are wanted.
     """
     inner = [listing.tar(index) for index in which]
     found = tars.scan(inner, keep, progress)
@@ -145,7 +141,7 @@ def _from_tables(uri: str, parts: list[tuple[Tar, str, pa.Table]], fingerprint: 
 
 
 class _Hashing:
-    """A readable stream that hashes and counts what passes, for the decompressors."""
+    """A readable stream that computes the MD5 of the bytes it returns, and reports their number."""
 
     def __init__(self, stream: Any, report: Callable[[int], None]) -> None:
         self._stream, self._report = stream, report
@@ -161,6 +157,7 @@ class _Hashing:
 
 
 def _spool_if_compressed(uri: str, spool: str, progress: Progress) -> tuple[str, str | None]:
+    """Returns (URI of the plain tar, MD5 of the archive); `uri` itself and None if it isn't compressed."""
     size = files.size(uri)
     head = bytes(files.read_range(uri, 0, min(size, 512)))
     opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
@@ -175,7 +172,7 @@ def _spool_if_compressed(uri: str, spool: str, progress: Progress) -> tuple[str,
     out_filesystem, out_path = files.open_filesystem(tar_uri)
     if files.is_local(tar_uri):
         out_filesystem.create_dir(files.open_filesystem(spool)[1])
-    # compression=None: left to itself, pyarrow would decompress by the file's name.
+    # compression=None: by default pyarrow decompresses by the name of the file.
     raw_stream = filesystem.open_input_stream(path, compression=None)
     with raw_stream as raw, out_filesystem.open_output_stream(out_path, compression=None) as out:
         hashing = _Hashing(raw, lambda done: progress("decompress", done, size))
@@ -185,6 +182,6 @@ def _spool_if_compressed(uri: str, spool: str, progress: Progress) -> tuple[str,
                     out.write(chunk)
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
             raise SourceError(f"{uri}: the archive is truncated or damaged ({error}); download it again") from error
-        while hashing.read(_CHUNK_BYTES):
+        while hashing.read(_CHUNK_BYTES):  # bytes after the end of the compressed stream belong to the MD5, too
             pass
     return tar_uri, hashing.md5.hexdigest()

@@ -1,4 +1,4 @@
-"""Which layout a source has, and its index."""
+"""Recognises the layout of a source and returns its index."""
 
 import re
 from collections import Counter
@@ -11,7 +11,7 @@ from pipeline.ingestion.sources.members import Listing, list_members
 from pipeline.ingestion.sources.source import Source
 from pipeline.storage import files
 
-# Also the order in which they are looked for.
+# In the order in which a source is compared with them: a CIFAR archive would also pass for class folders.
 LAYOUTS = {
     "cifar-binary": "CIFAR-10 binary: data_batch_N.bin, test_batch.bin",
     "cifar-python": "CIFAR-10 Python: data_batch_N, test_batch (restricted unpickling)",
@@ -64,10 +64,11 @@ def open_source(source: Source | str, *, spool: str, progress: Progress = silent
     return folders.build_index(listing, name)
 
 
-def _unknown(listing: Listing, what: str) -> str:
+def _unknown(listing: Listing, problem: str) -> str:
+    """Returns the message for a source of no known layout, or of another than the given one."""
     suffixes = Counter("." + name.rsplit(".", 1)[-1] if "." in name else "no suffix" for name in listing.names)
     kinds = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(4))
     return (
-        f"{listing.uri}: {what}; found {len(listing):,} files ({kinds}), first {listing.names[0]!r}; "
-        f"understood are {'; '.join(LAYOUTS.values())}"
+        f"{listing.uri}: {problem}; found {len(listing):,} files ({kinds}), first {listing.names[0]!r}; "
+        f"known layouts: {'; '.join(LAYOUTS.values())}"
     )

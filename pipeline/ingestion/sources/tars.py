@@ -1,10 +1,10 @@
-"""The members of tars, where they lie: name, offset and length by ranged reads of the headers alone.
+"""Lists the members of tars by ranged reads of their headers: name, offset and length of each.
 
-Each header says where the next one is, so a tar can only be walked from its start; over a network that is a wait for
-each member. A large remote tar is therefore walked from many places at once: at each, the first block that is a
-header (by its checksum) is taken on trust, and a walk counts only from where the walk before it really ended. Where
-trust was misplaced (image bytes that look like a header), that stretch is walked again from the right place. So the
-result is exactly that of a walk from the start.
+A header tells where the next one is, so a tar has to be walked from its start, and over a network each member costs a
+round trip. A large remote tar is therefore walked from many places at once. Each walk starts at the first block that
+looks like a header by its checksum. Its members count from the place on at which the walk before it ended; if that
+place isn't among its headers (image bytes looked like a header), the stretch is walked again from there. So the result
+is exactly that of one walk from the start.
 """
 
 import io
@@ -24,9 +24,9 @@ SCHEMA = pa.schema(
         ("name", pa.string()),
         ("offset", pa.int64()),
         ("length", pa.int64()),
-        ("header", pa.int64()),  # where its header begins, extended headers included
-        ("next", pa.int64()),  # where the next header is
-        ("content", pa.binary()),  # of members with a suffix in `keep`
+        ("header", pa.int64()),  # first byte of its header, extended headers included
+        ("next", pa.int64()),  # first byte of the next header
+        ("content", pa.binary()),  # only of members with a suffix in `keep`
     ]
 )
 STRETCH_BYTES = 64 << 20
@@ -37,27 +37,27 @@ _MAX_KEPT_BYTES = 4096
 
 @dataclass(frozen=True)
 class Tar:
-    """A tar of `length` bytes at `offset` of the object at URI `object`; `name` is for messages."""
+    """A tar: `length` bytes at `offset` of an object."""
 
-    name: str
-    object: str
+    name: str  # for messages
+    object: str  # absolute URI
     offset: int
     length: int
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """What one walk covers: headers that begin in [start, stop) of the tar. The first walk starts on a header."""
+    """The part of a tar that one walk covers: the headers that begin in [start, stop)."""
 
     tar: Tar
     start: int
     stop: int
-    trusted: bool
+    at_header: bool  # whether `start` is known to be the first byte of a header
     keep: tuple[str, ...]
 
 
 class _Window(io.RawIOBase):
-    """A file of ranged reads: small ones for headers far apart, growing ones where everything is read."""
+    """A file whose reads are ranged reads: small ones while headers are far apart, growing ones while they are near."""
 
     def __init__(self, tar: Tar) -> None:
         self._tar, self._position = tar, 0
@@ -74,7 +74,7 @@ class _Window(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; fewer at the end alone."""
+        """Returns `size` bytes, fewer only at the end of the tar."""
         size = max(0, min(size if size >= 0 else self._tar.length, self._tar.length - self._position))
         if not size:
             return b""
@@ -90,18 +90,18 @@ class _Window(io.RawIOBase):
 
 
 def scan(tars: list[Tar], keep: tuple[str, ...] = (), progress: Progress = silent) -> list[pa.Table]:
-    """Returns a table of SCHEMA for each tar; offsets count from the object's start. Needs no Ray, but uses it.
+    """Returns a table of SCHEMA for each tar; offsets count from the start of the object. Uses Ray if it runs.
 
-    keep: suffixes of small members whose content is wanted. Raises SourceError if a tar is damaged, truncated, or has
-    a member that is a link, a device, or points outside.
+    keep: suffixes of small members whose content is wanted. Raises SourceError if a tar is damaged or truncated, or if
+    a member is a link or a device, or points outside the archive.
     """
     stretches = [stretch for tar in tars for stretch in _stretches(tar, keep)]
     total = sum(tar.length for tar in tars)
 
-    def done(count: int) -> None:
+    def report(count: int) -> None:
         progress("index", sum(stretch.stop - stretch.start for stretch in stretches[:count]), total)
 
-    found = map_tables(_walk_trustingly, stretches, SCHEMA, done)
+    found = map_tables(_walk_from_first_header, stretches, SCHEMA, report)
     by_tar: dict[Tar, list[tuple[_Stretch, pa.Table]]] = {}
     for stretch, table in zip(stretches, found, strict=True):
         by_tar.setdefault(stretch.tar, []).append((stretch, table))
@@ -109,7 +109,7 @@ def scan(tars: list[Tar], keep: tuple[str, ...] = (), progress: Progress = silen
 
 
 def _stretch_bytes(tar: Tar) -> int:
-    # On a disk there is no wait to hide.
+    # On a local disk there are no round trips to hide: one walk.
     return max(1, tar.length) if files.is_local(tar.object) else STRETCH_BYTES
 
 
@@ -121,9 +121,9 @@ def _stretches(tar: Tar, keep: tuple[str, ...]) -> list[_Stretch]:
     ]
 
 
-def _walk_trustingly(stretch: _Stretch) -> pa.Table:
-    """Walks one stretch; if it started in the wrong place, whatever came of it will be thrown away."""
-    if stretch.trusted:
+def _walk_from_first_header(stretch: _Stretch) -> pa.Table:
+    """Returns the members of a stretch, or anything if the walk began in the middle of an image: see `_joined`."""
+    if stretch.at_header:
         return _walk(stretch)
     start = _first_header(stretch)
     if start is None:
@@ -135,6 +135,7 @@ def _walk_trustingly(stretch: _Stretch) -> pa.Table:
 
 
 def _first_header(stretch: _Stretch) -> int | None:
+    """Returns the first byte of the first block that is a header by its checksum, or None."""
     window = _Window(stretch.tar)
     for position in range(stretch.start, stretch.stop, _BLOCK):
         window.seek(position)
@@ -149,13 +150,14 @@ def _first_header(stretch: _Stretch) -> int | None:
 
 
 def _walk(stretch: _Stretch) -> pa.Table:
+    """Returns a table of SCHEMA: the members whose headers begin in a stretch. Raises SourceError."""
     tar, window = stretch.tar, _Window(stretch.tar)
     window.seek(stretch.start)
     rows: list[tuple[object, ...]] = []
     try:
         with tarfile.open(fileobj=window, mode="r:") as archive:
             while (info := archive.next()) is not None and info.offset < stretch.stop:
-                archive.members = []  # type: ignore[attr-defined]  # or it would keep them all
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep millions of them
                 name = "" if info.isdir() else _safe_name(info, tar.name)
                 after, content = archive.offset, _content(info, archive, stretch)
                 rows.append((name, info.offset_data, info.size, info.offset, after, content))
@@ -181,7 +183,7 @@ def _content(info: tarfile.TarInfo, archive: tarfile.TarFile, stretch: _Stretch)
 
 
 def _check_end(window: _Window, offset: int, tar: Tar) -> None:
-    # tarfile ends in silence at a damaged header and at a cut between two members; a whole archive ends in zeros.
+    # tarfile ends without an error at a damaged header and at a cut between two members. A whole archive ends in zeros.
     window.seek(offset)
     block = window.read(_BLOCK)
     if not block:
@@ -193,7 +195,7 @@ def _check_end(window: _Window, offset: int, tar: Tar) -> None:
 
 
 def _joined(walks: list[tuple[_Stretch, pa.Table]]) -> pa.Table:
-    """Returns the members of one tar: of each walk what comes after the end of the one before."""
+    """Returns the members of one tar: of each walk those that come after the end of the walk before it."""
     parts, position = [], 0
     for stretch, table in walks:
         if position >= stretch.stop:
@@ -202,7 +204,7 @@ def _joined(walks: list[tuple[_Stretch, pa.Table]]) -> pa.Table:
         if position in headers:
             part = table.slice(headers.index(position))
         else:
-            part = _walk(replace(stretch, start=position, trusted=True))
+            part = _walk(replace(stretch, start=position, at_header=True))
         parts.append(part)
         if part.num_rows:
             position = part["next"][-1].as_py()
@@ -212,11 +214,13 @@ def _joined(walks: list[tuple[_Stretch, pa.Table]]) -> pa.Table:
 
 
 def _absolute(tar: Tar, table: pa.Table) -> pa.Table:
+    """Returns a table without directories, whose offsets count from the start of the object."""
     table = table.filter(pa.compute.not_equal(table["name"], ""))
     return table.set_column(1, "offset", pa.compute.add(table["offset"], tar.offset))
 
 
 def _safe_name(info: tarfile.TarInfo, uri: str) -> str:
+    """Returns the name of a member. Raises SourceError if it isn't a file, or points outside the archive."""
     if not info.isfile():
         raise SourceError(f"{uri}: member {info.name!r} is a link or a device; an archive of images holds files only")
     name = info.name.removeprefix("./")

@@ -1,4 +1,4 @@
-"""WebDataset: tars whose samples are runs of files with one stem, `NAME.jpg` and `NAME.cls` (the class)."""
+"""WebDataset: tars in which a sample is two files with one stem, `NAME.jpg` and `NAME.cls`, the class."""
 
 import re
 
@@ -12,13 +12,15 @@ _LABEL_SUFFIX = ".cls"
 
 
 def matches(listing: Listing) -> bool:
-    """Whether the listing holds tars, and no image outside them."""
+    """Whether the source holds tars, and no image outside them."""
     return any(name.endswith(".tar") for name in listing.names) and not any(map(is_image, listing.names))
 
 
 def build_index(listing: Listing, name: str, progress: Progress) -> Index:
-    """Returns the index. A shard's split is the word train, val or test in its path; classes are sorted as numbers
-    where all are numbers. Raises SourceError if an image has no .cls beside it.
+    """Returns the index. The split of a tar is the word train, val or test in its path.
+
+    Classes that are all numbers are sorted as numbers. Raises SourceError if an image has no .cls file beside it, or if
+    only some of the tars name a split.
     """
     shards = [row for row, each in enumerate(listing.names) if each.endswith(".tar")]
     inside = open_tars(listing, shards, keep=(_LABEL_SUFFIX,), progress=progress)
