@@ -1,4 +1,4 @@
-"""Floating-point operations: how many training takes, by torch's own counter, and how many a device can do."""
+"""Floating-point operations: how many training takes, by torch's counter, and how many per second a device can do."""
 
 import copy
 import time
@@ -8,47 +8,54 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense bfloat16, operations a second, from NVIDIA's data sheets (SXM; PCIe cards are slower).
+# Dense bfloat16 operations per second, from NVIDIA's data sheets for SXM cards; PCIe cards are slower.
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "B200": 2250e12}
+_COUNTED_IMAGES = 8  # BatchNorm needs more than one in training mode
+_CPU_SIDE, _GPU_SIDE = 2048, 8192  # of the multiplied matrices: large enough to hide the cost of a call
+_REPETITIONS = 6
 
 
 def operations_per_image(net: nn.Module, size_px: int) -> float:
-    """Returns the operations of a forward and backward pass over one image of S x S pixels, a multiply-add being two.
+    """Returns the operations of a forward and backward pass over one image of S x S pixels.
 
-    Counted on the meta device, where nothing is computed: matrix products and convolutions, as torch counts them.
+    A multiply-add counts as two. Torch counts matrix products and convolutions only, which are nearly all of it. The
+    pass runs on the meta device, where shapes are computed but no values.
     """
-    images = 8
     twin = copy.deepcopy(net).to("meta").train()
     with FlopCounterMode(display=False) as counter:
-        twin(torch.empty(images, 3, size_px, size_px, device="meta")).sum().backward()
-    return counter.get_total_flops() / images
+        twin(torch.empty(_COUNTED_IMAGES, 3, size_px, size_px, device="meta")).sum().backward()
+    return counter.get_total_flops() / _COUNTED_IMAGES
 
 
 def peak_operations(device: torch.device, bfloat16: bool) -> tuple[float, str]:
-    """Returns operations a second that `device` can do, and where the number is from.
+    """Returns the operations per second that a device can do, and the source of the number.
 
-    Of a known GPU its data sheet's; of anything else what a product of large matrices reaches here, with the threads
-    there are.
+    For a known GPU and bfloat16 it is the data sheet's. Otherwise it is measured: the rate of a product of large
+    matrices, with the threads that this process has.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, peak in _PEAKS.items():
             if known in name and bfloat16:
                 return peak, f"{known}, data sheet, dense bfloat16"
-    dtype, size = torch.bfloat16 if bfloat16 else torch.float32, 2048 if device.type == "cpu" else 8192
-    left = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(6):
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    size = _CPU_SIDE if device.type == "cpu" else _GPU_SIDE
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    best_seconds = float("inf")
+    for _ in range(_REPETITIONS):
         start = time.perf_counter()
-        left @ left
+        matrix @ matrix
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best, f"a product of {size} x {size} matrices in {str(dtype).removeprefix('torch.')}"
+        best_seconds = min(best_seconds, time.perf_counter() - start)
+    return 2 * size**3 / best_seconds, f"a product of {size} x {size} matrices in {str(dtype).removeprefix('torch.')}"
 
 
 def training_operations(net: nn.Module, sizes_px: list[int], images_per_epoch: int) -> dict[str, Any]:
-    """Returns total and per_image (of the last epoch): sizes_px are those of each epoch."""
+    """Returns {"total": operations of a training run, "per_image": operations of an image in its last epoch}.
+
+    sizes_px: side of the images in each epoch.
+    """
     of_size = {size: operations_per_image(net, size) for size in set(sizes_px)}
     total = sum(of_size[size] for size in sizes_px) * images_per_epoch
     return {"total": total, "per_image": of_size[sizes_px[-1]]}

@@ -1,7 +1,8 @@
-"""A trained network: found by the folder of a finished run or of one checkpoint, loaded without running any code."""
+"""Trained networks: found by the URI of a finished run or of one checkpoint, and loaded without running any code."""
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,53 +14,52 @@ from pipeline.models import checkpoint
 from pipeline.models.factory import recipe_model
 from pipeline.models.run_state import AVERAGE, MODEL, select_prefix
 from pipeline.models.tensor_file import read_tensors
-from pipeline.storage import files as storage
+from pipeline.storage import files
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained network: where it is, what it was trained by, its classes, and the SHA-256 of its weights.
+    """A trained network that is stored somewhere. Pass it to `load_net` for the network itself."""
 
-    hold_out: share of train that it wasn't trained on. dataset_digest: of what it was trained on.
-    """
-
-    uri: str
-    recipe: Recipe
-    classes: tuple[str, ...]
-    sha256: str
-    dataset_digest: str
-    hold_out: float
+    uri: str  # of the run, or of one of its checkpoints
+    recipe: Recipe  # that it was trained with
+    classes: tuple[str, ...]  # names, by the index of the logit
+    sha256: str  # of the files with its weights, in hexadecimal
+    dataset_digest: str  # of the data set it was trained on
+    hold_out: float  # share of train that it wasn't trained on
 
     @property
     def name(self) -> str:
-        """What to call it: recipe and network."""
+        """Name for people: recipe and network."""
         return f"{self.recipe.name} ({self.recipe.model})"
 
 
 def find_model(uri: str, field_name: str = "checkpoint") -> TrainedModel:
     """Returns the model of a finished run (RUN), or of one checkpoint (RUN/checkpoints/STEP).
 
-    field_name: of what the URI was given for. Raises CheckpointError if there is none, or it is damaged.
+    field_name: the setting that `uri` was given for, for the message. Raises CheckpointError if there is no such run or
+    checkpoint, or it is damaged.
     """
     uri = uri.rstrip("/")
+    identity: dict[str, Any]
     if checkpoint.is_checkpoint(uri):
-        if not storage.exists(storage.join(uri, checkpoint.STATE_NAME)):
+        if not files.exists(files.join(uri, checkpoint.STATE_NAME)):
             raise CheckpointError(f"{field_name}={uri}: no such checkpoint; give RUN or one of RUN/checkpoints/")
         meta = checkpoint.read_state(uri)
         identity, classes = meta["state"]["identity"], meta["state"]["classes"]
-        files = meta["parts"]
+        names = meta["parts"]
     else:
-        place = storage.join(uri, checkpoint.OUTPUT_NAME)
-        if not storage.exists(place):
+        output = files.join(uri, checkpoint.OUTPUT_NAME)
+        if not files.exists(output):
             raise CheckpointError(
                 f"{field_name}={uri}: no finished run ({checkpoint.OUTPUT_NAME}); give the folder of one, or "
                 "RUN/checkpoints/STEP"
             )
-        identity = storage.read_json(place)
-        classes, files = identity["classes"], [checkpoint.MODEL_NAME]
+        identity = files.read_json(output)
+        classes, names = identity["classes"], [checkpoint.MODEL_NAME]
     sha256 = hashlib.sha256()
-    for name in files:
-        sha256.update(storage.read_bytes(storage.join(uri, name)))
+    for name in names:
+        sha256.update(files.read_bytes(files.join(uri, name)))
     recipe = recipe_from_json(identity["recipe"])
     return TrainedModel(
         uri, recipe, tuple(classes), sha256.hexdigest(), identity["dataset_digest"], identity["hold_out"]
@@ -67,7 +67,7 @@ def find_model(uri: str, field_name: str = "checkpoint") -> TrainedModel:
 
 
 def check_classes(model: TrainedModel, classes: tuple[str, ...], field_name: str = "checkpoint") -> None:
-    """Raises CheckpointError, with what differs, unless the model knows just these classes, in this order."""
+    """Raises CheckpointError, which lists the differences, unless the model has exactly these classes in this order."""
     if model.classes != classes:
         different = sorted(set(model.classes) ^ set(classes)) or ["their order"]
         raise CheckpointError(
@@ -77,12 +77,18 @@ def check_classes(model: TrainedModel, classes: tuple[str, ...], field_name: str
 
 
 def load_net(model: TrainedModel) -> nn.Module:
-    """Returns the network with its weights, averaged ones where it has them, on the CPU, for evaluation."""
+    """Returns the network on the CPU, in evaluation mode and channels_last.
+
+    It takes normalised images, float32 [N, 3, S, S], and returns logits [N, number of classes]. Its weights are the
+    exponential average where the recipe has one (`ema_decay`).
+    """
     net = recipe_model(model.recipe, len(model.classes))
     if checkpoint.is_checkpoint(model.uri):
         tensors = checkpoint.load(model.uri).tensors
-        weights = select_prefix(tensors, MODEL) | (select_prefix(tensors, AVERAGE) if model.recipe.ema_decay else {})
+        weights = select_prefix(tensors, MODEL)
+        if model.recipe.ema_decay:  # an average has no integer buffers: those are the network's
+            weights |= select_prefix(tensors, AVERAGE)
     else:
-        weights = read_tensors(storage.join(model.uri, checkpoint.MODEL_NAME))
+        weights = read_tensors(files.join(model.uri, checkpoint.MODEL_NAME))
     net.load_state_dict(weights)
     return net.eval().to(memory_format=torch.channels_last)

@@ -1,6 +1,7 @@
-"""What a run is at a step, as tensors and JSON, and back: all that the rest of it depends on.
+"""The state of a run after a step, as tensors and JSON, and back.
 
-Nothing else is kept: order, augmentation and dropout are computed from (seed, step), so there is no generator to save.
+Nothing else has to be saved: order, augmentation and dropout are functions of (seed, step), so there is no state of a
+random generator.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -14,28 +15,25 @@ from pipeline.models.tensor_file import Tensors
 from pipeline.models.weight_averages import LookAhead, WeightAverage
 
 Average = WeightAverage | LookAhead
-MODEL, AVERAGE, _OPTIMIZER, _LOSSES = "model/", "average/", "optimizer/", "losses"
+MODEL, AVERAGE = "model/", "average/"  # prefixes of the tensors' names in a checkpoint
+_OPTIMIZER, _LOSSES = "optimizer/", "losses"
 
 
 @dataclass
 class RunState:
-    """What was done so far.
+    """Progress of a run."""
 
-    seconds: by stage (`timing.STAGES`); quarantined: (split, row) of each image that was left out; skipped: steps
-    without an update, because loss or gradients weren't finite; losses: of each step, the mean over the global batch.
-    """
-
-    epochs: int
-    step: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    quarantined: list[tuple[str, int]] = field(default_factory=list)
-    skipped: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    epochs: int  # in all
+    step: int = 0  # finished steps
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage (`stage_times.STAGES`)
+    history: list[dict[str, Any]] = field(default_factory=list)  # training metrics, some twenty lines an epoch
+    evaluations: list[dict[str, float]] = field(default_factory=list)  # step, loss, top1, top5
+    quarantined: list[tuple[str, int]] = field(default_factory=list)  # (split, row) of each corrupt image left out
+    skipped: list[int] = field(default_factory=list)  # steps without an update: loss or gradient not finite
+    losses: list[float] = field(default_factory=list)  # of each step, mean over the global batch
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the losses, which are many: they go with the tensors."""
+        """Returns all fields but the losses: there is one for each step, so they are stored as a tensor."""
         values = asdict(self)
         del values["losses"]
         return values
@@ -44,7 +42,10 @@ class RunState:
 def collect(
     net: nn.Module, optimizers: list[torch.optim.Optimizer], average: Average | None, state: RunState
 ) -> Tensors:
-    """Returns references to the tensors of a run by name; of optimisers by parameter."""
+    """Returns the tensors of a run by name; those of optimisers by the name of their parameter.
+
+    The tensors are references, not copies, except the losses.
+    """
     tensors: Tensors = {f"{MODEL}{name}": tensor for name, tensor in net.state_dict().items()}
     if average is not None:
         tensors |= {f"{AVERAGE}{name}": tensor for name, tensor in average.values.items()}
@@ -59,14 +60,14 @@ def collect(
 
 
 def is_rank_local(name: str) -> bool:
-    """Whether ranks may hold different values: running statistics, and what is counted. Rank 0's are the run's."""
+    """Whether a tensor may differ between ranks: losses, and statistics of BatchNorm. Rank 0's count for the run."""
     return name == _LOSSES or name.rsplit(".", 1)[-1] in ("running_mean", "running_var", "num_batches_tracked")
 
 
 def restore(
     saved: Checkpoint, net: nn.Module, optimizers: list[torch.optim.Optimizer], average: Average | None
 ) -> RunState:
-    """Puts a checkpoint into a network, its optimisers and its average, and returns the state."""
+    """Loads a checkpoint into a network, its optimisers and its average, and returns the state of the run."""
     net.load_state_dict(select_prefix(saved.tensors, MODEL))
     if average is not None:
         for name, tensor in select_prefix(saved.tensors, AVERAGE).items():
@@ -83,8 +84,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, n
     for path, tensor in tensors.items():
         name, key = path.rsplit("/", 1)
         parameter = parameters[name]
-        like = torch.zeros_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
-        by_parameter.setdefault(id(parameter), {})[key] = like  # in the parameter's memory format
+        # In the parameter's memory format (channels_last); a saved tensor is contiguous.
+        value = torch.zeros_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
+        by_parameter.setdefault(id(parameter), {})[key] = value
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     packed = optimizer.state_dict()
     packed["state"] = {n: by_parameter[id(p)] for n, p in enumerate(held) if id(p) in by_parameter}
@@ -92,5 +94,5 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, n
 
 
 def select_prefix(tensors: Tensors, prefix: str) -> Tensors:
-    """Returns the tensors whose names begin with `prefix`, under the rest of their names."""
+    """Returns the tensors whose names start with `prefix`, by their names without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Our own networks for small images. Every one returns logits."""
+"""Networks for small images. Each returns logits."""
 
 from itertools import pairwise
 
@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 
 class SeedCnn(nn.Module):
-    """The tutorial's CNN: 3x3 convolutions of 32, 64 and 64 with 2x2 max-pooling, dense 64, dense 10.
+    """The CNN of TensorFlow's CIFAR-10 tutorial: three 3x3 convolutions of 32, 64 and 64 channels, two linear layers.
 
-    The tutorial ends in softmax and trains with `from_logits=True`, which applies softmax twice and flattens the
-    gradient: a bug. This one returns logits. Convolutions are unpadded, as Keras's default is.
+    A 2x2 max-pooling follows the first two convolutions, which are unpadded as is Keras's default. The tutorial's
+    network ends in a softmax and is trained with `from_logits=True`, which applies softmax twice and shrinks the
+    gradient; this network returns logits.
     """
 
     def __init__(self, num_classes: int, image_size_px: int = 32) -> None:
@@ -26,7 +27,7 @@ class SeedCnn(nn.Module):
             nn.Flatten(), nn.Linear(64 * side * side, 64), nn.ReLU(), nn.Linear(64, num_classes)
         )
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):  # Keras's initialisation, on which the 10 epochs rest
+            if isinstance(module, nn.Conv2d | nn.Linear):  # as Keras; the tutorial's 10 epochs rest on it
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
@@ -37,7 +38,10 @@ class SeedCnn(nn.Module):
 
 
 class _Block(nn.Module):
-    """Convolution, pooling before the elementwise work (which is what costs on a CPU), then a residual one."""
+    """A convolution with pooling, then a residual convolution.
+
+    Pooling comes before BatchNorm and ReLU, because elementwise work is what costs on a CPU.
+    """
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
@@ -52,9 +56,9 @@ class _Block(nn.Module):
 
 
 class Whitened(nn.Module):
-    """A network whose first layer whitens patches of 2x2 pixels: frozen weights, set from training images.
+    """Base of networks whose first layer whitens patches of 2x2 pixels, with frozen weights set from training images.
 
-    As in Page's and Jordan's CIFAR-10 speed runs (arXiv 2404.00498): each direction, and its negative.
+    As in Page's and Jordan's CIFAR-10 speed runs (arXiv 2404.00498, section 3.2): 12 directions and their negatives.
     """
 
     def __init__(self) -> None:
@@ -63,17 +67,21 @@ class Whitened(nn.Module):
         self.whitening.weight.requires_grad_(False)
 
     def fit_whitening(self, images: Tensor) -> None:
-        """images: float [N, 3, S, S], normalised. Sets the first layer to whiten their patches."""
+        """Sets the first layer's weights to the whitening of the images' patches.
+
+        images: float [N, 3, S, S], normalised. Directions are the eigenvectors of the patches' covariance, each divided
+        by the square root of its eigenvalue + 5e-4, which damps directions without signal.
+        """
         patches = F.unfold(images.float(), 2).permute(0, 2, 1).reshape(-1, 12).double()
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         kernels = (vectors / (values + 5e-4).sqrt()).T.flip(0)
-        # The sign of an eigenvector is arbitrary; fix it, so that the same data gives the same network anywhere.
+        # The sign of an eigenvector is arbitrary. Fix it: the same data must give the same network on any machine.
         kernels = kernels * kernels.gather(1, kernels.abs().argmax(1, keepdim=True)).sign()
         self.whitening.weight.data.copy_(torch.cat([kernels, -kernels]).reshape(24, 3, 2, 2))
 
 
 class FastResNet(Whitened):
-    """A small ResNet for 32-pixel images on a CPU: 32 million multiply-adds, most of them in large convolutions."""
+    """A small ResNet for 32-pixel images on a CPU: 32 million multiply-adds, most of them in wide convolutions."""
 
     def __init__(self, num_classes: int, widths: tuple[int, ...] = (32, 128, 128)) -> None:
         super().__init__()
@@ -90,7 +98,10 @@ class FastResNet(Whitened):
 
 
 class _Group(nn.Module):
-    """Convolution, pooling and one or two more; the last of three is added to what came before it (airbench96)."""
+    """A convolution with pooling, then one or two more convolutions; the third is a residual one (airbench96).
+
+    All start as the identity on their first outputs (Dirac), and BatchNorm's scales stay 1.
+    """
 
     def __init__(self, num_in: int, num_out: int, convolutions: int, norm_momentum: float) -> None:
         super().__init__()
@@ -100,7 +111,7 @@ class _Group(nn.Module):
             [nn.BatchNorm2d(num_out, eps=1e-12, momentum=norm_momentum) for _ in range(convolutions)]
         )
         for conv in self.convs:
-            nn.init.dirac_(conv.weight.data[: conv.weight.shape[1]])  # type: ignore[index]  # the first outputs are the inputs
+            nn.init.dirac_(conv.weight.data[: conv.weight.shape[1]])  # type: ignore[index]
         for norm in self.norms:
             norm.weight.requires_grad_(False)
 
@@ -115,8 +126,8 @@ class _Group(nn.Module):
 class Airbench(Whitened):
     """The network of Jordan's CIFAR-10 speed runs (arXiv 2404.00498 and its repository), for images of 32 pixels.
 
-    The defaults are those of 94 %, in its version for Muon. "small" is narrower, in widths that suit CPUs. 96 % has
-    widths 128, 512, 512, three convolutions a group and BatchNorm's usual momentum. BatchNorm's scales stay 1.
+    The defaults are those of the 94 % record in its version for Muon. The 96 % record has widths 128, 512, 512, three
+    convolutions in each group and BatchNorm's usual momentum, 0.1. `airbench-small` has widths that suit a CPU.
     """
 
     def __init__(
