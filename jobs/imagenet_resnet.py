@@ -1,7 +1,8 @@
 """Trains and evaluates a ResNet (or another network) on ImageNet-like data, on a Ray cluster.
 
-ray job submit --working-dir . -- python jobs/imagenet_resnet.py --data URI [--recipe NAME] [--workers N]
-    [--storage URI] [--run-name NAME]
+Examples:
+ray job submit --working-dir . -- python jobs/imagenet_resnet.py --data s3://bucket/imagenet --storage s3://bucket/work
+uv run jobs/imagenet_resnet.py --data photos.tar --recipe imagenette-5 --workers 1 --run-name photos
 """
 
 import time
@@ -11,42 +12,47 @@ from typing import Annotated
 from jobs import command, training
 from pipeline.cluster.session import ray_session
 from pipeline.ingestion.prepare import prepare_dataset
-from pipeline.storage import files as storage
+from pipeline.storage import files
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataArgs:
-    """What to train on, and where to."""
+    """What to train on, and where data sets and runs are written. On several nodes: s3://bucket/prefix or a shared
+    folder."""
 
     data: Annotated[str, command.option("raw images (ingested into the storage first) or a data set", "URI")]
     storage: Annotated[
-        str, command.option("runs and data sets; all nodes must reach it", "URI", "~/image-pipeline")
+        str, command.option("folder of runs and data sets; all nodes must reach it", "URI", "~/image-pipeline")
     ] = "~/image-pipeline"
-    run_name: Annotated[str | None, command.option("the same again continues it", "NAME", "a new one")] = None
+    run_name: Annotated[
+        str | None, command.option("name of the run; the same again continues it", "NAME", "RECIPE-TIME")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(training.TrainingArgs, DataArgs):
-    """On several nodes --storage is s3://bucket/prefix or a shared folder."""
+class Args(training.TrainingArgs):
+    """Flags of a training job on a cluster."""
+
+    data: Annotated[DataArgs, command.group("data")]
 
 
 def main(args: Args) -> None:
-    """The whole path, on the cluster that RAY_ADDRESS names, else on this machine."""
-    recipe = args.make_recipe("resnet50")
-    root = storage.absolute(args.storage)
-    with ray_session(args.workers or 1):
+    """Trains, from raw images to the report, on the cluster that RAY_ADDRESS names, else on this machine."""
+    recipe, options = args.check("resnet50")
+    root = files.absolute(args.data.storage)
+    with ray_session(args.workers.workers or 1):
         import ray
 
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        workers = max(1, gpus) if args.workers is None else args.workers
+        workers = max(1, gpus) if args.workers.workers is None else args.workers.workers
+        parent = files.join(root, "datasets")
         with command.Display() as display:
-            parent = storage.join(root, "datasets")
-            dataset = prepare_dataset(args.data, parent, layout=args.layout, md5=args.md5, progress=display)
+            dataset = prepare_dataset(
+                args.data.data, parent, layout=args.raw.layout, md5=args.raw.md5, progress=display
+            )
         training.describe_dataset(dataset)
-
-        run = storage.join(root, "runs", args.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        job = args.make_job(dataset, run, recipe, workers, gpus)
-        training.train_on_cluster(job, args.wait_minutes)
+        name = args.data.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        training.train_and_print(dataset, files.join(root, "runs", name), recipe, workers, options)
 
 
 RESUME_HINT = "the same command with the same --run-name continues from the last checkpoint"

@@ -36,6 +36,13 @@ def weights_of(field_name: str, uri: str, file: str = "") -> Weights:
     return Weights(uri, hashlib.sha256(files.read_bytes(place)).hexdigest())
 
 
+def teacher_weights(run: str) -> Weights:
+    """Returns the weights of a finished run, to learn from. Raises CheckpointError if there is none."""
+    from pipeline.models.checkpoint import MODEL_NAME  # loads torch
+
+    return weights_of("teacher", files.absolute(run).rstrip("/"), MODEL_NAME)
+
+
 @dataclass(frozen=True)
 class TrainJob:
     """A training run. Fields from `seed` to `hold_out` and the recipe decide its numbers; the rest, how it is run."""

@@ -2,16 +2,21 @@
 
 import contextlib
 import math
+import tempfile
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.cluster.remote_progress import remote_progress
+from pipeline.cluster.resources import count_gpus, workers_use_gpus
+from pipeline.cluster.session import prepare_environment, quieten_ray, ray_session
 from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
+from pipeline.core.progress import Progress, silent
 from pipeline.models import checkpoint
 from pipeline.models.identity import check_identity
 from pipeline.storage import files
 from pipeline.training.finish import json_losses
-from pipeline.training.job import TrainJob, Weights
+from pipeline.training.job import TrainJob, Weights, fit_to_cluster, teacher_weights
 from pipeline.training.launch import check_job, run_training
 from pipeline.training.loop import Due, run_steps
 from pipeline.training.setup import set_up
@@ -82,6 +87,33 @@ def replay_loop(config: dict[str, Any]) -> None:
         ray.train.report({"step": worker.state.step})  # a barrier: no worker leaves before the losses are written
 
 
+def replay_checkpoint(
+    checkpoint_uri: str, dataset: str, num_steps: int = 20, teacher: str | None = None, progress: Progress = silent
+) -> Replay:
+    """Repeats up to `num_steps` steps after a checkpoint, with as many workers as the run had, and returns the losses.
+
+    checkpoint_uri: a folder below RUN/checkpoints/, or a run, for its oldest checkpoint. dataset, teacher: those of the
+    run. Writes nothing but a temporary folder. Raises CheckpointError if there is nothing to repeat, or if data set or
+    teacher are others.
+    """
+    prepare_environment()  # before anything imports Ray
+    uri = files.absolute(checkpoint_uri).rstrip("/")
+    if not checkpoint.is_checkpoint(uri) and (steps := checkpoint.steps(uri)):
+        uri = checkpoint.folder(uri, steps[0])
+    weights = teacher_weights(teacher) if teacher else None
+    with tempfile.TemporaryDirectory(prefix="replay-") as scratch:
+        job, recorded = prepare_replay(uri, files.absolute(dataset), scratch, num_steps, weights)
+        gpus = count_gpus()
+        # On CPUs a run of one worker and a run in its own process are the same: the latter needs no Ray.
+        num_workers = 0 if not gpus and job.num_workers == 1 else job.num_workers
+        job = replace(job, num_workers=num_workers, use_gpu=workers_use_gpus("auto", job.num_workers, gpus))
+        if not job.num_workers and job.recipe.residency == "resident":
+            quieten_ray()
+            return run_replay(replace(job, progress=progress), recorded)
+        with ray_session(job.num_workers), remote_progress(progress) as remote:
+            return run_replay(replace(fit_to_cluster(job, 0, progress), progress=remote), recorded)
+
+
 def recorded_losses(run: str) -> list[float]:
     """Returns the losses of a run as far as it got, from its model or its newest checkpoint; NaN for skipped steps."""
     output = files.join(run, checkpoint.OUTPUT_NAME)
@@ -97,7 +129,7 @@ def _from_json(losses: list[float | None]) -> list[float]:
     return [math.nan if loss is None else loss for loss in losses]
 
 
-def prepare(
+def prepare_replay(
     uri: str, dataset: str, scratch: str, num_steps: int, teacher: Weights | None = None
 ) -> tuple[TrainJob, list[float]]:
     """Returns a job that repeats up to `num_steps` steps after the checkpoint at `uri`, and their recorded losses.
@@ -133,8 +165,8 @@ def prepare(
     return replace(job, num_workers=meta["state"]["world_size"]), recorded
 
 
-def replay(job: TrainJob, recorded: list[float]) -> Replay:
-    """Runs a job of `prepare`, and returns its losses beside the recorded ones. Needs Ray as `run_training` does."""
+def run_replay(job: TrainJob, recorded: list[float]) -> Replay:
+    """Runs a job of `prepare_replay`, and returns its losses beside the recorded ones. Needs Ray if the job does."""
     run_training(job, replay_loop, num_steps=len(recorded))
     losses = _from_json(files.read_json(files.join(job.run, REPLAY_NAME)))
     first = len(losses) - len(recorded)

@@ -1,0 +1,205 @@
+"""Training from start to end: data, a recipe and options in; a finished run with its result and report out."""
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.cluster.remote_progress import remote_progress
+from pipeline.cluster.resources import Device, count_gpus, resolve_cache_folder, workers_use_gpus
+from pipeline.cluster.session import prepare_environment, quieten_ray, ray_session
+from pipeline.config.choices import OnCorrupt
+from pipeline.config.presets import make_recipe
+from pipeline.config.recipe import Recipe, check_batch
+from pipeline.core.errors import RecipeError
+from pipeline.core.progress import Progress, silent
+from pipeline.dataset import manifest
+from pipeline.dataset.api import Dataset
+from pipeline.ingestion.prepare import prepare_dataset
+from pipeline.ingestion.sources import digits
+from pipeline.storage import files
+from pipeline.training.job import TrainJob, fit_to_cluster, teacher_weights, weights_of
+from pipeline.training.trackers.base import MakeTracker
+from pipeline.training.trackers.defaults import default_trackers
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a run is carried out, beside its data, recipe and workers. Raises RecipeError for values that can't work."""
+
+    seed: int = 0
+    """Seed of the initial weights, the order of rows, and augmentation."""
+
+    device: Device = "auto"
+    """Device of the workers: "gpu", "cpu", or "auto" for GPUs if there is one for each."""
+
+    max_workers: int | None = None
+    """Largest number of workers of an elastic run. It grows and shrinks with the cluster between the number of workers
+    and this. None: the number of workers is fixed."""
+
+    wait_minutes: float = 0
+    """Minutes to wait for nodes that an autoscaler starts. 0: the cluster must have room at once."""
+
+    hang_minutes: float = 30
+    """Minutes without progress after which a worker ends itself, to be restarted; 0 for never. The longest validation
+    batch, checkpoint or read must fit in."""
+
+    hold_out: float = 0.0
+    """Share of the training split, from 0 to below 1, to evaluate on instead of the validation split, and not to train
+    on. For searches: the validation split stays untouched."""
+
+    pretrained: str | None = None
+    """Weights to start from: path or URI of a .safetensors file, or of a .pt file without pickled code. A last layer
+    for other classes is replaced by a new one."""
+
+    teacher: str | None = None
+    """Finished run to learn from, beside the labels: path or URI (knowledge distillation, Hinton et al.,
+    arXiv 1503.02531)."""
+
+    on_corrupt: OnCorrupt = "stop"
+    """What to do about an image whose bytes have changed since ingest: "stop", or "quarantine" to go on without it.
+    Quarantined images are counted and named in the result."""
+
+    max_skipped_steps: int = 0
+    """Steps that may be skipped because loss or gradient isn't finite; one more ends the run. A skipped step updates
+    nothing, and its loss doesn't count."""
+
+    cache: str | None = None
+    """Folder on each node's own disk that keeps what is read of object storage."""
+
+    trace_rows: bool = False
+    """Whether to write the keys of every step's images to RUN/rows/. Proves that no row was lost or doubled."""
+
+    trackers: tuple[MakeTracker, ...] = field(default_factory=default_trackers)
+    """Functions that make a tracker each, `(job, step) -> tracker`. The default: Ray's metrics and TensorBoard."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_skipped_steps", "hang_minutes", "wait_minutes"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name.replace('_', '-')}={getattr(self, name)} must be 0 or more")
+
+
+def train(
+    data: str | os.PathLike[str] | Dataset | None = None,
+    run: str | os.PathLike[str] | None = None,
+    recipe: str | Recipe | None = None,
+    *,
+    workers: int | None = None,
+    options: TrainOptions | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Trains and evaluates a model, writes the run, and returns the content of its `result.json`.
+
+        result = train("photos/", "runs/photos", "imagenette-5")
+        print(result["val"]["top1"])
+
+    data: a data set, or raw images (class folders, a tar, an archive), which are ingested once; None for CIFAR-10,
+    downloaded once. run: folder for weights, checkpoints, report; the same again continues a run that was interrupted,
+    and returns the result of a finished one; None for a new one in runs/. Paths or URIs, which all nodes must reach.
+    recipe: a name of `pipeline.recipes`, a .json file, or a `Recipe`; None for "cifar10". workers: training processes;
+    0 for this process, None for one on each GPU. options: seed, held-out share and the like. progress: called with each
+    stage's progress.
+
+    Ray is started, or the cluster of RAY_ADDRESS joined, if workers or streaming need it, and ended after. In a script,
+    call it below `if __name__ == "__main__":`, as with every library that starts processes. Raises a PipelineError,
+    with the remedy, for what the user can mend.
+    """
+    options = options or TrainOptions()
+    if isinstance(recipe, str):
+        recipe = make_recipe(recipe)
+    dataset = data.uri if isinstance(data, Dataset) else data
+    uri = prepare_dataset(None if dataset is None else os.fspath(dataset), progress=progress)
+    name = manifest.load(uri).name
+    chosen = recipe or make_recipe(default_recipe(name))
+    place = new_run(chosen, name) if run is None else os.fspath(run)
+    job = make_job(uri, files.absolute(place), chosen, workers, options)
+    return train_job(job, options.wait_minutes, progress)
+
+
+def default_recipe(dataset_name: str) -> str:
+    """Returns the name of the recipe to use when none is given: "cifar10", or "digits" where CIFAR-10 isn't there."""
+    return "digits" if dataset_name == digits.NAME else "cifar10"
+
+
+def new_run(recipe: Recipe, dataset_name: str) -> str:
+    """Returns the folder of a run that isn't given one: runs/RECIPE-DATASET-TIME in the working directory."""
+    return f"runs/{recipe.name}-{dataset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, options: TrainOptions) -> TrainJob:
+    """Returns the job of a run. dataset, run: absolute URIs; workers: None for one on each GPU.
+
+    Raises RecipeError if workers and batch size don't fit together, CheckpointError if the weights to start from, or
+    the teacher's, don't exist.
+    """
+    gpus = count_gpus()
+    workers = gpus if workers is None else workers
+    check_workers(recipe, workers, options.max_workers)
+    return TrainJob(
+        dataset,
+        run,
+        recipe,
+        options.seed,
+        workers,
+        max_workers=options.max_workers or 0,
+        use_gpu=workers_use_gpus(options.device, workers, gpus),
+        hold_out=options.hold_out,
+        trace_rows=options.trace_rows,
+        cache=resolve_cache_folder(options.cache),
+        on_corrupt=options.on_corrupt,
+        max_skipped_steps=options.max_skipped_steps,
+        pretrained=weights_of("pretrained", files.absolute(options.pretrained)) if options.pretrained else None,
+        teacher=teacher_weights(options.teacher) if options.teacher else None,
+        hang_seconds=60 * options.hang_minutes,
+        trackers=options.trackers,
+    )
+
+
+def check_workers(recipe: Recipe, workers: int | None, max_workers: int | None) -> None:
+    """Raises RecipeError unless the numbers of workers can share the recipe's batches. None: not known yet."""
+    if workers is not None and workers < 0:
+        raise RecipeError(f"workers={workers} must be 0 (this process) or more")
+    if max_workers is not None and max_workers < max(1, workers or 0):
+        raise RecipeError(f"max-workers={max_workers} must be at least workers={workers or 1}")
+    check_batch(recipe, max(1, workers or 1, max_workers or 1))
+
+
+def train_job(job: TrainJob, wait_minutes: float = 0, progress: Progress = silent) -> dict[str, Any]:
+    """Trains a job unless it is finished, writes `report.html` and `result.json`, and returns the latter's content.
+
+    Uses the running Ray session, or starts one if workers or streaming need it. wait_minutes: for nodes to join.
+    Raises ClusterError if the cluster has no room, and what `run_training` raises.
+    """
+    prepare_environment()  # before anything imports Ray
+    if not job.num_workers and job.recipe.residency == "resident":
+        quieten_ray()
+        return _train_and_report(job, progress)
+    with ray_session(job.num_workers):
+        return _train_and_report(fit_to_cluster(job, wait_minutes, progress), progress)
+
+
+def _train_and_report(job: TrainJob, progress: Progress) -> dict[str, Any]:
+    from pipeline.evaluation.predictions import read_predictions
+    from pipeline.training.launch import check_job, claim_run, run_training
+    from pipeline.training.outputs.report import write_report
+    from pipeline.training.outputs.result import build_result, read_result, write_result
+
+    _log.info("run %s", job.run)
+    data = check_job(job)
+    claim_run(job, data)
+    finished = read_result(job.run)
+    if finished is not None:
+        _log.info("this run is finished already; give another run directory or name to train again")
+        return finished
+    if job.num_workers:
+        with remote_progress(progress) as remote:
+            run_training(replace(job, progress=remote))
+    else:
+        run_training(replace(job, progress=progress))
+    result = build_result(job, data)
+    write_report(job.run, job.dataset, data, result, read_predictions(job.run)[0])
+    write_result(job.run, result)  # last: a run with a result is finished
+    return result
