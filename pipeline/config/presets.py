@@ -219,7 +219,11 @@ def make_recipe(name: str, **changes: Any) -> Recipe:
 
     Raises RecipeError for an unknown name or field, with the nearest ones, or a value that can't work.
     """
-    recipe = read_recipe(files.absolute(name)) if name.endswith(".json") else recipes[name]
+    return with_changes(read_recipe(files.absolute(name)) if name.endswith(".json") else recipes[name], **changes)
+
+
+def with_changes(recipe: Recipe, **changes: Any) -> Recipe:
+    """Returns a recipe with fields changed, as `make_recipe` does."""
     given = {key: value for key, value in changes.items() if value is not None}
     for key in given:
         check_choice("field", key, tuple(each.name for each in fields(Recipe)))

@@ -17,8 +17,8 @@ from pipeline.evaluation.batch_predict.decode_task import decode_images
 from pipeline.evaluation.inference import view_logits
 from pipeline.evaluation.predictions import UNIT_ROWS
 from pipeline.loader.decode import CropGeometry, best_decoder
+from pipeline.loader.normalise import Normalise
 from pipeline.loader.transform import Transform, evaluation_transform
-from pipeline.models.batch_transforms import Normalise
 from pipeline.models.load import TrainedModel, find_model, load_net
 from pipeline.storage import files
 

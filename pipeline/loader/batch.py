@@ -1,14 +1,16 @@
 """One batch of a loader, whichever way it was made."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from pipeline.core.errors import DatasetError
-from pipeline.core.keyed_random import Epochs, Keys
+from pipeline.core.keyed_random import Epochs, Keys, epochs_at
 from pipeline.loader.sample_order import Rows
 from pipeline.loader.stage_times import BatchTiming
 
@@ -52,3 +54,22 @@ def usable_positions(index: int, corrupt: npt.NDArray[np.bool_]) -> Rows:
     if len(corrupt) and corrupt.all():
         raise DatasetError(f"batch {index}: none of its {len(corrupt)} images can be used; ingest the data set again")
     return np.flatnonzero(~corrupt)
+
+
+def batch_from_columns(index: int, columns: dict[str, npt.NDArray[Any]], keys: Keys, epochs: Epochs) -> Batch:
+    """Returns a batch without its corrupt rows. Raises DatasetError if all are corrupt.
+
+    columns: row, label: int64 [N]; image: uint8 [N, S, S, 3]; corrupt: bool [N]; timing: float64 [5], the fields of
+    BatchTiming, where a task made the batch. keys: uint64, hashes of the keys of all rows of the split. epochs: of the
+    N rows.
+    """
+    positions = usable_positions(index, columns["corrupt"])
+    rows, images, labels = columns["row"], columns["image"], columns["label"]
+    corrupt = rows[columns["corrupt"]]
+    if len(corrupt):
+        rows, images, labels = rows[positions], images[positions], labels[positions]
+    # A stream's arrays are Ray's read-only shared memory. DLPack takes those without a copy, and without the warning of
+    # torch.from_numpy; nothing writes into a batch.
+    pixels, targets = from_dlpack(images).permute(0, 3, 1, 2), from_dlpack(labels)
+    timing = BatchTiming(*columns["timing"]) if "timing" in columns else None
+    return Batch(index, rows, pixels, targets, keys[rows], positions, corrupt, epochs_at(epochs, positions), timing)

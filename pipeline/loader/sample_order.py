@@ -28,6 +28,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config.recipe import Recipe
 from pipeline.core.keyed_random import Epochs, Stream, permutation
 from pipeline.core.partition import even_split
 
@@ -119,6 +120,22 @@ class Order:
         copies = np.repeat(np.arange(self.repeats, dtype=np.int64), stop - start)
         first, last = self._part(len(copies), world_size, rank)
         return epoch // self.repeats * self.repeats + copies[first:last]
+
+
+def training_order(recipe: Recipe, row_group_rows: tuple[int, ...], seed: int) -> Order:
+    """Returns the order in which a recipe trains on a split.
+
+    row_group_rows: rows of each row group, in manifest order. seed: of the run.
+    """
+    return Order(
+        row_group_rows,
+        seed,
+        recipe.global_batch_size,
+        recipe.shuffle_window_row_groups,
+        recipe.augment.mixes,
+        recipe.repeats,
+        recipe.shuffle_run_rows,
+    )
 
 
 @lru_cache(maxsize=4)

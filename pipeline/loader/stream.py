@@ -12,19 +12,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.dlpack import from_dlpack
 
 from pipeline.cluster.ray_tasks import TASK_CPUS, map_in_order
 from pipeline.config.choices import OnCorrupt
 from pipeline.core import errors
 from pipeline.core.errors import ExactnessError
-from pipeline.core.keyed_random import Epochs, Keys, epochs_at
+from pipeline.core.keyed_random import Keys
 from pipeline.dataset.manifest import Split
 from pipeline.dataset.row_group_cache import folder_of
 from pipeline.dataset.row_reader import load_index
-from pipeline.loader.batch import Batch, usable_positions
+from pipeline.loader.batch import Batch, batch_from_columns
 from pipeline.loader.samplers import Sampler
-from pipeline.loader.stage_times import BatchTiming
 from pipeline.loader.stream_task import BatchTask
 from pipeline.loader.transform import Transform
 
@@ -141,17 +139,3 @@ def checked_batches(blocks: Iterator[Block], sampler: Sampler, keys: Keys) -> It
             expected_index += 1
     if expected_index != len(sampler):
         raise ExactnessError(f"the stream ended after {expected_index} of {len(sampler)} batches")
-
-
-def batch_from_columns(index: int, columns: Block, keys: Keys, epochs: Epochs) -> Batch:
-    """Returns the batch in one row of a BatchTask's block, without its corrupt rows."""
-    positions = usable_positions(index, columns["corrupt"])
-    rows, images, labels = columns["row"], columns["image"], columns["label"]
-    corrupt = rows[columns["corrupt"]]
-    if len(corrupt):
-        rows, images, labels = rows[positions], images[positions], labels[positions]
-    # Ray's blocks are read-only shared memory. DLPack hands that over without the copy or the warning of `from_numpy`;
-    # nothing writes into a batch.
-    pixels, targets = from_dlpack(images).permute(0, 3, 1, 2), from_dlpack(labels)
-    timing = BatchTiming(*columns["timing"])
-    return Batch(index, rows, pixels, targets, keys[rows], positions, corrupt, epochs_at(epochs, positions), timing)

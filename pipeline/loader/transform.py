@@ -45,6 +45,10 @@ class Transform:
             return self.size_px
         return self.ramp.size_px(int(np.min(epoch)), self.size_px)
 
+    def at(self, epoch: Epochs) -> "Transform":
+        """Returns the transform of an epoch, which has one size."""
+        return replace(self, size_px=self.size_at(epoch), ramp=None) if self.ramp else self
+
     @property
     def needs_torch(self) -> bool:
         """Whether an operation of the augmentation is torch's. Decoding, cropping and flipping need numpy alone."""
@@ -74,8 +78,8 @@ class Transform:
         corrupt: a set that receives the positions in `rows` of images that can't be used; those are black. Without it,
         DatasetError is raised for the first one. watch: receives the seconds of each stage.
         """
-        watch, size, spec = watch or Stopwatch(), self.size_at(epoch), self._after_decoding
-        pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
+        watch, fixed, spec = watch or Stopwatch(), self.at(epoch), self._after_decoding
+        pixels = np.empty((len(rows), fixed.size_px, fixed.size_px, 3), dtype=np.uint8)
         with watch.stage("storage"):
             parts = read_parts(index, rows, corrupt)
         while True:
@@ -84,7 +88,7 @@ class Transform:
             if not images:
                 break
             with watch.stage("decode"), _relative_to(part, corrupt) as unusable:
-                geometry = self._geometry(index, rows[part], epochs_at(epoch, part))
+                geometry = fixed._geometry(index, rows[part], epochs_at(epoch, part))
                 name = partial(_place, index, rows[part])
                 decode_batch(images, geometry, name, self.decoder, unusable, pixels[part])
         if spec is None or not spec.changes_samples:
@@ -95,7 +99,7 @@ class Transform:
     def _geometry(self, index: RowIndex, rows: Rows, epoch: Epochs) -> CropGeometry:
         """Returns which part of each image is decoded, and to what size."""
         sizes = np.stack([index.height[rows], index.width[rows]], axis=1)
-        spec, keys, size = self.augment, index.key_hash[rows], self.size_at(epoch)
+        spec, keys, size = self.augment, index.key_hash[rows], self.size_px
         if spec is None or spec.resized_crop_area is None:
             return CropGeometry.centre_crops(size, self.resize_px if spec is None else size, sizes)
         boxes = crop_boxes(sizes[:, 0], sizes[:, 1], spec, uniform(self.seed, epoch, Stream.RESIZED_CROP, keys, 40))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from pipeline.models.batch_transforms import Normalise, transform_batch
+    from pipeline.models.batch_transforms import transform_batch
     from pipeline.models.factory import make_model, recipe_model
     from pipeline.models.load import TrainedModel, find_model, load_net
     from pipeline.models.losses import sample_losses
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pipeline.models.tensor_file import read_tensors
 
 __all__ = [
-    "Normalise",
     "TrainedModel",
     "find_model",
     "load_net",
@@ -31,7 +30,7 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "batch_transforms": ("Normalise", "transform_batch"),
+        "batch_transforms": ("transform_batch",),
         "factory": ("make_model", "recipe_model"),
         "load": ("TrainedModel", "find_model", "load_net"),
         "losses": ("sample_losses",),

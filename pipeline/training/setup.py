@@ -11,8 +11,8 @@ from pipeline.core.progress import Progress, silent
 from pipeline.core.structured_log import RunLog, silent_log
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
+from pipeline.loader.normalise import Normalise
 from pipeline.models import checkpoint
-from pipeline.models.batch_transforms import Normalise
 from pipeline.models.checkpoint_writer import CheckpointWriter
 from pipeline.models.distillation import Teacher
 from pipeline.models.factory import recipe_model

@@ -13,8 +13,9 @@ from pipeline.cluster.ray_tasks import usable_cpus
 from pipeline.config.recipe import Recipe
 from pipeline.core.keyed_random import epochs_at
 from pipeline.loader.batch import Batch
+from pipeline.loader.normalise import Normalise
 from pipeline.loader.sample_order import Order
-from pipeline.models.batch_transforms import Normalise, transform_batch
+from pipeline.models.batch_transforms import transform_batch
 from pipeline.models.distillation import distillation_losses
 from pipeline.models.losses import sample_losses
 from pipeline.training.optim.factory import set_learning_rates

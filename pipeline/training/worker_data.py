@@ -12,7 +12,7 @@ from pipeline.evaluation import predictions
 from pipeline.loader.batch import Batch
 from pipeline.loader.local import sample_images
 from pipeline.loader.resident import ResidentSplit, load_resident, resident_batches
-from pipeline.loader.sample_order import Order
+from pipeline.loader.sample_order import training_order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler, train_eval_split
 from pipeline.loader.stream import stream_batches
 from pipeline.loader.transform import Transform, evaluation_transform, training_transform
@@ -30,10 +30,8 @@ class Batches:
         recipe = job.recipe
         self.job, self.data, self.world_size, self.rank, self.device = job, data, world_size, rank, device
         self.parts = train_eval_split(data, job.hold_out)
-        self.train, window = data.split("train"), recipe.shuffle_window_row_groups
-        rows, batch_size = self.parts.train_row_groups, recipe.global_batch_size
-        mixes, run_rows = recipe.augment.mixes, recipe.shuffle_run_rows
-        self.order = Order(rows, job.seed, batch_size, window, mixes, recipe.repeats, run_rows)
+        self.train = data.split("train")
+        self.order = training_order(recipe, self.parts.train_row_groups, job.seed)
         self._corrupt: set[tuple[str, int]] = set()
         self.val_view = evaluation_transform(recipe, job.decoder)
         self.train_view = training_transform(recipe, job.seed, job.decoder)

@@ -17,12 +17,12 @@ from pipeline.dataset.row_reader import load_index
 from pipeline.ingestion.plan import SHARD_BYTES
 from pipeline.ingestion.run import planned_ingest, write_dataset
 from pipeline.ingestion.sources import Source
-from pipeline.loader.batch import Batch
+from pipeline.loader.batch import Batch, batch_from_columns
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.resident import load_resident, resident_batches
 from pipeline.loader.sample_order import Order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler
-from pipeline.loader.stream import batch_from_columns, stream_batches
+from pipeline.loader.stream import stream_batches
 from pipeline.loader.transform import Transform
 from pipeline.training import launch
 from pipeline.training.job import TrainJob

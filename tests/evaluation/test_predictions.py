@@ -9,10 +9,10 @@ from pipeline.dataset import manifest
 from pipeline.evaluation.inference import Predictor
 from pipeline.evaluation.metrics import basic_metrics
 from pipeline.evaluation.predictions import merge
+from pipeline.loader.normalise import Normalise
 from pipeline.loader.resident import load_resident, resident_batches
 from pipeline.loader.samplers import EvaluationSampler
 from pipeline.loader.transform import Transform
-from pipeline.models.batch_transforms import Normalise
 from pipeline.models.small_networks import FastResNet
 from tests.support.predictions import CLASSES, part, random_predictions
 

@@ -11,8 +11,8 @@ import torch
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import CheckpointError
 from pipeline.dataset import manifest
+from pipeline.loader.normalise import Normalise
 from pipeline.models import checkpoint
-from pipeline.models.batch_transforms import Normalise
 from pipeline.models.distillation import Teacher, distillation_losses
 from pipeline.models.factory import recipe_model
 from pipeline.models.tensor_file import serialize_tensors

@@ -20,8 +20,8 @@ from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import load_index
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
+from pipeline.loader.normalise import Normalise
 from pipeline.loader.transform import evaluation_transform
-from pipeline.models.batch_transforms import Normalise
 from pipeline.models.layers import convolutions
 from pipeline.models.load import TrainedModel, load_net
 from pipeline.reporting.charts import heat_picture, pixel_picture

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from pipeline.evaluation.inference import view_logits
+from pipeline.loader.normalise import Normalise
 from pipeline.loader.transform import evaluation_transform
-from pipeline.models.batch_transforms import Normalise
 from pipeline.models.load import TrainedModel, load_net
 
 _ROUNDS, _WARM_UP_ROUNDS = 30, 3

@@ -17,7 +17,7 @@ class PredictWorker:
     def __init__(self, model: TrainedModel, views: TestViews, threads: int) -> None:
         import torch  # here, for in the driver's process nothing else needs it
 
-        from pipeline.models.batch_transforms import Normalise
+        from pipeline.loader.normalise import Normalise
         from pipeline.models.load import load_net
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
