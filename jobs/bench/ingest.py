@@ -1,10 +1,12 @@
-"""How fast ingest is beside what its storage can give: images in a real S3 on this machine's loopback.
+"""Measures ingest against the limit of its storage: images in a real S3 server on this machine.
 
-uv run jobs/bench/ingest.py --images ../shared/data/imagenet-fullsize-160.tar --rows 20000 [--rounds 3]
-
-The limit is what plain parallel ranged GETs of the same objects give, each with a look at the image's header and
-nothing else. Ingest writes to a local folder and, measured apart, to the same S3. Rounds are interleaved; the table
+The limit is the rate of plain parallel ranged GETs of the same objects, after which only the header of each image is
+read. Ingest writes to a local folder and, as another measurement, to the same S3. Rounds are interleaved; the table
 shows medians. Needs the dev group (SeaweedFS).
+
+Examples:
+    uv run jobs/bench/ingest.py --images ../shared/data/imagenet-fullsize-160.tar --rows 20000
+    uv run jobs/bench/ingest.py --images ../shared/data/imagenette-mini.tar --rows 5000 --rounds 1 --only disk
 """
 
 import json
@@ -36,18 +38,18 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Args:
-    """The images are uploaded again and again, each time into other classes, until there are so many rows."""
+    """The images of the tar are uploaded repeatedly, each time under other keys, until there are enough rows."""
 
     images: Annotated[str, command.option("a local tar of images", "TAR")]
     rows: Annotated[int, command.option("images in the bucket", "N", "20000")] = 20_000
-    rounds: Annotated[int, command.option("of all ways in turn", "N", "3")] = 3
-    only: Annotated[str | None, command.option("one of the ways, by a part of its name", "NAME", "all")] = None
-    json_out: Annotated[str | None, command.option("where to write the figures", "FILE", "nowhere")] = None
+    rounds: Annotated[int, command.option("measurements of each way, interleaved", "N", "3")] = 3
+    only: Annotated[str | None, command.option("ways whose name contains this", "NAME", "all")] = None
+    json_out: Annotated[str | None, command.option("file for the measurements", "FILE", "none")] = None
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One pass of one way."""
+    """One measurement of one way."""
 
     way: str
     rows: int
@@ -59,7 +61,7 @@ class Timing:
 
 
 def main(args: Args) -> None:
-    """Fills the bucket, measures, prints."""
+    """Fills the bucket, measures all ways, and prints the medians."""
     images = read_tar(args.images)
     folder = tempfile.mkdtemp(prefix="bench-")
     try:
@@ -83,14 +85,14 @@ def read_tar(path: str) -> list[bytes]:
 
 
 def fill(images: list[bytes], rows: int) -> dict[str, int]:
-    """Uploads `rows` images as class folders, one in twenty for val; returns {key: bytes}."""
+    """Uploads `rows` images as class folders, one in twenty for val. Returns {key: bytes of the object}."""
     keys: dict[str, int] = {}
 
     def upload(number: int) -> None:
         image = images[number % len(images)]
         split = "val" if number % 20 == 0 else "train"
         key = f"raw/{split}/class-{number % 10}/{number:07d}.JPEG"
-        # A comment of its own makes each a file of its own.
+        # A JPEG comment makes each object different, so that no cache can help.
         data = image[:2] + b"\xff\xfe" + (9).to_bytes(2, "big") + f"{number:07d}".encode() + image[2:]
         object_store.write(f"s3://{BUCKET}/{key}", data)
         keys[key] = len(data)
@@ -105,7 +107,7 @@ def fill(images: list[bytes], rows: int) -> dict[str, int]:
 
 
 def measure(args: Args, uploaded: dict[str, int], folder: str) -> list[Timing]:
-    """Returns the timings of all ways, round after round."""
+    """Returns the measurements of all ways, round after round."""
     local, remote = f"{folder}/out", f"s3://{BUCKET}/out"
     ways: dict[str, Callable[[], tuple[float, float, int, float]]] = {
         "limit: GET + header": lambda: time_limit(uploaded),
@@ -113,7 +115,7 @@ def measure(args: Args, uploaded: dict[str, int], folder: str) -> list[Timing]:
         "ingest --checks header, to S3": lambda: time_ingest(remote, ImageHandling(checks="header")),
         "ingest (decodes everything), to disk": lambda: time_ingest(local, ImageHandling()),
     }
-    # Processes, libraries and connections are there before anything is timed, as they are for the limit.
+    # Warm-up: processes, libraries and connections, as for the limit.
     time_ingest(f"{folder}/warm", ImageHandling(), source=f"s3://{BUCKET}/warm")
     chosen = {name: way for name, way in ways.items() if not args.only or args.only in name or "limit" in name}
     timings = []
@@ -127,7 +129,7 @@ def measure(args: Args, uploaded: dict[str, int], folder: str) -> list[Timing]:
 
 
 def get_all(part: list[tuple[str, int]]) -> int:
-    """Reads objects, looks at each one's header, and returns how many there were."""
+    """Reads objects and the header of each image. Returns how many were read."""
     import simplejpeg
 
     def one(item: tuple[str, int]) -> int:
@@ -139,12 +141,12 @@ def get_all(part: list[tuple[str, int]]) -> int:
 
 
 def time_limit(uploaded: dict[str, int]) -> tuple[float, float, int, float]:
-    """Returns (seconds, seconds, requests, 0) of plain GETs, each with a look at the header, by as many processes."""
+    """Returns (seconds, seconds, requests, 0) of plain GETs by one process a CPU; the header of each image is read."""
     import ray
 
     get: Any = ray.remote(num_cpus=1)(get_all)
     items, cpus = list(uploaded.items()), usable_cpus()
-    ray.get([get.remote(items[:10]) for _ in range(cpus)])  # processes, libraries and connections are there
+    ray.get([get.remote(items[:10]) for _ in range(cpus)])  # warm-up: processes, libraries and connections
     start = time.perf_counter()
     assert sum(ray.get([get.remote(items[rank::cpus]) for rank in range(cpus)])) == len(items)
     seconds = time.perf_counter() - start
@@ -154,7 +156,7 @@ def time_limit(uploaded: dict[str, int]) -> tuple[float, float, int, float]:
 def time_ingest(
     out: str, handling: ImageHandling, source: str = f"s3://{BUCKET}/raw"
 ) -> tuple[float, float, int, float]:
-    """Returns (seconds of the shards, seconds in all, requests, peak MiB of a task) of one ingest; removes it."""
+    """Ingests and removes the data set. Returns (seconds of writing, seconds in all, requests, peak MiB of a task)."""
     marks: dict[str, float] = {}
 
     def progress(stage: str, done: int, total: int, remark: str = "") -> None:
@@ -171,7 +173,7 @@ def time_ingest(
 
 
 def print_timings(timings: list[Timing]) -> None:
-    """Prints the medians of each way, and its share of the limit in the same round."""
+    """Prints the medians of each way, and its rate as a share of the limit in the same round."""
     by_way: dict[str, list[Timing]] = {}
     for timing in timings:
         by_way.setdefault(timing.way, []).append(timing)

@@ -1,5 +1,6 @@
 """Compares two versions of a data set by keys, labels and the SHA-256 of the source files."""
 
+import os
 from dataclasses import dataclass
 
 from pipeline.dataset import manifest
@@ -24,12 +25,12 @@ class Changes:
         return {kind: getattr(self, kind) for kind in kinds}
 
 
-def compare_datasets(old: str, new: str) -> Changes:
+def compare_datasets(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> Changes:
     """Returns the differences between the data sets at two URIs. Raises DatasetError if there is none at one of them.
 
     Labels are compared by class names: a new class changes the numbers of the classes after it.
     """
-    old, new = files.absolute(old), files.absolute(new)
+    old, new = files.absolute(os.fspath(old)), files.absolute(os.fspath(new))
     before, after = _rows(old), _rows(new)
     common = before.keys() & after.keys()
     old_classes, new_classes = set(manifest.load(old).classes), set(manifest.load(new).classes)

@@ -24,8 +24,8 @@ def cache_folder() -> str:
 
 
 def prepare_dataset(
-    data: str | None = None,
-    parent: str | None = None,
+    data: str | os.PathLike[str] | None = None,
+    parent: str | os.PathLike[str] | None = None,
     *,
     layout: str = "auto",
     md5: str | None = None,
@@ -38,14 +38,14 @@ def prepare_dataset(
     ingested once; names, sizes and times of the files tell whether they have changed. Raises SourceError if nothing
     lies at `data`, and what `ingest` raises.
     """
-    parent = parent or files.join(cache_folder(), "datasets")
+    parent = files.absolute(os.fspath(parent)) if parent else files.join(cache_folder(), "datasets")
     if data is None:
         archive = cifar10_archive(cache_folder(), progress)
         source = Source(archive, "cifar-binary") if archive else Source("digits", "digits")
     else:
-        source = Source(data, layout, md5)
+        source = Source(os.fspath(data), layout, md5)
         if layout != "digits":  # the word digits may be a folder's name here
-            source = Source(files.absolute(data), layout, md5)
+            source = Source(files.absolute(source.uri), layout, md5)
             if is_dataset(source.uri):
                 return source.uri
             _check_exists(source.uri)

@@ -1,6 +1,7 @@
 """Checks a finished data set against its manifest, byte for byte."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import partial
 
@@ -76,12 +77,12 @@ def _row_table(path: str, rows: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=_SCHEMA)
 
 
-def verify_dataset(uri: str, progress: Progress = silent) -> list[Damage]:
+def verify_dataset(uri: str | os.PathLike[str], progress: Progress = silent) -> list[Damage]:
     """Returns the damages of the data set at a path or URI: files missing or changed, rows lost or doubled.
 
     Reads every byte. Uses Ray if it runs, else threads. Raises DatasetError if there is no data set.
     """
-    uri = files.absolute(uri)
+    uri = files.absolute(os.fspath(uri))
     manifest = load(uri)
     return [damage for name in manifest.splits for damage in _verify_split(uri, manifest, name, progress)]
 

@@ -1,9 +1,12 @@
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.core.errors import SourceError
 from pipeline.ingestion.cost import estimate
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.plan import (
@@ -19,11 +22,6 @@ from pipeline.ingestion.source_reader import gather
 from pipeline.ingestion.sources import Index, open_source
 from pipeline.ingestion.sources.index import sample_table
 from tests.support.images import make_tar, make_tree, sample_bytes, tree_files
-
-
-@pytest.fixture
-def tree_index(tmp_path: Path) -> Index:
-    return open_source(str(make_tree(tmp_path / "tree", per_class=17)), spool=str(tmp_path / "spool"))
 
 
 @pytest.mark.parametrize("shard_size", [1, 3000, 10_000_000])
@@ -103,8 +101,6 @@ def test_gathered_bytes_are_those_of_the_rows(tmp_path: Path) -> None:
 
 
 def test_a_gather_that_is_left_early_leaves_no_thread(tmp_path: Path) -> None:
-    import threading
-
     table = open_source(str(make_tree(tmp_path / "t", per_class=30)), spool="").splits["train"]
     before = threading.active_count()
     for _ in gather(table):
@@ -113,8 +109,6 @@ def test_a_gather_that_is_left_early_leaves_no_thread(tmp_path: Path) -> None:
 
 
 def test_a_file_that_has_gone_or_shrunk_since_is_named(tmp_path: Path) -> None:
-    from pipeline.core.errors import SourceError
-
     tree = make_tree(tmp_path / "t")
     table = open_source(str(tree), spool="").splits["train"]
     (tree / "train/ant/001.jpg").write_bytes(b"x")
@@ -126,8 +120,6 @@ def test_a_file_that_has_gone_or_shrunk_since_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_ingest_is_continued_under_the_same_plan_alone(tree_index: Index) -> None:
-    from dataclasses import replace
-
     def identity(index: Index = tree_index, settings: IngestSettings | None = None) -> str:
         settings = settings or IngestSettings()
         return plan_id(index, settings, plan_shards(index, settings))
@@ -145,8 +137,6 @@ def test_an_unfinished_ingest_is_continued_under_the_same_plan_alone(tree_index:
 
 
 def test_an_estimate_counts_the_requests_of_s3_alone(tree_index: Index) -> None:
-    from dataclasses import replace
-
     shards = plan_shards(tree_index, IngestSettings())
     local = estimate(tree_index, shards, IngestSettings(), "/out", 2)
     assert (local.rows, local.reads, local.writes) == (102, 0, 0)

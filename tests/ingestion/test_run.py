@@ -9,28 +9,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.core.errors import DatasetError, SourceError
+from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest
 from pipeline.dataset.image_codec import encode_planes
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_table
-from pipeline.ingestion.diff import compare_datasets
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.plan import IngestSettings, plan_shards
 from pipeline.ingestion.publish import check_counts, check_quarantined, quarantine_table
 from pipeline.ingestion.run import planned_ingest
 from pipeline.ingestion.shard_task import Receipt, ShardContext, make_shard
-from pipeline.ingestion.sources import Index, Source, digits, open_source
-from pipeline.ingestion.target import WORK
+from pipeline.ingestion.sources import Index, Source, open_source
 from pipeline.ingestion.verify import verify_dataset
 from pipeline.storage import files
 from tests.support.datasets import ingest_here
 from tests.support.images import jpeg, make_tree, tree_files
-
-
-@pytest.fixture
-def tree_index(tmp_path: Path) -> Index:
-    return open_source(str(make_tree(tmp_path / "tree", per_class=17)), spool=str(tmp_path / "spool"))
 
 
 def test_the_same_source_gives_the_same_bytes(tree_index: Index, tmp_path: Path) -> None:
@@ -212,114 +205,15 @@ def test_a_shard_is_trusted_only_with_the_receipt_of_its_plan_and_its_own_bytes(
     assert context.trusted_receipt(plan) is not None
 
 
-@pytest.mark.parametrize(
-    ("prepare", "message"),
-    [
-        (lambda out: ingest_here(digits.build_index(str(out / WORK / "spool")), str(out)), "holds a finished data set"),
-        (lambda out: files.write_bytes(str(out / "thesis.txt"), b"mine"), r"holds other files \('thesis.txt'\)"),
-        (lambda out: files.write_bytes(str(out / "mine.parquet"), b"mine"), r"holds other files \('mine.parquet'\)"),
-        (lambda out: out.write_bytes(b""), "is a file"),
-    ],
-)  # fmt: skip
-def test_a_target_in_use_is_left_alone(tmp_path: Path, prepare, message: str) -> None:  # type: ignore[no-untyped-def]
-    out = tmp_path / "out"
-    prepare(out)
-    before = tree_files(out) if out.is_dir() else {}
-    with pytest.raises(DatasetError, match=message), planned_ingest(Source("digits", "digits"), str(out)):
-        pass
-    assert (tree_files(out) if out.is_dir() else {}) == before
-
-
-def test_a_target_inside_the_source_is_refused(tmp_path: Path) -> None:
-    tree = make_tree(tmp_path / "tree")
-    with (
-        pytest.raises(DatasetError, match="lies inside the source"),
-        planned_ingest(Source(str(tree)), str(tree / "out")),
-    ):
-        pass
-    assert not (tree / "out").exists()
-
-
-def test_a_source_that_cannot_be_used_leaves_no_folder_behind(tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "x.csv").write_text("1")
-    with (
-        pytest.raises(SourceError, match="no known layout"),
-        planned_ingest(Source(str(tmp_path / "source")), str(tmp_path / "out")),
-    ):
-        pass
-    assert not (tmp_path / "out").exists()
-
-
 # --- finished data sets ------------------------------------------------------------------------------------------
 
 
-def test_the_manifest_says_what_the_shards_hold(digits_dataset: str) -> None:
-    data = manifest.load(digits_dataset)
+def test_the_manifest_has_the_rows_per_class_of_the_shards(tree_dataset: str) -> None:
+    data = manifest.load(tree_dataset)
     labels = pa.concat_tables(
-        [pq.read_table(f"{digits_dataset}/{shard.path}", columns=["label"]) for shard in data.split("val").shards]
+        [pq.read_table(f"{tree_dataset}/{shard.path}", columns=["label"]) for shard in data.split("val").shards]
     )["label"].to_numpy()
     assert np.bincount(labels).tolist() == list(data.split("val").rows_per_class)
-
-
-def test_verify_names_each_damaged_file(tree_index: Index, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    data = ingest_here(tree_index, str(out), shard_size=9000)
-    assert verify_dataset(str(out)) == []
-    shards = data.splits["train"].shards
-    flipped = bytearray((out / shards[0].path).read_bytes())
-    flipped[500] ^= 1
-    (out / shards[0].path).write_bytes(flipped)
-    (out / shards[1].path).unlink()
-    (out / shards[0].provenance_path).write_bytes(b"")
-    with (out / data.splits["val"].shards[0].path).open("ab") as stream:
-        stream.write(b"more")
-    found = {damage.path: damage.what for damage in verify_dataset(str(out))}
-    assert set(found) == {
-        shards[0].path,
-        shards[1].path,
-        shards[0].provenance_path,
-        data.splits["val"].shards[0].path,
-    }
-    assert found[shards[0].path].startswith("SHA-256 ")
-    assert found[shards[1].path] == "missing"
-    assert "bytes" in found[data.splits["val"].shards[0].path]
-
-
-def test_a_diff_tells_added_removed_relabelled_and_changed_rows(tmp_path: Path) -> None:
-    tree = make_tree(tmp_path / "tree", per_class=5)
-    ingest_here(open_source(str(tree), spool=str(tmp_path / "s")), str(tmp_path / "old"))
-    (tree / "train/ant/000.jpg").unlink()
-    (tree / "train/ant/001.jpg").write_bytes(jpeg(999))
-    (tree / "train/dog").mkdir()
-    (tree / "train/dog/000.jpg").write_bytes(jpeg(998))
-    ingest_here(open_source(str(tree), spool=str(tmp_path / "s")), str(tmp_path / "new"))
-    changes = compare_datasets(str(tmp_path / "old"), str(tmp_path / "new"))
-    assert changes.added == ("train/dog/000.jpg",)
-    assert changes.removed == ("train/ant/000.jpg",)
-    assert changes.content_changed == ("train/ant/001.jpg",)
-    assert changes.relabelled == ()
-    assert len(changes.unchanged) == 28
-    assert changes.classes == ("+dog",)
-    back = compare_datasets(str(tmp_path / "new"), str(tmp_path / "old"))
-    assert (back.added, back.removed, back.classes) == (changes.removed, changes.added, ("-dog",))
-
-
-def test_a_row_of_another_class_is_relabelled(tmp_path: Path) -> None:
-    from pipeline.ingestion.sources.index import sample_table
-
-    tree = make_tree(tmp_path / "tree", per_class=5)
-    index = open_source(str(tree), spool=str(tmp_path / "s"))
-    ingest_here(index, str(tmp_path / "old"))
-    table = index.splits["train"]
-    labels = table["label"].to_pylist()
-    labels[0] = 2
-    columns = [table[name].to_pylist() for name in ("key", "object", "offset", "length")]
-    changed = sample_table(columns[0], labels, *columns[1:])
-    ingest_here(replace(index, splits={**index.splits, "train": changed}), str(tmp_path / "new"))
-    changes = compare_datasets(str(tmp_path / "old"), str(tmp_path / "new"))
-    assert changes.relabelled == (table["key"][0].as_py(),)
-    assert (changes.added, changes.removed, changes.content_changed) == ((), (), ())
 
 
 def test_without_decoding_nothing_is_said_of_pixels(tree_index: Index, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def found(path: Path, offset: int = 0, length: int | None = None) -> list[tuple[
 def test_any_number_of_walks_finds_what_one_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, stretch: int
 ) -> None:
-    monkeypatch.setattr(tars, "_stretch_bytes", lambda tar: stretch)
+    monkeypatch.setattr(tars, "stretch_bytes", lambda tar: stretch)
     path = archive(tmp_path / "a.tar", kind)
     assert found(path) == reference(path)
 
@@ -78,7 +78,7 @@ def test_damage_anywhere_is_found_by_any_number_of_walks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretch: int, damage: str
 ) -> None:
     """A damaged header in the middle would end tarfile's walk in silence, and lose half the archive."""
-    monkeypatch.setattr(tars, "_stretch_bytes", lambda tar: stretch)
+    monkeypatch.setattr(tars, "stretch_bytes", lambda tar: stretch)
     path = archive(tmp_path / "a.tar", tarfile.USTAR_FORMAT)
     with tarfile.open(path) as tar:
         members = tar.getmembers()

@@ -108,13 +108,14 @@ def scan(tars: list[Tar], keep: tuple[str, ...] = (), progress: Progress = silen
     return [_absolute(tar, _joined(by_tar[tar])) for tar in tars]
 
 
-def _stretch_bytes(tar: Tar) -> int:
+def stretch_bytes(tar: Tar) -> int:
+    """Returns the bytes of a tar that one walk covers."""
     # On a local disk there are no round trips to hide: one walk.
     return max(1, tar.length) if files.is_local(tar.object) else STRETCH_BYTES
 
 
 def _stretches(tar: Tar, keep: tuple[str, ...]) -> list[_Stretch]:
-    count = max(1, tar.length // _stretch_bytes(tar))
+    count = max(1, tar.length // stretch_bytes(tar))
     cuts = [tar.length * part // count // _BLOCK * _BLOCK for part in range(count)] + [tar.length]
     return [
         _Stretch(tar, start, stop, number == 0, keep) for number, (start, stop) in enumerate(itertools.pairwise(cuts))
