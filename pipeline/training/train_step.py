@@ -18,7 +18,7 @@ from pipeline.loader.sample_order import Order
 from pipeline.models.batch_transforms import transform_batch
 from pipeline.models.distillation import distillation_losses
 from pipeline.models.losses import sample_losses
-from pipeline.training.optim.factory import set_learning_rates
+from pipeline.training.optim.schedules import set_learning_rates
 
 Autocast = Callable[[], AbstractContextManager[None]]
 

@@ -11,8 +11,9 @@ from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.models.factory import make_model
 from pipeline.models.losses import sample_losses
-from pipeline.training.optim.factory import describe_groups, learning_rate_factor, make_optimizers, set_learning_rates
+from pipeline.training.optim.factory import describe_groups, make_optimizers
 from pipeline.training.optim.optimizers import Lamb, Lars, Muon, orthogonalised
+from pipeline.training.optim.schedules import learning_rate_factor, set_learning_rates
 
 
 def recipe_with(name: OptimizerName, **changes: Any) -> Recipe:

@@ -1,0 +1,52 @@
+"""Learning-rate schedules, and setting the rates of parameter groups."""
+
+import math
+
+import torch
+
+from pipeline.config.choices import ScheduleName
+from pipeline.config.recipe import Recipe
+
+
+def learning_rate_factor(
+    name: ScheduleName, step: int, num_steps: int, warmup_steps: int, warmup_from: float = 0.0
+) -> float:
+    """Returns the factor for the peak learning rate in `step`, which counts from 0 to num_steps - 1.
+
+    The first `warmup_steps` steps rise linearly from `warmup_from` (Goyal et al., arXiv 1706.02677, section 2.2). Then,
+    with p the share of the remaining steps that is done:
+
+    constant: 1.
+    step: 0.1^k, where k is the number of milestones 1/2 and 3/4 that p has reached. He et al., arXiv 1512.03385,
+    section 4.2, divide by 10 after 32k and 48k of 64k steps.
+    cosine: (1 + cos(pi p)) / 2 (Loshchilov and Hutter, arXiv 1608.03983, equation 5, one cycle, down to 0).
+    one-cycle: 1 - p, which with a warm-up is a triangle (Smith and Topin, arXiv 1708.07120).
+    """
+    if step < warmup_steps:
+        return warmup_from + (1 - warmup_from) * (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    if name == "step":
+        return 0.1 ** sum(progress >= milestone for milestone in (0.5, 0.75))
+    if name == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0 if name == "constant" else 1.0 - progress
+
+
+def set_learning_rates(
+    optimizers: list[torch.optim.Optimizer], recipe: Recipe, step: int, num_steps: int, steps_per_epoch: int
+) -> float:
+    """Sets the learning rate of every group for `step`, and returns the factor that most groups have.
+
+    Groups are those of `make_optimizers`. A group with a limited number of epochs has a schedule of its own: it ends
+    with them, without a warm-up, and the rate is 0 from then on.
+    """
+    warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
+    factor = learning_rate_factor(recipe.schedule, step, num_steps, warmup_steps, recipe.warmup_from)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group_factor = factor
+            if group["epochs"]:
+                end = min(num_steps, round(group["epochs"] * steps_per_epoch))
+                group_factor = learning_rate_factor(recipe.schedule, step, end, 0) if step < end else 0.0
+            group["lr"] = group["initial_lr"] * group_factor
+    return factor
