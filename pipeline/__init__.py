@@ -1,9 +1,9 @@
 """Images in, a trained and evaluated classifier out: sources, ingest, order, loader, train, evaluate, promote.
 
-    from pipeline import ingest, recipes, train
+    from pipeline import load_model, train
 
-    data = ingest("photos", "data/photos")
-    result = train(data.uri, "runs/photos", recipes["imagenette-5"])
+    result = train("photos", "runs/photos", "imagenette-5")
+    print(result["val"]["top1"], load_model("runs/photos").predict("new/1.jpg").names)
 
 The names in `__all__` are imported on first use: `import pipeline` loads neither torch nor Ray.
 """
@@ -15,7 +15,20 @@ from pipeline.core.lazy import lazy
 if TYPE_CHECKING:
     from pipeline.config import Recipe, recipes
     from pipeline.dataset import open_dataset
+    from pipeline.evaluation import evaluate, load_model, predict
     from pipeline.ingestion import ingest
+    from pipeline.loader import Loader
+    from pipeline.training import train
 
-__all__ = ["Recipe", "ingest", "open_dataset", "recipes"]
-__getattr__ = lazy(__name__, {"config": ("Recipe", "recipes"), "dataset": ("open_dataset",), "ingestion": ("ingest",)})
+__all__ = ["Loader", "Recipe", "evaluate", "ingest", "load_model", "open_dataset", "predict", "recipes", "train"]
+__getattr__ = lazy(
+    __name__,
+    {
+        "config": ("Recipe", "recipes"),
+        "dataset": ("open_dataset",),
+        "evaluation": ("evaluate", "load_model", "predict"),
+        "ingestion": ("ingest",),
+        "loader": ("Loader",),
+        "training": ("train",),
+    },
+)

@@ -18,7 +18,7 @@ def test_a_page_names_files_that_exist(page: Path) -> None:
     text = page.read_text()
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert page.parent.joinpath(link).exists(), link
-    for name in re.findall(r"\b((?:infra|jobs|pipeline|tests)/[\w./-]+\.\w+)\b", text):
+    for name in re.findall(r"\b((?:infra|jobs|pipeline|tests|examples)/[\w./-]+\.\w+)\b", text):
         assert (ROOT / name).exists(), name
 
 

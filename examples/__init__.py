@@ -1,0 +1,1 @@
+"""Programs that show the library in use; see README.md in this folder."""
