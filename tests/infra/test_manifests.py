@@ -155,9 +155,9 @@ def test_the_component_turns_tls_on_for_a_cluster_and_for_a_job(tmp_path: Path) 
     )
     for name, kind in (("kuberay/overlays/cloud", "RayCluster"), ("kuberay/train", "RayJob")):
         document = find(build(name, tmp_path / "infra"), kind)
-        assert cluster_of(document)["tlsOptions"] == {"mode": "mTLS"}
+        assert cluster_of(document)["tlsOptions"] == {"enabled": True}
         assert problems(document) == []
-        cluster_of(document)["tlsOptions"] = {"mode": "TLS"}
+        cluster_of(document)["tlsOptions"] = {"mode": "mTLS"}  # no field of KubeRay
         assert problems(document) != []
         assert "tlsOptions" not in cluster_of(find(build(name), kind))
 
