@@ -1,9 +1,9 @@
 """The end of a training run: the final evaluation, and the files that a finished run leaves."""
 
-import math
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.core.finite import finite_or_none
 from pipeline.evaluation.predictions import Predictions, write_predictions
 from pipeline.loader.samplers import train_eval_split
 from pipeline.models import checkpoint
@@ -50,7 +50,7 @@ def write_outputs(worker: Worker, predictions: Predictions) -> None:
         "dataset_digest": data.digest,
         "hold_out": job.hold_out,
         "world_size": worker.batches.world_size,
-        "state": {**asdict(worker.state), "losses": json_losses(worker.state.losses)},
+        "state": finite_or_none(asdict(worker.state)),  # the losses of skipped steps are NaN
         "operations": operations(worker),
         "parameter_groups": describe_groups(worker.learner.net, worker.learner.train_step.optimizers),
     }
@@ -62,7 +62,7 @@ def operations(worker: Worker) -> dict[str, Any]:
     recipe, batches = worker.job.recipe, worker.batches
     # The image size may grow from epoch to epoch; epochs that are shown together have the size of the first of them.
     rounds = [epoch // recipe.repeats * recipe.repeats for epoch in range(worker.state.epochs)]
-    sizes = [batches.train_view.size_at(epoch) for epoch in rounds]
+    sizes = [batches.train_transform.size_at(epoch) for epoch in rounds]
     peak, source = peak_operations(batches.device, uses_bfloat16(recipe, batches.device))
     return {
         **training_operations(worker.learner.net, sizes, batches.order.num_rows),
@@ -70,8 +70,3 @@ def operations(worker: Worker) -> dict[str, Any]:
         "peak_source": source,
         "devices": batches.world_size,
     }
-
-
-def json_losses(losses: list[float]) -> list[float | None]:
-    """Returns the losses with None for skipped steps: JSON has no NaN."""
-    return [loss if math.isfinite(loss) else None for loss in losses]

@@ -11,11 +11,11 @@ from pipeline.cluster.resources import count_gpus, workers_use_gpus
 from pipeline.cluster.session import prepare_environment, quieten_ray, ray_session
 from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
+from pipeline.core.finite import finite_or_none
 from pipeline.core.progress import Progress, silent
 from pipeline.models import checkpoint
 from pipeline.models.identity import check_identity
 from pipeline.storage import files
-from pipeline.training.finish import json_losses
 from pipeline.training.job import TrainJob, Weights, fit_to_cluster, teacher_weights
 from pipeline.training.launch import check_job, run_training
 from pipeline.training.loop import Due, run_steps
@@ -83,7 +83,7 @@ def replay_loop(config: dict[str, Any]) -> None:
         run_steps(worker, ReplaySchedule(first_step, last_step))
         worker.meter.settle()
         if worker.batches.rank == 0:
-            files.write_json(files.join(worker.job.run, REPLAY_NAME), json_losses(worker.state.losses))
+            files.write_json(files.join(worker.job.run, REPLAY_NAME), finite_or_none(worker.state.losses))
         ray.train.report({"step": worker.state.step})  # a barrier: no worker leaves before the losses are written
 
 

@@ -1,8 +1,8 @@
 """Evaluation of a worker's network on the validation split, during training and at its end."""
 
-import math
 from typing import Any
 
+from pipeline.core.finite import finite_or_none
 from pipeline.evaluation.distributed import predict_distributed
 from pipeline.evaluation.inference import Predictor
 from pipeline.evaluation.metrics import basic_metrics
@@ -37,4 +37,4 @@ def validate(worker: Worker) -> Predictions:
 def scores_of(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
     """Returns loss, top1 and top5; None for a loss that isn't finite, which JSON can't hold."""
     metrics = basic_metrics(predictions, classes)
-    return {name: metrics[name] if math.isfinite(metrics[name]) else None for name in SCORES}
+    return {name: finite_or_none(metrics[name]) for name in SCORES}

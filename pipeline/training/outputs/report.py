@@ -1,5 +1,6 @@
-"""The report: one HTML file that needs nothing else, from `result.json`, the predictions and the stored images."""
+"""The report: one self-contained HTML file made of `result.json`, the predictions and stored images."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Pr
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Returns (name, value) of each value; of those in a nested dictionary with the names joined by a dot."""
     rows: list[tuple[str, Any]] = []
     for name, value in values.items():
         rows += _flat(value, f"{name}.") if isinstance(value, dict) else [(prefix + name, value)]
@@ -60,60 +62,71 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _curves(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns (picture, text alternative) of each curve."""
-    history, points = result["history"], list(result["evaluations"])
-    points.append({"step": result["steps"], "loss": result["val"]["loss"], "top1": result["val"]["top1"]})
-    per_epoch = result["steps"] / result["epochs"]
+    """Returns (picture, text alternative) of each curve over the epochs: loss, top-1, speed, learning rate."""
+    history = result["history"]
     epochs = [line["epoch"] for line in history]
-    at = [point["step"] / per_epoch for point in points]
+    final = {"step": result["steps"], "loss": result["val"]["loss"], "top1": result["val"]["top1"]}
+    points = [*result["evaluations"], final]
+    point_epochs = [point["step"] / (result["steps"] / result["epochs"]) for point in points]
+    speed = [line["images_per_second"] for line in history]
+    rate = [line["learning_rate"] for line in history]
+    return [
+        _loss_curves(epochs, _values(history, "loss"), point_epochs, _values(points, "loss")),
+        _top1_curve(point_epochs, [100 * point["top1"] for point in points], result["epochs"]),
+        (_curve(epochs, speed, "images/s"), f"{result['images_per_second']:,.0f} images/s on average"),
+        (_curve(epochs, rate, "learning rate"), "Learning rate over the epochs"),
+    ]
 
+
+def _values(lines: list[dict[str, Any]], name: str) -> list[float]:
+    """Returns the values of a column; NaN, a gap in the curve, where there is none: every step was skipped."""
+    return [math.nan if line[name] is None else line[name] for line in lines]
+
+
+def _loss_curves(
+    epochs: list[float], train: list[float], point_epochs: list[float], validation: list[float]
+) -> tuple[str, str]:
     figure, axes = new_axes()
-    axes.plot(epochs, [line["loss"] for line in history], color=BLUE, label="train (augmented)")
-    axes.plot(at, [point["loss"] for point in points], "o-", color=ORANGE, label="validation")
+    axes.plot(epochs, train, color=BLUE, label="train (augmented)")
+    axes.plot(point_epochs, validation, "o-", color=ORANGE, label="validation")
     axes.set(xlabel="epoch", ylabel="loss")
     axes.legend(frameon=False)
-    pictures = [(svg_data_uri(figure), f"Loss falls to {points[-1]['loss']:.3f} on the validation split")]
+    final = validation[-1]
+    text = "The validation loss isn't finite" if math.isnan(final) else f"The validation loss falls to {final:.3f}"
+    return svg_data_uri(figure), text
 
+
+def _top1_curve(epochs: list[float], percent: list[float], last_epoch: int) -> tuple[str, str]:
     figure, axes = new_axes()
-    axes.plot(at, [100 * point["top1"] for point in points], "o-", color=ORANGE)
-    axes.annotate(
-        f"{100 * points[-1]['top1']:.1f} %",
-        (at[-1], 100 * points[-1]["top1"]),
-        xytext=(0, 7),
-        textcoords="offset points",
-        ha="right",
-    )
+    axes.plot(epochs, percent, "o-", color=ORANGE)
+    place = (epochs[-1], percent[-1])
+    axes.annotate(f"{percent[-1]:.1f} %", place, xytext=(0, 7), textcoords="offset points", ha="right")
     axes.margins(y=0.12)
-    axes.set(xlabel="epoch", ylabel="top-1 on validation, %", xlim=(0, result["epochs"] * 1.03))
-    pictures.append((svg_data_uri(figure), f"Top-1 reaches {100 * points[-1]['top1']:.1f} %"))
+    axes.set(xlabel="epoch", ylabel="top-1 on validation, %", xlim=(0, last_epoch * 1.03))
+    return svg_data_uri(figure), f"Top-1 reaches {percent[-1]:.1f} %"
 
-    figure, axes = new_axes()
-    axes.plot(epochs, [line["images_per_second"] for line in history], color=BLUE)
-    axes.set(xlabel="epoch", ylabel="images/s", ylim=(0, None))
-    pictures.append((svg_data_uri(figure), f"{result['images_per_second']:,.0f} images/s on average"))
 
+def _curve(epochs: list[float], values: list[float], label: str) -> str:
     figure, axes = new_axes()
-    axes.plot(epochs, [line["learning_rate"] for line in history], color=BLUE)
-    axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
-    pictures.append((svg_data_uri(figure), "Learning rate over the epochs"))
-    return pictures
+    axes.plot(epochs, values, color=BLUE)
+    axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+    return svg_data_uri(figure)
 
 
 def _time_words(result: dict[str, Any]) -> str:
-    """Returns the sentence that says what to conclude."""
+    """Returns a sentence: the stage that took most of the time, and whether training waited for data."""
     seconds, trained = result["seconds"], training_seconds(result["seconds"])
     waited = waiting_seconds(seconds) / trained
     largest = max(LOOP_STAGES, key=lambda name: seconds.get(name, 0.0))
     text = f"{largest} took {100 * seconds[largest] / trained:.0f} % of the {trained:,.0f} s of training"
     if waited < 0.02:
-        return (
-            f"{text}; the data were there nearly always ({100 * waited:.1f} % of the time was spent waiting for them)."
-        )
+        return f"{text}; only {100 * waited:.1f} % was spent waiting for data."
     slowest = max(WAIT_STAGES, key=lambda name: seconds.get(name, 0.0))
     return f"{text}; {100 * waited:.0f} % was spent waiting for data, most of it for {slowest}."
 
 
 def _time_bars(result: dict[str, Any]) -> str:
+    """Returns a bar chart of the seconds of each stage."""
     stages = [name for name in reversed(STAGES) if result["seconds"].get(name)]
     values = [result["seconds"][name] for name in stages]
     figure, axes = new_axes(5.2, 0.8 + 0.3 * len(stages))
@@ -125,6 +138,7 @@ def _time_bars(result: dict[str, Any]) -> str:
 
 
 def _recall_bars(result: dict[str, Any]) -> str:
+    """Returns a bar chart of recall by class, the weakest first; of many classes the weakest and the five strongest."""
     recalls = sorted((value["recall"], name) for name, value in result["val"]["per_class"].items())
     if len(recalls) > 2 * MAX_MATRIX_CLASSES:
         recalls = recalls[:MAX_MATRIX_CLASSES] + recalls[-5:]

@@ -1,4 +1,4 @@
-"""`result.json`: what a run was and what it reached, from what it left behind."""
+"""`result.json`: settings, scores, times and history of a finished run, from the files that training left."""
 
 import time
 from dataclasses import asdict
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.environment import git_commit, versions
+from pipeline.core.finite import finite_or_none
 from pipeline.dataset import parquet
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.row_reader import load_index
@@ -24,14 +25,19 @@ RESULT_NAME = "result.json"
 
 
 def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
-    """Returns the content of `result.json` for a finished run."""
+    """Returns the content of `result.json` for a finished run whose outputs are written.
+
+    Losses that aren't finite are None. Raises FileNotFoundError if the run isn't finished.
+    """
     output = files.read_json(files.join(job.run, checkpoint.OUTPUT_NAME))
     state, operations, starts = output["state"], output["operations"], read_starts(job.run)
     parts = train_eval_split(data, job.hold_out)
     predictions, _ = read_predictions(job.run)
+    # Goodput: the share of the time since the first start that went into steps. Restarts and lost steps lower it.
     stepping = sum(state["seconds"].get(name, 0.0) for name in ("copy", "compute"))
     trained = stage_times.training_seconds(state["seconds"])
     images_per_second = state["epochs"] * parts.train_rows / trained
+    possible = operations["peak_per_second"] * operations["devices"]
     return {
         "dataset": {
             "name": data.name,
@@ -50,16 +56,14 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
         "data_wait_fraction": stage_times.waiting_seconds(state["seconds"]) / trained,
         "seconds": state["seconds"],
         "operations": operations,
-        "utilisation": operations["per_image"]
-        * images_per_second
-        / (operations["peak_per_second"] * operations["devices"]),
+        "utilisation": operations["per_image"] * images_per_second / possible,
         "starts": starts,
         "goodput": stepping / (time.time() - starts[0]["time"]),
         "skipped_steps": state["skipped"],
         "parameter_groups": output["parameter_groups"],
         "quarantined": quarantined(job.dataset, data, state["quarantined"]),
         "evaluated": {"split": parts.split, "held_out": job.hold_out > 0, "first_row": parts.first_row},
-        "val": basic_metrics(predictions, data.classes),
+        "val": finite_or_none(basic_metrics(predictions, data.classes)),
         "val_without_leaked": None if job.hold_out else without_leaked(job.dataset, data, predictions),
         "history": state["history"],
         "evaluations": state["evaluations"],
@@ -69,7 +73,10 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
 
 
 def quarantined(dataset: str, data: Manifest, rows: list[tuple[str, int]]) -> list[dict[str, Any]]:
-    """Returns split, row, key and place of each image that training or evaluation left out."""
+    """Returns split, row, key and place of each image that training or evaluation left out.
+
+    rows: (split, row) of each. The place is the shard and the row in it.
+    """
     lines = []
     for split in data.splits:
         numbers = np.array([row for name, row in rows if name == split], dtype=np.int64)

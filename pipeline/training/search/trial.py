@@ -1,5 +1,6 @@
 """Trials: each one is a training run below OUT/trials/, with its scores and its status in files of its own."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -127,7 +128,12 @@ def best_trial(trials: list[TrialResult]) -> TrialResult | None:
     finished.
     """
     finished = [trial for trial in trials if trial.status == "finished"]
-    return max(finished, key=lambda trial: (trial.top1, -trial.scores[-1]["loss"]), default=None)
+    return max(finished, key=_rank, default=None)
+
+
+def _rank(trial: TrialResult) -> tuple[float, float]:
+    loss = trial.scores[-1]["loss"]  # None if it isn't finite
+    return trial.top1, -math.inf if loss is None else -loss
 
 
 class ScoresFile:
