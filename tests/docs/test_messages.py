@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = ROOT / "docs" / "clusters" / "runbook.md"
-PAGES = [*sorted(ROOT.glob("docs/guides/*.md")), RUNBOOK]
+PAGES = [*sorted(ROOT.glob("docs/guides/*.md")), ROOT / "docs" / "faults.md", RUNBOOK]
 # Messages of Ray, Gloo and storages, and stages of the progress line.
 OTHERS = (
     "Missing authentication token", "Invalid authentication token", "Gloo connectFullMesh failed", "queue ", "storage ",
@@ -23,11 +23,11 @@ def source() -> str:
 
 
 def quoted(page: Path) -> list[str]:
-    """Returns the quotes in the column "message" or "what you see" of a page's tables; single words aren't messages."""
+    """Returns the quotes in the message column of a page's tables, whichever name it has; single words are left out."""
     found, column = [], None
     for line in page.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("|") else []
-        names = [name for name in ("message", "what you see") if name in cells]
+        names = [name for name in ("message", "what you see", "it prints") if name in cells]
         if names or not cells:
             column = cells.index(names[0]) if names else None
         elif column is not None and len(cells) > column:
