@@ -137,5 +137,7 @@ def load(uri: str) -> Manifest:
     """Returns the manifest of the data set at `uri`. Raises DatasetError if there is none."""
     place = files.join(uri, MANIFEST_NAME)
     if not files.exists(place):
-        raise DatasetError(f"{uri}: no {MANIFEST_NAME}, so no finished data set; run jobs/ingest.py first")
+        raise DatasetError(
+            f"{uri}: no {MANIFEST_NAME}, so no finished data set; ingest the images first (jobs/ingest.py)"
+        )
     return parse(files.read_bytes(place), place)

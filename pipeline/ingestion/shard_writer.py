@@ -64,8 +64,9 @@ def _mapping(name: str, num_bytes: int) -> mmap.mmap:
 class ImageMemory:
     """Memory for the images of one shard that are stored as they came, in the order of the shard.
 
-    Images arrive in any order; when they lie in the order of the shard already, the file is written without another
-    copy. lengths: most bytes of each image.
+    Images arrive in any order and are copied to their places, so the file is written without another copy. The memory
+    is that of the thread's next shard, too: nothing of it may be used after that one has begun. lengths: most bytes of
+    each image.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:

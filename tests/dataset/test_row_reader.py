@@ -46,7 +46,7 @@ def index_of(uri: Path | str) -> RowIndex:
 
 @pytest.mark.parametrize("name", ["train", "val"])
 @pytest.mark.parametrize("fixture", ["tree_dataset", "digits_dataset"])
-def test_a_row_is_read_by_itself(request: pytest.FixtureRequest, fixture: str, name: str) -> None:
+def test_any_row_is_read_by_its_index(request: pytest.FixtureRequest, fixture: str, name: str) -> None:
     uri = request.getfixturevalue(fixture)
     rows = stored(uri, name)
     index = load_index(uri, manifest.load(uri).split(name))
@@ -80,7 +80,7 @@ def test_rows_are_read_from_a_bucket(s3: str, tree_dataset: str) -> None:
     st.integers(1, 4),
     st.data(),
 )
-def test_neighbours_are_one_request_and_each_row_is_in_its_own(
+def test_neighbouring_rows_are_one_request_that_holds_each_of_them(
     images: list[tuple[int, int]], num_shards: int, data: st.DataObject
 ) -> None:
     """Gaps before images, and their lengths, in shards; rows in any order, some twice."""
@@ -130,7 +130,7 @@ def requests(call: Callable[[], object]) -> object_store.RequestCounts:
     return object_store.requests_sent().plus(before, -1)
 
 
-def test_a_row_group_is_asked_for_once_and_kept(cached: RowIndex, tree_dataset: str) -> None:
+def test_a_row_group_is_requested_once_and_cached(cached: RowIndex, tree_dataset: str) -> None:
     """Many at a time; again only where a file was cut; the same bytes as from the disk, each row checked."""
     rows, here = np.random.default_rng(1).permutation(51), index_of(tree_dataset)
     groups = len(cached.row_group_ends)
@@ -152,7 +152,7 @@ def test_a_row_group_is_asked_for_once_and_kept(cached: RowIndex, tree_dataset: 
         read_images(cached, rows)
 
 
-def test_where_the_disk_has_no_room_rows_are_read_one_by_one_and_what_is_kept_is_used(
+def test_with_a_full_disk_rows_are_read_one_by_one_and_cached_row_groups_are_used(
     cached: RowIndex, tree_dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, here = np.random.default_rng(1).permutation(51), index_of(tree_dataset)
@@ -174,7 +174,7 @@ def test_where_the_disk_has_no_room_rows_are_read_one_by_one_and_what_is_kept_is
     assert not list(Path(cached.cache).glob("*.tmp"))
 
 
-def test_a_cache_that_cannot_be_is_said_in_one_line(cached: RowIndex, tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_made_is_a_one_line_error(cached: RowIndex, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"can't be written on this node .*; give a folder on a disk of its own"):
         read_images(replace(cached, cache=str(tmp_path / "file" / "x")), np.arange(3))

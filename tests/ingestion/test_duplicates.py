@@ -115,7 +115,7 @@ def test_planted_near_duplicates_among_real_photographs_are_found(tmp_path: Path
     assert found <= set(range(60))  # and nothing else is taken for one
 
 
-def test_the_page_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_quality_page_lists_leaks_and_refused_files(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree", per_class=6)
     (tree / "val/ant/000.jpg").write_bytes((tree / "train/ant/000.jpg").read_bytes())
     (tree / "val/bee/001.jpg").write_bytes(b"I am text")

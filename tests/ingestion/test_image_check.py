@@ -76,7 +76,7 @@ def jpeg_bomb() -> bytes:
     ],
 )
 @pytest.mark.parametrize("handling", [DECODE, HEADER])
-def test_what_is_in_order_is_stored_byte_for_byte(name: str, data: bytes, handling: ImageHandling) -> None:
+def test_an_intact_image_is_stored_byte_for_byte(name: str, data: bytes, handling: ImageHandling) -> None:
     found = check_image(data, name, handling)
     assert isinstance(found, Stored)
     assert (found.data, found.repair, found.height, found.width) == (data, "", 40, 60)
@@ -167,7 +167,7 @@ WHOLE = encoded(noise(), "JPEG")
         (b"\xff\xd8" + b"\0" * 50, "damaged: "),
     ],
 )
-def test_what_cannot_be_decoded_in_full_is_refused_with_its_reason(
+def test_an_image_that_does_not_decode_in_full_is_refused_with_its_reason(
     data: bytes, reason: str, handling: ImageHandling
 ) -> None:
     found = check_image(data, "x.JPEG", handling)
@@ -176,7 +176,7 @@ def test_what_cannot_be_decoded_in_full_is_refused_with_its_reason(
     assert found.source_sha256 == hashlib.sha256(data).hexdigest()
 
 
-def test_missing_data_before_the_end_mark_is_found_by_decoding_alone() -> None:
+def test_missing_data_before_the_end_mark_is_found_only_by_decoding() -> None:
     """PIL and torchvision make up the missing part, in grey."""
     cut = WHOLE[: len(WHOLE) // 2] + b"\xff\xd9"
     assert Image.open(io.BytesIO(cut)).convert("RGB").size == (60, 40)
@@ -186,7 +186,7 @@ def test_missing_data_before_the_end_mark_is_found_by_decoding_alone() -> None:
     assert isinstance(check_image(cut, "x.jpg", HEADER), Stored)
 
 
-def test_bytes_too_many_change_no_pixel_and_are_kept() -> None:
+def test_superfluous_bytes_change_no_pixel_and_are_kept() -> None:
     data = WHOLE[:-2] + b"\0" * 20 + WHOLE[-2:]
     with pytest.raises(ValueError, match="extraneous"):
         simplejpeg.decode_jpeg(data, strict=True)
@@ -210,7 +210,7 @@ def test_a_large_image_is_shrunk_to_its_shorter_side() -> None:
     assert (again.repair, len(again.data) < len(WHOLE)) == ("JPEG of quality 30", True)
 
 
-def test_the_facts_of_pixels_are_what_numpy_says() -> None:
+def test_pixel_facts_equal_numpys() -> None:
     pixels = np.asarray(picture(5, 50, 70))
     facts = pixel_facts(pixels)
     for channel in range(3):

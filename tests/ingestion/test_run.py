@@ -164,7 +164,7 @@ def test_how_many_may_be_left_out_is_a_count_or_a_share(
             check_quarantined(plan, table, most)
 
 
-def test_a_lost_row_fails_the_job(spoilt: Index, tmp_path: Path) -> None:
+def test_a_lost_row_is_an_error(spoilt: Index, tmp_path: Path) -> None:
     receipts = receipts_of(spoilt, tmp_path / "shards")
     with planned_ingest(
         Source(str(tmp_path / "tree")), str(tmp_path / "out"), IngestSettings(shard_bytes=9000)
@@ -216,7 +216,7 @@ def test_the_manifest_has_the_rows_per_class_of_the_shards(tree_dataset: str) ->
     assert np.bincount(labels).tolist() == list(data.split("val").rows_per_class)
 
 
-def test_without_decoding_nothing_is_said_of_pixels(tree_index: Index, tmp_path: Path) -> None:
+def test_without_decoding_the_manifest_has_no_quality(tree_index: Index, tmp_path: Path) -> None:
     data = ingest_here(tree_index, str(tmp_path / "out"), handling=ImageHandling(checks="header"))
     assert (data.quality, data.leaked) == ({}, {})
     assert load(str(tmp_path / "out")) == data

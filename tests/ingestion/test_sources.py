@@ -72,7 +72,7 @@ def test_without_splits_a_tenth_of_every_class_is_held_out(tmp_path: Path) -> No
     assert len(keys[0] | keys[1]) == 60
 
 
-def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_counted(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "t")
     (tree / "README.txt").write_text("hello")
     (tree / "train" / "ant" / "._000.jpg").write_text("macOS")
@@ -95,14 +95,16 @@ def remove_class(tree: Path) -> None:
         (lambda tree: (tree / "train").rename(tree / "valid"), "no train split"),
     ],
 )  # fmt: skip
-def test_trees_that_cannot_be_used(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_a_tree_that_is_not_of_class_folders_is_refused(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
     tree = make_tree(tmp_path / "t")
     damage(tree)
     with pytest.raises(SourceError, match=message):
         open_here(tree, tmp_path)
 
 
-def test_one_class_is_no_task(tmp_path: Path) -> None:
+def test_a_source_of_one_class_is_refused(tmp_path: Path) -> None:
     make_tar(tmp_path / "a.tar", {"train/ant/1.jpg": jpeg(0), "val/ant/1.jpg": jpeg(1)})
     with pytest.raises(SourceError, match="one class only"):
         open_here(tmp_path / "a.tar", tmp_path)
@@ -267,7 +269,7 @@ def test_damaged_binary_batches_are_refused(tmp_path: Path, data: bytes, message
 # --- the rest ----------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_layout_lists_what_was_found_and_what_is_understood(tmp_path: Path) -> None:
+def test_an_unknown_layout_lists_the_files_found_and_the_known_layouts(tmp_path: Path) -> None:
     make_tar(tmp_path / "x.tar", {"a/notes.csv": b"1", "b.bin": b"2", "c.csv": b"3"})
     with pytest.raises(SourceError) as caught:
         open_here(tmp_path / "x.tar", tmp_path)

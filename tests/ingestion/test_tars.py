@@ -56,7 +56,7 @@ def found(path: Path, offset: int = 0, length: int | None = None) -> list[tuple[
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("stretch", [1 << 40, 100_000, 20_000, 3000, 512])
-def test_any_number_of_walks_finds_what_one_finds(
+def test_any_number_of_walks_finds_the_members_that_tarfile_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, stretch: int
 ) -> None:
     monkeypatch.setattr(tars, "stretch_bytes", lambda tar: stretch)
@@ -96,7 +96,7 @@ def test_damage_anywhere_is_found_by_any_number_of_walks(
         found(path)
 
 
-def test_contents_of_small_files_come_along(tmp_path: Path) -> None:
+def test_contents_of_small_files_are_returned_on_request(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.cls": b"7\n", "b.cls": b"x" * 5000})
     table = scan([Tar("a", str(path), 0, path.stat().st_size)], keep=(".cls",))[0]
     assert table["content"].to_pylist() == [None, b"7\n", None]
