@@ -32,7 +32,10 @@ class ImageSplit(Sequence["tuple[Image.Image, int]"]):
     """
 
     uri: str
+    """Absolute path or URI of the data set."""
+
     split: Split
+    """Rows and shards of the split in the manifest."""
 
     def __len__(self) -> int:
         return self.split.rows
@@ -90,7 +93,10 @@ class Dataset:
     """A finished data set: `dataset["train"]` is its training split, an `ImageSplit`."""
 
     uri: str
+    """Absolute path or URI of the data set."""
+
     manifest: Manifest
+    """Everything that is known of the data set but its rows."""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -25,8 +25,8 @@ class Shard:
     row_group_rows: tuple[int, ...]
     row_group_offsets: tuple[int, ...]  # first byte of each row group in the file
     row_group_bytes: tuple[int, ...]
-    provenance_path: str  # below the folder of the manifest
-    provenance_sha256: str
+    provenance_path: str  # below the folder of the manifest; its rows are described by `schema.PROVENANCE_SCHEMA`
+    provenance_sha256: str  # hex
 
 
 @dataclass(frozen=True)
@@ -53,24 +53,40 @@ class Manifest:
     """Everything that is known of a finished data set but its rows."""
 
     name: str
-    classes: tuple[str, ...]  # a label is an index into them
-    plan_seed: int  # of the order of rows in the shards
+    """Name of the source's folder or archive. Not part of the digest."""
+
+    classes: tuple[str, ...]
+    """Names of the classes; a label is an index into them."""
+
+    plan_seed: int
+    """Seed of the order of rows in the shards."""
+
     splits: dict[str, Split]
-    # SHA-256 over split, key, label and SHA-256 of every file of the source, wherever the source lay.
+    """The splits by name, "train" and "val" among them."""
+
     source_digest: str = ""
-    # Files that couldn't be stored (`quarantine.parquet`): how many for each kind of reason.
+    """SHA-256 (hex) over split, key, label and SHA-256 of every file of the source, wherever the source lay."""
+
     quarantined: dict[str, int] = field(default_factory=dict)
-    # Rows that aren't stored as they came: how many for each kind of repair.
+    """Files that couldn't be stored (`quarantine.parquet`): how many for each kind of reason."""
+
     repaired: dict[str, int] = field(default_factory=dict)
-    # For each split but train: the keys of its rows that have a duplicate or near duplicate in train.
+    """Rows that aren't stored as they came: how many for each kind of repair."""
+
     leaked: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    # Pixel statistics and pairs of duplicates (`ingestion.quality.statistics`); empty if no image was decoded.
+    """For each split but train, the keys of its rows that have a duplicate or near duplicate in train."""
+
     quality: dict[str, Any] = field(default_factory=dict)
-    # Fields of `ingestion.plan.IngestSettings`.
+    """Pixel statistics and pairs of duplicates (`ingestion.quality.statistics`); empty if no image was decoded."""
+
     settings: dict[str, Any] = field(default_factory=dict)
-    # SHA-256 over all other fields but the name: the identity of the data set.
+    """Fields of `ingestion.IngestSettings`."""
+
     digest: str = ""
+    """SHA-256 (hex) over all other fields but the name: the identity of the data set."""
+
     schema_version: int = SCHEMA_VERSION
+    """Version of these fields."""
 
     def computed_digest(self) -> str:
         """Returns the SHA-256 (hex) of the manifest's canonical JSON without name and digest.

@@ -25,11 +25,22 @@ class Preview:
     """The plan of an ingest and its cost."""
 
     index: Index
+    """Classes, splits and rows of the source."""
+
     shards: list[ShardPlan]
+    """The shards that would be written."""
+
     cost: Estimate
-    listing_requests: int  # to object storage, sent to look at the source
-    cpus: int  # that `cost` assumes
-    task_memory_bytes: int  # most memory that one task takes
+    """Requests, seconds and US dollars."""
+
+    listing_requests: int
+    """Requests to object storage that listing the source has taken."""
+
+    cpus: int
+    """CPUs that `cost` assumes."""
+
+    task_memory_bytes: int
+    """Most memory that one task takes."""
 
 
 def ingest(

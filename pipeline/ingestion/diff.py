@@ -13,11 +13,22 @@ class Changes:
     """Differences between two data sets. Rows are named SPLIT/KEY, sorted."""
 
     added: tuple[str, ...]
+    """Rows whose key is new."""
+
     removed: tuple[str, ...]
+    """Rows whose key is gone."""
+
     relabelled: tuple[str, ...]
-    content_changed: tuple[str, ...]  # same key and class, other bytes in the source
+    """Rows of another class than before."""
+
+    content_changed: tuple[str, ...]
+    """Rows of the same class whose source file has other bytes."""
+
     unchanged: tuple[str, ...]
-    classes: tuple[str, ...]  # "+NAME" for a new class, "-NAME" for one that is gone
+    """All other rows of both data sets."""
+
+    classes: tuple[str, ...]
+    """"+NAME" for each new class, "-NAME" for each class that is gone."""
 
     def by_kind(self) -> dict[str, tuple[str, ...]]:
         """Returns the rows for each kind of change."""

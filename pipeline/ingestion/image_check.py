@@ -45,14 +45,17 @@ Checks = Literal["decode", "header"]
 class ImageHandling:
     """How images are checked and stored."""
 
-    # "decode" decodes every image in full. "header" trusts a JPEG that begins and ends like one: it finds truncated
-    # files but no damage in between, and the data set has no facts of pixels, so duplicates aren't looked for.
     checks: Checks = "decode"
-    # Larger images are shrunk so that their shorter side has this many pixels. 0: images keep their size.
+    """"decode" decodes every image in full. "header" trusts a JPEG that begins and ends like one: it finds truncated
+    files but no damage in between, and the data set has no facts of pixels, so duplicates aren't looked for."""
+
     shorter_side_px: int = 0
-    # 1 to 100: quality of every image, encoded again. 0: images stay as they come, and those that are shrunk get
-    # DEFAULT_SHRUNK_QUALITY.
+    """Larger images are shrunk so that their shorter side has this many pixels, 8 to 10,000. 0: images keep their size.
+    """
+
     jpeg_quality: int = 0
+    """1 to 100: every image is encoded again with this quality. 0: only images that are shrunk are encoded again, with
+    quality 90."""
 
     def __post_init__(self) -> None:
         if not (self.shorter_side_px == 0 or 8 <= self.shorter_side_px <= 10_000):
@@ -71,7 +74,7 @@ class Stored:
     """An image to be stored."""
 
     data: Buffer
-    height: int
+    height: int  # pixels
     width: int
     source_sha256: str  # hex, of the file in the source
     repair: str  # what was done to the image, "" for nothing

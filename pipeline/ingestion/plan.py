@@ -34,9 +34,14 @@ GAP_BYTES = 64 << 10
 class IngestSettings:
     """Settings that the bytes of a data set depend on, besides its source."""
 
-    seed: int = 0  # of the order of rows in the shards
-    shard_bytes: int = SHARD_BYTES  # of images in a shard; a task holds one shard in memory, twice
+    seed: int = 0
+    """Seed of the order of rows in the shards."""
+
+    shard_bytes: int = SHARD_BYTES
+    """Bytes of images in a shard, about. A task holds its shard in memory up to twice."""
+
     handling: ImageHandling = field(default_factory=ImageHandling)
+    """How images are checked and stored."""
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,14 @@ from pipeline.storage.object_store import RequestCounts
 class Ingested(Dataset):
     """A data set that was just ingested, and what that took."""
 
-    requests: RequestCounts  # to object storage, by the tasks
-    trusted_shards: int  # shards that an earlier, interrupted ingest had written
-    peak_task_bytes: int  # most memory that the process of a task has had
+    requests: RequestCounts
+    """Requests that the tasks sent to object storage."""
+
+    trusted_shards: int
+    """Shards that an earlier, interrupted ingest had written."""
+
+    peak_task_bytes: int
+    """Most memory that the process of a task has had."""
 
 
 @contextmanager

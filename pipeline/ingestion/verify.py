@@ -23,8 +23,11 @@ _SCHEMA = pa.schema([("path", pa.string()), ("damage", pa.string()), ("key", pa.
 class Damage:
     """A file, or a split, that isn't what the manifest says."""
 
-    path: str  # below the data set, or the name of a split
-    what: str  # how it differs
+    path: str
+    """Path of the file below the data set, or name of the split."""
+
+    what: str
+    """How it differs from the manifest."""
 
 
 @dataclass(frozen=True)

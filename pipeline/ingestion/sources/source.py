@@ -9,12 +9,14 @@ from pipeline.storage import files
 class Source:
     """Raw images: where they lie, and how they are to be read."""
 
-    # A folder, a tar (.gz, .xz) or a folder of tars; a path, or a URI such as s3://bucket/key; or "digits".
     uri: str
-    # "auto" recognises the layout by the names of the files; else one of `LAYOUTS`.
+    """A folder, a tar (.gz, .xz) or a folder of tars: a path, or a URI such as s3://bucket/key. Or "digits"."""
+
     layout: str = "auto"
-    # Expected MD5 (hex) of a CIFAR archive: None for the published one, "any" for no check.
+    """"auto" recognises the layout by the names of the files; else one of `ingestion.sources.LAYOUTS`."""
+
     md5: str | None = None
+    """Expected MD5 (hex) of a CIFAR archive: None for that of the published archive, "any" for no check."""
 
     def resolved(self) -> "Source":
         """Returns the source with an absolute URI. Raises PipelineError if the URI can't be used."""
