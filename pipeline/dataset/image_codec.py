@@ -94,14 +94,19 @@ def _decode_jpeg(data: Buffer, space: str) -> Pixels:
         raise BadImageError(f"{kind}: {error}") from error
 
 
+def rgb_pixels(image: Image.Image) -> Pixels:
+    """Returns uint8 [H, W, 3], the pixels of a PIL image in RGB, as the pixels of a stored image are read."""
+    image.load()
+    if image.mode.startswith("I"):  # 16-bit grey, of which PIL's own conversion keeps the low bits
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
+
+
 def _decode_with_pil(data: Buffer) -> Pixels:
     try:
         with thread_warnings("ignore"), Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if image.mode.startswith("I"):  # 16-bit grey, of which PIL's own conversion keeps the low bits
-                grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+            return rgb_pixels(image)
     except _PIL_ERRORS as error:
         kind = "truncated" if "truncated" in str(error) else "damaged"
         raise BadImageError(f"{kind}: {error}") from error

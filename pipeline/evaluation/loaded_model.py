@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import SourceError
+from pipeline.dataset.image_codec import rgb_pixels
 from pipeline.evaluation.batch_predict.decode_task import decode_images
 from pipeline.evaluation.inference import view_logits
 from pipeline.evaluation.predictions import UNIT_ROWS
-from pipeline.loader.decode import CropGeometry, best_decoder
+from pipeline.loader.decode import CropGeometry, best_decoder, resize_and_crop
 from pipeline.loader.normalise import Normalise
 from pipeline.loader.transform import Transform, evaluation_transform
 from pipeline.models.load import TrainedModel, find_model, load_net
@@ -59,14 +60,15 @@ class LoadedModel:
     """A trained network on a device, with everything that turns images into predictions.
 
     net: the network in evaluation mode; it maps float32 [N, 3, S, S] to logits [N, C]. normalise: maps uint8 images to
-    the network's input. classes: names of the C classes. recipe: of the run. views: test views of each image.
+    the network's input. transform: decodes, resizes and crops. classes: names of the C classes. recipe: of the run.
+    views: test views of each image.
     """
 
     def __init__(self, trained: TrainedModel, device: torch.device, views: TestViews) -> None:
         self.classes, self.recipe, self.device, self.views = trained.classes, trained.recipe, device, views
         self.net: nn.Module = load_net(trained).to(device)
         self.normalise: nn.Module = Normalise(trained.recipe.pixel_mean, trained.recipe.pixel_std).to(device)
-        self.view: Transform = evaluation_transform(trained.recipe, best_decoder())
+        self.transform: Transform = evaluation_transform(trained.recipe, best_decoder())
 
     def predict(self, images: OneImage | Iterable[OneImage], batch_size: int = UNIT_ROWS) -> ImagePredictions:
         """Returns class probabilities of images, which are resized, cropped and normalised as in an evaluation.
@@ -94,19 +96,21 @@ class LoadedModel:
 
     def preprocess(self, images: Sequence[OneImage]) -> Pixels:
         """Returns uint8 [N, S, S, 3]: the images resized and cropped as the network is evaluated, not normalised."""
-        size = self.view.size_px
+        size = self.transform.size_px
         pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
         encoded = [number for number, image in enumerate(images) if isinstance(image, str | os.PathLike)]
         if encoded:
             uris = [files.absolute(os.fspath(images[number])) for number in encoded]  # type: ignore[arg-type]
-            decoded, errors = decode_images([_read(uri) for uri in uris], uris, self.view)
+            decoded, errors = decode_images([_read(uri) for uri in uris], uris, self.transform)
             for uri, error in zip(uris, errors, strict=True):
                 if error:
                     raise SourceError(f"{uri}: {error}")
             pixels[encoded] = decoded
         for number, image in enumerate(images):
             if not isinstance(image, str | os.PathLike):
-                pixels[number] = _resized(_as_pixels(image), self.view)
+                shown = _as_pixels(image)
+                crop = CropGeometry.centre_crops(size, self.transform.resize_px, np.array([shown.shape[:2]]))
+                pixels[number] = resize_and_crop(shown, crop, 0)
         return pixels
 
 
@@ -128,11 +132,11 @@ def load_model(
     return LoadedModel(trained, chosen, views or trained.recipe.test_views)
 
 
-def _as_list(images: OneImage | Iterable[OneImage]) -> list[Any]:
-    if isinstance(images, Image.Image | str | os.PathLike):
-        return [images]
+def _as_list(images: Any) -> list[Any]:
     if isinstance(images, np.ndarray | Tensor):
-        return [images] if images.ndim == 3 else list(images)
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, Image.Image | str | os.PathLike) or not isinstance(images, Iterable):
+        return [images]
     return list(images)
 
 
@@ -142,18 +146,15 @@ def _batched(images: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _read(uri: str) -> bytes:
-    try:
-        return files.read_bytes(uri)
-    except FileNotFoundError as error:
-        raise SourceError(f"{uri}: no such file; give the path or URI of an image") from error
-    except IsADirectoryError as error:
-        raise SourceError(f"{uri}: is a folder; use `predict` for all images of a folder") from error
+    if files.kind(uri) != "file":
+        raise SourceError(f"{uri}: no such file; give the path or URI of one image, or use `predict` for a folder")
+    return files.read_bytes(uri)
 
 
 def _as_pixels(image: Any) -> Pixels:
     """Returns uint8 [H, W, 3]. Raises TypeError for what is no image, ValueError for a wrong shape or dtype."""
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return rgb_pixels(image)
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"a tensor of shape {tuple(image.shape)} must be [3, H, W], or [N, 3, H, W] for several")
@@ -163,15 +164,3 @@ def _as_pixels(image: Any) -> Pixels:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"an array of {image.dtype} {list(image.shape)} must be uint8 [H, W, 3], in RGB")
     return image
-
-
-def _resized(pixels: Pixels, view: Transform) -> Pixels:
-    """Returns uint8 [S, S, 3]: the shorter side resized, the centre cut out, as `decode_batch` does for PNG files."""
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
-
-    views = CropGeometry.centre_crops(view.size_px, view.resize_px, np.array([pixels.shape[:2]]))
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-    full = F.resize(image, views.full[0].tolist(), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    top, left = views.window[0].tolist()
-    return full.permute(1, 2, 0).numpy()[top : top + view.size_px, left : left + view.size_px]

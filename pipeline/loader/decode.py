@@ -204,18 +204,23 @@ def _compile(library: Path) -> bool:
 
 
 def _by_library(data: Buffer, geometry: CropGeometry, index: int) -> Batch:
-    import torch
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
-
-    top, left, height, width = geometry.boxes[index].tolist()
-    y, x = geometry.window[index].tolist()
     try:
         pixels = image_codec.decode(data)
     except image_codec.BadImageError as error:
         raise _CorruptError(f"can't be decoded ({error})") from error
     if pixels.shape[:2] != tuple(geometry.sizes[index].tolist()):
         raise _CorruptError(_REASONS[_OTHER_SIZE])
+    return resize_and_crop(pixels, geometry, index)
+
+
+def resize_and_crop(pixels: Batch, geometry: CropGeometry, index: int) -> Batch:
+    """Returns uint8 [S, S, 3]: the crop of line `index` of the geometry, by torchvision. pixels: uint8 [H, W, 3]."""
+    import torch
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
+    top, left, height, width = geometry.boxes[index].tolist()
+    y, x = geometry.window[index].tolist()
     box = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1)
     full = F.resize(box, geometry.full[index].tolist(), interpolation=InterpolationMode.BILINEAR, antialias=True)
     shown = full.permute(1, 2, 0).numpy()[y : y + geometry.size_px, x : x + geometry.size_px]
