@@ -367,14 +367,15 @@ def print_rates(args: Args, rates: dict[str, list[float]]) -> None:
 
 def plot(rates: dict[str, list[float]], path: str) -> None:
     """Draws the medians as bars."""
-    from pipeline.reporting.charts import BLUE, GREY, new_axes
+    from pipeline.reporting.charts import BLUE, GREY, chart_style, new_axes
 
     names = sorted(rates, key=lambda way: statistics.median(rates[way]))
-    figure, chart = new_axes(8, 0.8 + 0.35 * len(names))
-    bars = chart.barh(names, [statistics.median(rates[name]) for name in names], color=BLUE)
-    chart.bar_label(bars, fmt="%.0f", padding=3, color=GREY)
-    chart.set(xlabel="images/s")
-    figure.savefig(path, format="svg", bbox_inches="tight")
+    with chart_style():
+        figure, chart = new_axes(8, 0.8 + 0.35 * len(names))
+        bars = chart.barh(names, [statistics.median(rates[name]) for name in names], color=BLUE)
+        chart.bar_label(bars, fmt="%.0f", padding=3, color=GREY)
+        chart.set(xlabel="images/s")
+        figure.savefig(path, format="svg", bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -1,41 +1,60 @@
-"""What the reports share: charts as SVG, pictures as data URIs, pages from templates."""
+"""Parts of HTML pages: charts as SVG, pictures as data URIs, and pages from templates.
+
+Charts are drawn without pyplot, whose figures and settings belong to the whole process: matplotlib's settings and
+backend are the host's own before and after.
+"""
 
 import base64
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#3b82c4", "#e08a2c", "#808080"
 _THUMBNAIL_PX, _LOSSLESS_PX = 192, 64
+_STYLE: dict[str, Any] = {  # greys that can be read on a light and on a dark page
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "report",  # else the ids in an SVG are random
+}
+
+
+@contextmanager
+def chart_style() -> Iterator[None]:
+    """A context, or a decorator, in which matplotlib draws in the style of the reports.
+
+    It belongs on each function that calls `new_axes`: matplotlib reads its settings when it makes a figure, and again
+    for each text, legend and tick that is added to it.
+    """
+    with matplotlib.rc_context(_STYLE):
+        yield
 
 
 def new_axes(width: float = 5.2, height: float = 3.0) -> tuple[Figure, Any]:
-    """Returns a figure and its axes, in greys that read on light and on dark."""
-    style = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY)
-    plt.rcParams.update(
-        {**style, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "report"}
-    )
-    return plt.subplots(figsize=(width, height))
+    """Returns a new figure and its axes, in the style of the reports. width, height: in inches."""
+    with chart_style():
+        figure = Figure(figsize=(width, height))
+        return figure, figure.subplots()
 
 
 def svg_data_uri(figure: Figure) -> str:
-    """Returns the figure as a data URI, the same for the same figure."""
+    """Returns the figure as a data URI of an SVG; equal figures give equal bytes."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
+    with chart_style():
+        figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue().encode()).decode()
 
 
 def thumbnail(data: bytes) -> str:
-    """Returns an encoded image as a data URI of at most 192 pixels a side; small ones lose nothing."""
+    """Returns an encoded image as a data URI of at most 192 pixels a side: PNG up to 64 pixels, else JPEG."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
@@ -48,7 +67,10 @@ def thumbnail(data: bytes) -> str:
 
 
 def pixel_picture(pixels: npt.NDArray[np.uint8], least_px: int = 96) -> str:
-    """pixels: uint8 [H, W, 3]. Returns a data URI of at most 192 pixels a side; small ones are magnified, unblurred."""
+    """pixels: uint8 [H, W, 3]. Returns a data URI of a picture of at most 192 pixels a side.
+
+    A picture below `least_px` pixels is enlarged by a whole factor, without interpolation.
+    """
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -61,7 +83,10 @@ def pixel_picture(pixels: npt.NDArray[np.uint8], least_px: int = 96) -> str:
 
 
 def heat_picture(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> str:
-    """pixels: uint8 [H, W, 3]; heat: float [H, W] >= 0. Returns the grey image under the heat, from blue to yellow."""
+    """Returns a data URI of the image in grey, under a heat map from blue (0) to yellow (the 99th percentile).
+
+    pixels: uint8 [H, W, 3]. heat: float32 [H, W], at least 0.
+    """
     top = np.quantile(heat, 0.99) or 1.0
     colours = matplotlib.colormaps["viridis"](np.clip(heat / top, 0, 1))[..., :3]
     grey = pixels.mean(axis=2, keepdims=True) / 255
@@ -69,7 +94,10 @@ def heat_picture(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Returns a page of `templates/`. Raises jinja2.UndefinedError where it names a value that isn't given."""
+    """Returns the text of the template `templates/TEMPLATE`, filled with `values`; HTML is escaped in .html templates.
+
+    Raises jinja2.UndefinedError if the template names a value that isn't given.
+    """
     escape = template.endswith(".html")
     environment = Environment(
         loader=PackageLoader("pipeline.reporting"), autoescape=escape, undefined=StrictUndefined, trim_blocks=not escape

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.reporting.charts import BLUE, GREY, new_axes, svg_data_uri
+from pipeline.reporting.charts import BLUE, GREY, chart_style, new_axes, svg_data_uri
 
 MAX_MATRIX_CLASSES = 20
 
@@ -18,6 +18,7 @@ def confused_pairs(matrix: Any, classes: tuple[str, ...], count: int = 5) -> lis
     return [(int(wrong[t, p]), classes[t], classes[p]) for t, p in places if wrong[t, p]]
 
 
+@chart_style()
 def confusion_matrix_chart(matrix: Any, classes: tuple[str, ...]) -> str:
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     side = 1.6 + 0.42 * len(classes)

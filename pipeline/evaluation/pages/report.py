@@ -11,7 +11,7 @@ from pipeline.evaluation.analysis.label_issues import LabelIssue
 from pipeline.evaluation.analysis.slices import MIN_RANKED_ROWS
 from pipeline.evaluation.pages.mistakes import confident_mistakes
 from pipeline.evaluation.predictions import Predictions
-from pipeline.reporting.charts import BLUE, GREY, ORANGE, new_axes, render_page, svg_data_uri, thumbnail
+from pipeline.reporting.charts import BLUE, GREY, ORANGE, chart_style, new_axes, render_page, svg_data_uri, thumbnail
 from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, confusion_matrix_chart
 from pipeline.storage import files
 
@@ -58,6 +58,7 @@ def _render(
     )
 
 
+@chart_style()
 def _reliability(calibration: dict[str, Any], temperature: dict[str, Any] | None) -> tuple[str, str]:
     """Returns (reliability diagram, conclusion)."""
     figure, plot = new_axes(5.2, 3.9)
@@ -87,6 +88,7 @@ def _reliability(calibration: dict[str, Any], temperature: dict[str, Any] | None
     return svg_data_uri(figure), text
 
 
+@chart_style()
 def _slice_chart(slices: list[dict[str, Any]], top1: float) -> tuple[str, str] | None:
     """Returns (chart, conclusion) of the slices with the lowest top-1, or None if no slice is large enough."""
     shown = [each for each in slices if each["rows"] >= MIN_RANKED_ROWS][:_SLICES_SHOWN][::-1]

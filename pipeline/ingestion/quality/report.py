@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_provenance, read_rows, read_table
-from pipeline.reporting.charts import BLUE, GREY, ORANGE, new_axes, render_page, svg_data_uri, thumbnail
+from pipeline.reporting.charts import BLUE, GREY, ORANGE, chart_style, new_axes, render_page, svg_data_uri, thumbnail
 from pipeline.storage import files
 
 _MOST_CLASSES = 40  # in a bar chart; of more classes, a histogram
@@ -39,6 +39,7 @@ def render(uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64]) -> st
     )
 
 
+@chart_style()
 def _classes(manifest: Manifest) -> tuple[str, str]:
     """Returns (SVG, sentence), as do the charts below."""
     counts = sorted(zip(manifest.split("train").rows_per_class, manifest.classes, strict=True))
@@ -60,6 +61,7 @@ def _classes(manifest: Manifest) -> tuple[str, str]:
     return svg_data_uri(figure), text
 
 
+@chart_style()
 def _sizes(rows: pa.Table) -> tuple[str, str]:
     shorter = np.minimum(rows["height"].to_numpy(), rows["width"].to_numpy())
     figure, plot = new_axes()
@@ -74,6 +76,7 @@ def _sizes(rows: pa.Table) -> tuple[str, str]:
     return svg_data_uri(figure), text
 
 
+@chart_style()
 def _brightness(rows: pa.Table) -> tuple[str, str]:
     figure, plot = new_axes()
     splits = np.array(rows["split"].to_pylist())
@@ -90,6 +93,7 @@ def _brightness(rows: pa.Table) -> tuple[str, str]:
     return svg_data_uri(figure), f"Mean brightness: {values}"
 
 
+@chart_style()
 def _values(histogram: npt.NDArray[np.int64]) -> tuple[str, str]:
     figure, plot = new_axes()
     shares = 100 * histogram.reshape(3, 256) / histogram[:256].sum()

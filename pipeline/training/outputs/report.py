@@ -17,7 +17,7 @@ from pipeline.loader.stage_times import (
     training_seconds,
     waiting_seconds,
 )
-from pipeline.reporting.charts import BLUE, GREY, ORANGE, new_axes, render_page, svg_data_uri
+from pipeline.reporting.charts import BLUE, GREY, ORANGE, chart_style, new_axes, render_page, svg_data_uri
 from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, confusion_matrix_chart
 from pipeline.storage import files
 
@@ -61,6 +61,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
+@chart_style()
 def _curves(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns (picture, text alternative) of each curve over the epochs: loss, top-1, speed, learning rate."""
     history = result["history"]
@@ -125,6 +126,7 @@ def _time_words(result: dict[str, Any]) -> str:
     return f"{text}; {100 * waited:.0f} % was spent waiting for data, most of it for {slowest}."
 
 
+@chart_style()
 def _time_bars(result: dict[str, Any]) -> str:
     """Returns a bar chart of the seconds of each stage."""
     stages = [name for name in reversed(STAGES) if result["seconds"].get(name)]
@@ -137,6 +139,7 @@ def _time_bars(result: dict[str, Any]) -> str:
     return svg_data_uri(figure)
 
 
+@chart_style()
 def _recall_bars(result: dict[str, Any]) -> str:
     """Returns a bar chart of recall by class, the weakest first; of many classes the weakest and the five strongest."""
     recalls = sorted((value["recall"], name) for name, value in result["val"]["per_class"].items())

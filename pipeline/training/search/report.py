@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from pipeline.config.recipe import Recipe
-from pipeline.reporting.charts import BLUE, GREY, ORANGE, new_axes, render_page, svg_data_uri
+from pipeline.reporting.charts import BLUE, GREY, ORANGE, chart_style, new_axes, render_page, svg_data_uri
 from pipeline.storage import files
 from pipeline.training.search.space import Choice, Range, Space
 from pipeline.training.search.trial import TrialResult, best_trial
@@ -40,6 +40,7 @@ def render(recipe: Recipe, space: Space, trials: list[TrialResult], about: dict[
     )
 
 
+@chart_style()
 def _curves(trials: list[TrialResult], best: TrialResult | None) -> tuple[str, str]:
     """Returns the learning curves as SVG, and a caption."""
     figure, plot = new_axes(7.2, 3.6)
@@ -60,6 +61,7 @@ def _curves(trials: list[TrialResult], best: TrialResult | None) -> tuple[str, s
     return svg_data_uri(figure), caption + (f". Orange: trial {best.number}, the best" if best else "")
 
 
+@chart_style()
 def _scatter(name: str, domain: Range | Choice, trials: list[TrialResult], best: TrialResult | None) -> tuple[str, str]:
     """Returns a scatter plot of last top-1 against one field as SVG, and a caption."""
     figure, plot = new_axes(4.4, 2.8)
