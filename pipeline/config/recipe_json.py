@@ -1,33 +1,72 @@
 """Recipes as JSON: in a run's config.json, in files written by the hyper-parameter search, or written by hand."""
 
 import json
-from typing import Any
+import re
+import typing
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
 
 from pipeline.config.augment import Augment
+from pipeline.config.choices import check_choice
 from pipeline.config.recipe import Recipe, SizeRamp
 from pipeline.core.errors import RecipeError
 from pipeline.storage import files
 
+_PATH = re.compile(r" - at `\$\.([\w.]+)")
+
 
 def recipe_from_json(values: dict[str, Any]) -> Recipe:
-    """Returns the recipe whose `dataclasses.asdict` became `values` by way of JSON, where tuples are lists."""
+    """Returns the recipe whose `dataclasses.asdict` became `values` by way of JSON, where tuples are lists.
 
-    def tuples(fields: dict[str, Any]) -> dict[str, Any]:
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    Raises RecipeError with field, value and remedy if a field is unknown, is missing, or has a value of another type or
+    out of range.
+    """
+    # msgspec ignores unknown fields of a dataclass; a misspelt one must not silently take its default.
+    for name, cls in (("", Recipe), ("augment", Augment), ("size_ramp", SizeRamp)):
+        part = values.get(name) if name and isinstance(values, dict) else values
+        for each in part if isinstance(part, dict) else ():
+            check_choice(f"field of {name}" if name else "field", each, tuple(field.name for field in fields(cls)))
+    try:
+        return msgspec.convert(values, Recipe)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, RecipeError):  # raised by a class's own checks
+            raise error.__cause__ from None
+        raise _explained(error, values) from error
 
-    ramp = values["size_ramp"]
-    own = {"augment": Augment(**tuples(values["augment"])), "size_ramp": SizeRamp(**ramp) if ramp else None}
-    return Recipe(**{**tuples(values), **own})
+
+def _explained(error: msgspec.ValidationError, values: Any) -> RecipeError:
+    """Returns the error with the value, and, for a misspelt name, the nearest ones."""
+    text = str(error).replace("`", "")
+    found = _PATH.search(str(error))
+    if found is None:
+        return RecipeError(f"{text}; correct the recipe's JSON")
+    cls: Any = Recipe
+    value, hint = values, cls
+    for name in found[1].split("."):
+        value, hint = value[name], typing.get_type_hints(cls)[name]
+        cls = next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), cls)
+    if get_origin(hint) is Literal and isinstance(value, str):
+        try:
+            check_choice(found[1], value, get_args(hint))
+        except RecipeError as unknown:
+            return unknown
+    return RecipeError(f"{found[1]}={value!r}: {text.partition(' - at ')[0].lower()}; correct the recipe's JSON")
 
 
 def read_recipe(uri: str) -> Recipe:
-    """Returns the recipe in a .json file. Raises RecipeError with what is wrong with it."""
+    """Returns the recipe in a .json file: a recipe by itself, or a run's config.json with one.
+
+    Raises RecipeError with the file and what is wrong with it.
+    """
     if not files.exists(uri):
         raise RecipeError(f"recipe={uri}: no such file")
     try:
         values = json.loads(files.read_bytes(uri))
-        return recipe_from_json(values.get("recipe", values))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        raise RecipeError(f"recipe={uri}: holds no recipe of this version ({error})") from error
+    except ValueError as error:
+        raise RecipeError(f"recipe={uri}: holds no recipe: not JSON ({error})") from error
+    try:
+        return recipe_from_json(values.get("recipe", values) if isinstance(values, dict) else values)
+    except RecipeError as error:
+        raise RecipeError(f"recipe={uri}: holds no recipe of this version: {error}") from error

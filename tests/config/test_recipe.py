@@ -1,6 +1,8 @@
 import dataclasses
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +10,7 @@ from pipeline.config.augment import Augment
 from pipeline.config.documentation import field_docs, field_help
 from pipeline.config.presets import make_recipe, recipes
 from pipeline.config.recipe import Recipe, SizeRamp, check_batch
+from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
@@ -147,3 +150,48 @@ def test_presets_are_a_mapping() -> None:
 def test_an_unknown_field_is_answered_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match="field='batch_size' is unknown; did you mean global_batch_size"):
         make_recipe("cifar10", batch_size=3)
+
+
+def as_json(**changes: Any) -> dict[str, Any]:
+    """Returns the JSON of the recipe `resnet18-16`, with fields changed."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipes["resnet18-16"])))
+    return values | changes
+
+
+@pytest.mark.parametrize("name", recipes)
+def test_a_recipe_survives_json(name: str) -> None:
+    assert recipe_from_json(json.loads(json.dumps(dataclasses.asdict(recipes[name])))) == recipes[name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": "3"}, "epochs='3': expected int, got str; correct the recipe's JSON"),
+        ({"epochs": 0}, "epochs=0 must be 1 or more"),
+        ({"optimizer": "admw"}, "optimizer='admw' is unknown; did you mean adamw"),
+        ({"augment": {"hue": 3}}, "augment.hue=3.0 must lie in"),
+        ({"augment": {"hue": "red"}}, "augment.hue='red': expected float, got str"),
+        ({"augment": {"auto": "randm"}}, "augment.auto='randm' is unknown; did you mean rand"),
+        ({"augment": {"hu": 0.1}}, "field of augment='hu' is unknown; did you mean hue"),
+        ({"size_ramp": {"from_px": 16}}, "size_ramp={'from_px': 16}: object missing required field first_epoch"),
+        ({"learning_rat": 1}, "field='learning_rat' is unknown; did you mean learning_rate"),
+        ({"pixel_mean": [0.1, 0.2]}, r"pixel_mean=\[0.1, 0.2\]: expected array of length 3, got 2"),
+        ({"pixel_mean": [0.1, 0.2, "0.3"]}, "pixel_mean="),
+    ],
+)
+def test_json_that_is_no_recipe_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        recipe_from_json(as_json(**changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not JSON"), ("[]", "expected object, got array"), ('{"recipe": {}}', "name")]
+)
+def test_a_file_without_a_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=f"(?i)^recipe={path}: .*{message}"):
+        make_recipe(str(path))
+    path.write_text(json.dumps({"recipe": as_json()}))
+    assert make_recipe(str(path)) == recipes["resnet18-16"]

@@ -2,6 +2,7 @@ import io
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from pipeline.config.augment import Augment
 from pipeline.core.errors import ClusterError, DatasetError
 from pipeline.core.keyed_random import Stream, uniform
-from pipeline.loader import decode
+from pipeline.loader import decode, kernel
 from pipeline.loader.crops import crop_boxes
 from pipeline.loader.decode import MAX_ERROR, CropGeometry, DecoderName, best_decoder, decode_batch
 from tests.support.images import picture, shared
@@ -250,20 +251,46 @@ def test_the_environment_may_ask_for_a_decoder(monkeypatch: pytest.MonkeyPatch) 
         best_decoder()
 
 
-def test_without_a_compiler_the_library_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def uncompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The source of the kernel in a folder where it hasn't been compiled; decoders of this process are found anew."""
     monkeypatch.delenv("IMAGE_DECODER", raising=False)
-    source = tmp_path / "decode.c"
-    shutil.copy(decode._SOURCE, source)
-    monkeypatch.setattr(decode, "_SOURCE", source)
-    monkeypatch.setattr(shutil, "which", lambda command: None)
+    for path in kernel.SOURCE.parent.glob("*.[ch]"):
+        shutil.copy(path, tmp_path)
+    source = tmp_path / kernel.SOURCE.name
+    monkeypatch.setattr(decode, "load_kernel", lambda: kernel.load_kernel(source))
     decode._kernel.cache_clear()
-    try:
-        assert best_decoder() == "simplejpeg"
-        decode.check_decoder("simplejpeg")
-        with pytest.raises(ClusterError, match="install gcc and libjpeg-dev on every node, or set IMAGE_DECODER"):
-            decode.check_decoder("kernel")
-    finally:
-        decode._kernel.cache_clear()
+    yield source
+    decode._kernel.cache_clear()
+
+
+def test_without_a_compiler_the_library_decodes(
+    uncompiled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda command: None)
+    assert [best_decoder(), best_decoder()] == ["simplejpeg", "simplejpeg"]
+    decode.check_decoder("simplejpeg")
+    with pytest.raises(ClusterError, match="install gcc and libjpeg-dev on every node, or set IMAGE_DECODER"):
+        decode.check_decoder("kernel")
+    (record,) = caplog.records
+    assert "no C compiler (cc, gcc or clang) is installed" in record.getMessage()
+
+
+def test_a_failed_compilation_is_reported_once(
+    uncompiled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = uncompiled.parent / "cc"
+    error = "decode.c:15:10: fatal error: jpeglib.h: No such file or directory"
+    compiler.write_text(f"#!/bin/sh\necho '{error}' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda command: str(compiler))
+    assert [best_decoder(), best_decoder()] == ["simplejpeg", "simplejpeg"]
+    (record,) = caplog.records
+    assert (record.levelname, record.name) == ("WARNING", "pipeline.loader.decode")
+    message = record.getMessage()
+    assert f"cc failed: {error}" in message
+    assert "about twice the CPU time" in message
+    assert "install gcc and libjpeg-dev on every node, or set IMAGE_DECODER=simplejpeg" in message
 
 
 def test_hostile_bytes_do_no_harm(tmp_path: Path) -> None:
