@@ -1,8 +1,8 @@
-"""Augmentation whose draws depend on (seed, epoch, row key) alone, so it is the same wherever it is made.
+"""Augmentation of images, from random numbers that depend on (seed, epoch, row key) alone, whichever worker does it.
 
-Images of any size are cropped and flipped while they are decoded (`crop_boxes`, `flips`, then `decode.decode_batch`);
-what else there is, and all of it for resident data, `augment_batch` does to batches of equal size, on any device. Both
-work on uint8 and make the same draws.
+Streamed images are cropped and flipped while they are decoded (`crop_boxes`, `flips`, then `decode.decode_batch`).
+`augment_batch` does the other operations, and for resident images all of them, on batches of one size and on any
+device. Both work on uint8 and use the same random numbers.
 """
 
 import math
@@ -22,7 +22,9 @@ _ANTIALIASED = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
 
 
 def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
-    """images: uint8 [N, 3, S, S], any memory format; keys: uint64 [N]. Returns the same shape and dtype.
+    """Returns the images augmented, uint8 [N, 3, S, S].
+
+    images: uint8 [N, 3, S, S], any memory format. keys: uint64 [N], hashes of the rows' keys.
 
     Does what is done sample by sample; erasing and mixing come later, on the device (`transform_batch`).
     """
@@ -55,12 +57,12 @@ def _resized_crops(images: Tensor, spec: Augment, draws: Draws) -> Tensor:
 
 
 def _crop_and_flip(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
-    """Crop after reflect-padding and flip as one gather: pixel (y, x) is read from where it came from."""
+    """Padded crop and flip as one gather: each pixel is copied once."""
     from_y, from_x = (
         torch.from_numpy(index).to(images.device) for index in padded_crops(images.shape[-1], spec, seed, epoch, keys)
     )
     rows = torch.arange(len(images), device=images.device)[:, None, None]
-    pixels = images.permute(0, 2, 3, 1)[rows, from_y[:, :, None], from_x[:, None, :]]  # one copy a pixel
+    pixels = images.permute(0, 2, 3, 1)[rows, from_y[:, :, None], from_x[:, None, :]]
     return pixels.permute(0, 3, 1, 2)
 
 
@@ -103,7 +105,10 @@ def _salt_and_pepper(images: Tensor, share: float, seed: int, epoch: Epochs, key
 
 
 def erase(images: Tensor, probability: float, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
-    """images: uint8 [N, 3, S, S], keys: uint64 [N]. Returns images of which a share has a grey rectangle."""
+    """Returns the images, uint8 [N, 3, S, S], a share `probability` of them with a grey rectangle.
+
+    The rectangle has 2 to 33 % of the area and an aspect ratio from 0.3 to 3.3 (Zhong et al., arXiv 1708.04896).
+    """
     draws = uniform(seed, epoch, Stream.ERASE, keys, 5)
     size = images.shape[-1]
     area = size * size * (0.02 + (0.33 - 0.02) * draws[:, 1])
@@ -123,4 +128,5 @@ def erase(images: Tensor, probability: float, seed: int, epoch: Epochs, keys: Ke
 def dropout_seed(seed: int, global_step: int, rank: int) -> int:
     """Returns the seed of torch's generator for one step of one rank, so that dropout needs no saved state."""
     key = np.array([rank], dtype=np.uint64)
+    # Halved, because torch takes a signed 64-bit seed.
     return int(bits(seed, global_step, Stream.DROPOUT, key)[0, 0] >> np.uint64(1))

@@ -1,8 +1,9 @@
-"""RandAugment and TrivialAugment: torchvision's operations and strengths, with draws of our own.
+"""RandAugment and TrivialAugment: torchvision's operations and strengths, with keyed random numbers.
 
-RandAugment (Cubuk et al., arXiv 1909.13719) does `ops` operations of one strength; TrivialAugment (Müller and Hutter,
-arXiv 2103.10158, "wide") does one of a random strength. The tables are those of torchvision's RandAugment and
-TrivialAugmentWide; so is each operation, to the last bit (tests/loader/test_augment.py).
+RandAugment (Cubuk et al., arXiv 1909.13719) applies `ops` operations of one strength; TrivialAugment (Müller and
+Hutter, arXiv 2103.10158, "wide") applies one operation of random strength. Tables and operations equal those of
+torchvision's RandAugment and TrivialAugmentWide to the last bit (tests/loader/test_augment.py). torchvision's own
+classes can't be used, because they draw from torch's global generator.
 """
 
 import math
@@ -24,7 +25,10 @@ OPERATIONS = (
 
 
 def rand_augment(image: Tensor, ops: int, strength: int, draws: npt.NDArray[np.float64]) -> Tensor:
-    """image: uint8 [3, S, S]; strength: 0 to BINS - 1; draws: float64 [2 * ops] in [0, 1). Returns the same shape."""
+    """Returns the image after `ops` random operations, uint8 [3, S, S].
+
+    strength: 0 to BINS - 1. draws: float64 [2 * ops] in [0, 1), operation and sign of each.
+    """
     for choice, sign in draws.reshape(ops, 2).tolist():
         name = OPERATIONS[int(choice * len(OPERATIONS))]
         image = apply(image, name, _signed(name, _rand_strength(name, strength, image.shape[-1]), sign))
@@ -32,7 +36,10 @@ def rand_augment(image: Tensor, ops: int, strength: int, draws: npt.NDArray[np.f
 
 
 def trivial_augment(image: Tensor, draws: npt.NDArray[np.float64]) -> Tensor:
-    """image: uint8 [3, S, S]; draws: float64 [3] in [0, 1). Returns the same shape."""
+    """Returns the image after one random operation, uint8 [3, S, S].
+
+    draws: float64 [3] in [0, 1), for operation, strength and sign.
+    """
     choice, strength, sign = draws.tolist()
     name = OPERATIONS[int(choice * len(OPERATIONS))]
     return apply(image, name, _signed(name, _trivial_strength(name, int(strength * BINS)), sign))
@@ -42,36 +49,39 @@ def _signed(name: str, value: float, draw: float) -> float:
     return -value if name in _SIGNED and draw < 0.5 else value
 
 
-def _level(most: float, bin_: int, least: float = 0.0) -> float:
-    """The value of a bin in float32, as torchvision computes it."""
-    return float(torch.linspace(least, most, BINS)[bin_])
+def _level(largest: float, bin_: int) -> float:
+    """Returns the value of a bin, computed in float32 as torchvision does."""
+    return float(torch.linspace(0.0, largest, BINS)[bin_])
 
 
 def _rand_strength(name: str, bin_: int, size: int) -> float:
-    most = {"shear-x": 0.3, "shear-y": 0.3, "translate-x": _TRANSLATE * size, "translate-y": _TRANSLATE * size,
+    largest = {"shear-x": 0.3, "shear-y": 0.3, "translate-x": _TRANSLATE * size, "translate-y": _TRANSLATE * size,
             "rotate": 30.0}  # fmt: skip
-    return _strength(name, bin_, most, 0.9, 4)
+    return _strength(name, bin_, largest, 0.9, 4)
 
 
 def _trivial_strength(name: str, bin_: int) -> float:
-    most = {"shear-x": 0.99, "shear-y": 0.99, "translate-x": 32.0, "translate-y": 32.0, "rotate": 135.0}
-    return _strength(name, bin_, most, 0.99, 6)
+    largest = {"shear-x": 0.99, "shear-y": 0.99, "translate-x": 32.0, "translate-y": 32.0, "rotate": 135.0}
+    return _strength(name, bin_, largest, 0.99, 6)
 
 
-def _strength(name: str, bin_: int, most: dict[str, float], colour: float, bits: int) -> float:
-    if name in most:
-        return _level(most[name], bin_)
+def _strength(name: str, bin_: int, largest: dict[str, float], colour: float, bits: int) -> float:
+    """largest: strengths of the geometric operations in the last bin; colour: of the colour operations. bits: that
+    posterize removes in the last bin.
+    """
+    if name in largest:
+        return _level(largest[name], bin_)
     if name in ("brightness", "color", "contrast", "sharpness"):
         return _level(colour, bin_)
     if name == "posterize":
         return float((8 - torch.tensor(bin_) / ((BINS - 1) / bits)).round())
     if name == "solarize":
-        return _level(0.0, bin_, 1.0)
+        return float(torch.linspace(1.0, 0.0, BINS)[bin_])
     return 0.0
 
 
 def apply(image: Tensor, name: str, value: float) -> Tensor:
-    """Does one operation; pixels from outside the image are black, and none is interpolated."""
+    """Returns the image after one operation. Pixels from outside the image are black; nothing is interpolated."""
     return _APPLY[name](image, value)
 
 

@@ -1,4 +1,4 @@
-"""Where a sample is cut from its image, and whether it is mirrored. Needs no torch."""
+"""Geometry of random crops and flips, in numpy: Ray tasks start faster without importing torch."""
 
 import math
 from typing import Any
@@ -15,10 +15,10 @@ Index = npt.NDArray[np.int64]
 
 
 def crop_boxes(heights: Ints, widths: Ints, spec: Augment, draws: Draws) -> Ints:
-    """Returns int32 [N, 4]: top, left, height, width of random resized crops, as torchvision's RandomResizedCrop.
+    """Returns int32 [N, 4]: top, left, height, width of random resized crops, distributed as torchvision's.
 
-    heights, widths: integers [N]; draws: float64 [N, 40] in [0, 1): for each of ten tries area, log aspect ratio and
-    top, then ten times left.
+    heights, widths: integers [N], of the images. draws: float64 [N, 40] in [0, 1): area, log aspect ratio and top for
+    each of ten tries, then left for each of the ten.
     """
     assert spec.resized_crop_area is not None
     low, high = spec.resized_crop_area
@@ -42,7 +42,7 @@ def crop_boxes(heights: Ints, widths: Ints, spec: Augment, draws: Draws) -> Ints
 
 
 def _central_boxes(heights: Ints, widths: Ints, ratios: tuple[float, float]) -> npt.NDArray[np.int64]:
-    """What torchvision takes when no try fits: the middle, cut down to the nearest ratio that is allowed."""
+    """Returns torchvision's fallback when no try fits: the centre, cut to the nearest allowed aspect ratio."""
     ratio = widths / heights
     h = np.where(ratio < ratios[0], np.rint(widths / ratios[0]), heights).astype(np.int64)
     w = np.where(ratio > ratios[1], np.rint(heights * ratios[1]), widths).astype(np.int64)
@@ -50,15 +50,17 @@ def _central_boxes(heights: Ints, widths: Ints, ratios: tuple[float, float]) -> 
 
 
 def flips(spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> npt.NDArray[np.bool_]:
-    """Returns bool [N]: which samples are mirrored."""
-    drawn_in = 0 if spec.flip_alternates else epoch
-    mirrored = uniform(seed, drawn_in, Stream.FLIP, keys)[:, 0] < spec.flip_probability
+    """Returns bool [N]: whether each sample is mirrored."""
+    # One draw for the whole run; then every second epoch shows the other side.
+    draw_epoch = 0 if spec.flip_alternates else epoch
+    mirrored = uniform(seed, draw_epoch, Stream.FLIP, keys)[:, 0] < spec.flip_probability
     return np.asarray(mirrored ^ (np.asarray(epoch) % 2 == 1)) if spec.flip_alternates else mirrored
 
 
 def padded_crops(size: int, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> tuple[Index, Index]:
-    """Returns from_y, from_x, int64 [N, size]: the row and column that each pixel of a crop comes from, after
-    reflect-padding by `crop_padding_px`, a crop back to `size` and a flip.
+    """Returns from_y and from_x, int64 [N, size]: the source row and column of each pixel of a padded random crop.
+
+    The image is padded by `crop_padding_px` by reflection, cropped back to `size` and maybe flipped.
     """
     padding, line = spec.crop_padding_px, np.arange(size)
     shift = (uniform(seed, epoch, Stream.CROP, keys, 2) * (2 * padding + 1)).astype(np.int64) - padding

@@ -162,7 +162,7 @@ def _kernel() -> Any:
     try:
         return load_kernel()
     except KernelUnavailableError as error:
-        # 1.55 ms an image instead of 0.86: ImageNet originals, random crops, 224 px, one core of machine M of docs/log.md
+        # 1.55 ms an image instead of 0.86: ImageNet originals, crops to 224 px, one core of docs/log.md's machine M.
         logger.warning(
             "%s: the native JPEG decoder can't be compiled (%s). Images are decoded in full by simplejpeg instead, "
             "which takes about twice the CPU time; %s",

@@ -1,24 +1,24 @@
-"""Who comes when: (data set, seed, epoch) -> the order of rows -> the global batch of every step.
+"""The training order of rows: (data set, seed, epoch) -> permutation -> the global batch of every step.
 
-Pure numpy, no Ray. The definition, for anyone who wants to recompute it:
+Pure numpy, no Ray. The definition, complete enough to recompute it in any language:
 
 1. The row groups of a split are numbered 0, 1, ... in manifest order, its rows likewise.
-2. In each epoch the row groups are sorted by the draw of their number (`draws.permutation`, stream ROW_GROUP).
-3. Each run of `window_row_groups` of them is a window; the rows of a window are sorted by the draw of their
-   number (stream ROW). One window over everything (`None`) is a full permutation. With `run_rows` = L > 1, so that
-   object storage is asked for L rows at once, each row group of a window is cut into runs of L rows, the last one maybe
-   shorter; runs are sorted by the draw of their first row (stream RUN), and the rows of each 4 runs by their own draw.
+2. In each epoch the row groups are sorted by a random draw per number (`keyed_random.permutation`, stream ROW_GROUP).
+3. Each `window_row_groups` consecutive ones form a window; the rows of a window are sorted by the draw of their number
+   (stream ROW). One window over everything (`None`) is a full permutation. With `run_rows` = L > 1, which lets object
+   storage return L rows per request, each row group of a window is cut into runs of L rows, the last one possibly
+   shorter; the runs are sorted by the draw of their first row (stream RUN), and the rows of each 4 runs by their own
+   draw.
 4. The epoch's n rows are cut into S = ceil(n / global_batch_size) consecutive global batches: batch s holds the
    positions from s*n//S to (s+1)*n//S. Their sizes differ by one row at most and none is larger than
-   `global_batch_size`, so there is no tiny last batch, nothing is dropped and nothing repeated.
+   `global_batch_size`, so there is no tiny last batch, and no row is dropped or repeated.
 5. Rank r of W takes the positions from r*m//W to (r+1)*m//W of a global batch of m rows. Where samples are mixed
-   (`pairs`), positions 2k and 2k+1 belong together: rank r takes the pairs from r*p//W to (r+1)*p//W of p = ceil(m/2).
-
+   (`pairs`), positions 2k and 2k+1 stay together: rank r takes the pairs from r*p//W to (r+1)*p//W of p = ceil(m/2).
 6. With `repeats` = R, epochs come in rounds of R, each in the order of its first epoch. A round's n rows are cut into
-   R*S runs; batch s holds run s R times, one copy after the other, copy c augmented as in the round's epoch c. So R
-   epochs hold what they would hold without it, and the versions of an image meet in one batch.
+   R*S parts; batch s holds part s R times, one copy after the other, copy c augmented as in the round's epoch c. So R
+   epochs hold the same samples as without repeats, and the versions of an image share a batch.
 
-World size enters at 5 alone, so the global batches are the same for any number of workers.
+Only point 5 depends on the world size, so the global batches are the same for any number of workers.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,9 @@ from pipeline.core.keyed_random import Epochs, Stream, permutation
 from pipeline.core.partition import even_split
 
 Rows = npt.NDArray[np.int64]
-RUNS_TOGETHER = 4  # so that neighbours of a row group aren't neighbours in a batch: who is mixed with whom varies
+# Runs whose rows are shuffled together, so that neighbours in a row group aren't always neighbours in a batch, where
+# MixUp and CutMix would mix the same pairs in every epoch.
+RUNS_TOGETHER = 4
 
 
 def num_steps(num_rows: int, global_batch_size: int) -> int:
@@ -45,9 +47,11 @@ def num_steps(num_rows: int, global_batch_size: int) -> int:
 class Order:
     """The order of one split's rows in every epoch.
 
-    row_group_rows: rows of each row group, in manifest order. pairs: whether workers take whole pairs of rows.
-    repeats: versions of an image that are in one batch; `global_batch_size` must be a multiple. run_rows: rows of a row
-    group that stay together.
+    row_group_rows: rows of each row group, in manifest order. window_row_groups: row groups that are shuffled together;
+    None for all. pairs: whether workers take whole pairs of rows. repeats: versions of an image in one batch;
+    `global_batch_size` must be a multiple. run_rows: consecutive rows that stay close in the order.
+
+    Raises ValueError for values that can't work.
     """
 
     row_group_rows: tuple[int, ...]
@@ -72,12 +76,12 @@ class Order:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the split, and so of an epoch."""
+        """Number of rows of the split, and so of an epoch."""
         return sum(self.row_group_rows)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches of an epoch."""
+        """Number of global batches of an epoch."""
         return num_steps(self.num_rows, self.global_batch_size)
 
     def epoch_rows(self, epoch: int) -> Rows:
@@ -85,17 +89,17 @@ class Order:
         return _epoch_rows(self.row_group_rows, self.seed, epoch, self.window_row_groups, self.run_rows)
 
     def batch_size(self, global_step: int) -> int:
-        """Returns the rows of a global batch: `global_batch_size` or a little less."""
+        """Returns the number of rows of a global batch: `global_batch_size` or a little less."""
         start, stop = self._run(global_step)
         return self.repeats * (stop - start)
 
     def _run(self, global_step: int) -> tuple[int, int]:
-        """First and last position, in the order of its round, of the images of a step."""
+        """Returns where the images of a step start and end in the order of its round of epochs."""
         steps = self.repeats * self.steps_per_epoch
         return even_split(self.num_rows, steps, global_step % steps)
 
     def _part(self, size: int, world_size: int, rank: int) -> tuple[int, int]:
-        """A rank's part of a global batch of `size` rows."""
+        """Returns where a rank's part of a global batch of `size` rows starts and ends."""
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} must lie in [0, {world_size})")
         if self.pairs:
@@ -104,7 +108,10 @@ class Order:
         return even_split(size, world_size, rank)
 
     def rows(self, global_step: int, world_size: int = 1, rank: int = 0) -> Rows:
-        """Returns the row indices that `rank` of `world_size` trains on in `global_step`, counted over all epochs."""
+        """Returns int64, the row numbers that `rank` of `world_size` trains on in a step.
+
+        global_step: counted over all epochs, from 0.
+        """
         start, stop = self._run(global_step)
         first_epoch = global_step // self.steps_per_epoch // self.repeats * self.repeats
         images = self.epoch_rows(first_epoch)[start:stop]
@@ -112,7 +119,7 @@ class Order:
         return images[first:last] if self.repeats == 1 else np.tile(images, self.repeats)[first:last]
 
     def epochs(self, global_step: int, world_size: int = 1, rank: int = 0) -> Epochs:
-        """Returns the epoch that decides the augmentation of the rows of `rows`; where they are repeated, of each."""
+        """Returns the epoch that seeds the augmentation of the step's rows; with repeats, int64, one for each row."""
         epoch = global_step // self.steps_per_epoch
         if self.repeats == 1:
             return epoch
