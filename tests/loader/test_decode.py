@@ -19,9 +19,10 @@ from torchvision.transforms.v2 import functional as F
 from pipeline.config.augment import Augment
 from pipeline.core.errors import ClusterError, DatasetError
 from pipeline.core.keyed_random import Stream, uniform
-from pipeline.loader import decode, kernel
+from pipeline.loader import decode
 from pipeline.loader.crops import crop_boxes
 from pipeline.loader.decode import MAX_ERROR, CropGeometry, DecoderName, best_decoder, decode_batch
+from pipeline.loader.native import kernel
 from tests.support.images import picture, shared
 
 BILINEAR: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}

@@ -1,4 +1,4 @@
-"""The native decoder: compiled from native/decode.c on first use, in a few seconds, and kept beside its source."""
+"""The native decoder: compiled from decode.c on first use, in a few seconds, and kept beside its source."""
 
 import ctypes
 import hashlib
@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).parent / "native" / "decode.c"
+SOURCE = Path(__file__).parent / "decode.c"
 # No contraction to fused multiply-adds: all CPUs must give the same pixels.
 _FLAGS = ("-O3", "-ffp-contract=off", "-fPIC", "-shared")
 
