@@ -24,8 +24,8 @@ _ANTIALIASED = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
 def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
     """Returns the images augmented, uint8 [N, 3, S, S].
 
-    images: uint8 [N, 3, S, S], any memory format. keys: uint64 [N], hashes of the rows' keys. Erasing, cutout and mixing
-    are left to `pipeline.models.batch_transforms`.
+    images: uint8 [N, 3, S, S], any memory format. keys: uint64 [N], hashes of the rows' keys. Erasing, cutout and
+    mixing are left to `pipeline.models.batch_transforms`.
     """
     if spec.resized_crop_area is not None:
         images = _resized_crops(images, spec, uniform(seed, epoch, Stream.RESIZED_CROP, keys, 40))
