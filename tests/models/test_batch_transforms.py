@@ -9,7 +9,7 @@ from pipeline.config.augment import Augment
 from pipeline.core.keyed_random import Stream, uniform
 from pipeline.loader.batch import Batch
 from pipeline.loader.sample_order import Order
-from pipeline.models.batch_transforms import TransformedBatch, cut_mix, mix_up, partners, transform_batch
+from pipeline.models.batch_transforms import TransformedBatch, cut_mix, cut_out, mix_up, partners, transform_batch
 
 SPECS = {
     "mixup": Augment(mixup_alpha=0.2),
@@ -112,3 +112,11 @@ def test_with_both_each_sample_has_one_of_them(images: Tensor) -> None:
     mixed = transformed(many, torch.zeros(4000), np.arange(4000), spec, keys, seed=0, epoch=0)
     cuts = ((mixed.images == 0) | (mixed.images == 255)).all(dim=3).all(dim=2).all(dim=1)
     assert abs(cuts.float().mean().item() - 0.5) < 0.05
+
+
+def test_a_square_is_cut_out_somewhere_inside() -> None:
+    out = cut_out(torch.ones(37, 3, 10, 10), 4, 0, 5, KEYS)
+    assert (out == 0).sum(dim=(1, 2, 3)).tolist() == [3 * 16] * 37
+    corners = {tuple(np.argwhere(image[0].numpy() == 0)[0]) for image in out}
+    assert len(corners) > 10
+    assert all(0 <= y <= 6 and 0 <= x <= 6 for y, x in corners)

@@ -16,21 +16,13 @@ from torch.nn import functional as F
 
 from pipeline.config.augment import Augment
 from pipeline.config.presets import make_recipe
-from pipeline.core.errors import CheckpointError, ClusterError, DatasetError, DivergedError
+from pipeline.core.errors import ClusterError, DatasetError, DivergedError
 from pipeline.evaluation.inference import view_logits
 from pipeline.loader.batch import Batch
 from pipeline.loader.crops import flips
 from pipeline.loader.sample_order import Order
 from pipeline.models import checkpoint
-from pipeline.models.batch_transforms import cut_out
 from pipeline.models.checkpoint_writer import CheckpointWriter
-from pipeline.models.factory import make_model
-from pipeline.models.flops import operations_per_image, training_operations
-from pipeline.models.layers import add_blur_pool
-from pipeline.models.pretrained import load_pretrained
-from pipeline.models.small_networks import Airbench
-from pipeline.models.tensor_file import serialize_tensors
-from pipeline.models.weight_averages import LookAhead, WeightAverage
 from pipeline.training.optim.factory import make_optimizers
 from pipeline.training.safeguards.divergence import FiniteGuard
 from pipeline.training.safeguards.preemption import PreemptionWatcher
@@ -87,40 +79,6 @@ def test_failures_are_counted_between_checkpoints_and_users_errors_end_the_run(t
         policy.check({0: RuntimeError("collateral"), 1: DatasetError("mine")})
 
 
-# --- averages ----------------------------------------------------------------------------------------------------
-
-
-def moved(net: nn.Module, value: float) -> nn.Module:
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.fill_(value)
-    return net
-
-
-def test_an_exponential_average_is_its_formula() -> None:
-    net = moved(nn.Linear(2, 1, bias=False), 1.0)
-    average = WeightAverage(net, 0.9, every_steps=2)
-    expected = 1.0
-    for step in range(1, 7):
-        average.update(moved(net, float(step)), step, 6)
-        expected = 0.9 * expected + 0.1 * step if step % 2 == 0 else expected
-    assert average.values["weight"].flatten().tolist() == pytest.approx([expected] * 2)
-    assert net.weight.flatten().tolist() == [6.0, 6.0]  # training isn't touched
-
-
-def test_look_ahead_sets_the_weights_back_now_and_then_and_at_the_end() -> None:
-    net = moved(nn.Linear(1, 1, bias=False), 1.0)
-    ahead, slow = LookAhead(net, 5), 1.0
-    for step in range(1, 13):
-        ahead.update(moved(net, 2.0 * step), step, 12)
-        if step % 5 == 0:
-            decay = 0.95**5 * (step / 12) ** 3
-            slow = decay * slow + (1 - decay) * 2 * step
-            assert net.weight.item() == pytest.approx(slow)
-        else:
-            assert net.weight.item() == pytest.approx(slow if step == 12 else 2.0 * step)
-
-
 # --- steps -------------------------------------------------------------------------------------------------------
 
 
@@ -172,14 +130,6 @@ def test_alternating_flips_show_the_other_side_in_every_next_epoch() -> None:
     assert np.array_equal(sides[1], sides[3])
 
 
-def test_a_square_is_cut_out_somewhere_inside() -> None:
-    out = cut_out(torch.ones(24, 3, 10, 10), 4, 0, 5, KEYS)
-    assert (out == 0).sum(dim=(1, 2, 3)).tolist() == [3 * 16] * 24
-    corners = {tuple(np.argwhere(image[0].numpy() == 0)[0]) for image in out}
-    assert len(corners) > 10
-    assert all(0 <= y <= 6 and 0 <= x <= 6 for y, x in corners)
-
-
 def test_views_are_weighted_as_published() -> None:
     torch.manual_seed(0)
     net, images = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 5)), torch.randn(4, 3, 6, 6)
@@ -219,68 +169,6 @@ def test_what_a_notice_leaves_time_for_is_saved(
     assert watcher.saves == saves
     assert words in str(line)
     assert watcher.new_notice(writer, lambda: tensors) is None  # said once
-
-
-# --- networks ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "size_px", "epochs", "published"),
-    [("airbench94", 32, 8, 0.29e15), ("airbench96", 32, 31, 7.46e15 * 31 / 40)],
-)
-def test_operations_are_the_published_ones(name: str, size_px: int, epochs: int, published: float) -> None:
-    counted = training_operations(make_model(name, 10, size_px), [size_px] * epochs, 50_000)
-    assert counted["total"] == pytest.approx(published, rel=0.03)
-
-
-def test_operations_of_a_resnet_50_are_three_times_its_known_forward_pass() -> None:
-    """4.09e9 multiply-adds for 224 px (He et al. say 3.8e9 without the stride's place in the 3x3)."""
-    with torch.device("meta"):
-        net = make_model("resnet50", 1000, 224)
-    assert operations_per_image(net, 224) == pytest.approx(3 * 2 * 4.09e9, rel=0.02)
-
-
-def test_dirac_kernels_begin_as_the_identity_and_scales_stay() -> None:
-    net = Airbench(10)
-    conv = net.groups[1].convs[1]
-    x = torch.randn(2, 256, 5, 5)
-    assert torch.allclose(conv(x), x)
-    assert not any(
-        p.requires_grad for name, p in net.named_parameters() if name.endswith("weight") and ".norms." in name
-    )
-    assert next(name for name, p in net.named_parameters() if p.requires_grad) == "whitening.bias"
-
-
-def test_blur_pooling_keeps_shapes_and_blurs_what_is_strided() -> None:
-    plain, blurred = make_model("resnet18", 10, 224), make_model("resnet18", 10, 224)
-    add_blur_pool(blurred)
-    assert sum(type(module).__name__ == "BlurPool" for module in blurred.modules()) == 6  # not the first: 3 channels
-    assert blurred(torch.randn(1, 3, 64, 64)).shape == plain(torch.randn(1, 3, 64, 64)).shape
-    flat = torch.ones(1, 64, 8, 8)  # inside, a blur of the even is even
-    inner, outer = blurred.layer2[0].conv1, blurred.layer2[0].conv1.conv
-    assert torch.allclose(inner(flat)[..., 1:-1, 1:-1], outer(flat)[..., 1:-1, 1:-1], atol=1e-5)
-
-
-def test_pretrained_weights_are_loaded_and_other_classes_get_a_new_last_layer(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    trained, same, other = (make_model("resnet18", classes, 224) for classes in (10, 10, 7))
-    (tmp_path / "w.safetensors").write_bytes(serialize_tensors(trained.state_dict()))
-    torch.save({"model": trained.state_dict()}, tmp_path / "w.pt")
-    for name in ("w.safetensors", "w.pt"):
-        load_pretrained(same, str(tmp_path / name))
-        assert torch.equal(same.fc.weight, trained.fc.weight)
-        load_pretrained(other, str(tmp_path / name))
-        assert torch.equal(other.conv1.weight, trained.conv1.weight)
-        assert other.fc.weight.shape == (7, 512)
-    with pytest.raises(CheckpointError, match="doesn't fit the model"):
-        load_pretrained(make_model("resnet34", 10, 224), str(tmp_path / "w.pt"))
-
-
-def test_any_model_of_timm_is_made_by_name() -> None:
-    pytest.importorskip("timm")
-    assert make_model("timm:resnet10t", 7, 224)(torch.randn(2, 3, 64, 64)).shape == (2, 7)
-    with pytest.raises(Exception, match="did you mean timm:resnet"):
-        make_model("timm:resnet10q", 7, 224)
 
 
 @pytest.mark.ray
