@@ -41,7 +41,7 @@ def prepare_dataset(
     parent = files.absolute(os.fspath(parent)) if parent else files.join(cache_folder(), "datasets")
     if data is None:
         archive = cifar10_archive(cache_folder(), progress)
-        source = Source(archive, "cifar-binary") if archive else Source("digits", "digits")
+        source = Source(files.absolute(archive), "cifar-binary") if archive else Source("digits", "digits")
     else:
         source = Source(os.fspath(data), layout, md5)
         if layout != "digits":  # the word digits may be a folder's name here

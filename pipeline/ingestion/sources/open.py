@@ -1,7 +1,9 @@
-"""Recognises the layout of a source and returns its index."""
+"""Recognises the layout of a source and returns its index. A new layout is one line in the table below."""
 
 import re
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
@@ -11,23 +13,61 @@ from pipeline.ingestion.sources.members import Listing, list_members
 from pipeline.ingestion.sources.source import Source
 from pipeline.storage import files
 
-# In the order in which a source is compared with them: a CIFAR archive would also pass for class folders.
-LAYOUTS = {
-    "cifar-binary": "CIFAR-10 binary: data_batch_N.bin, test_batch.bin",
-    "cifar-python": "CIFAR-10 Python: data_batch_N, test_batch (restricted unpickling)",
-    "imagenet-archives": "ImageNet's archives: ILSVRC2012_img_train.tar, _img_val.tar, _devkit_t12.tar.gz",
-    "kaggle": "Kaggle's ImageNet: Data/CLS-LOC/{train/WNID,val}, LOC_val_solution.csv",
-    "webdataset": "WebDataset: tars of NAME.jpg and NAME.cls",
-    "folders": "class folders: [SPLIT/]CLASS/NAME.jpg|jpeg|png|webp|bmp",
-    "digits": "scikit-learn's digits; the source is the word digits",
+
+@dataclass(frozen=True)
+class _Options:
+    """What a layout may need besides the listing."""
+
+    name: str  # of the data set
+    md5: str | None
+    spool: str  # folder for files that can't be read in place
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A layout: how people know it, how it is recognised, and how it is indexed."""
+
+    description: str
+    matches: Callable[[Listing], bool]
+    build: Callable[[Listing, _Options], Index]
+
+
+# In the order in which "auto" tries them: the first that matches is taken, and class folders match almost anything.
+_LAYOUTS = {
+    "cifar-binary": _Layout(
+        "CIFAR-10 binary: data_batch_N.bin, test_batch.bin",
+        cifar.matches_binary,
+        lambda listing, options: cifar.build_binary_index(listing, options.name, options.md5),
+    ),
+    "cifar-python": _Layout(
+        "CIFAR-10 Python: data_batch_N, test_batch (restricted unpickling)",
+        cifar.matches_python,
+        lambda listing, options: cifar.build_python_index(listing, options.name, options.md5, options.spool),
+    ),
+    "imagenet-archives": _Layout(
+        "ImageNet's archives: ILSVRC2012_img_train.tar, _img_val.tar, _devkit_t12.tar.gz",
+        imagenet.matches_official,
+        lambda listing, options: imagenet.build_official_index(listing, options.name, options.progress),
+    ),
+    "kaggle": _Layout(
+        "Kaggle's ImageNet: Data/CLS-LOC/{train/WNID,val}, LOC_val_solution.csv",
+        imagenet.matches_kaggle,
+        lambda listing, options: imagenet.build_kaggle_index(listing, options.name),
+    ),
+    "webdataset": _Layout(
+        "WebDataset: tars of NAME.jpg and NAME.cls",
+        webdataset.matches,
+        lambda listing, options: webdataset.build_index(listing, options.name, options.progress),
+    ),
+    "folders": _Layout(
+        "class folders: [SPLIT/]CLASS/NAME.jpg|jpeg|png|webp|bmp",
+        folders.matches,
+        lambda listing, options: folders.build_index(listing, options.name),
+    ),
 }
-_MATCHES = {
-    "cifar-binary": cifar.matches_binary,
-    "cifar-python": cifar.matches_python,
-    "imagenet-archives": imagenet.matches_official,
-    "kaggle": imagenet.matches_kaggle,
-    "webdataset": webdataset.matches,
-    "folders": folders.matches,
+LAYOUTS = {name: layout.description for name, layout in _LAYOUTS.items()} | {
+    "digits": "scikit-learn's digits; the source is the word digits"
 }
 
 
@@ -38,30 +78,26 @@ def open_source(source: Source | str, *, spool: str, progress: Progress = silent
     removes it. Raises SourceError if nothing is there, if an archive is damaged, or if the layout isn't in LAYOUTS.
     """
     source = source if isinstance(source, Source) else Source(source)
-    uri, layout, md5 = source.uri, source.layout, source.md5
-    if layout not in ("auto", *LAYOUTS):
-        raise SourceError(f"layout {layout!r} is unknown; use auto or one of {', '.join(LAYOUTS)}")
-    if layout == "digits":
+    if source.layout not in ("auto", *LAYOUTS):
+        raise SourceError(f"layout {source.layout!r} is unknown; use auto or one of {', '.join(LAYOUTS)}")
+    if source.layout == "digits":
         return digits.build_index(spool)
-    listing = list_members(uri, spool, progress)
-    name = re.sub(r"\.(tar|tgz|txz|gz|xz)$", "", re.sub(r"\.(gz|xz)$", "", files.basename(uri)))
-    if layout == "auto":
-        layout = next((each for each, matches in _MATCHES.items() if matches(listing)), "")
-        if not layout:
-            raise SourceError(_unknown(listing, "is of no known layout"))
-    elif not _MATCHES[layout](listing):
-        raise SourceError(_unknown(listing, f"is not of the layout {layout}"))
-    if layout == "cifar-binary":
-        return cifar.build_binary_index(listing, name, md5)
-    if layout == "cifar-python":
-        return cifar.build_python_index(listing, name, md5, spool)
-    if layout == "imagenet-archives":
-        return imagenet.build_official_index(listing, name, progress)
-    if layout == "kaggle":
-        return imagenet.build_kaggle_index(listing, name)
-    if layout == "webdataset":
-        return webdataset.build_index(listing, name, progress)
-    return folders.build_index(listing, name)
+    listing = list_members(source.uri, spool, progress)
+    name = re.sub(r"\.(tar|tgz|txz|gz|xz)$", "", re.sub(r"\.(gz|xz)$", "", files.basename(source.uri)))
+    layout = _layout_of(listing, source.layout)
+    return layout.build(listing, _Options(name, source.md5, spool, progress))
+
+
+def _layout_of(listing: Listing, name: str) -> _Layout:
+    """Returns the layout of this name, or for "auto" the first that matches. Raises SourceError if it doesn't match."""
+    if name == "auto":
+        for layout in _LAYOUTS.values():
+            if layout.matches(listing):
+                return layout
+        raise SourceError(_unknown(listing, "is of no known layout"))
+    if not _LAYOUTS[name].matches(listing):
+        raise SourceError(_unknown(listing, f"is not of the layout {name}"))
+    return _LAYOUTS[name]
 
 
 def _unknown(listing: Listing, problem: str) -> str:
