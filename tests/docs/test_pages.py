@@ -1,5 +1,6 @@
 """README and docs name files that exist, and links from pages outside the site lead somewhere."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -29,3 +30,13 @@ def test_architecture_has_a_line_for_every_module() -> None:
         listed = text.partition(f"<!-- modules {name} -->")[2].partition("<!-- end -->")[0]
         modules = {str(path.relative_to(folder)) for path in folder.rglob("*.py") if path.name != "__init__.py"}
         assert set(re.findall(r"^\| `([^`]+\.py)` \|", listed, re.MULTILINE)) == modules, name
+
+
+ROOM_PAGES = [page for page in sorted((ROOT / "docs" / "api").glob("*.md")) if page.stem != "index"]
+
+
+@pytest.mark.parametrize("page", ROOM_PAGES, ids=lambda page: page.stem)
+def test_a_page_of_the_python_interface_lists_all_names_of_the_door(page: Path) -> None:
+    listed = re.search(r"members: \[(.*?)\]", page.read_text(), re.DOTALL)
+    names = re.split(r",\s*", listed[1]) if listed else []
+    assert sorted(names) == sorted(getattr(importlib.import_module(f"pipeline.{page.stem}"), "__all__", ()))
