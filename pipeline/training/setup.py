@@ -43,7 +43,7 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
     have to take part in the same collective operations.
     """
     begin = time.perf_counter()
-    rank, world_size, device = _join(job)
+    rank, world_size, device = _join(job, exits)
     progress = job.progress if rank == 0 else silent
     watchdog = Watchdog(job.hang_seconds, lambda line: progress("watch", 0, 0, line))
     exits.callback(watchdog.stop)
@@ -90,12 +90,17 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
     )
 
 
-def _join(job: TrainJob) -> tuple[int, int, torch.device]:
-    """Returns rank, world size and device of this process, and sets its number of threads."""
+def _join(job: TrainJob, exits: contextlib.ExitStack) -> tuple[int, int, torch.device]:
+    """Returns rank, world size and device of this process, and sets its number of threads.
+
+    Threads and the state of torch's random generators are put back at the end: the process may be the user's own.
+    """
     import ray.train.torch
 
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
+    exits.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+    exits.callback(torch.set_num_threads, torch.get_num_threads())
     # A run in this process on resident data leaves torch's own number of threads: all cores.
     if device.type == "cpu" and (job.num_workers or job.recipe.residency == "stream"):
         torch.set_num_threads(num_threads(job.recipe, context.get_local_world_size()))

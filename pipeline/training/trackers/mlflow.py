@@ -1,5 +1,6 @@
 """Parameters and metrics of a run for an MLflow tracking server."""
 
+import contextlib
 import importlib.util
 import os
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
+from pipeline.core.variables import environment_variables
 from pipeline.storage import files
 from pipeline.training.trackers.base import TrackedRun, Tracker
 
@@ -27,10 +29,15 @@ class MakeMlflow:
     """MLFLOW_... variables of the starting process, credentials among them."""
 
     def __call__(self, job: TrackedRun, step: int) -> Tracker:
-        """Returns the tracker. MLflow must be installed on the node of rank 0."""
-        # MLflow's client reads these variables at every request, so they stay set while the worker trains.
-        os.environ.update({**PATIENCE, **dict(self.environment)})
-        return Mlflow(self.uri, job)
+        """Returns the tracker. MLflow must be installed on the node of rank 0.
+
+        MLflow's client reads the variables at every request, so they stay set until the tracker ends.
+        """
+        with contextlib.ExitStack() as variables:  # puts the variables back if there is no tracker
+            variables.enter_context(environment_variables({**PATIENCE, **dict(self.environment)}))
+            tracker = Mlflow(self.uri, job)
+            tracker.at_end = variables.pop_all()
+        return tracker
 
 
 def make_mlflow(uri: str) -> MakeMlflow:
@@ -51,11 +58,13 @@ def check_mlflow(uri: str) -> None:
 class Mlflow:
     """A run of MLflow in the experiment "image-pipeline". RUN/mlflow.json keeps its ID, so a resumed run goes on in it.
 
-    Raises what MLflow raises if the server doesn't answer.
+    at_end: is closed when the tracker ends. Raises what MLflow raises if the server doesn't answer.
     """
 
     def __init__(self, uri: str, job: TrackedRun) -> None:
         from mlflow import MlflowClient
+
+        self.at_end = contextlib.ExitStack()
 
         self._client: Any = MlflowClient(uri)
         place = files.join(job.run, MLFLOW_NAME)
@@ -93,8 +102,9 @@ class Mlflow:
 
     def end(self, finished: bool) -> None:
         """Marks the run as finished, if it is."""
-        if finished:
-            self._client.set_terminated(self._id, "FINISHED")
+        with self.at_end:
+            if finished:
+                self._client.set_terminated(self._id, "FINISHED")
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
