@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.evaluation.analysis import explain
+from pipeline.evaluation.analysis.sanity_check import check_sanity, randomise, rank_correlation
 from pipeline.models.factory import make_model
 
 
@@ -42,9 +43,9 @@ def test_integrated_gradients_add_up_to_the_logit() -> None:
 
 @pytest.mark.parametrize("model", ["airbench-small", "vgg11", "densenet121"])
 def test_every_kind_of_network_can_be_looked_into(model: str) -> None:
-    net = explain._differentiable(make_model(model, 10, 32))
+    net = explain.without_inplace(make_model(model, 10, 32))
     images, classes = torch.randn(2, 3, 32, 32), torch.tensor([3, 4])
-    for method in explain.EXPLAIN.values():
+    for method in explain.METHODS.values():
         found = method(net, images, classes)
         assert found.shape == (2, 32, 32)
         assert found.min() >= 0
@@ -58,7 +59,7 @@ def test_an_explanation_that_ignores_the_network_fails_the_check() -> None:
     torch.manual_seed(0)
     net, images, classes = make_model("fast-resnet", 10, 32).eval(), torch.randn(6, 3, 32, 32), torch.arange(6)
     edges = {"edges": lambda net, images, classes: images.abs().sum(dim=1).numpy()}
-    assert [line.depends for line in explain.sanity(net, images, classes, edges)] == [False, False]
+    assert [line.depends for line in check_sanity(net, images, classes, edges)] == [False, False]
 
 
 def test_an_explanation_that_is_made_of_the_weights_passes_the_check() -> None:
@@ -67,20 +68,20 @@ def test_an_explanation_that_is_made_of_the_weights_passes_the_check() -> None:
         return np.stack([np.resize(kernel, (32, 32))] * len(images))
 
     net = make_model("fast-resnet", 10, 32).eval()
-    lines = explain.sanity(net, torch.randn(2, 3, 32, 32), torch.arange(2), {"weights": weights})
+    lines = check_sanity(net, torch.randn(2, 3, 32, 32), torch.arange(2), {"weights": weights})
     assert [(line.random, line.depends) for line in lines] == [("last layer", True), ("all layers", True)]
-    assert explain.rank_correlation(np.arange(18.0).reshape(2, 3, 3), 5 + np.arange(18.0).reshape(2, 3, 3) ** 3) == 1
-    assert explain.rank_correlation(np.ones((1, 3, 3)), np.arange(9.0).reshape(1, 3, 3)) == 0
+    assert rank_correlation(np.arange(18.0).reshape(2, 3, 3), 5 + np.arange(18.0).reshape(2, 3, 3) ** 3) == 1
+    assert rank_correlation(np.ones((1, 3, 3)), np.arange(9.0).reshape(1, 3, 3)) == 0
 
 
 def test_random_weights_are_random_where_they_are_said_to_be() -> None:
     net = make_model("fast-resnet", 10, 32)
-    head, all_layers = (explain.randomised(net, head_only) for head_only in (True, False))
+    head, all_layers = (randomise(net, head_only) for head_only in (True, False))
     changed = [
         sum(not torch.equal(value, net.state_dict()[name]) for name, value in other.state_dict().items())
         for other in (head, all_layers)
     ]
     assert 1 <= changed[0] <= 2 < changed[1]
     before = torch.get_rng_state()
-    explain.randomised(net, False)
+    randomise(net, False)
     assert torch.equal(before, torch.get_rng_state())

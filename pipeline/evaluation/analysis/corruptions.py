@@ -1,8 +1,9 @@
-"""Accuracy under named corruptions: what of a model survives noise, blur, light and compression.
+"""Robustness: accuracy under noise, blur, brightness and compression.
 
-After Hendrycks and Dietterich (arXiv 1903.12261), with the strengths that their published code has for ImageNet, and
-for images of at most 64 pixels those that it has for CIFAR-10. It corrupts images of 224 and of 32 pixels, as the model
-sees them; so does this. The noise depends on an image's key alone, so any number of workers gives the same counts.
+The corruptions are those of Hendrycks and Dietterich (arXiv 1903.12261), with the strengths of their published code for
+ImageNet-C and, for images of at most 64 pixels, for CIFAR-10-C. As there, images are corrupted at the size that the
+model sees. Noise depends on (key of the image, kind of noise) alone, so the counts are the same for any number of
+workers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,13 +22,17 @@ from pipeline.core.keyed_random import Keys, Stream, uniform
 from pipeline.dataset.image_codec import decode, encode_jpeg
 from pipeline.loader.batch import Batch
 
-SMALL_PX = 64
+SMALL_PX = 64  # up to this size the strengths of CIFAR-10-C are used
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """What is done. unit: of the strengths; small, large: of severities 1 to 5 for images of <= 64 px, and larger."""
+    """A kind of corruption.
+
+    meaning: for people. unit: of the strengths. small, large: strengths of severities 1 to 5, for images of at most and
+    of more than SMALL_PX pixels. apply: maps uint8 [N, 3, S, S], a strength and keys [N] to corrupted images.
+    """
 
     meaning: str
     unit: str
@@ -36,7 +41,7 @@ class Corruption:
     apply: Callable[[Tensor, float, Keys], Tensor]
 
     def strength(self, severity: int, size_px: int) -> float:
-        """Returns the strength for images of a size."""
+        """Returns the strength of a severity, 1 to 5, for images of `size_px` pixels."""
         return (self.small if size_px <= SMALL_PX else self.large)[severity - 1]
 
 
@@ -59,7 +64,7 @@ def _gaussian_blur(images: Tensor, deviation: float, keys: Keys) -> Tensor:
 
 
 def _brightness(images: Tensor, added: float, keys: Keys) -> Tensor:
-    """Adds to V of HSV, where hue and saturation stay: the pixel is scaled."""
+    """Adds to V of HSV. With hue and saturation unchanged, that is a scaling of the pixel."""
     pixels = images.float() / 255
     value = pixels.amax(dim=1, keepdim=True)
     brighter = (value + added).clamp(max=1)
@@ -93,8 +98,9 @@ CORRUPTIONS = {
 
 
 def corrupted(images: Tensor, name: str, severity: int, keys: Keys) -> Tensor:
-    """images: uint8 [N, 3, S, S]; keys: uint64 [N]; severity: 1 to 5. Returns uint8 of the same shape.
+    """Returns the corrupted images, uint8 [N, 3, S, S].
 
+    images: uint8 [N, 3, S, S]; name: of CORRUPTIONS; severity: 1 to 5; keys: uint64 [N], hashes of the rows' keys.
     Raises RecipeError for an unknown name or severity.
     """
     check_choice("corruption", name, tuple(CORRUPTIONS))
@@ -107,10 +113,13 @@ def corrupted(images: Tensor, name: str, severity: int, keys: Keys) -> Tensor:
 
 
 def robustness_means(lines: list[dict[str, Any]]) -> tuple[float, float]:
-    """lines: of `robustness.json`. Returns the share that is right as the images are, and the mean over corruptions."""
-    share = {(line["corruption"], line["severity"]): line["correct"] / line["rows"] for line in lines}
-    clean = share.pop(("none", 0))
-    return clean, sum(share.values()) / len(share)
+    """Returns (accuracy without corruption, mean accuracy over all corruptions and severities).
+
+    lines: the content of `robustness.json`.
+    """
+    accuracy = {(line["corruption"], line["severity"]): line["correct"] / line["rows"] for line in lines}
+    clean = accuracy.pop(("none", 0))
+    return clean, sum(accuracy.values()) / len(accuracy)
 
 
 @dataclass

@@ -1,23 +1,16 @@
-"""What a network looks at: Grad-CAM and integrated gradients (by Captum), its first filters, and whether the pictures
-depend on the network at all.
+"""Explanations of predictions: Grad-CAM and integrated gradients (by Captum), and the first filters of the network."""
 
-The last is the sanity check of Adebayo et al. (arXiv 1810.03292): explanations of the same images by the same network
-with random weights must be others. Those that aren't show edges of the image, not what was learnt.
-"""
-
-import copy
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import load_index
+from pipeline.evaluation.analysis.sanity_check import Maps, Method, check_sanity
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
 from pipeline.loader.normalise import Normalise
@@ -26,16 +19,15 @@ from pipeline.models.layers import convolutions
 from pipeline.models.load import TrainedModel, load_net
 from pipeline.reporting.charts import heat_picture, pixel_picture
 
-Maps = npt.NDArray[np.float32]
-METHODS = ("Grad-CAM", "integrated gradients")
 _STEPS = 32  # of the integral
 _PICTURES = 8  # hits, and as many misses
 
 
 def grad_cam(net: nn.Module, images: Tensor, classes: Tensor) -> Maps:
-    """images: float32 [N, 3, S, S], normalised; classes: int64 [N]. Returns float32 [N, S, S] >= 0.
+    """Returns Grad-CAM maps, float32 [N, S, S] >= 0 (Selvaraju et al., arXiv 1610.02391).
 
-    What the last convolution with more than one place to look at says for a class (Selvaraju et al., arXiv 1610.02391).
+    images: float32 [N, 3, S, S], normalised; classes: int64 [N]. The maps are of the last convolution whose output has
+    more than one position, resized to the image.
     """
     from captum.attr import LayerAttribution, LayerGradCam
 
@@ -45,24 +37,24 @@ def grad_cam(net: nn.Module, images: Tensor, classes: Tensor) -> Maps:
 
 
 def integrated_gradients(net: nn.Module, images: Tensor, classes: Tensor) -> Maps:
-    """images: float32 [N, 3, S, S], normalised; classes: int64 [N]. Returns float32 [N, S, S] >= 0: the size of each
-    pixel's share of the logit, on the way from the mean colour (Sundararajan et al., arXiv 1703.01365).
+    """Returns integrated gradients, float32 [N, S, S] >= 0 (Sundararajan, Taly and Yan, arXiv 1703.01365).
+
+    images: float32 [N, 3, S, S], normalised; classes: int64 [N]. The baseline is the mean colour, 0 after normalising;
+    a value is the absolute attribution of a pixel, summed over its colours.
     """
     from captum.attr import IntegratedGradients
 
-    shares = IntegratedGradients(net).attribute(
+    attributions = IntegratedGradients(net).attribute(
         images, torch.zeros_like(images), target=classes, n_steps=_STEPS, internal_batch_size=max(len(images), 64)
     )
-    return shares.abs().sum(dim=1).detach().float().cpu().numpy()
+    return attributions.abs().sum(dim=1).detach().float().cpu().numpy()
 
 
-EXPLAIN: dict[str, Callable[[nn.Module, Tensor, Tensor], Maps]] = dict(
-    zip(METHODS, (grad_cam, integrated_gradients), strict=True)
-)
+METHODS: dict[str, Method] = {"Grad-CAM": grad_cam, "integrated gradients": integrated_gradients}
 
 
 def _last_convolution(net: nn.Module, image: Tensor) -> nn.Module:
-    """Returns the last convolution whose output has several places; of a network without one, the very last."""
+    """Returns the last convolution whose output is larger than 1 x 1; if there is none, the last convolution."""
     sizes: dict[nn.Module, int] = {}
     hooks = [
         layer.register_forward_hook(lambda layer, _, out: sizes.__setitem__(layer, out.shape[-1]))
@@ -72,115 +64,58 @@ def _last_convolution(net: nn.Module, image: Tensor) -> nn.Module:
         net(image)
     for hook in hooks:
         hook.remove()
-    several = [layer for layer, size in sizes.items() if size > 1]
-    return several[-1] if several else list(sizes)[-1]
+    spatial = [layer for layer, size in sizes.items() if size > 1]
+    return spatial[-1] if spatial else list(sizes)[-1]
 
 
-def first_filters(net: nn.Module, most: int = 64) -> Maps | None:
-    """Returns float32 [K, h, w, 3] in [0, 1]: the first convolution's kernels, each stretched to the full range.
+def first_filters(net: nn.Module, max_filters: int = 64) -> Maps | None:
+    """Returns the kernels of the first convolution, float32 [K, h, w, 3], each scaled to [0, 1], K <= max_filters.
 
-    None where it doesn't look at the three colours.
+    None if the first convolution does not take the three colours.
     """
     layers = convolutions(net)
     if not layers or layers[0].in_channels != 3:
         return None
-    kernels = layers[0].weight.detach().float().cpu()[:most]
+    kernels = layers[0].weight.detach().float().cpu()[:max_filters]
     low, high = kernels.amin(dim=(1, 2, 3), keepdim=True), kernels.amax(dim=(1, 2, 3), keepdim=True)
     return ((kernels - low) / (high - low).clamp(min=1e-8)).permute(0, 2, 3, 1).numpy()
 
 
-# --- whether they depend on the network ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sanity:
-    """How alike the explanations of one method are before and after weights are made random.
-
-    similarity: mean over images of Spearman's rank correlation of |map|, 1 for the same; random: which weights.
-    """
-
-    method: str
-    random: str
-    similarity: float
-    images: int
-
-    @property
-    def depends(self) -> bool:
-        """Whether the explanation is another one for another network, as it has to be."""
-        return self.similarity < 0.5
-
-
-def randomised(net: nn.Module, head_only: bool, seed: int = 0) -> nn.Module:
-    """Returns a copy with weights of the last layer, or of all layers, drawn anew as each layer does at its start."""
-    twin = copy.deepcopy(net)
-    layers = [m for m in twin.modules() if callable(getattr(m, "reset_parameters", None))]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for layer in layers[-1:] if head_only else layers:
-            layer.reset_parameters()  # type: ignore[operator]
-    return twin
-
-
-def sanity(net: nn.Module, images: Tensor, classes: Tensor, methods: dict[str, Callable[..., Maps]]) -> list[Sanity]:
-    """Returns the check of each method, with the last layer and with all layers made random."""
-    lines = []
-    for name, method in methods.items():
-        own = method(net, images, classes)
-        for what, head_only in (("last layer", True), ("all layers", False)):
-            other = method(randomised(net, head_only), images, classes)
-            lines.append(Sanity(name, what, rank_correlation(own, other), len(images)))
-    return lines
-
-
-def rank_correlation(one: Maps, other: Maps) -> float:
-    """one, other: float [N, ...]. Returns the mean over N of Spearman's rank correlation; 0 for a flat map."""
-    from scipy.stats import spearmanr
-
-    found = []
-    for a, b in zip(one.reshape(len(one), -1), other.reshape(len(other), -1), strict=True):
-        flat = a.min() == a.max() or b.min() == b.max()
-        found.append(0.0 if flat else float(spearmanr(a, b).statistic))
-    return float(np.mean(found))
-
-
-# --- for the report --------------------------------------------------------------------------------------------------
-
-
 def explain(job: EvaluateJob, data: Manifest, model: TrainedModel, predictions: Predictions) -> dict[str, Any]:
-    """Returns hits and misses (pictures as data URIs: the image, and what each method marks), the first filters, and
-    the sanity check of each method (`Sanity` as dictionaries).
+    """Returns explanations of some images, the first filters, and the sanity check of each method.
 
-    Hits are the first rows that are right, a random sample; misses those of which the model is most sure.
+    hits, misses: lists of key, actual, predicted, probability and pictures (data URIs: the image, then the map of each
+    method). Hits are the first rows that are correct, which is a random sample; misses are the wrong rows with the
+    highest probability. filters: pictures. sanity: `SanityCheck` as dictionaries. job.progress is called meanwhile.
     """
     hits = np.flatnonzero(predictions.correct)[:_PICTURES]
     wrong = np.flatnonzero(~predictions.correct)
     misses = wrong[np.argsort(-predictions.probabilities[wrong, 0], kind="stable")][:_PICTURES]
-    places = np.concatenate([hits, misses])
-    split = data.split(job.split)
-    rows = predictions.row[places]
+    chosen = np.concatenate([hits, misses])
+    split, rows = data.split(job.split), predictions.row[chosen]
     pixels = evaluation_transform(model.recipe, job.decoder).load(load_index(job.dataset, split), rows, 0)
     keys = read_rows(job.dataset, split, rows, ("key",))["key"].to_pylist()
-    net = _differentiable(load_net(model))
+    net = without_inplace(load_net(model))
     images = Normalise(model.recipe.pixel_mean, model.recipe.pixel_std)(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    best = torch.from_numpy(predictions.classes[places, 0])
-    maps = []
-    for number, method in enumerate(EXPLAIN.values()):
-        job.progress("explain", number, len(EXPLAIN) + 1)
+    best = torch.from_numpy(predictions.classes[chosen, 0])
+    maps, num_stages = [], len(METHODS) + 1
+    for number, method in enumerate(METHODS.values()):
+        job.progress("explain", number, num_stages)
         maps.append(method(net, images, best))
-    job.progress("explain", len(EXPLAIN), len(EXPLAIN) + 1)
-    checks = sanity(net, images, best, EXPLAIN)
-    job.progress("explain", len(EXPLAIN) + 1, len(EXPLAIN) + 1)
-    filters = first_filters(net)
+    job.progress("explain", len(METHODS), num_stages)
+    checks = check_sanity(net, images, best, METHODS)
+    job.progress("explain", num_stages, num_stages)
     lines = [
         {
             "key": keys[number],
-            "actual": data.classes[predictions.label[place]],
-            "predicted": data.classes[predictions.classes[place, 0]],
-            "probability": float(predictions.probabilities[place, 0]),
+            "actual": data.classes[predictions.label[index]],
+            "predicted": data.classes[predictions.classes[index, 0]],
+            "probability": float(predictions.probabilities[index, 0]),
             "pictures": [pixel_picture(pixels[number]), *(heat_picture(pixels[number], m[number]) for m in maps)],
         }
-        for number, place in enumerate(places)
+        for number, index in enumerate(chosen)
     ]
+    filters = first_filters(net)
     return {
         "hits": lines[: len(hits)],
         "misses": lines[len(hits) :],
@@ -189,8 +124,11 @@ def explain(job: EvaluateJob, data: Manifest, model: TrainedModel, predictions: 
     }
 
 
-def _differentiable(net: nn.Module) -> nn.Module:
-    """Has no layer write over what another one made: hooks look at that later."""
+def without_inplace(net: nn.Module) -> nn.Module:
+    """Returns the network itself, in evaluation mode, with no layer that overwrites its input.
+
+    Captum's hooks read activations after the forward pass; an in-place ReLU would have changed them by then.
+    """
     for module in net.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]

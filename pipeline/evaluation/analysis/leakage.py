@@ -1,4 +1,4 @@
-"""Validation images with a duplicate or near duplicate in train, and the accuracy without them."""
+"""Leakage: validation images that have a duplicate or near duplicate in train, and the accuracy without them."""
 
 from typing import Any
 
@@ -11,9 +11,10 @@ from pipeline.evaluation.predictions import Predictions
 
 
 def leaked_rows(dataset: str, data: Manifest) -> npt.NDArray[np.int64]:
-    """Returns the rows of val that have a duplicate or near duplicate in train, by the manifest.
+    """Returns the rows of val, int64 [M], that have a duplicate or near duplicate in train according to the manifest.
 
-    None of them where they are more than half: images that simple look alike by nature, as handwritten digits do.
+    No rows if they are more than half of val: such simple images, handwritten digits for example, are alike by nature,
+    and leaving them out would leave an unrepresentative rest.
     """
     split = data.split("val")
     rows = parquet.find_rows(dataset, split, data.leaked.get("val", ()))
@@ -21,14 +22,13 @@ def leaked_rows(dataset: str, data: Manifest) -> npt.NDArray[np.int64]:
 
 
 def without_leaked(dataset: str, data: Manifest, predictions: Predictions) -> dict[str, Any] | None:
-    """Returns rows, correct and top1 over the val images that have no duplicate or near duplicate in train.
+    """Returns rows, correct and top1 over val without its `leaked_rows`, or None if there are no leaked rows.
 
-    None where there are none that have (`leaked_rows`).
+    dataset, data: URI and manifest of the data set. predictions: of val.
     """
     rows = leaked_rows(dataset, data)
     clean = ~np.isin(predictions.row, rows)
     if clean.all():
         return None
-    right = predictions.classes[clean, 0] == predictions.label[clean]
-    correct, count = int(right.sum()), int(clean.sum())
+    correct, count = int(predictions.correct[clean].sum()), int(clean.sum())
     return {"rows": count, "correct": correct, "top1": correct / count}

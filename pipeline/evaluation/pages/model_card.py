@@ -1,6 +1,6 @@
-"""The model card beside an evaluation: Markdown with the metadata that Hugging Face's hub reads.
+"""Writes the model card of an evaluation: Markdown with the metadata that the Hugging Face Hub reads.
 
-Format: https://huggingface.co/docs/hub/model-cards. It says what `metrics.json` says, and nothing else.
+Format: https://huggingface.co/docs/hub/model-cards. Every number comes from `metrics.json`.
 """
 
 from typing import Any
@@ -15,14 +15,14 @@ CARD_NAME = "MODEL_CARD.md"
 
 
 def write_card(out: str, values: dict[str, Any]) -> str:
-    """Writes `MODEL_CARD.md` and returns its URI. values: the content of `metrics.json`."""
+    """Writes `MODEL_CARD.md` into the folder `out` and returns its URI. values: the content of `metrics.json`."""
     uri = files.join(out, CARD_NAME)
     files.write_bytes(uri, render_card(values).encode())
     return uri
 
 
 def render_card(values: dict[str, Any]) -> str:
-    """Returns the card."""
+    """Returns the card as Markdown. values: the content of `metrics.json`."""
     settings, classes = values["model"]["settings"], tuple(values["dataset"]["classes"])
     lines = values["robustness"] or []
     severity = max((line["severity"] for line in lines), default=0)
