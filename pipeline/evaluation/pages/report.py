@@ -63,27 +63,23 @@ def _reliability(calibration: dict[str, Any], temperature: dict[str, Any] | None
     """Returns (reliability diagram, conclusion)."""
     figure, plot = new_axes(5.2, 3.9)
     plot.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-    lines = [(calibration["bins"], ORANGE, "as it is")]
+    lines = [(calibration["bins"], ORANGE, "uncalibrated")]
     if temperature:
         lines.append((temperature["bins_after"], BLUE, f"temperature {temperature['value']:.2f}"))
     for bins, colour, label in lines:
         plot.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "o-", color=colour, label=label)
-    plot.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
+    plot.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     plot.legend(frameon=False)
-    sure, right = calibration["mean_confidence"], calibration["accuracy"]
-    off = 100 * (sure - right)
-    way = (
-        "too sure of itself"
-        if off > 1
-        else "less sure than it might be"
-        if off < -1
-        else "about as sure as it is right"
+    confidence, accuracy = calibration["mean_confidence"], calibration["accuracy"]
+    gap = 100 * (confidence - accuracy)
+    verdict = "overconfident" if gap > 1 else "underconfident" if gap < -1 else "well calibrated on average"
+    text = (
+        f"The model is {verdict}: its mean confidence is {100 * confidence:.1f} %, its accuracy {100 * accuracy:.1f} %"
     )
-    text = f"The model is {way}: {100 * sure:.1f} % confident on average, {100 * right:.1f} % right"
     if temperature:
         text += (
             f". A temperature of {temperature['value']:.2f}, fitted on {temperature['fitted_on']:,} held-out images, "
-            f"brings the calibration error from {calibration['ece']:.3f} to {temperature['ece_after']:.3f}"
+            f"changes the calibration error from {calibration['ece']:.3f} to {temperature['ece_after']:.3f}"
         )
     return svg_data_uri(figure), text
 
@@ -104,7 +100,7 @@ def _slice_chart(slices: list[dict[str, Any]], top1: float) -> tuple[str, str] |
     worst = shown[-1]
     return svg_data_uri(figure), (
         f"Lowest is {worst['column']} {worst['value']}: {100 * worst['top1']:.1f} % of {worst['rows']:,} images, "
-        f"{100 * (top1 - worst['top1']):.1f} points below all; {len(slices)} slices were looked at"
+        f"{100 * (top1 - worst['top1']):.1f} points below the mean; there are {len(slices)} slices"
     )
 
 
@@ -127,8 +123,8 @@ def _robustness(lines: list[dict[str, Any]] | None) -> dict[str, Any] | None:
     ]
     worst = min(table, key=lambda line: line["cells"][-1][0])
     text = (
-        f"{100 * mean:.1f} % are right on average under corruption, {100 * clean:.1f} % without, of "
-        f"{lines[0]['rows']:,} images looked at once. Most harm is done by {worst['name']}: "
+        f"Top-1 is {100 * mean:.1f} % on average under corruption and {100 * clean:.1f} % without, on "
+        f"{lines[0]['rows']:,} images with one view each. {worst['name']} does the most harm: "
         f"{100 * worst['cells'][-1][0]:.1f} % at severity {severities[-1]}"
     )
     return {"severities": severities, "lines": table, "text": text, "mean": mean}
