@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 BINS = 31
-_SIGNED = {"shear-x", "shear-y", "translate-x", "translate-y", "rotate", "brightness", "color", "contrast", "sharpness"}
+SIGNED = {"shear-x", "shear-y", "translate-x", "translate-y", "rotate", "brightness", "color", "contrast", "sharpness"}
 _TRANSLATE = 150.0 / 331.0  # of the side, as in AutoAugment
 OPERATIONS = (
     "identity", "shear-x", "shear-y", "translate-x", "translate-y", "rotate", "brightness", "color", "contrast",
@@ -31,7 +31,7 @@ def rand_augment(image: Tensor, ops: int, strength: int, draws: npt.NDArray[np.f
     """
     for choice, sign in draws.reshape(ops, 2).tolist():
         name = OPERATIONS[int(choice * len(OPERATIONS))]
-        image = apply(image, name, _signed(name, _rand_strength(name, strength, image.shape[-1]), sign))
+        image = apply(image, name, _signed(name, rand_strength(name, strength, image.shape[-1]), sign))
     return image
 
 
@@ -42,11 +42,11 @@ def trivial_augment(image: Tensor, draws: npt.NDArray[np.float64]) -> Tensor:
     """
     choice, strength, sign = draws.tolist()
     name = OPERATIONS[int(choice * len(OPERATIONS))]
-    return apply(image, name, _signed(name, _trivial_strength(name, int(strength * BINS)), sign))
+    return apply(image, name, _signed(name, trivial_strength(name, int(strength * BINS)), sign))
 
 
 def _signed(name: str, value: float, draw: float) -> float:
-    return -value if name in _SIGNED and draw < 0.5 else value
+    return -value if name in SIGNED and draw < 0.5 else value
 
 
 def _level(largest: float, bin_: int) -> float:
@@ -54,13 +54,15 @@ def _level(largest: float, bin_: int) -> float:
     return float(torch.linspace(0.0, largest, BINS)[bin_])
 
 
-def _rand_strength(name: str, bin_: int, size: int) -> float:
+def rand_strength(name: str, bin_: int, size: int) -> float:
+    """Returns the unsigned strength of an operation of RandAugment. bin_: 0 to BINS - 1. size: side of the image."""
     largest = {"shear-x": 0.3, "shear-y": 0.3, "translate-x": _TRANSLATE * size, "translate-y": _TRANSLATE * size,
             "rotate": 30.0}  # fmt: skip
     return _strength(name, bin_, largest, 0.9, 4)
 
 
-def _trivial_strength(name: str, bin_: int) -> float:
+def trivial_strength(name: str, bin_: int) -> float:
+    """Returns the unsigned strength of an operation of TrivialAugment. bin_: 0 to BINS - 1."""
     largest = {"shear-x": 0.99, "shear-y": 0.99, "translate-x": 32.0, "translate-y": 32.0, "rotate": 135.0}
     return _strength(name, bin_, largest, 0.99, 6)
 

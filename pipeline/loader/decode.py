@@ -144,12 +144,12 @@ def best_decoder() -> DecoderName:
             return name
     if asked:
         raise ClusterError(f"IMAGE_DECODER={asked} is no decoder; there are {', '.join(get_args(DecoderName))}")
-    return "kernel" if _kernel() else "simplejpeg"
+    return "kernel" if cached_kernel() else "simplejpeg"
 
 
 def check_decoder(decoder: DecoderName) -> None:
     """Raises ClusterError if this machine lacks the decoder that the run started with."""
-    if decoder != "simplejpeg" and not _kernel():
+    if decoder != "simplejpeg" and not cached_kernel():
         raise ClusterError(
             f"{os.uname().nodename}: has no C compiler or no libjpeg-turbo headers, but the run decodes with the "
             f"kernel; {_REMEDY}"
@@ -157,7 +157,7 @@ def check_decoder(decoder: DecoderName) -> None:
 
 
 @lru_cache(maxsize=1)
-def _kernel() -> Any:
+def cached_kernel() -> Any:
     """Returns the loaded kernel, or None, after a warning, where it can't be compiled."""
     try:
         return load_kernel()
@@ -174,7 +174,7 @@ def _kernel() -> Any:
 
 
 def _run_kernel(encoded: Sequence[Buffer], geometry: CropGeometry, by_libjpeg: bool, out: Batch) -> Ints:
-    kernel = _kernel()
+    kernel = cached_kernel()
     assert kernel is not None
     arrays = [np.frombuffer(image, dtype=np.uint8) for image in encoded]
     pointers = np.array([array.ctypes.data for array in arrays], dtype=np.uint64)

@@ -94,7 +94,7 @@ class Transform:
         if spec is None or not spec.changes_samples:
             return pixels
         with watch.stage("augment"):
-            return _augmented(pixels, spec, self.seed, epoch, index.key_hash[rows])
+            return augment_pixels(pixels, spec, self.seed, epoch, index.key_hash[rows])
 
     def _geometry(self, index: RowIndex, rows: Rows, epoch: Epochs) -> CropGeometry:
         """Returns which part of each image is decoded, and to what size."""
@@ -139,7 +139,8 @@ def _is_crop_and_flip(spec: Augment) -> bool:
     return spec == Augment(crop_padding_px=spec.crop_padding_px, flip_probability=spec.flip_probability)
 
 
-def _augmented(pixels: Pixels, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Pixels:
+def augment_pixels(pixels: Pixels, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Pixels:
+    """Returns pixels, uint8 [N, S, S, 3], augmented by `spec`: by numpy where it is but a padded crop and a flip."""
     if _is_crop_and_flip(spec):
         from_y, from_x = padded_crops(pixels.shape[1], spec, seed, epoch, keys)
         return pixels[np.arange(len(pixels))[:, None, None], from_y[:, :, None], from_x[:, None, :]]

@@ -37,7 +37,7 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-def test_a_sample_does_not_depend_on_its_company(images: Tensor, spec: Augment) -> None:
+def test_a_sample_does_not_depend_on_the_rest_of_the_batch(images: Tensor, spec: Augment) -> None:
     together = augment_batch(images, spec, 1, 2, KEYS)
     assert together.shape == images.shape
     assert together.dtype == torch.uint8
@@ -110,14 +110,14 @@ def their_name(ours: str) -> str:
 def test_each_operation_is_torchvisions_at_each_strength(images: Tensor, name: str, bin_: int) -> None:
     theirs = their_name(name)
     for reference, ours in (
-        (v2.RandAugment(), auto_augment._rand_strength(name, bin_, 32)),
-        (v2.TrivialAugmentWide(), auto_augment._trivial_strength(name, bin_)),
+        (v2.RandAugment(), auto_augment.rand_strength(name, bin_, 32)),
+        (v2.TrivialAugmentWide(), auto_augment.trivial_strength(name, bin_)),
     ):
         strengths, signed = reference._AUGMENTATION_SPACE[theirs]
         values = strengths(31, 32, 32)
         value = 0.0 if values is None else float(values[bin_])
         assert ours == value
-        assert signed == (name in auto_augment._SIGNED)
+        assert signed == (name in auto_augment.SIGNED)
         for sign in (1, -1) if signed else (1,):
             expected = reference._apply_image_or_video_transform(
                 images[5], theirs, sign * value, interpolation=v2.InterpolationMode.NEAREST, fill=reference._fill
@@ -175,7 +175,7 @@ def test_extreme_shapes_get_a_crop(height: int, width: int) -> None:
     assert w > 0
 
 
-def test_a_crop_does_not_depend_on_its_company() -> None:
+def test_a_crop_does_not_depend_on_the_rest_of_the_batch() -> None:
     spec = Augment(resized_crop_area=(0.5, 1.0))
     heights, widths = np.array([20, 300, 40, 375]), np.array([400, 300, 35, 500])
     draws = uniform(0, 0, Stream.RESIZED_CROP, np.arange(4, dtype=np.uint64), 40)

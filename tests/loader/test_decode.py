@@ -260,9 +260,9 @@ def uncompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
         shutil.copy(path, tmp_path)
     source = tmp_path / kernel.SOURCE.name
     monkeypatch.setattr(decode, "load_kernel", lambda: kernel.load_kernel(source))
-    decode._kernel.cache_clear()
+    decode.cached_kernel.cache_clear()
     yield source
-    decode._kernel.cache_clear()
+    decode.cached_kernel.cache_clear()
 
 
 def test_without_a_compiler_the_library_decodes(

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import multiprocessing
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.loader.decode import best_decoder
 from pipeline.loader.local import local_batches
 from pipeline.loader.sample_order import training_order
 from pipeline.loader.transform import training_transform
+from tests.support.damaged import damaged_copy
 
 AUGMENT = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5)
 STREAM = replace(recipes["resnet18-smoke"], global_batch_size=17, image_size_px=24, evaluate_resize_px=24)
@@ -154,16 +154,10 @@ def test_a_preset_and_changes_make_the_recipe(tree_dataset: str) -> None:
 
 
 def test_damaged_images_stop_the_loop_or_are_left_out(tree_dataset: str, tmp_path: Path) -> None:
-    uri = tmp_path / "damaged"
-    shutil.copytree(tree_dataset, uri)
-    index = load_index(tree_dataset, manifest.load(tree_dataset).split("train"))
-    path = uri / Path(index.paths[index.shard[3]]).relative_to(tree_dataset)
-    data = bytearray(path.read_bytes())
-    data[int(index.offset[3]) + 50] ^= 16
-    path.write_bytes(data)
+    uri = damaged_copy(tree_dataset, tmp_path / "damaged", [("train", 3)])
     with pytest.raises(DatasetError, match="row 3 of the split: not the bytes"):
-        list(Loader(str(uri), STREAM))
-    batches = list(Loader(str(uri), STREAM, on_corrupt="quarantine"))
+        list(Loader(uri, STREAM))
+    batches = list(Loader(uri, STREAM, on_corrupt="quarantine"))
     assert sorted(np.concatenate([batch.rows for batch in batches]).tolist()) == [r for r in range(51) if r != 3]
     assert [row for batch in batches for row in batch.corrupt.tolist()] == [3]
 

@@ -40,7 +40,7 @@ def test_rows_come_in_the_order_asked_for(tree_dataset: str) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_evaluation_deals_every_row_once_in_the_same_company(world_size: int) -> None:
+def test_evaluation_deals_every_row_once_in_the_same_batch(world_size: int) -> None:
     units = [EvaluationSampler(1003, 50, world_size, rank) for rank in range(world_size)]
     runs = [tuple(part.rows(unit)) for part in units for unit in range(len(part))]
     alone = EvaluationSampler(1003, 50)
@@ -86,7 +86,7 @@ def test_a_resident_split_holds_the_stored_images(tree_dataset: str) -> None:
 
 
 @pytest.mark.parametrize("decoder", ["kernel", "libjpeg", "simplejpeg"])
-def test_a_sample_does_not_depend_on_its_company(tree_dataset: str, decoder: DecoderName) -> None:
+def test_a_sample_does_not_depend_on_the_rest_of_the_batch(tree_dataset: str, decoder: DecoderName) -> None:
     if decoder != "simplejpeg" and best_decoder() != "kernel":
         pytest.skip("no C compiler or no libjpeg-turbo headers here")
     index = load_index(tree_dataset, manifest.load(tree_dataset).split("train"))
@@ -120,7 +120,7 @@ def joined(blocks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [4], [3, 1]])
-def test_a_block_may_hold_any_number_of_units(sizes: list[int]) -> None:
+def test_a_block_may_hold_any_number_of_batches(sizes: list[int]) -> None:
     units = TrainSampler(Order((20,), 0, 5), 4)
     blocks, first = [], 0
     for size in sizes:

@@ -1,4 +1,4 @@
-"""The stream on a real Ray: the same batches for everyone, the right stage blamed, corrupt rows left out."""
+"""Streams on a real Ray: exact batches for any number of workers, time by stage, corrupt rows."""
 
 import hashlib
 import shutil
@@ -33,6 +33,7 @@ from pipeline.training.job import TrainJob
 from pipeline.training.outputs import result
 from pipeline.training.step_meter import Meter
 from pipeline.training.trackers import make_ray_metrics
+from tests.support.damaged import damaged_copy
 from tests.support.runs import traced
 
 pytestmark = [
@@ -60,7 +61,7 @@ def streamed(uri: str, order: Order, view: Transform, first: int, last: int, wor
     return {step: hashlib.sha256(data).hexdigest() for step, data in joined.items()}
 
 
-def test_every_batch_has_one_sha256_whoever_makes_it_and_wherever_it_begins(tree_dataset: str) -> None:
+def test_batches_are_the_same_for_any_number_of_workers_and_any_first_step(tree_dataset: str) -> None:
     """51 rows, batches of 17, 3 epochs of 16, 24 and 32 px; world sizes change in the middle of epochs."""
     split = manifest.load(tree_dataset).split("train")
     order = Order(split.row_group_rows, 9, 17, 2)
@@ -96,7 +97,7 @@ def slowed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Slow(Transform):
-    """A view, one of whose functions is slow, in whatever process it runs."""
+    """A transform with one slow function, in whichever process it runs."""
 
     function: str = ""
 
@@ -113,8 +114,8 @@ class Slow(Transform):
     ("function", "stage"),
     [
         ("read_parts", "storage"),
-        ("decode_batch", "decode"),
-        ("_augmented", "augment"),
+        pytest.param("decode_batch", "decode", marks=pytest.mark.slow),
+        pytest.param("augment_pixels", "augment", marks=pytest.mark.slow),
         ("batch_from_columns", "hand-over"),
         ("", "compute"),
     ],
@@ -129,10 +130,10 @@ def test_the_slow_stage_is_blamed(
         view = Slow(24, 24, spec, decoder=best_decoder(), function=function)
     elif function:
         monkeypatch.setattr(stream_module, function, slowed(getattr(stream_module, function)))
-    stream = stream_batches(tree_dataset, split, TrainSampler(order, 10), view)
+    stream = stream_batches(tree_dataset, split, TrainSampler(order, 5), view)
     seconds: dict[str, float] = {}
     meter = Meter(seconds, [], torch.device("cpu"), 1, 0)
-    for _ in range(10):
+    for _ in range(5):
         meter.next_batch(stream)
         if stage == "compute":
             time.sleep(DELAY)
@@ -157,19 +158,13 @@ def test_what_was_measured_comes_with_the_batch(tree_dataset: str) -> None:
 # --- corrupt rows ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def damaged(tree_dataset: str, tmp_path: Path) -> tuple[str, list[tuple[str, int]]]:
-    """A copy of the tree with a flipped bit in three images, and (split, row) of those."""
-    uri = tmp_path / "damaged"
-    shutil.copytree(tree_dataset, uri)
-    places = [("train", 3), ("train", 30), ("val", 20)]
-    for name, row in places:
-        index = load_index(tree_dataset, manifest.load(tree_dataset).split(name))
-        path = uri / Path(index.paths[index.shard[row]]).relative_to(tree_dataset)
-        data = bytearray(path.read_bytes())
-        data[int(index.offset[row]) + int(index.length[row]) // 2] ^= 16
-        path.write_bytes(data)
-    return str(uri), places
+DAMAGED = [("train", 3), ("train", 30), ("val", 20)]
+
+
+@pytest.fixture(scope="module")
+def damaged(tree_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a copy of the tree with three damaged images."""
+    return damaged_copy(tree_dataset, tmp_path_factory.mktemp("damaged") / "data", DAMAGED)
 
 
 CROPS = Augment((0.5, 1.0))  # cut while decoding: tasks that need no torch start soonest
@@ -187,14 +182,16 @@ def run_it(job: TrainJob) -> dict[str, Any]:
     return result.build_result(job, data)
 
 
-@pytest.mark.parametrize(("residency", "num_workers"), [("resident", 0), ("stream", 0), ("stream", 2)])
+@pytest.mark.parametrize(
+    ("residency", "num_workers"),
+    [("resident", 0), ("stream", 0), pytest.param("stream", 2, marks=pytest.mark.slow)],
+)
 def test_corrupt_rows_are_left_out_counted_and_named(
-    damaged: tuple[str, list[tuple[str, int]]], tmp_path: Path, residency: str, num_workers: int
+    damaged: str, tmp_path: Path, residency: str, num_workers: int
 ) -> None:
-    uri, places = damaged
     more = {"num_workers": num_workers, "cpus_per_worker": 0.5, "on_corrupt": "quarantine"}
-    values = run_it(job_on(uri, tmp_path / "run", residency, **more))
-    assert [(line["split"], line["row"]) for line in values["quarantined"]] == places
+    values = run_it(job_on(damaged, tmp_path / "run", residency, **more))
+    assert [(line["split"], line["row"]) for line in values["quarantined"]] == DAMAGED
     keys = {line["key"] for line in values["quarantined"]}
     for line in values["quarantined"]:
         assert ".parquet, row group" in line["place"]
@@ -212,13 +209,11 @@ def keys_of(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("residency", ["resident", "stream"])
-def test_a_corrupt_row_stops_the_run_with_shard_and_row_group(
-    damaged: tuple[str, list[tuple[str, int]]], tmp_path: Path, residency: str
-) -> None:
+def test_a_corrupt_row_stops_the_run_with_shard_and_row_group(damaged: str, tmp_path: Path, residency: str) -> None:
     from pipeline.cluster.ray_errors import user_message
 
     with pytest.raises(Exception, match=r"train/\S+parquet, row group \d+, row \d+ of the split: not the by") as caught:
-        run_it(job_on(damaged[0], tmp_path / "run", residency))
+        run_it(job_on(damaged, tmp_path / "run", residency))
     message = user_message(caught.value)
     assert message is not None
     assert "--on-corrupt quarantine goes on without such images" in message
