@@ -29,7 +29,7 @@ class PreemptionWatcher:
 
         writer: for the speed of earlier checkpoints; tensors: returns what a checkpoint would hold.
         """
-        info = _preemption() if self._watches else None
+        info = preemption_info() if self._watches else None
         if info is None or info.deadline_ms == self._deadline_ms:
             return None
         self._deadline_ms = info.deadline_ms
@@ -55,7 +55,8 @@ def affordable(writer: CheckpointWriter, tensors: Tensors, seconds: float) -> tu
     return "all" if whole <= seconds else "weights" if weights <= seconds else "", whole
 
 
-def _preemption() -> Any:
+def preemption_info() -> Any:
+    """Returns what Ray Train knows of an announced loss of a node: deadline_ms and preempted_ranks; None of none."""
     # The public get_preemption_info() is a barrier of all workers at every step; this context has the answer already.
     from ray.train.v2._internal.execution.context import get_train_context
 
