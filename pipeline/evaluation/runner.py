@@ -35,31 +35,23 @@ HELD_OUT = "held-out"
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """Configuration of an evaluation.
+    """Configuration of an evaluation. All URIs are absolute."""
 
-    checkpoint: URI of a finished run, or of RUN/checkpoints/STEP. dataset: URI of a data set. out: URI of the folder
-    that gets the results. split: name of a split. views: test views of each image. first_row, rows: which rows of the
-    split; 0 rows are all from `first_row` on. num_workers: 0 evaluates in this process. use_gpu: one GPU for each
-    worker. cpus_per_worker: reserved CPUs of each worker, and its torch threads. severities: of 1 to 5; also evaluates
-    every corruption at each of them. robustness_rows: number of rows that are corrupted, 0 for all. keep: also writes
-    `kept.npy` with the logits or the inputs of the last layer. decoder: of JPEGs. progress: is called after each batch.
-    """
-
-    checkpoint: str
+    checkpoint: str  # a finished run, or RUN/checkpoints/STEP
     dataset: str
-    out: str
+    out: str  # the folder that gets the results
     split: str = "val"
-    views: TestViews = "none"
+    views: TestViews = "none"  # test views of each image
     first_row: int = 0
-    rows: int = 0
-    num_workers: int = 0
-    use_gpu: bool = False
-    cpus_per_worker: float = 1.0
-    severities: tuple[int, ...] = ()
-    robustness_rows: int = 0
-    keep: Keep = "nothing"
-    decoder: DecoderName = field(default_factory=best_decoder)
-    progress: Progress = silent
+    rows: int = 0  # number of rows from `first_row` on; 0 for all
+    num_workers: int = 0  # 0 evaluates in this process
+    use_gpu: bool = False  # one GPU for each worker
+    cpus_per_worker: float = 1.0  # reserved in Ray, and rounded down the number of torch threads
+    severities: tuple[int, ...] = ()  # 1 to 5: also evaluates every corruption at each of them
+    robustness_rows: int = 0  # rows that are corrupted; 0 for all
+    keep: Keep = "nothing"  # also writes `kept.npy`: logits, or features, the inputs of the last layer
+    decoder: DecoderName = field(default_factory=best_decoder)  # chosen here, for all workers must use the same
+    progress: Progress = silent  # called after each batch of rank 0
 
     def row_range(self, data: Manifest) -> range:
         """Returns the rows that are evaluated. Raises RecipeError if the split has fewer."""

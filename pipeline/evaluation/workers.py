@@ -14,16 +14,15 @@ from pipeline.evaluation.runner import EvaluateJob
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that hold a copy of the network.
-
-    num: 0 means this process, without Ray; None means one for each GPU of the cluster that RAY_ADDRESS names, else of
-    this machine, and without GPUs the least that works: 0 for `evaluate`, 1 for `predict`. device: "gpu", "cpu", or
-    "auto" for a GPU each if there are enough. wait_minutes: for nodes that an autoscaler has to start.
-    """
+    """The processes that hold a copy of the network."""
 
     num: int | None = None
+    """Number of processes. 0 is this process, without Ray. None is one for each GPU of the cluster that RAY_ADDRESS
+    names, else of this machine; without GPUs it is 0 for `evaluate` and 1 for `predict`."""
     device: resources.Device = "auto"
+    """"gpu", "cpu", or "auto": a GPU for each process if there are enough."""
     wait_minutes: float = 0.0
+    """Time to wait for nodes that an autoscaler has to start."""
 
 
 @contextmanager

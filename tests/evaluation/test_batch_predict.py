@@ -1,7 +1,7 @@
-"""Predictions of any images: what an evaluation says of the same, and what can't be used is reported."""
+"""Batch predictions: equal to an evaluation of the same images, with a reason for each image that cannot be used."""
 
 import json
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,12 @@ import pytest
 from pipeline.core.errors import CheckpointError, SourceError
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_rows
+from pipeline.evaluation import Workers, predict
 from pipeline.evaluation.batch_predict import job as prediction_job
 from pipeline.evaluation.batch_predict.decode_task import decode_unit
 from pipeline.evaluation.batch_predict.images import find_images, image_table
 from pipeline.evaluation.batch_predict.job import PredictJob
-from pipeline.evaluation.batch_predict.run import claim, run_prediction
+from pipeline.evaluation.batch_predict.run import claim
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.transform import evaluation_transform
@@ -24,18 +25,17 @@ from pipeline.models.load import find_model
 from pipeline.storage import files
 from tests.support.images import jpeg, make_tar, tree_files
 from tests.support.jobs import run_job
-from tests.support.predictions import evaluated
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a few images are several parts."""
+    """Makes parts of 256 images, so that the few images of a test are several parts."""
     monkeypatch.setattr(prediction_job, "PART_UNITS", 2)
 
 
 @pytest.fixture(scope="module")
 def pictures(digits_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits' validation images as files in folders, and some that can't be used."""
+    """The digits' validation images as files in folders, and some files that are no usable images."""
     root = tmp_path_factory.mktemp("pictures")
     split = load(digits_dataset).split("val")
     table = read_rows(digits_dataset, split, np.arange(split.rows))
@@ -57,20 +57,17 @@ def predicted(out: Path) -> pa.Table:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_folder_is_predicted_as_an_evaluation_does_and_the_rest_reported(
-    trained: str, pictures: Path, digits_dataset: str, tmp_path: Path
+    trained: str, pictures: Path, digits_dataset: str, evaluation: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    samples, _ = find_images(str(pictures), str(tmp_path), lambda *_: None)
-    job = PredictJob(find_model(trained), samples, str(out), "none", best_decoder(), num_workers=2)
-    done = run_prediction(job)
+    done = predict(trained, pictures, out, "none", Workers(2))
     table = predicted(out)
     pairs = zip(table["key"].to_pylist(), table["error"].to_pylist(), strict=True)
     errors = {key: error for key, error in pairs if error}
     assert errors.keys() == {"empty.jpg", "text.png", "cut.jpg"}
     assert errors["empty.jpg"] == "empty: zero bytes"
-    assert (done.images, done.unusable, done.predicted_now) == (362, 3, 362)
-    evaluated(trained, digits_dataset, tmp_path / "evaluation")
-    theirs, keys = read_predictions(str(tmp_path / "evaluation"))
+    assert (done.images, done.unusable, done.skipped, done.predicted_now) == (362, 3, 1, 362)
+    theirs, keys = read_predictions(evaluation)
     classes = load(digits_dataset).classes
     expected = {f"digits/{key}.png": classes[best] for key, best in zip(keys, theirs.classes[:, 0], strict=True)}
     usable = table.filter(table["error"].is_null())
@@ -78,13 +75,14 @@ def test_a_folder_is_predicted_as_an_evaluation_does_and_the_rest_reported(
     summary = json.loads((out / "predictions.json").read_text())
     assert (summary["images_count"], summary["unusable"]) == (362, 3)
     assert sum(summary["per_class"].values()) == 359
-    assert run_prediction(job).predicted_now == 0  # they are there already
+    assert predict(trained, pictures, out, "none", Workers(2)).predicted_now == 0  # all parts are finished
 
-    alone = replace(job, out=str(tmp_path / "alone"), num_workers=1)
-    claim(alone)
-    (tmp_path / "alone" / "part-000000.parquet").write_bytes((out / "part-000000.parquet").read_bytes())
-    assert run_prediction(alone).predicted_now == 362 - 256
-    assert predicted(tmp_path / "alone").equals(table)
+    interrupted = tmp_path / "interrupted"
+    interrupted.mkdir()
+    for name in ("plan.json", "part-000000.parquet"):
+        shutil.copy(out / name, interrupted)
+    assert predict(trained, pictures, interrupted, "none", Workers(1)).predicted_now == 362 - 256
+    assert predicted(interrupted).equals(table)
 
 
 @pytest.mark.ray

@@ -41,7 +41,7 @@ def test_integrated_gradients_add_up_to_the_logit() -> None:
     np.testing.assert_allclose(shares, (net(images)[:, 1] - net(0 * images)[:, 1]).detach(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("model", ["airbench-small", "vgg11", "densenet121"])
+@pytest.mark.parametrize("model", ["airbench-small", "vgg11", pytest.param("densenet121", marks=pytest.mark.slow)])
 def test_every_kind_of_network_can_be_looked_into(model: str) -> None:
     net = explain.without_inplace(make_model(model, 10, 32))
     images, classes = torch.randn(2, 3, 32, 32), torch.tensor([3, 4])

@@ -17,22 +17,17 @@ PART_UNITS = 64  # in a file
 
 @dataclass(frozen=True)
 class PredictJob:
-    """Configuration of a batch prediction.
-
-    images: table of `find_images`. out: URI of the folder of results. views: test views of each image. num_workers:
-    actors that hold the network, each with a GPU if `use_gpu`. threads: torch threads of each actor on a CPU. skipped:
-    files of the input that are no images, for the summary.
-    """
+    """Configuration of a batch prediction."""
 
     model: TrainedModel
-    images: pa.Table
-    out: str
-    views: TestViews
+    images: pa.Table  # of `find_images`
+    out: str  # absolute URI of the folder of results
+    views: TestViews  # test views of each image
     decoder: DecoderName
-    num_workers: int = 1
-    use_gpu: bool = False
-    threads: int = 1
-    skipped: int = 0
+    num_workers: int = 1  # actors that hold the network
+    use_gpu: bool = False  # one GPU for each actor
+    threads: int = 1  # torch threads of each actor on a CPU
+    skipped: int = 0  # files of the input that are no images, for the summary
 
     @property
     def num_units(self) -> int:

@@ -29,24 +29,18 @@ _FIRST_ERRORS = 5
 
 @dataclass(frozen=True)
 class PredictResult:
-    """Summary of a batch prediction.
-
-    images: number of images. unusable: how many of them could not be read or decoded. skipped: files that are no
-    images, by their names. per_class: {class: images predicted as it}. first_errors: "NAME: REASON" of the first
-    unusable images. seconds, predicted_now: time of this call, and images predicted in it; the other ones were finished
-    before. model: recipe and network. views: test views of each image. out: URI of the folder of results.
-    """
+    """Summary of a batch prediction."""
 
     images: int
-    unusable: int
-    skipped: int
-    per_class: dict[str, int]
-    first_errors: tuple[str, ...]
-    seconds: float
-    predicted_now: int
-    model: str
-    views: TestViews
-    out: str
+    unusable: int  # images that could not be read or decoded
+    skipped: int  # files that are no images, by their names
+    per_class: dict[str, int]  # images predicted as each class
+    first_errors: tuple[str, ...]  # "NAME: REASON" of the first unusable images
+    seconds: float  # of this call
+    predicted_now: int  # images predicted in this call; the others were finished before
+    model: str  # recipe and network
+    views: TestViews  # test views of each image
+    out: str  # URI of the folder of results
 
 
 def unit_table(job: PredictJob, unit: int, row: dict[str, npt.NDArray[Any]]) -> pa.Table:
