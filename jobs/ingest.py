@@ -22,7 +22,8 @@ from pipeline.ingestion.image_check import DEFAULT_SHRUNK_QUALITY, Checks, Image
 from pipeline.ingestion.plan import SHARD_BYTES, IngestSettings
 from pipeline.ingestion.run import Ingested
 from pipeline.ingestion.sources import LAYOUTS, Source
-from pipeline.storage import files, object_store
+from pipeline.storage import files
+from pipeline.storage.request_counts import requests_sent
 
 RESUME_HINT = "the same command continues where it stopped"
 
@@ -137,7 +138,7 @@ def print_ingested(done: Ingested, seconds: float) -> None:
             ("left out", f"{num_quarantined:,} ({reasons}), see quarantine.parquet" if num_quarantined else "none"),
             ("changed", repaired or "none"),
             ("leaked", f"{leaked} (duplicates and near duplicates of train)" if leaked else "not looked for"),
-            ("requests", str(done.requests.plus(object_store.requests_sent())) if done.requests.total else "none"),
+            ("requests", str(done.requests.plus(requests_sent())) if done.requests.total else "none"),
             ("time", f"{seconds:.1f} s, {data.rows / seconds:,.0f} images/s with start-up"),
             ("digest", data.digest),
             ("manifest", files.join(done.uri, "manifest.json")),

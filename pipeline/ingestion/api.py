@@ -15,7 +15,8 @@ from pipeline.ingestion.run import Ingested, planned_ingest, write_dataset
 from pipeline.ingestion.shard_task import task_memory_bytes
 from pipeline.ingestion.sources import Index, Source, open_source
 from pipeline.ingestion.target import check_target
-from pipeline.storage import files, object_store
+from pipeline.storage import files
+from pipeline.storage.request_counts import requests_sent
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def preview_ingest(
     check_target(target)
     with tempfile.TemporaryDirectory() as spool:
         index = open_source(source, spool=spool, progress=progress)
-        listing_requests = object_store.requests_sent().total
+        listing_requests = requests_sent().total
         shards = plan_shards(index, settings)
         _log_ignored(index)
         cpus = workers or usable_cpus()

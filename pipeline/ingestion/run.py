@@ -20,7 +20,7 @@ from pipeline.ingestion.shard_task import Receipt, ShardContext, ShardTask, task
 from pipeline.ingestion.sources import Source, open_source
 from pipeline.ingestion.target import QUARANTINE_NAME, WORK, check_target, clean_up, record_plan
 from pipeline.storage import files, lease
-from pipeline.storage.object_store import RequestCounts
+from pipeline.storage.request_counts import RequestCounts
 
 
 @dataclass(frozen=True)

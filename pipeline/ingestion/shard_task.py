@@ -22,8 +22,8 @@ from pipeline.ingestion.plan import IngestSettings, ShardPlan
 from pipeline.ingestion.shard_writer import ImageMemory, Row, provenance_table, write_shard
 from pipeline.ingestion.source_reader import gather
 from pipeline.ingestion.target import WORK
-from pipeline.storage import files, object_store
-from pipeline.storage.object_store import RequestCounts
+from pipeline.storage import files
+from pipeline.storage.request_counts import RequestCounts, requests_sent
 
 # Most memory that a task takes besides its shard: reads in flight, one decoded image, and Python with its libraries.
 TASK_OVERHEAD_BYTES = 400 << 20
@@ -46,7 +46,7 @@ class Receipt:
     repaired: dict[str, int]  # rows that aren't stored as they came, by what was done
     histogram: list[int]  # [768]: counts of the values of R, G and B
     num_pixels: int
-    requests: dict[str, int]  # fields of `object_store.RequestCounts`
+    requests: dict[str, int]  # fields of `RequestCounts`
     peak_bytes: int  # most memory that the task's process has had
     trusted: bool = False  # whether the shard was written by an earlier ingest
 
@@ -138,7 +138,7 @@ class _ShardRows:
 
 def make_shard(samples: pa.Table, plan: ShardPlan, context: ShardContext) -> Receipt:
     """Reads, checks and writes the rows of one shard and their provenance. samples: rows of the index table."""
-    before = object_store.requests_sent()
+    before = requests_sent()
     rows = _ShardRows(samples, context)
     rows.read(samples)
     kept = rows.kept()
@@ -161,7 +161,7 @@ def make_shard(samples: pa.Table, plan: ShardPlan, context: ShardContext) -> Rec
         repaired=dict(rows.repaired),
         histogram=rows.histogram.tolist(),
         num_pixels=rows.num_pixels,
-        requests=asdict(object_store.requests_sent().plus(before, -1)),
+        requests=asdict(requests_sent().plus(before, -1)),
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,  # Linux counts in KiB
     )
 

@@ -23,7 +23,8 @@ from pipeline.dataset.row_reader import (
     load_index,
     read_images,
 )
-from pipeline.storage import files, object_store
+from pipeline.storage import files
+from pipeline.storage.request_counts import RequestCounts, requests_sent
 
 NONE = np.empty(0, np.int64)
 INDEX = RowIndex((), *[NONE] * 9)
@@ -63,15 +64,15 @@ def test_rows_are_read_from_a_bucket(s3: str, tree_dataset: str) -> None:
         files.write_bytes(f"{s3}/rows/{name}", files.read_bytes(f"{tree_dataset}/{name}"))
     index = index_of(f"{s3}/rows")
     order = np.random.default_rng(0).permutation(51)
-    before = object_store.requests_sent()
+    before = requests_sent()
     assert read_images(index, order) == read_images(index_of(tree_dataset), order)
-    sent = object_store.requests_sent().plus(before, -1)
+    sent = requests_sent().plus(before, -1)
     ranges, _ = coalesce_rows(index, order)
     assert sent.get == len(ranges) < 51
     assert sent.bytes_read == sum(each.length for each in ranges)
-    before, far = object_store.requests_sent(), order[:1]
+    before, far = requests_sent(), order[:1]
     assert read_images(index, far) == read_images(index_of(tree_dataset), far)
-    sent = object_store.requests_sent().plus(before, -1)
+    sent = requests_sent().plus(before, -1)
     assert (sent.get, sent.bytes_read) == (1, int(index.length[far[0]]))  # no byte that isn't needed
 
 
@@ -124,10 +125,10 @@ def cached(s3: str, tree_dataset: str, tmp_path: Path) -> RowIndex:
     return replace(load_index(f"{s3}/cached", split), cache=row_group_cache.folder_of(str(tmp_path / "kept"), split))
 
 
-def requests(call: Callable[[], object]) -> object_store.RequestCounts:
-    before = object_store.requests_sent()
+def requests(call: Callable[[], object]) -> RequestCounts:
+    before = requests_sent()
     call()
-    return object_store.requests_sent().plus(before, -1)
+    return requests_sent().plus(before, -1)
 
 
 def test_a_row_group_is_requested_once_and_cached(cached: RowIndex, tree_dataset: str) -> None:

@@ -13,7 +13,8 @@ from pipeline.config.presets import make_recipe
 from pipeline.core.errors import StorageError
 from pipeline.retraining import registry
 from pipeline.retraining.registry_check import verify
-from pipeline.storage import files, object_store
+from pipeline.storage import files
+from pipeline.storage.store_clients import forget_clients
 from tests.support.datasets import Source
 from tests.support.google_storage import Stored, google_storage
 from tests.support.jobs import run_job
@@ -25,9 +26,9 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Stored]]:
     with google_storage("images") as (variables, there):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        object_store._store.cache_clear()
+        forget_clients()
         yield there
-    object_store._store.cache_clear()
+    forget_clients()
 
 
 def test_files_are_written_read_listed_and_removed(stored: dict[str, Stored]) -> None:
@@ -83,7 +84,7 @@ def test_a_wrong_token_is_one_line_without_the_endpoint(
     stored: dict[str, Stored], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "another")
-    object_store._store.cache_clear()
+    forget_clients()
     with pytest.raises(StorageError) as caught:
         files.read_bytes("gs://images/x")
     text = str(caught.value)

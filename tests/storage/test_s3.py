@@ -20,8 +20,9 @@ from pipeline.ingestion.sources import Source, open_source
 from pipeline.models import checkpoint
 from pipeline.models.tensor_file import read_tensors
 from pipeline.storage import files as storage
-from pipeline.storage import object_store
+from pipeline.storage import object_store, retries
 from pipeline.storage.local_s3 import ACCESS_KEY, SECRET_KEY
+from pipeline.storage.request_counts import requests_sent
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
 from pipeline.training.outputs import result
@@ -111,10 +112,10 @@ def test_a_bucket_is_listed_in_full_page_after_page_and_prefix_by_prefix(s3: str
             )
         )
     object_store.write(f"{s3}/many-more/x", b"x")
-    before = object_store.requests_sent()
+    before = requests_sent()
     names = [name for name, _ in storage.list_files(f"{s3}/many")]
     assert names == sorted(["val/" + name for name in flat] + deep)
-    assert object_store.requests_sent().plus(before, -1).list >= 3 + 40
+    assert requests_sent().plus(before, -1).list >= 3 + 40
     assert storage.list_files(f"{s3}/nothing") == []
     assert storage.kind(f"{s3}/many") == "directory"
     assert storage.kind(f"{s3}/man") == "missing"
@@ -135,7 +136,7 @@ def test_each_kind_of_fault_is_retried_and_counted(
     monkeypatch.setattr("tests.support.fault_proxy.KINDS", (wait,))
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=1, stall_seconds=0.5) as (address, proxy):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        before = object_store.requests_sent()
+        before = requests_sent()
 
         def heal() -> None:
             while not proxy.faults:
@@ -146,13 +147,13 @@ def test_each_kind_of_fault_is_retried_and_counted(
         healer.start()
         assert object_store.read_range(f"{s3}/faults/a", 10, 20) == b"0123456789" * 2
         healer.join()
-        sent = object_store.requests_sent().plus(before, -1)
+        sent = requests_sent().plus(before, -1)
         assert sum(proxy.requests.values()) == sent.get >= attempts
         assert sent.retried == sent.get - 1
 
 
 def test_a_storage_that_stays_away_is_given_up_with_a_line(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(retries, "RETRY_SECONDS", 0.5)
     monkeypatch.setattr("tests.support.fault_proxy.KINDS", ("503",))
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=1) as (address, _):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
@@ -164,7 +165,7 @@ def test_a_storage_that_stays_away_is_given_up_with_a_line(s3: str, monkeypatch:
 
 
 def test_a_slow_down_halves_the_requests_in_flight_and_answers_bring_them_back() -> None:
-    limit = object_store.AdaptiveLimit(16)
+    limit = retries.AdaptiveLimit(16)
     limit.slowed()
     limit.slowed()
     assert limit.limit == 4
@@ -203,11 +204,11 @@ def test_an_ingest_through_a_storage_that_fails_gives_the_same_bytes_for_the_req
         quiet = write_dataset(plan)
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=10, stall_seconds=5.0) as (address, proxy):
         source = f"{s3}/faulty?endpoint_override={address.removeprefix('http://')}&scheme=http"
-        before = object_store.requests_sent()
+        before = requests_sent()
         with planned_ingest(Source(source), str(tmp_path / "faulty"), settings) as plan:
             cost = estimate(plan.index, plan.shards, settings, plan.out, 2)
             faulty = write_dataset(plan)
-        here = object_store.requests_sent().plus(before, -1)
+        here = requests_sent().plus(before, -1)
         requests = faulty.requests.plus(here)
         assert set(proxy.faults) == {"503", "reset", "cut", "stall"}
     assert faulty.manifest.digest == quiet.manifest.digest

@@ -1,7 +1,5 @@
 """What others are told of a run, read back by their own readers; and trackers that fail."""
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,6 @@ import pytest
 
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import RecipeError
-from pipeline.core.structured_log import RunLog, silent_log
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
 from pipeline.training.trackers.base import Tracker, Trackers
@@ -128,18 +125,3 @@ def test_without_the_packages_tensorboard_is_left_out_and_mlflow_is_an_error(
     assert make_tensorboard(job_of(str(tmp_path)), 0) is None
     with pytest.raises(RecipeError, match=r"^mlflow=http://x: needs the package mlflow or mlflow-skinny; install it"):
         make_mlflow("http://x")
-
-
-def test_each_line_of_a_log_is_json_that_carries_run_and_rank() -> None:
-    lines: list[str] = []
-    log = RunLog("first", 1, 2, lines.append)
-    log.event("start", 0, recipe="digits")
-    log.event("checkpoint", 7, "warning", text="couldn't be\nwritten")
-    assert all("\n" not in text for text in lines)
-    start, warning = map(json.loads, lines)
-    assert {name: start[name] for name in ("run", "rank", "world_size", "step", "level", "event", "recipe")} == {
-        "run": "first", "rank": 1, "world_size": 2, "step": 0, "level": "info", "event": "start", "recipe": "digits",
-    }  # fmt: skip
-    assert (warning["level"], warning["step"], warning["text"]) == ("warning", 7, "couldn't be\nwritten")
-    assert abs(warning["time"] - time.time()) < 60
-    silent_log().event("nobody", 0)

@@ -1,0 +1,139 @@
+"""List and look up files on local disks and objects in stores."""
+
+import hashlib
+import posixpath
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from pipeline.storage import object_store
+from pipeline.storage.uris import in_store, object_uri, open_filesystem
+
+LISTING_THREADS = 32
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A file below a directory: its name relative to it, bytes, and time of the last change."""
+
+    name: str
+    size: int
+    modified_ns: int
+
+
+def kind(uri: str) -> Literal["file", "directory", "missing"]:
+    """What lies at `uri`; in a store a prefix of any key is a directory."""
+    if in_store(uri):
+        return _kind_in_store(uri)
+    filesystem, path = open_filesystem(uri)
+    found = filesystem.get_file_info(path).type
+    if found == fs.FileType.Directory:
+        return "directory"
+    return "missing" if found == fs.FileType.NotFound else "file"
+
+
+def _kind_in_store(uri: str) -> Literal["file", "directory", "missing"]:
+    if urlsplit(uri).path.strip("/"):
+        try:
+            object_store.head(uri)
+            return "file"
+        except FileNotFoundError:
+            pass
+    prefixes, below = object_store.list_level(uri)
+    return "directory" if prefixes or below else "missing"
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or directory is there."""
+    return kind(uri) != "missing"
+
+
+def size(uri: str) -> int:
+    """Returns the bytes of a file. Raises FileNotFoundError."""
+    if in_store(uri):
+        return int(object_store.head(uri)["size"])
+    filesystem, path = open_filesystem(uri)
+    info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        raise FileNotFoundError(uri)
+    return int(info.size)
+
+
+def list_entries(uri: str) -> list[Entry]:
+    """Returns every file below `uri`, sorted by name; a bucket is listed by many prefixes at a time."""
+    if in_store(uri):
+        return _list_store(uri)
+    filesystem, path = open_filesystem(uri)
+    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    prefix = path.rstrip("/") + "/"
+    files = (info for info in infos if info.type == fs.FileType.File)
+    return sorted(Entry(info.path.removeprefix(prefix), info.size, info.mtime_ns or 0) for info in files)
+
+
+def _list_store(uri: str) -> list[Entry]:
+    # Pages of one listing come one after another, so a bucket of a million keys is listed by its folders.
+    prefixes, found = object_store.list_level(uri)
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        for _ in range(2):
+            if not prefixes or len(prefixes) >= LISTING_THREADS:
+                break
+            levels = list(pool.map(lambda prefix: object_store.list_level(object_uri(uri, prefix)), prefixes))
+            prefixes = [prefix for deeper, _ in levels for prefix in deeper]
+            found += [entry for _, here in levels for entry in here]
+        for below in pool.map(lambda prefix: object_store.list_below(object_uri(uri, prefix)), prefixes):
+            found += below
+    start = len(urlsplit(uri).path.strip("/"))
+    start += 1 if start else 0
+    entries = [
+        Entry(entry["path"][start:], int(entry["size"]), int(entry["last_modified"].timestamp() * 1e9))
+        for entry in found
+        if len(entry["path"]) > start
+    ]
+    # An empty object NAME/ stands for a folder, by some tools' custom, and obstore leaves out the slash: what is empty
+    # and has files below it, or no suffix, is taken for one.
+    folders = {folder for entry in entries for folder in _folders(entry.name)}
+    return sorted(e for e in entries if e.size or (e.name not in folders and posixpath.splitext(e.name)[1]))
+
+
+def _folders(name: str) -> Iterator[str]:
+    while "/" in name:
+        name = name.rsplit("/", 1)[0]
+        yield name
+
+
+def list_files(uri: str) -> list[tuple[str, int]]:
+    """Returns (name relative to `uri`, size in bytes) of every file below it, sorted by name."""
+    return [(entry.name, entry.size) for entry in list_entries(uri)]
+
+
+def list_directories(uri: str) -> list[str]:
+    """Returns the names of the directories right below `uri`, sorted."""
+    if in_store(uri):
+        return sorted(posixpath.basename(prefix.rstrip("/")) for prefix in object_store.list_level(uri)[0])
+    filesystem, path = open_filesystem(uri)
+    infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+
+
+def fingerprint(uri: str) -> str:
+    """Returns a hash that changes when the file, or a file below the directory, does: names, sizes and times."""
+    return fingerprint_of(uri, list_entries(uri) if kind(uri) == "directory" else [_entry(uri)])
+
+
+def fingerprint_of(uri: str, entries: list[Entry]) -> str:
+    """Returns the fingerprint of `uri`, whose files are listed already."""
+    lines = [f"{entry.name} {entry.size} {entry.modified_ns}" for entry in sorted(entries)]
+    return hashlib.sha256("\n".join([uri, *lines]).encode()).hexdigest()
+
+
+def _entry(uri: str) -> Entry:
+    if in_store(uri):
+        found = object_store.head(uri)
+        return Entry("", int(found["size"]), int(found["last_modified"].timestamp() * 1e9))
+    filesystem, path = open_filesystem(uri)
+    info = filesystem.get_file_info(path)
+    return Entry("", info.size or 0, info.mtime_ns or 0)

@@ -1,0 +1,112 @@
+"""Files on local disks: mapped into memory, read by ranges, and replaced at once."""
+
+import errno
+import fcntl
+import mmap
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+from pipeline.core.errors import StorageError
+
+_WRITE_BYTES = 8 << 20
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+
+
+class MappedFile:
+    """A local file as memory: what is read of it is not copied. Cut while it is read, it would end the process."""
+
+    def __init__(self, path: str) -> None:
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._view = memoryview(self._map)
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Returns `length` bytes at `offset`. Raises OSError if there are fewer."""
+        data = self._view[offset : offset + length]
+        if len(data) != length:
+            raise OSError(f"{len(data)} bytes at {offset}, {length} were expected; the file is cut")
+        return data
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Tells the system what is going to be read, so that it fetches what isn't in memory."""
+        if hasattr(self._map, "madvise") and offset + length <= len(self._view):
+            start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
+
+
+def map_file(path: str) -> MappedFile:
+    """Returns a local file as memory; the last 256 stay open. Raises OSError."""
+    found = os.stat(path)
+    if not found.st_size:
+        raise OSError(f"{path}: the file is empty")
+    return _map_file(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _map_file(path: str, inode: int, size: int, modified_ns: int) -> MappedFile:
+    return MappedFile(path)  # another file of this name is another file
+
+
+def read_local_range(path: str, offset: int, length: int) -> bytes:
+    """Returns up to `length` bytes at `offset`; the last 64 files stay open."""
+    found = os.stat(path)
+    stream = _open_local(path, found.st_ino, found.st_mtime_ns)
+    return os.pread(stream.fileno(), length, offset)
+
+
+@lru_cache(maxsize=64)
+def _open_local(path: str, inode: int, modified_ns: int) -> IO[bytes]:
+    # Another file of this name is another file. Closed when the cache and all readers have let go of it.
+    return open(path, "rb", buffering=0)
+
+
+@contextmanager
+def temporary_beside(path: str) -> Iterator[str]:
+    """Yields a path, whose file is moved to `path` when the block ends well, and removed if it doesn't.
+
+    Raises StorageError if the disk is full.
+    """
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageError(
+            f"{path}: {error.strerror}: the disk is full; free some space and run the same command again"
+        ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_direct(path: str, memory: mmap.mmap, size: int) -> None:
+    """Writes the first `size` bytes of an anonymous mapping, past the page cache if the disk can, and flushes them."""
+    flags = os.O_WRONLY | os.O_CREAT
+    try:
+        file = os.open(path, flags | _O_DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        file = os.open(path, flags, 0o666)  # this file system doesn't know it
+    try:
+        done, end = 0, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE  # whole blocks
+        while done < end:
+            with memoryview(memory) as view, view[done : min(end, done + _WRITE_BYTES)] as part:
+                try:
+                    done += os.write(file, part)
+                except OSError as error:
+                    now = fcntl.fcntl(file, fcntl.F_GETFL)
+                    if error.errno != errno.EINVAL or not now & _O_DIRECT:
+                        raise
+                    fcntl.fcntl(file, fcntl.F_SETFL, now & ~_O_DIRECT)  # its blocks are larger than our pages
+        os.ftruncate(file, size)
+        os.fsync(file)
+    finally:
+        os.close(file)

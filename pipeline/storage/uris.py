@@ -1,0 +1,75 @@
+"""Paths and URIs: `/a/path`, `s3://bucket/key`, `gs://bucket/key`; a query (`?region=...`) stays at the end.
+
+Credentials, region and endpoint come from the standard AWS or Google variables, a profile or the machine's role. An S3
+URI may carry `?endpoint_override=host:port&scheme=http` and never a secret.
+"""
+
+import posixpath
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from pipeline.core.errors import PipelineError
+from pipeline.storage.store_clients import google_filesystem
+
+_SCHEMES = ("s3", "gs", "hdfs", "abfs", "abfss")
+
+
+def absolute(uri: str) -> str:
+    """Returns `uri` in a form that means the same in every process of the cluster.
+
+    Raises PipelineError if the URI carries credentials or a scheme that isn't understood.
+    """
+    if "://" not in uri:
+        return str(Path(uri).expanduser().resolve())
+    parts = urlsplit(uri)
+    if "@" in parts.netloc or "secret_key" in parts.query:
+        raise PipelineError(
+            f"{parts.scheme}://...: a URI must not carry credentials; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY or AWS_PROFILE instead"
+        )
+    if parts.scheme == "file":
+        return str(Path(parts.path).resolve())
+    if parts.scheme not in _SCHEMES:
+        raise PipelineError(f"{uri}: unknown scheme {parts.scheme!r}; use a path, s3://bucket/key or gs://bucket/key")
+    return uri
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` is a path of this machine."""
+    return "://" not in uri
+
+
+def in_store(uri: str) -> bool:
+    """Whether `uri` lies in S3 (or what speaks like it) or in Google Cloud Storage."""
+    return uri.startswith(("s3://", "gs://"))
+
+
+def join(uri: str, *names: str) -> str:
+    """Returns the URI of `names` below `uri`; a query stays at the end."""
+    if "?" in uri:
+        base, query = uri.split("?", 1)
+        return f"{posixpath.join(base, *names)}?{query}"
+    return posixpath.join(uri, *names)
+
+
+def basename(uri: str) -> str:
+    """The last part of the path, without a query."""
+    return posixpath.basename(uri.split("?", 1)[0].rstrip("/"))
+
+
+def object_uri(uri: str, key: str) -> str:
+    """Returns the URI of another key in the bucket of `uri`."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc}/{key}" + (f"?{parts.query}" if parts.query else "")
+
+
+def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """Returns pyarrow's file system of an absolute `uri` and the path in it."""
+    if "://" not in uri:
+        return fs.LocalFileSystem(), uri
+    if uri.startswith("gs://"):
+        return google_filesystem(), uri.removeprefix("gs://").split("?")[0]
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    return filesystem, path

@@ -1,0 +1,60 @@
+"""Process trees, and what they take, against processes started here."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from pipeline.core.processes import cpu_seconds, exit_on_sigterm, process_tree, tree_megabytes
+
+_PARENT = (
+    "import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', {!r}]); print(c.pid, flush=True); c.wait()"
+)
+
+
+def test_a_tree_has_the_process_first_and_its_descendants() -> None:
+    child = "import sys; held = bytearray(40_000_000); print(1, flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT.format(child)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        grandchild = {int(parent.stdout.readline()), int(parent.stdout.readline())} - {1}  # in either order
+        assert process_tree(parent.pid) == [parent.pid, *grandchild]
+        assert tree_megabytes(parent.pid) > 40
+        assert set(process_tree(os.getpid())) >= {os.getpid(), parent.pid, *grandchild}
+        assert parent.stdin is not None
+        parent.stdin.close()
+    assert process_tree(parent.pid) == [parent.pid]
+    assert tree_megabytes(parent.pid) == 0
+
+
+def test_cpu_time_grows_with_work() -> None:
+    before = cpu_seconds(os.getpid())
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    assert cpu_seconds(os.getpid()) - before >= 0.08  # the system counts in hundredths
+    assert cpu_seconds(0) == 0
+
+
+def test_sigterm_ends_a_process_with_its_finally_blocks() -> None:
+    program = (
+        "import time\nfrom pipeline.core.processes import exit_on_sigterm\nexit_on_sigterm()\n"
+        "try:\n print('up', flush=True)\n time.sleep(60)\nfinally:\n print('cleaned', flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "cleaned\n"
+    assert process.returncode == 143
+
+
+def test_only_the_main_thread_sets_the_handler() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=exit_on_sigterm)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
