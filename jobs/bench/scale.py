@@ -1,6 +1,11 @@
-"""How far the loader scales: what coordinating a block costs, measured here, and 8, 64 and 256 ranks, simulated.
+"""Estimates how far the streaming loader scales: measures the cost of coordinating a block, simulates many ranks.
 
-uv run jobs/bench/scale.py
+A block is the part of a global batch that one rank takes. Ray Data makes it in a task, and a process, the coordinator,
+starts the tasks and hands the blocks over in order. The simulation takes the measured cost to 8, 64 and 256 ranks.
+
+Examples:
+    uv run jobs/bench/scale.py
+    uv run jobs/bench/scale.py --images-per-second 1000 --cpus-per-gpu 8 --stored-kb 60
 """
 
 import os
@@ -17,30 +22,33 @@ from rich.table import Table
 from jobs import command
 from pipeline.cluster.session import ray_session
 
-_WARM_UP_SECONDS, _STEPS, _SPREAD = 3.0, 400, 0.35
+_WARM_UP_SECONDS, _STEPS = 3.0, 400
+_SPREAD = 0.35  # standard deviation of the logarithm of a block's time: a guess, not measured
 _RANKS = (8, 64, 256)
 
 
 @dataclass(frozen=True)
 class Args:
-    """Flags. The defaults are ResNet-50 at 224 px on GPUs that take 2,500 images a second, eight of them in a node."""
+    """Flags. The defaults are ResNet-50 at 224 px on nodes of eight GPUs that take 2,500 images a second each."""
 
-    coordinators: Annotated[tuple[int, ...], command.option("at work at a time, measured", "N ...", "1 2 4")] = (
+    coordinators: Annotated[
+        tuple[int, ...], command.option("numbers of coordinators at work at a time", "N ...", "1 2 4")
+    ] = (
         1,
         2,
         4,
     )
-    seconds: Annotated[float, command.option("of each measurement", "S", "10")] = 10.0
-    images_per_second: Annotated[float, command.option("that a GPU takes", "N", "2,500")] = 2500.0
-    decode_ms: Annotated[float, command.option("of CPU for an image, from storage to batch", "MS", "0.9")] = 0.9
-    cpus_per_gpu: Annotated[float, command.option("that make batches, over all nodes", "N", "4")] = 4.0
+    seconds: Annotated[float, command.option("seconds of each measurement", "S", "10")] = 10.0
+    images_per_second: Annotated[float, command.option("images that a GPU takes per second", "N", "2,500")] = 2500.0
+    decode_ms: Annotated[float, command.option("CPU time of an image, from storage to batch", "MS", "0.9")] = 0.9
+    cpus_per_gpu: Annotated[float, command.option("CPUs that make batches, for each GPU", "N", "4")] = 4.0
     image_px: Annotated[int, command.option("side of an image in a batch", "N", "224")] = 224
-    stored_kb: Annotated[float, command.option("of an image in storage", "KB", "110")] = 110.0
-    gpus_per_node: Annotated[int, command.option("that share a network card", "N", "8")] = 8
+    stored_kb: Annotated[float, command.option("size of an image in storage", "KB", "110")] = 110.0
+    gpus_per_node: Annotated[int, command.option("GPUs that share a network card", "N", "8")] = 8
 
 
 def main(args: Args) -> None:
-    """Measures, then simulates."""
+    """Measures, simulates, and prints tables."""
     with ray_session(max(args.coordinators)):
         measured = {count: measure(count, args.seconds) for count in args.coordinators}
     table = Table(title="measured: coordinators at work at a time", title_justify="left", box=None, pad_edge=False)
@@ -59,8 +67,9 @@ def main(args: Args) -> None:
 
 
 def measure(count: int, seconds: float) -> tuple[float, float]:
-    """Returns blocks a second of each of so many executions of Ray Data at a time, and the CPU seconds that a block
-    takes in the process that coordinates them. The tasks do nothing."""
+    """Returns the blocks per second of each of `count` concurrent executions of Ray Data, and the CPU seconds of a block
+    in the coordinating process. The tasks do nothing.
+    """
     import ray
 
     worker = ray.remote(num_cpus=0)(_coordinate)
@@ -81,18 +90,18 @@ def _coordinate(seconds: float) -> tuple[float, float]:
             with closing(run):
                 yield from run
 
-    count, began, cpu = 0, 0.0, 0.0
-    first = time.monotonic()
+    count, start, cpu = 0, 0.0, 0.0
+    warm_up_start = time.monotonic()
     for _ in blocks():
         now = time.monotonic()
-        if not began and now - first > _WARM_UP_SECONDS:
-            began, cpu = now, time.process_time()
-        elif began:
+        if not start and now - warm_up_start > _WARM_UP_SECONDS:
+            start, cpu = now, time.process_time()
+        elif start:
             count += 1
-            if now - began > seconds:
+            if now - start > seconds:
                 break
-    taken = time.monotonic() - began
-    return count / taken, (time.process_time() - cpu) / max(1, count)
+    elapsed = time.monotonic() - start
+    return count / elapsed, (time.process_time() - cpu) / max(1, count)
 
 
 def _nothing(batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -103,11 +112,12 @@ def _nothing(batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
 
 
 def simulate(ranks: int, block_images: int, args: Args, cost: float, central: bool) -> float:
-    """Returns the share of time that synchronous training waits for data.
+    """Returns the share of time, in [0, 1], that synchronous training waits for data.
 
-    Every rank takes one block a step; all wait for the slowest. A rank's blocks are made by its share of the CPUs, a
-    block's time is lognormal, they are handed over in order, and a coordinator (one for each rank, or one for all)
-    spends `cost` seconds on each. At most twice as many blocks as there are CPUs are made ahead.
+    Each rank takes one block in a step, and all ranks wait for the slowest. A rank's share of the CPUs makes its
+    blocks; the time of a block is lognormal. Blocks are handed over in order, and a coordinator spends `cost` seconds
+    on each: one coordinator for all ranks if `central`, else one for each. A rank has at most twice as many blocks
+    ahead as it has CPUs.
     """
     generator = np.random.default_rng(0)
     slots = max(1, round(args.cpus_per_gpu))
@@ -116,51 +126,52 @@ def simulate(ranks: int, block_images: int, args: Args, cost: float, central: bo
     compute, ahead = block_images / args.images_per_second, 2 * slots
     free = np.zeros((slots, ranks))
     taken = np.zeros((_STEPS, ranks))
-    busy, ended, waited = np.zeros(ranks), 0.0, 0.0
-    everyone = np.arange(ranks)
+    busy, end, waited = np.zeros(ranks), 0.0, 0.0
+    all_ranks = np.arange(ranks)
     for step in range(_STEPS):
         slot = free.argmin(axis=0)
-        may_begin = taken[step - ahead] if step >= ahead else np.zeros(ranks)
-        made = np.maximum(free[slot, everyone], may_begin) + work[step]
-        free[slot, everyone] = made
+        may_start = taken[step - ahead] if step >= ahead else np.zeros(ranks)
+        ready = np.maximum(free[slot, all_ranks], may_start) + work[step]
+        free[slot, all_ranks] = ready
         if central:
-            order = made.argsort()
-            arrived = np.maximum(made[order], busy.max())
-            busy[order] = np.maximum.accumulate(arrived - cost * everyone) + cost * (everyone + 1)
+            # A queue with one server: block k ends at max(arrival_k, end of k - 1) + cost, here without a loop.
+            order = ready.argsort()
+            arrived = np.maximum(ready[order], busy.max())
+            busy[order] = np.maximum.accumulate(arrived - cost * all_ranks) + cost * (all_ranks + 1)
         else:
-            busy = np.maximum(made, busy) + cost
-        begins = max(ended, float(busy.max()))
+            busy = np.maximum(ready, busy) + cost
+        begin = max(end, float(busy.max()))
         if step >= _STEPS // 4:
-            waited += begins - ended
+            waited += begin - end
         else:
-            start = begins
-        ended = begins + compute
-        taken[step] = ended
-    return waited / (ended - start)
+            start = begin  # the first quarter fills the queues and doesn't count
+        end = begin + compute
+        taken[step] = end
+    return waited / (end - start)
 
 
 def gets_per_image(ranks: int, block_images: int, stored_kb: float, run_rows: int) -> float:
-    """Returns the requests to storage that an image of a rank's block takes, mixed as in a recipe with such runs."""
+    """Returns the requests to object storage per image, when the order keeps runs of `run_rows` rows together."""
     from pipeline.config.recipe import Recipe
     from pipeline.dataset.row_reader import RowIndex, coalesce_rows
     from pipeline.loader.sample_order import Order
 
-    groups, rows = 5 * ranks + 3, 64  # which batches don't divide, as always
+    groups, rows = 5 * ranks + 3, 64  # a number that batches don't divide, as in practice
     order = Order((rows,) * groups, 0, ranks * block_images, Recipe.shuffle_window_row_groups, run_rows=run_rows)
     sizes = np.random.default_rng(0).lognormal(np.log(1000 * stored_kb), 0.5, groups * rows)
     length = sizes.astype(np.int32)
-    none: Any = np.empty(0)  # what isn't asked for
+    unused: Any = np.empty(0)
     offset = np.cumsum(np.append(0, length[:-1] + 4), dtype=np.int64)
     shard = np.zeros(len(length), dtype=np.int32)
-    index = RowIndex(("",), shard, offset, length, *[none] * 6)
-    asked = [len(coalesce_rows(index, order.rows(0, ranks, rank))[0]) for rank in range(ranks)]
-    return sum(asked) / order.batch_size(0)
+    index = RowIndex(("",), shard, offset, length, *[unused] * 6)
+    requests = [len(coalesce_rows(index, order.rows(0, ranks, rank))[0]) for rank in range(ranks)]
+    return sum(requests) / order.batch_size(0)
 
 
 def _ranks_table(args: Args, cost: float) -> Table:
     block = 128
     table = Table(title=f"simulated: blocks of {block} images", title_justify="left", box=None, pad_edge=False)
-    names = ("ranks", "blocks/s", "one coordinator for all: waits", "one a rank (ours): waits", "GET/s, row by row")
+    names = ("ranks", "blocks/s", "one coordinator: waits", "one for each rank (ours): waits", "GET/s, row by row")
     for name in (*names, "in runs of 8", "from storage", "CPUs that make batches", "into each node"):
         table.add_column(name, justify="right")
     batch_mb = args.image_px**2 * 3 / 1e6

@@ -1,11 +1,12 @@
-"""How fast a training step is beside plain PyTorch, what compiling gives, and what checkpoints cost.
+"""Measures the speed of a training step against plain PyTorch, with and without torch.compile, and of checkpoints.
 
-uv run jobs/bench/step.py --images ../shared/data/imagenette-mini.tar [--recipe resnet50-16] [--sizes-px 160 192 224]
-uv run jobs/bench/step.py --images TAR --checkpoints [--to s3://bucket/prefix]
+There is no loader and no Ray: each step takes the same batch of real images, decoded beforehand. Plain PyTorch means
+torchvision's network and torch's SGD in float32, and in bfloat16 with channels_last. The variants take turns in several
+rounds, and the first steps of each turn aren't counted.
 
-No loader and no Ray: the same batch of real images again and again, decoded beforehand. Plain PyTorch is the same
-network from torchvision and the same optimiser in float32, and in bfloat16 with channels_last. All ways in turn, in
-rounds; the first steps of each aren't counted.
+Examples:
+    uv run jobs/bench/step.py --images IMAGES.tar --recipe resnet50-16 --sizes-px 160 192 224
+    uv run jobs/bench/step.py --images IMAGES.tar --checkpoints --to s3://bucket/prefix
 """
 
 import shutil
@@ -37,26 +38,26 @@ _PERCENTILES = (50, 90, 99, 100)
 
 @dataclass(frozen=True)
 class Args:
-    """On the first GPU, or else on the CPU."""
+    """Flags. Runs on the first GPU, or else on the CPU."""
 
     images: Annotated[str, command.option("a local tar of JPEGs", "TAR")]
-    recipe: Annotated[str, command.option("whose step it is", "NAME", "resnet50-16")] = "resnet50-16"
-    sizes_px: Annotated[tuple[int, ...], command.option("of the images, in turn", "N...", "160 192 224")] = (
+    recipe: Annotated[str, command.option("recipe of the step", "NAME", "resnet50-16")] = "resnet50-16"
+    sizes_px: Annotated[tuple[int, ...], command.option("sides of the images, in turn", "N...", "160 192 224")] = (
         160,
         192,
         224,
     )
-    batch_size: Annotated[int, command.option("images a step", "N", "256 on a GPU, 16 on a CPU")] = 0
-    seconds: Annotated[float, command.option("of each pass", "N", "20")] = 20.0
-    rounds: Annotated[int, command.option("of all ways in turn", "N", "3")] = 3
-    compiled: Annotated[bool, command.option("also with torch.compile", "")] = False
-    checkpoints: Annotated[bool, command.option("instead: step times with checkpoints and without", "")] = False
+    batch_size: Annotated[int, command.option("images in a step", "N", "256 on a GPU, 16 on a CPU")] = 0
+    seconds: Annotated[float, command.option("seconds of each turn", "N", "20")] = 20.0
+    rounds: Annotated[int, command.option("rounds over all variants", "N", "3")] = 3
+    compiled: Annotated[bool, command.option("measure torch.compile, too", "")] = False
+    checkpoints: Annotated[bool, command.option("instead, measure steps with and without checkpoints", "")] = False
     every_steps: Annotated[int, command.option("steps between checkpoints", "N", "10")] = 10
-    to: Annotated[str | None, command.option("where they are written", "URI", "a temporary folder")] = None
+    to: Annotated[str | None, command.option("folder of the checkpoints", "URI", "a temporary folder")] = None
 
 
 def main(args: Args) -> None:
-    """Measures and prints."""
+    """Measures, and prints a table."""
     import torch
 
     if args.every_steps < 2 or args.rounds < 1 or args.seconds <= 0 or not args.sizes_px:
@@ -72,7 +73,7 @@ def main(args: Args) -> None:
 
 
 def make_batch(tar: str, count: int, size_px: int) -> "Batch":
-    """Returns a batch of real images: the first of the tar, again from the front where there are too few."""
+    """Returns a batch of the first `count` images of a tar, repeated if it has fewer, cropped to S x S pixels."""
     import simplejpeg
     import torch
 
@@ -99,23 +100,26 @@ def _steps(args: Args, recipe: Recipe, device: "torch.device", display: command.
 
     peak, source = peak_operations(device, uses_bfloat16(recipe, device))
     lines = []
-    done, ways = 0, ("plain float32", "plain bfloat16", "ours", *(["ours, compiled"] if args.compiled else []))
-    total = len(args.sizes_px) * args.rounds * len(ways)
+    variants = ("plain float32", "plain bfloat16", "ours", *(["ours, compiled"] if args.compiled else []))
+    done, total = 0, len(args.sizes_px) * args.rounds * len(variants)
     for size_px in args.sizes_px:
         batch = make_batch(args.images, recipe.global_batch_size, size_px).to(device)
-        steps = {way: make_step(way, recipe, batch, device) for way in ways}
-        rates: dict[str, list[float]] = {way: [] for way in ways}
+        steps = {variant: make_step(variant, recipe, batch, device) for variant in variants}
+        rates: dict[str, list[float]] = {variant: [] for variant in variants}
         for _ in range(args.rounds):
-            for way, step in steps.items():
-                display("step", done, total, f"{size_px} px, {way}")
-                rates[way].append(len(batch.rows) * _rate(step, args.seconds, device))
+            for variant, step in steps.items():
+                display("step", done, total, f"{size_px} px, {variant}")
+                rates[variant].append(len(batch.rows) * _rate(step, args.seconds, device))
                 done += 1
-        each = operations_per_image(recipe_model(recipe, 1000), size_px)
-        for way, values in rates.items():
+        operations = operations_per_image(recipe_model(recipe, 1000), size_px)
+        for variant, values in rates.items():
             rate = statistics.median(values)
-            shares = f"{rate / statistics.median(rates['plain bfloat16']):.2f} of plain bfloat16"
+            compared = f"{rate / statistics.median(rates['plain bfloat16']):.2f} of plain bfloat16"
             lines.append(
-                (f"{size_px} px, {way}", f"{rate:,.1f} images/s, {shares}, {rate * each / peak:.0%} of the peak")
+                (
+                    f"{size_px} px, {variant}",
+                    f"{rate:,.1f} images/s, {compared}, {rate * operations / peak:.0%} of the peak",
+                )
             )
     display("step", total, total)
     title = f"\n{recipe.model}, batches of {recipe.global_batch_size}, {device}, medians of {args.rounds} rounds"
@@ -123,21 +127,21 @@ def _steps(args: Args, recipe: Recipe, device: "torch.device", display: command.
 
 
 def _rate(step: Callable[[], None], seconds: float, device: "torch.device") -> float:
-    """Returns steps a second."""
+    """Returns steps per second, measured over `seconds` after a few uncounted steps."""
     for _ in range(_WARM_UP_STEPS):
         step()
-    start, count = _settled(device), 0
+    start, count = _synchronised_time(device), 0
     while time.perf_counter() - start < seconds:
         step()
         count += 1
-    return count / (_settled(device) - start)
+    return count / (_synchronised_time(device) - start)
 
 
-def make_step(way: str, recipe: Recipe, batch: "Batch", device: "torch.device") -> Callable[[], None]:
-    """Returns a function that does one step of training in this way."""
-    if way.startswith("plain"):
-        return _plain_step(recipe, batch, device, bfloat16=way.endswith("bfloat16"))
-    update, _, _ = our_step(recipe, batch, device, compiled="compiled" in way)
+def make_step(variant: str, recipe: Recipe, batch: "Batch", device: "torch.device") -> Callable[[], None]:
+    """Returns a function that does one training step in the variant of that name."""
+    if variant.startswith("plain"):
+        return _plain_step(recipe, batch, device, bfloat16=variant.endswith("bfloat16"))
+    update, _, _ = our_step(recipe, batch, device, compiled="compiled" in variant)
     return update
 
 
@@ -167,7 +171,7 @@ def _plain_step(recipe: Recipe, batch: "Batch", device: "torch.device", bfloat16
 def our_step(
     recipe: Recipe, batch: "Batch", device: "torch.device", compiled: bool = False
 ) -> "tuple[Callable[[], None], nn.Module, list[torch.optim.Optimizer]]":
-    """Returns a function that does one of this project's steps, its network and its optimisers."""
+    """Returns a function that does one training step of this project, and the step's network and optimisers."""
     import torch
 
     from pipeline.loader.sample_order import Order
@@ -204,7 +208,7 @@ def _checkpoints(args: Args, recipe: Recipe, device: "torch.device", display: co
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     folder = tempfile.mkdtemp(prefix="bench-step-")
     run = files.absolute(args.to) if args.to else folder
-    times: dict[str, list[float]] = {"without": [], "beside the steps": [], "waited for": []}
+    times: dict[str, list[float]] = {"without": [], "in the background": [], "waited for": []}
     saves = dict.fromkeys(times, 0)
     try:
         writer, number = CheckpointWriter(run), 0
@@ -215,7 +219,7 @@ def _checkpoints(args: Args, recipe: Recipe, device: "torch.device", display: co
                 while time.perf_counter() < end:
                     start, number = time.perf_counter(), number + 1
                     step()
-                    _settled(device)
+                    _synchronised_time(device)
                     if mode != "without" and number % args.every_steps == 0:
                         writer.save(number, tensors, {})
                         saves[mode] += 1
@@ -241,8 +245,8 @@ def _checkpoints(args: Args, recipe: Recipe, device: "torch.device", display: co
     command.print_table(title, [*lines, ("one checkpoint", f"{size / 1e6:,.0f} MB to {args.to or 'a local folder'}")])
 
 
-def _settled(device: "torch.device") -> float:
-    """Returns the time once the device has done all it was given."""
+def _synchronised_time(device: "torch.device") -> float:
+    """Returns the time after the device has finished all its work."""
     import torch
 
     if device.type == "cuda":
