@@ -67,8 +67,8 @@ def main(args: Args) -> None:
 
 
 def measure(count: int, seconds: float) -> tuple[float, float]:
-    """Returns the blocks per second of each of `count` concurrent executions of Ray Data, and the CPU seconds of a block
-    in the coordinating process. The tasks do nothing.
+    """Returns the blocks per second of each of `count` concurrent executions of Ray Data, whose tasks do nothing, and
+    the CPU seconds of a block in the coordinating process.
     """
     import ray
 
