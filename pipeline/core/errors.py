@@ -55,6 +55,10 @@ class ClusterError(PipelineError):
     """The Ray cluster lacks what the job needs."""
 
 
+class BudgetError(PipelineError):
+    """A limit of time or money is used up. The message says how to continue."""
+
+
 class ExactnessError(AssertionError):
     """Rows were lost, doubled or out of order: a defect, never the user's fault, never to be caught."""
 

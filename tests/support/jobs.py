@@ -1,9 +1,16 @@
-"""Run the jobs as a user does: real command lines in real processes."""
+"""Run the jobs as a user does: real command lines, in processes of their own or, in less time, in this one."""
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from jobs import command as job_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +28,27 @@ def run_job(job: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
     return subprocess.run(
         command(job, *arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )
+
+
+def call_job(job: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Returns what `run_job` does, from a call in this process: seconds of start-up less, and Ray is shared."""
+    module = importlib.import_module(f"jobs.{job}")
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(cwd)
+        patch.setenv("XDG_CACHE_HOME", str(cwd / "cache"))
+        patch.setenv("https_proxy", "http://127.0.0.1:9")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        try:
+            parsed = job_command.parse(module.Args, module.__doc__ or "", f"jobs/{job}.py", arguments)
+            status = job_command.call(module.main, parsed, getattr(module, "RESUME_HINT", ""))
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(bool(end.code))
+    return subprocess.CompletedProcess([job, *arguments], status, out.getvalue(), err.getvalue())
 
 
 def one_line_error(finished: subprocess.CompletedProcess[str]) -> str:

@@ -1,0 +1,87 @@
+"""Options of a retraining run, and the plan: what a run would do now."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.config.presets import make_recipe
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import SourceError
+from pipeline.evaluation.workers import Workers
+from pipeline.retraining import registry
+from pipeline.retraining.notify import check_webhook
+from pipeline.retraining.promotion_gate import Gate
+from pipeline.retraining.workspace import RetrainingRun, is_interrupted, is_unchanged, read_latest
+from pipeline.storage import files
+from pipeline.training.trackers.mlflow import check_mlflow
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class RetrainOptions:
+    """Options of a retraining run besides source, workspace and recipe."""
+
+    gate: Gate = field(default_factory=Gate)
+    """Limits of the promotion test."""
+    from_champion: bool = False
+    """Whether training starts from the champion's weights instead of random ones."""
+    seed: int = 0
+    """Seed of the initial weights, the order of rows, and augmentation."""
+    workers: Workers = field(default_factory=Workers)
+    """Processes for training and evaluation; by default one for each GPU, and without a GPU this process."""
+    cache: str = ""
+    """Folder on each node's own disk that keeps what streaming reads from object storage; empty for none."""
+    layout: str = "auto"
+    """Layout of the source, as `ingest` takes it."""
+    max_quarantined: float = 0.0
+    """Damaged files that ingest may leave out; below 1, a share of all."""
+    force: bool = False
+    """Whether to run although source and recipe are those of the newest finished run."""
+    wait: bool = False
+    """Whether to wait for a concurrent run in the workspace to end instead of returning."""
+    max_hours: float | None = None
+    """Time budget; None for no limit."""
+    mlflow: str | None = None
+    """URI of an MLflow server that gets the metrics of the training and a mirror of the registry; None for none."""
+    webhook: str | None = None
+    """URL that gets the decision as JSON, by POST; None for none."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call of `retrain` would do now. latest: the decision of the newest finished run, None if there is none."""
+
+    run: RetrainingRun
+    recipe: Recipe
+    latest: dict[str, Any] | None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether source or recipe differ from the newest finished run's, or a run since was interrupted."""
+        return not self.run.attempt or is_interrupted(self.run.workspace)
+
+
+def plan_retraining(
+    source: StrPath, workspace: StrPath, recipe: Recipe | str = "cifar10", options: RetrainOptions | None = None
+) -> Plan:
+    """Returns what `retrain` would do with the same arguments; writes nothing.
+
+    Raises SourceError if the source doesn't exist, RecipeError for an unknown recipe or a value that can't work.
+    """
+    options = options or RetrainOptions()
+    source, workspace = (files.absolute(os.fspath(uri)).rstrip("/") for uri in (source, workspace))
+    recipe = make_recipe(recipe) if isinstance(recipe, str) else recipe
+    if options.webhook:
+        check_webhook(options.webhook)
+    if options.mlflow:
+        check_mlflow(options.mlflow)
+    if not files.exists(source):
+        raise SourceError(f"source={source}: no such file or folder; give an existing path or URI")
+    latest, fingerprint = read_latest(workspace), files.fingerprint(source)
+    values = json.loads(json.dumps(asdict(recipe)))  # as it is read back: lists for tuples
+    attempt = latest.get("attempt", 0) + 1 if latest and is_unchanged(latest, fingerprint, values) else 0
+    champion = registry.current(files.join(workspace, "registry"), registry.CHAMPION)
+    run = RetrainingRun(workspace, source, fingerprint, values, champion, options.gate, options.from_champion, attempt)
+    return Plan(run, recipe, latest)

@@ -1,0 +1,103 @@
+"""`retrain`: one retraining run, alone in its workspace and within its time budget."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import DatasetError
+from pipeline.core.progress import Progress, silent
+from pipeline.retraining.budget import time_budget
+from pipeline.retraining.notify import post_decision, update_mlflow
+from pipeline.retraining.plan import Plan, RetrainOptions, StrPath, plan_retraining
+from pipeline.retraining.stages import Stages
+from pipeline.retraining.workspace import RetrainingRun, resume_or_start
+from pipeline.storage import files, lease
+
+log = logging.getLogger(__name__)
+
+Status = Literal["promoted", "kept", "unchanged", "busy"]
+_LEASE_NAME = "lease.json"
+_SECONDS_BETWEEN_TRIES = 2.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a call of `retrain`."""
+
+    status: Status
+    """"promoted": the new model is the champion. "kept": the gate refused it. "unchanged": source and recipe are those
+    of the newest finished run. "busy": a concurrent run works in the workspace. The last two did nothing."""
+    message: str
+    """The reason, in one sentence."""
+    run: RetrainingRun | None = None
+    """The run; None if nothing was done."""
+    decision: dict[str, Any] = field(default_factory=dict)
+    """The content of `decision.json`; empty if nothing was done."""
+
+
+def retrain(
+    source: StrPath,
+    workspace: StrPath,
+    recipe: Recipe | str = "cifar10",
+    options: RetrainOptions | None = None,
+    progress: Progress = silent,
+    on_start: Callable[[Plan], None] | None = None,
+) -> Outcome:
+    """Trains on the source if it has changed, promotes the new model if it is better, and returns the outcome.
+
+        outcome = retrain("photos/", "work/", "digits")
+        print(outcome.status, outcome.message)
+
+    Ingests the source, trains, evaluates champion and challenger on images that neither was trained on, measures drift,
+    adds the challenger to the workspace's registry, and points the alias `champion` at it if the promotion gate passes.
+    One run works in a workspace at a time. Any stage may be killed; the same call continues there.
+
+    source: raw images, as `ingest` takes them. workspace: a folder, or a prefix of a bucket, for the data sets, runs
+    and registry (`workspace.py`). recipe: a recipe or its name. progress: called with the progress of each stage.
+    on_start: called with the plan before the first stage, if there is something to do.
+
+    Joins the cluster of RAY_ADDRESS, or starts Ray on this machine, for the stages that need it. Raises SourceError,
+    DatasetError, RecipeError, ClusterError or StorageError for what can't work, RegistryError if another process moved
+    the champion meanwhile, and BudgetError once `options.max_hours` are over.
+    """
+    options = options or RetrainOptions()
+    plan = plan_retraining(source, workspace, recipe, options)  # bad arguments fail before anything is written
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(_workspace_lease(plan.run.workspace, options.wait, progress))
+        except DatasetError as error:
+            return Outcome("busy", str(error))
+        budget = stack.enter_context(time_budget(options.max_hours))
+        plan = plan_retraining(source, workspace, recipe, options)  # no other run can change the workspace from here on
+        if plan.latest and not plan.has_work and not options.force:
+            latest = plan.latest["night"]
+            return Outcome("unchanged", f"nothing to do: {plan.run.source} and the recipe are those of run {latest}")
+        plan = replace(plan, run=resume_or_start(plan.run))
+        if on_start is not None:
+            on_start(plan)
+        decision = Stages(plan, options, held, budget, progress).run()
+        if options.mlflow:
+            update_mlflow(options.mlflow, plan.run.registry)
+        if options.webhook:
+            post_decision(options.webhook, decision)
+    return Outcome("promoted" if decision["promote"] else "kept", decision["reason"], plan.run, decision)
+
+
+@contextmanager
+def _workspace_lease(workspace: str, wait: bool, progress: Progress) -> Iterator[lease.Lease]:
+    """Holds the workspace's lease. Raises DatasetError if a live process holds it, unless `wait`."""
+    place = files.join(workspace, _LEASE_NAME)
+    with ExitStack() as stack:
+        while True:
+            try:
+                held = stack.enter_context(lease.hold_lease(place, workspace, progress))
+                break
+            except DatasetError:
+                if not wait:
+                    raise
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+        yield held

@@ -1,0 +1,171 @@
+"""The stages of a retraining run: ingest, train, evaluate, drift, and the decision with its pages."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from pipeline.cluster import resources
+from pipeline.cluster.remote_progress import remote_progress
+from pipeline.cluster.session import quieten_ray, ray_session
+from pipeline.core.progress import Progress
+from pipeline.dataset import manifest
+from pipeline.dataset.manifest import Manifest, is_dataset
+from pipeline.evaluation.comparison import compare_predictions
+from pipeline.evaluation.pages.comparison import write_comparison
+from pipeline.evaluation.pages.report import write_report
+from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.runner import EvaluateJob
+from pipeline.evaluation.workers import evaluation_session
+from pipeline.ingestion.api import ingest
+from pipeline.ingestion.sources import Source
+from pipeline.models import checkpoint
+from pipeline.retraining import promotion, registry
+from pipeline.retraining.budget import Budget
+from pipeline.retraining.drift import Thresholds
+from pipeline.retraining.plan import Plan, RetrainOptions
+from pipeline.retraining.workspace import publish
+from pipeline.storage import files
+from pipeline.storage.lease import Lease
+from pipeline.training import launch
+from pipeline.training.job import TrainJob, fit_to_cluster, weights_of
+from pipeline.training.outputs import report, result
+from pipeline.training.trackers.base import MakeTracker
+from pipeline.training.trackers.mlflow import make_mlflow
+from pipeline.training.trackers.prometheus import make_ray_metrics
+from pipeline.training.trackers.tensorboard import make_tensorboard
+
+log = logging.getLogger(__name__)
+
+CHAMPION_FOLDER, CHALLENGER_FOLDER = "champion", "challenger"
+
+
+class Stages:
+    """Runs the stages of one plan. Each starts only while the lease is held and the budget lasts, and can be repeated.
+
+    held: the lease of the workspace. budget: the run's time budget. progress: called with the progress of each stage.
+    """
+
+    def __init__(self, plan: Plan, options: RetrainOptions, held: Lease, budget: Budget, progress: Progress) -> None:
+        self._run, self._recipe, self._options = plan.run, plan.recipe, options
+        self._lease, self._budget, self._progress = held, budget, progress
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Runs all stages and returns the content of `decision.json`. Raises what the stages raise."""
+        # Taken first: from here on no process that was started earlier can move the champion.
+        fence = registry.take_fence(self._run.registry, registry.CHAMPION)
+        with self._stage("ingest"):
+            data = self._ingest()
+        with self._stage("train"):
+            self._train()
+        with evaluation_session(EvaluateJob("", "", ""), self._options.workers, self._progress) as job:
+            with self._stage("evaluate"):
+                champion, challenger, values = self._evaluate(job)
+            with self._stage("drift"):
+                earlier = promotion.earlier_datasets(self._run)
+                drift = promotion.measure_drift(self._run, earlier[0], job, Thresholds()) if earlier else None
+        unseen = promotion.unseen_rows(self._run.dataset, data, earlier)
+        latency = promotion.measure_latency(self._run)
+        decision = promotion.decide_promotion(champion, challenger, data.classes, unseen, self._run.gate, latency)
+        details = {
+            "fair_rows": int(unseen.sum()),
+            "rows": len(unseen),
+            "drift": drift and drift.as_json(),
+            "seconds": self._seconds,
+            **self._write_pages(data, challenger, values),
+        }
+        version = self._add_version()
+        self._lease.check()
+        return publish(self._run, decision, version.id, fence, details)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Measures the seconds of a stage. Raises BudgetError or DatasetError instead of starting it."""
+        self._budget.check()
+        self._lease.check()
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = time.perf_counter() - start
+
+    def _ingest(self) -> Manifest:
+        """Ingests the source unless the data set is there. Returns its manifest."""
+        run, options = self._run, self._options
+        if not is_dataset(run.dataset):
+            source = Source(run.source, options.layout)
+            ingest(source, run.dataset, max_quarantined=options.max_quarantined, progress=self._progress)
+        data = manifest.load(run.dataset)
+        rows = ", ".join(f"{split.rows:,} {name}" for name, split in data.splits.items())
+        log.info("data set %s: %s, %d classes, digest %s", data.name, rows, len(data.classes), data.digest[:16])
+        return data
+
+    def _train(self) -> None:
+        """Trains the challenger; continues an interrupted training, and leaves a finished one as it is."""
+        run, options = self._run, self._options
+        gpus = resources.count_gpus()
+        workers = gpus if options.workers.num is None else options.workers.num
+        weights = None
+        if run.champion and run.from_champion:
+            weights = weights_of("champion", files.join(run.champion_uri, checkpoint.MODEL_NAME))
+        job = TrainJob(
+            run.dataset,
+            run.training,
+            self._recipe,
+            options.seed,
+            workers,
+            use_gpu=resources.workers_use_gpus(options.workers.device, workers, gpus),
+            pretrained=weights,
+            cache=options.cache,
+            trackers=_trackers(options.mlflow),
+        )
+        _train_job(job, options.workers.wait_minutes, self._progress)
+
+    def _evaluate(self, job: EvaluateJob) -> tuple[Predictions | None, Predictions, dict[str, Any]]:
+        """Returns the predictions of champion (None without one) and challenger, and the challenger's metrics."""
+        run = self._run
+        challenger, values = promotion.evaluate_model(run, run.training, CHALLENGER_FOLDER, job)
+        champion = None
+        if run.champion is not None:
+            champion, _ = promotion.evaluate_model(run, run.champion_uri, CHAMPION_FOLDER, job)
+        return champion, challenger, values
+
+    def _write_pages(self, data: Manifest, challenger: Predictions, values: dict[str, Any]) -> dict[str, str | None]:
+        """Writes the challenger's report and, with a champion, the comparison. Returns their URIs."""
+        run, folder = self._run, files.join(self._run.folder, CHALLENGER_FOLDER)
+        report, comparison = write_report(folder, data, values, challenger), None
+        if run.champion is not None:
+            champion_folder = files.join(run.folder, CHAMPION_FOLDER)
+            compared, pair = compare_predictions(champion_folder, folder, run.dataset, data)
+            _, comparison = write_comparison(run.folder, run.dataset, data, compared, pair)
+        return {"report": report, "comparison": comparison}
+
+    def _add_version(self) -> registry.Version:
+        """Adds the challenger to the registry and returns its version."""
+        run = self._run
+        parent = run.champion.version if run.champion and run.from_champion else ""
+        return registry.add(run.registry, run.training, files.join(run.folder, CHALLENGER_FOLDER), parent)
+
+
+def _trackers(mlflow: str | None) -> tuple[MakeTracker, ...]:
+    """Returns the trackers of a training: Prometheus and TensorBoard always, so that alerts see retraining runs."""
+    return (make_ray_metrics, make_tensorboard, *([make_mlflow(mlflow)] if mlflow else []))
+
+
+def _train_job(job: TrainJob, wait_minutes: float, progress: Progress) -> None:
+    """Runs a training unless it is finished, and writes its result and report."""
+    data = launch.check_job(job)
+    launch.claim_run(job, data)
+    if result.read_result(job.run) is not None:
+        return
+    if not job.num_workers and job.recipe.residency == "resident":
+        quieten_ray()
+        launch.run_training(replace(job, progress=progress))
+    else:
+        with ray_session(job.num_workers), remote_progress(progress) as remote:
+            launch.run_training(replace(fit_to_cluster(job, wait_minutes, progress), progress=remote))
+    finished = result.build_result(job, data)
+    report.write_report(job.run, job.dataset, data, finished, read_predictions(job.run)[0])
+    result.write_result(job.run, finished)
+    log.info("trained: top-1 %.4f of %s images", finished["val"]["top1"], f"{finished['val']['rows']:,}")
