@@ -16,17 +16,14 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jobs import command
-from pipeline.cluster import resources
-from pipeline.config.presets import make_recipe
+from jobs import command, training
 from pipeline.core.errors import BudgetError, RecipeError
-from pipeline.ingestion.sources import LAYOUTS
 from pipeline.storage import files
 
 if TYPE_CHECKING:  # they load torch, which takes seconds, and not every error needs it
     from pipeline.retraining.plan import Plan, RetrainOptions
-    from pipeline.retraining.promotion_gate import Gate
     from pipeline.retraining.run import Outcome
+    from pipeline.training.workflow import TrainOptions
 
 KEPT = 3
 RESUME_HINT = "the same command continues where it stopped"
@@ -40,20 +37,9 @@ class DataArgs:
     workspace: Annotated[
         str | None, command.option("folder or prefix of a bucket for data sets, runs and the registry", "URI")
     ] = None
-    layout: Annotated[str, command.option(f"layout of the source: auto, {', '.join(LAYOUTS)}", "NAME", "auto")] = "auto"
     max_quarantined: Annotated[
         float, command.option("damaged files that may be left out; below 1: a share of all files", "N", "0")
     ] = 0.0
-
-
-@dataclass(frozen=True)
-class ModelArgs:
-    """What is trained."""
-
-    recipe: Annotated[str, command.option("recipe, or the .json file of one", "NAME", "cifar10")] = "cifar10"
-    epochs: Annotated[int | None, command.option("passes over the training images", "N", "the recipe's")] = None
-    from_champion: Annotated[bool, command.option("start from the champion's weights", "")] = False
-    seed: Annotated[int, command.option("seed of initial weights, order of images, augmentation", "N", "0")] = 0
 
 
 @dataclass(frozen=True)
@@ -70,29 +56,19 @@ class GateArgs:
     )
     latency_ratio: Annotated[float, command.option("largest ratio of the seconds per image", "X", "1.5")] = 1.5
 
-    def gate(self) -> "Gate":
-        """Returns the gate. Raises RecipeError for a value out of range."""
-        from pipeline.retraining.promotion_gate import Gate
-
-        return Gate(self.level, self.minimum_gain, self.recall_drop, self.calibration_rise, self.latency_ratio)
-
 
 @dataclass(frozen=True)
-class MachineArgs:
-    """What it runs on, and for how long."""
+class BudgetArgs:
+    """How long the run may take. It ends with status 1 when the smaller budget is used up."""
 
-    workers: Annotated[int | None, command.option("processes; 0: this one", "N", "one per GPU")] = None
-    device: Annotated[resources.Device, command.option(resources.DEVICE_HELP, "KIND", "auto")] = "auto"
-    wait_minutes: Annotated[float, command.option(resources.WAIT_HELP, "N", "0")] = 0
-    cache: Annotated[str | None, command.option(resources.CACHE_HELP, "DIR", "none")] = None
-    max_hours: Annotated[float | None, command.option("time budget", "H", "no limit")] = None
+    max_hours: Annotated[float | None, command.option("budget in hours", "H", "no limit")] = None
     max_cost: Annotated[float | None, command.option("budget in money; needs --cost-per-hour", "MONEY", "no limit")] = (
         None
     )
     cost_per_hour: Annotated[float, command.option("price of the machines", "MONEY", "0")] = 0.0
 
     def hours(self) -> float | None:
-        """Returns the smaller of both budgets in hours, None for no limit. Raises RecipeError for one that isn't."""
+        """Returns the smaller budget in hours, None for no limit. Raises RecipeError for one that can't be."""
         limits = [] if self.max_hours is None else [self.max_hours]
         if self.max_cost is not None:
             if self.cost_per_hour <= 0:
@@ -104,47 +80,44 @@ class MachineArgs:
 
 
 @dataclass(frozen=True)
-class OutputArgs:
-    """Who is told."""
+class RetrainArgs:
+    """When to run, what training starts from, and who gets the decision."""
 
-    webhook: Annotated[str | None, command.option("URL that gets the decision as JSON, by POST", "URL", "none")] = None
-    mlflow: Annotated[
-        str | None, command.option("MLflow server for training metrics and a mirror of the registry", "URI", "none")
-    ] = None
-    kept_is_ok: Annotated[bool, command.option("exit status 0 instead of 3 if the champion is kept", "")] = False
-
-
-@dataclass(frozen=True)
-class Args:
-    """Runs once; a schedule (infra/schedules/) runs it every night."""
-
-    data: Annotated[DataArgs, command.group("data")] = DataArgs()
-    model: Annotated[ModelArgs, command.group("model and recipe")] = ModelArgs()
-    promotion: Annotated[GateArgs, command.group("promotion gate")] = GateArgs()
-    machine: Annotated[MachineArgs, command.group("machine and budget")] = MachineArgs()
-    output: Annotated[OutputArgs, command.group("output and tracking")] = OutputArgs()
     force: Annotated[bool, command.option("run although nothing has changed", "")] = False
     wait: Annotated[bool, command.option("wait for a concurrent run to end instead of exiting", "")] = False
     dry_run: Annotated[bool, command.option("show the plan; do nothing", "")] = False
+    from_champion: Annotated[bool, command.option("start training from the champion's weights", "")] = False
+    kept_is_ok: Annotated[bool, command.option("exit status 0 instead of 3 if the champion is kept", "")] = False
+    webhook: Annotated[str | None, command.option("URL that gets the decision as JSON, by POST", "URL", "none")] = None
 
-    def options(self) -> "RetrainOptions":
+
+@dataclass(frozen=True)
+class Args(training.TrainingArgs):
+    """Runs once; a schedule (infra/schedules/) runs it every night. --mlflow mirrors the registry, too."""
+
+    data: Annotated[DataArgs, command.group("data")] = DataArgs()
+    promotion: Annotated[GateArgs, command.group("promotion gate")] = GateArgs()
+    budget: Annotated[BudgetArgs, command.group("budget")] = BudgetArgs()
+    retraining: Annotated[RetrainArgs, command.group("retraining")] = RetrainArgs()
+
+    def retrain_options(self, train_options: "TrainOptions") -> "RetrainOptions":
         """Returns the options of the run. Raises RecipeError for a value out of range."""
-        from pipeline.evaluation.workers import Workers
         from pipeline.retraining.plan import RetrainOptions
+        from pipeline.retraining.promotion_gate import Gate
 
         return RetrainOptions(
-            gate=self.promotion.gate(),
-            from_champion=self.model.from_champion,
-            seed=self.model.seed,
-            workers=Workers(self.machine.workers, self.machine.device, self.machine.wait_minutes),
-            cache=resources.resolve_cache_folder(self.machine.cache),
-            layout=self.data.layout,
+            gate=Gate(**vars(self.promotion)),
+            training=train_options,
+            workers=self.workers.workers,
+            from_champion=self.retraining.from_champion,
+            layout=self.raw.layout,
+            md5=self.raw.md5,
             max_quarantined=self.data.max_quarantined,
-            force=self.force,
-            wait=self.wait,
-            max_hours=self.machine.hours(),
-            mlflow=self.output.mlflow,
-            webhook=self.output.webhook,
+            force=self.retraining.force,
+            wait=self.retraining.wait,
+            max_hours=self.budget.hours(),
+            mlflow=self.run.mlflow,
+            webhook=self.retraining.webhook,
         )
 
 
@@ -153,11 +126,12 @@ def main(args: Args) -> None:
     from pipeline.retraining.plan import plan_retraining
     from pipeline.retraining.run import retrain
 
-    options, recipe = args.options(), make_recipe(args.model.recipe, epochs=args.model.epochs)
+    recipe, train_options = args.check("cifar10")
+    options = args.retrain_options(train_options)
     if args.data.source is None or args.data.workspace is None:
         raise RecipeError(f"--{'source' if args.data.source is None else 'workspace'} URI is missing")
     source, workspace = args.data.source, args.data.workspace
-    if args.dry_run:
+    if args.retraining.dry_run:
         print_plan(plan_retraining(source, workspace, recipe, options), options.max_hours)
         return
     try:
@@ -173,7 +147,7 @@ def main(args: Args) -> None:
         command.console.print(f"{outcome.message}{hint}")
         return
     print_outcome(outcome)
-    if outcome.status == "kept" and not args.output.kept_is_ok:
+    if outcome.status == "kept" and not args.retraining.kept_is_ok:
         sys.exit(KEPT)
 
 

@@ -7,46 +7,68 @@ from typing import Any
 
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
-from pipeline.core.errors import SourceError
-from pipeline.evaluation.workers import Workers
+from pipeline.core.errors import RecipeError, SourceError
 from pipeline.retraining import registry
 from pipeline.retraining.notify import check_webhook
 from pipeline.retraining.promotion_gate import Gate
 from pipeline.retraining.workspace import RetrainingRun, is_interrupted, is_unchanged, read_latest
 from pipeline.storage import files
 from pipeline.training.trackers.mlflow import check_mlflow
+from pipeline.training.workflow import TrainOptions
 
 StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class RetrainOptions:
-    """Options of a retraining run besides source, workspace and recipe."""
+    """How a retraining run is carried out, beside source, workspace and recipe. Raises RecipeError for bad values."""
 
     gate: Gate = field(default_factory=Gate)
     """Limits of the promotion test."""
+
+    training: TrainOptions = field(default_factory=TrainOptions)
+    """How the challenger is trained: seed, device, trackers and the like. Its device and minutes to wait hold for the
+    evaluations, too."""
+
+    workers: int | None = None
+    """Processes for training and for evaluation; 0 for this process, None for one on each GPU."""
+
     from_champion: bool = False
-    """Whether training starts from the champion's weights instead of random ones."""
-    seed: int = 0
-    """Seed of the initial weights, the order of rows, and augmentation."""
-    workers: Workers = field(default_factory=Workers)
-    """Processes for training and evaluation; by default one for each GPU, and without a GPU this process."""
-    cache: str = ""
-    """Folder on each node's own disk that keeps what streaming reads from object storage; empty for none."""
+    """Whether training starts from the champion's weights."""
+
     layout: str = "auto"
-    """Layout of the source, as `ingest` takes it."""
+    """Layout of the source, as in `ingestion.Source`."""
+
+    md5: str | None = None
+    """Expected MD5 of a CIFAR archive, as in `ingestion.Source`."""
+
     max_quarantined: float = 0.0
     """Damaged files that ingest may leave out; below 1, a share of all."""
+
     force: bool = False
     """Whether to run although source and recipe are those of the newest finished run."""
+
     wait: bool = False
     """Whether to wait for a concurrent run in the workspace to end instead of returning."""
+
     max_hours: float | None = None
     """Time budget; None for no limit."""
+
     mlflow: str | None = None
-    """URI of an MLflow server that gets the metrics of the training and a mirror of the registry; None for none."""
+    """URI of an MLflow server to mirror the registry in; None for none. `default_trackers` logs the training there."""
+
     webhook: str | None = None
     """URL that gets the decision as JSON, by POST; None for none."""
+
+    def __post_init__(self) -> None:
+        if self.from_champion and self.training.pretrained:
+            raise RecipeError("from-champion and pretrained both name the first weights; give one of them")
+        if self.max_hours is not None and self.max_hours <= 0:
+            raise RecipeError(f"max-hours={self.max_hours:g} must be above 0")
+        if self.webhook:
+            check_webhook(self.webhook)
+        if self.mlflow:
+            check_mlflow(self.mlflow)
 
 
 @dataclass(frozen=True)
@@ -73,10 +95,6 @@ def plan_retraining(
     options = options or RetrainOptions()
     source, workspace = (files.absolute(os.fspath(uri)).rstrip("/") for uri in (source, workspace))
     recipe = make_recipe(recipe) if isinstance(recipe, str) else recipe
-    if options.webhook:
-        check_webhook(options.webhook)
-    if options.mlflow:
-        check_mlflow(options.mlflow)
     if not files.exists(source):
         raise SourceError(f"source={source}: no such file or folder; give an existing path or URI")
     latest, fingerprint = read_latest(workspace), files.fingerprint(source)

@@ -7,18 +7,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from pipeline.cluster import resources
-from pipeline.cluster.remote_progress import remote_progress
-from pipeline.cluster.session import quieten_ray, ray_session
 from pipeline.core.progress import Progress
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest, is_dataset
 from pipeline.evaluation.comparison import compare_predictions
 from pipeline.evaluation.pages.comparison import write_comparison
 from pipeline.evaluation.pages.report import write_report
-from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
-from pipeline.evaluation.workers import evaluation_session
+from pipeline.evaluation.workers import Workers, evaluation_session
 from pipeline.ingestion.api import ingest
 from pipeline.ingestion.sources import Source
 from pipeline.models import checkpoint
@@ -29,13 +26,8 @@ from pipeline.retraining.plan import Plan, RetrainOptions
 from pipeline.retraining.workspace import publish
 from pipeline.storage import files
 from pipeline.storage.lease import Lease
-from pipeline.training import launch
-from pipeline.training.job import TrainJob, fit_to_cluster, weights_of
-from pipeline.training.outputs import report, result
-from pipeline.training.trackers.base import MakeTracker
-from pipeline.training.trackers.mlflow import make_mlflow
-from pipeline.training.trackers.prometheus import make_ray_metrics
-from pipeline.training.trackers.tensorboard import make_tensorboard
+from pipeline.training.job import weights_of
+from pipeline.training.workflow import make_job, train_job
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +53,9 @@ class Stages:
             data = self._ingest()
         with self._stage("train"):
             self._train()
-        with evaluation_session(EvaluateJob("", "", ""), self._options.workers, self._progress) as job:
+        training = self._options.training
+        workers = Workers(self._options.workers, training.device, training.wait_minutes)
+        with evaluation_session(EvaluateJob("", "", ""), workers, self._progress) as job:
             with self._stage("evaluate"):
                 champion, challenger, values = self._evaluate(job)
             with self._stage("drift"):
@@ -94,7 +88,7 @@ class Stages:
         """Ingests the source unless the data set is there. Returns its manifest."""
         run, options = self._run, self._options
         if not is_dataset(run.dataset):
-            source = Source(run.source, options.layout)
+            source = Source(run.source, options.layout, options.md5)
             ingest(source, run.dataset, max_quarantined=options.max_quarantined, progress=self._progress)
         data = manifest.load(run.dataset)
         rows = ", ".join(f"{split.rows:,} {name}" for name, split in data.splits.items())
@@ -104,23 +98,10 @@ class Stages:
     def _train(self) -> None:
         """Trains the challenger; continues an interrupted training, and leaves a finished one as it is."""
         run, options = self._run, self._options
-        gpus = resources.count_gpus()
-        workers = gpus if options.workers.num is None else options.workers.num
-        weights = None
+        job = make_job(run.dataset, run.training, self._recipe, options.workers, options.training)
         if run.champion and run.from_champion:
-            weights = weights_of("champion", files.join(run.champion_uri, checkpoint.MODEL_NAME))
-        job = TrainJob(
-            run.dataset,
-            run.training,
-            self._recipe,
-            options.seed,
-            workers,
-            use_gpu=resources.workers_use_gpus(options.workers.device, workers, gpus),
-            pretrained=weights,
-            cache=options.cache,
-            trackers=_trackers(options.mlflow),
-        )
-        _train_job(job, options.workers.wait_minutes, self._progress)
+            job = replace(job, pretrained=weights_of("champion", run.champion_uri, checkpoint.MODEL_NAME))
+        train_job(job, options.training.wait_minutes, self._progress)
 
     def _evaluate(self, job: EvaluateJob) -> tuple[Predictions | None, Predictions, dict[str, Any]]:
         """Returns the predictions of champion (None without one) and challenger, and the challenger's metrics."""
@@ -146,26 +127,3 @@ class Stages:
         run = self._run
         parent = run.champion.version if run.champion and run.from_champion else ""
         return registry.add(run.registry, run.training, files.join(run.folder, CHALLENGER_FOLDER), parent)
-
-
-def _trackers(mlflow: str | None) -> tuple[MakeTracker, ...]:
-    """Returns the trackers of a training: Prometheus and TensorBoard always, so that alerts see retraining runs."""
-    return (make_ray_metrics, make_tensorboard, *([make_mlflow(mlflow)] if mlflow else []))
-
-
-def _train_job(job: TrainJob, wait_minutes: float, progress: Progress) -> None:
-    """Runs a training unless it is finished, and writes its result and report."""
-    data = launch.check_job(job)
-    launch.claim_run(job, data)
-    if result.read_result(job.run) is not None:
-        return
-    if not job.num_workers and job.recipe.residency == "resident":
-        quieten_ray()
-        launch.run_training(replace(job, progress=progress))
-    else:
-        with ray_session(job.num_workers), remote_progress(progress) as remote:
-            launch.run_training(replace(fit_to_cluster(job, wait_minutes, progress), progress=remote))
-    finished = result.build_result(job, data)
-    report.write_report(job.run, job.dataset, data, finished, read_predictions(job.run)[0])
-    result.write_result(job.run, finished)
-    log.info("trained: top-1 %.4f of %s images", finished["val"]["top1"], f"{finished['val']['rows']:,}")
