@@ -1,5 +1,51 @@
-"""A better model goes live: retraining runs, the promotion test, drift checks and the model registry.
+"""Retraining: a better model goes live, decided by a promotion test, with drift checks and a model registry.
 
-New images and a champion come in. Either a new version that the registry serves, or the reason why there is none, goes
-out. The door is `__all__`.
+New raw images, a workspace and a recipe come in. A new version goes out, which the registry's alias `champion` names,
+or the reason why the champion stays. The public functions are in `__all__`; the registry is the module `registry`.
 """
+
+from typing import TYPE_CHECKING
+
+from pipeline.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from pipeline.retraining.drift import Drift, Thresholds
+    from pipeline.retraining.mlflow_mirror import mirror
+    from pipeline.retraining.plan import Plan, RetrainOptions, plan_retraining
+    from pipeline.retraining.promotion_gate import Check, Decision, Gate, decide
+    from pipeline.retraining.registry import Move, Version
+    from pipeline.retraining.registry_check import verify
+    from pipeline.retraining.run import Outcome, retrain
+    from pipeline.retraining.workspace import RetrainingRun
+
+__all__ = [
+    "Check",
+    "Decision",
+    "Drift",
+    "Gate",
+    "Move",
+    "Outcome",
+    "Plan",
+    "RetrainOptions",
+    "RetrainingRun",
+    "Thresholds",
+    "Version",
+    "decide",
+    "mirror",
+    "plan_retraining",
+    "retrain",
+    "verify",
+]
+__getattr__ = lazy(
+    __name__,
+    {
+        "drift": ("Drift", "Thresholds"),
+        "mlflow_mirror": ("mirror",),
+        "plan": ("Plan", "RetrainOptions", "plan_retraining"),
+        "promotion_gate": ("Check", "Decision", "Gate", "decide"),
+        "registry": ("Move", "Version"),
+        "registry_check": ("verify",),
+        "run": ("Outcome", "retrain"),
+        "workspace": ("RetrainingRun",),
+    },
+)

@@ -28,7 +28,11 @@ class Budget:
     def check(self) -> None:
         """Raises BudgetError if the hours are over."""
         if self.is_exceeded:
-            raise BudgetError(f"the budget of {self._hours:g} h is used up; the same command continues from here")
+            raise self.error()
+
+    def error(self) -> BudgetError:
+        """Returns the error of a budget that is exceeded."""
+        return BudgetError(f"the budget of {self._hours:g} h is used up; the same command continues from here")
 
 
 @contextmanager
@@ -57,5 +61,6 @@ def time_budget(hours: float | None) -> Iterator[Budget]:
             signal.setitimer(signal.ITIMER_REAL, *timer)
             signal.signal(signal.SIGALRM, handler)
     except KeyboardInterrupt:
-        budget.check()
+        if budget.is_exceeded:
+            raise budget.error() from None  # where it was interrupted doesn't matter
         raise

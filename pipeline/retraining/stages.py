@@ -100,7 +100,7 @@ class Stages:
         run, options = self._run, self._options
         job = make_job(run.dataset, run.training, self._recipe, options.workers, options.training)
         if run.champion and run.from_champion:
-            job = replace(job, pretrained=weights_of("champion", run.champion_uri, checkpoint.MODEL_NAME))
+            job = replace(job, pretrained=weights_of("champion", files.join(run.champion_uri, checkpoint.MODEL_NAME)))
         train_job(job, options.training.wait_minutes, self._progress)
 
     def _evaluate(self, job: EvaluateJob) -> tuple[Predictions | None, Predictions, dict[str, Any]]:

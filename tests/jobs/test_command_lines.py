@@ -1,4 +1,8 @@
-"""The jobs from outside: real command lines in real processes."""
+"""The jobs as a user calls them: exit statuses, errors in one line, and what they print.
+
+Most calls happen in this process and share one Ray; processes of their own are started where signals, kills, or the
+environment of a fresh process are what is tested.
+"""
 
 import hashlib
 import json
@@ -17,9 +21,10 @@ from pipeline.ingestion.sources import open_source
 from pipeline.loader.sample_order import Order
 from pipeline.models import checkpoint
 from pipeline.models.tensor_file import read_tensors
+from pipeline.storage import lease
 from tests.support.datasets import ingest_here
 from tests.support.images import jpeg, make_tar, make_tree, tree_files
-from tests.support.jobs import command, one_line_error, run_job
+from tests.support.jobs import call_job, command, one_line_error, run_job
 from tests.support.runs import scalars, traced
 
 
@@ -33,34 +38,34 @@ from tests.support.runs import scalars, traced
         ("cifar10", ["--workers", "-1"], "workers=-1 must be 0"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line_before_anything_starts(
+def test_a_user_error_is_one_line_and_nothing_is_written(
     tmp_path: Path, job: str, arguments: list[str], message: str
 ) -> None:
-    assert message in one_line_error(run_job(job, *arguments, cwd=tmp_path))
+    assert message in one_line_error(call_job(job, *arguments, cwd=tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_flag_is_an_error(tmp_path: Path) -> None:
-    finished = run_job("cifar10", "--epoch", "3", cwd=tmp_path)
+    finished = call_job("cifar10", "--epoch", "3", cwd=tmp_path)
     assert finished.returncode == 2
     assert "--epochs" in finished.stderr
 
 
-def test_bad_sources_are_said_in_one_line(tmp_path: Path) -> None:
+def test_a_bad_source_is_one_line_and_its_remedy_works(tmp_path: Path, ray_cluster: None) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds no file" in one_line_error(run_job("ingest", "--source", "empty", "--out", "out", cwd=tmp_path))
+    assert "holds no file" in one_line_error(call_job("ingest", "--source", "empty", "--out", "out", cwd=tmp_path))
     assert not (tmp_path / "out" / "manifest.json").exists()
 
     files = tree_files(make_tree(tmp_path / "tree"))
     make_tar(tmp_path / "a.tar", {**files, "train/bee/002.jpg": b"I am text"})
-    message = one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
+    message = one_line_error(call_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
     assert "1 of 36 files can't be used (train/bee/002.jpg: no image: it begins with b'I am text')" in message
     assert "--max-quarantined 1" in message
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert not list((tmp_path / "out").rglob("spool*"))
 
     # as the message says: the same command with that flag goes on from there and leaves it out
-    left_out = run_job("ingest", "--source", "a.tar", "--out", "out", "--max-quarantined", "1", cwd=tmp_path)
+    left_out = call_job("ingest", "--source", "a.tar", "--out", "out", "--max-quarantined", "1", cwd=tmp_path)
     assert left_out.returncode == 0, left_out.stderr
     assert "2 of them there already" in left_out.stdout
     assert "1 (1 no image), see quarantine.parquet" in left_out.stdout
@@ -68,23 +73,22 @@ def test_bad_sources_are_said_in_one_line(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md", "manifest.json", "provenance", "quality.html", "quarantine.parquet", "train", "val",
     ]  # fmt: skip
-    again = one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
+    again = one_line_error(call_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
     assert "holds a finished data set already" in again
 
 
-@pytest.mark.slow
-def test_a_mended_source_starts_over_and_another_source_is_refused(tmp_path: Path) -> None:
+def test_a_repaired_source_starts_over_and_another_source_is_refused(tmp_path: Path, ray_cluster: None) -> None:
     files = tree_files(make_tree(tmp_path / "tree"))
     make_tar(tmp_path / "a.tar", {**files, "train/bee/002.jpg": b""})
-    one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
-    other = one_line_error(run_job("ingest", "--source", "tree", "--out", "out", cwd=tmp_path))
+    one_line_error(call_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
+    other = one_line_error(call_job("ingest", "--source", "tree", "--out", "out", cwd=tmp_path))
     assert "holds an unfinished ingest with another source" in other
-    other = one_line_error(run_job("ingest", "--source", "a.tar", "--out", "out", "--seed", "1", cwd=tmp_path))
+    other = one_line_error(call_job("ingest", "--source", "a.tar", "--out", "out", "--seed", "1", cwd=tmp_path))
     assert "holds an unfinished ingest with another settings" in other
     make_tar(tmp_path / "a.tar", files)
-    done = run_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path)
+    done = call_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    fresh = run_job("ingest", "--source", "tree", "--out", "fresh", cwd=tmp_path)
+    fresh = call_job("ingest", "--source", "tree", "--out", "fresh", cwd=tmp_path)
     assert fresh.returncode == 0, fresh.stderr
     assert load(str(tmp_path / "fresh")).digest == load(str(tmp_path / "out")).digest
     names = {name for name in tree_files(tmp_path / "fresh") if name.endswith(".parquet")}
@@ -95,37 +99,37 @@ def test_a_mended_source_starts_over_and_another_source_is_refused(tmp_path: Pat
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     make_tree(tmp_path / "tree")
-    finished = run_job("ingest", "--source", "tree", "--out", "out", "--dry-run", cwd=tmp_path)
+    finished = call_job("ingest", "--source", "tree", "--out", "out", "--dry-run", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     for words in ("36 (18 train, 18 val), 3 classes", "2, of row groups of 512 rows", "0 GET, 0 PUT", "about "):
         assert words in finished.stdout
     assert not (tmp_path / "out").exists()
 
 
-def test_verify_and_diff_say_what_is_wrong_and_what_changed(tmp_path: Path) -> None:
+def test_verify_and_diff_name_damage_and_changes(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
     ingest_here(open_source(str(tree), spool=""), str(tmp_path / "a"))
     (tree / "train" / "ant" / "000.jpg").unlink()
     ingest_here(open_source(str(tree), spool=""), str(tmp_path / "b"))
-    changes = run_job("ingest", "--diff", "a", "b", cwd=tmp_path)
+    changes = call_job("ingest", "--diff", "a", "b", cwd=tmp_path)
     assert changes.returncode == 0, changes.stderr
     assert "removed          1 rows, first train/ant/000.jpg" in changes.stdout
-    assert run_job("verify", "--data", "a", cwd=tmp_path).returncode == 0
+    assert call_job("verify", "--data", "a", cwd=tmp_path).returncode == 0
     (shard,) = (tmp_path / "a" / "val").iterdir()
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
     shard.write_bytes(data)
-    finished = run_job("verify", "--data", "a", cwd=tmp_path)
+    finished = call_job("verify", "--data", "a", cwd=tmp_path)
     assert "1 files or splits are damaged" in one_line_error(finished)
     assert f"damaged: val/{shard.name}: SHA-256" in finished.stdout
 
 
 @pytest.mark.slow
-def test_an_ingest_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp_path: Path) -> None:
+def test_an_ingest_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp_path: Path, ray_cluster: None) -> None:
     """One worker, undisturbed; four workers, killed twice with SIGKILL and started again: one digest, equal files."""
-    make_tree(tmp_path / "tree", per_class=300)
-    arguments = ["--source", "tree", "--shard-mib", "0.03"]
-    quiet = run_job("ingest", *arguments, "--out", "quiet", "--workers", "1", cwd=tmp_path)
+    make_tree(tmp_path / "tree", per_class=150)
+    arguments = ["--source", "tree", "--shard-mib", "0.015"]
+    quiet = call_job("ingest", *arguments, "--out", "quiet", "--workers", "1", cwd=tmp_path)
     assert quiet.returncode == 0, quiet.stderr
     num_shards = len(list((tmp_path / "quiet" / "train").iterdir())) + len(list((tmp_path / "quiet" / "val").iterdir()))
     assert num_shards > 50
@@ -143,7 +147,7 @@ def test_an_ingest_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp_path: Pat
         done = len(list((tmp_path / "killed").glob("_ingest/receipts/*/*.json")))
         assert done < num_shards
     assert not (tmp_path / "killed" / "manifest.json").exists()
-    last = run_job("ingest", *arguments, "--out", "killed", "--workers", "4", cwd=tmp_path)
+    last = call_job("ingest", *arguments, "--out", "killed", "--workers", "4", cwd=tmp_path)
     assert last.returncode == 0, last.stderr
     trusted = int(re.search(r"(\d+) of them there already", last.stdout).group(1))
     assert done <= trusted < num_shards
@@ -151,6 +155,16 @@ def test_an_ingest_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp_path: Pat
 
 
 def test_a_second_ingest_into_the_same_target_is_refused(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree")
+    target = str(tmp_path / "out")
+    with lease.hold_lease(f"{target}/_ingest/lease.json", target, ttl_seconds=1):
+        second = call_job("ingest", "--source", "tree", "--out", "out", cwd=tmp_path)
+    assert "another process is writing there now" in one_line_error(second)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_of_two_ingest_processes_into_one_target_the_second_is_refused(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree", per_class=300)
     first = subprocess.Popen(
         command("ingest", "--source", str(tree), "--out", "out", "--shard-mib", "0.01"), cwd=tmp_path,
@@ -158,7 +172,7 @@ def test_a_second_ingest_into_the_same_target_is_refused(tmp_path: Path) -> None
     )  # fmt: skip
     while not (tmp_path / "out" / "_ingest" / "lease.json").exists():
         time.sleep(0.01)
-    second = run_job("ingest", "--source", str(tree), "--out", "out", "--shard-mib", "0.01", cwd=tmp_path)
+    second = call_job("ingest", "--source", str(tree), "--out", "out", "--shard-mib", "0.01", cwd=tmp_path)
     assert "another process is writing there now" in one_line_error(second)
     assert first.wait(timeout=120) == 0
     assert (tmp_path / "out" / "manifest.json").exists()
@@ -192,9 +206,11 @@ def weights(run: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path, digits_dataset: str) -> None:
+def test_a_killed_run_continues_and_ends_with_the_same_weights(
+    tmp_path: Path, digits_dataset: str, ray_variables: None
+) -> None:
     train = [*TRAIN, "--data", digits_dataset]
-    quiet = run_job("cifar10", *train, "--run-dir", "quiet", cwd=tmp_path)
+    quiet = call_job("cifar10", *train, "--run-dir", "quiet", cwd=tmp_path)
     assert quiet.returncode == 0, quiet.stderr
 
     process = subprocess.Popen(
@@ -235,28 +251,30 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path, dig
 
     # the steps after a checkpoint give the recorded losses again, to the last bit; and it would be seen if they didn't
     replay = ["--checkpoint", "quiet", "--data", digits_dataset, "--steps", "5"]
-    same = run_job("replay", *replay, cwd=tmp_path)
+    same = call_job("replay", *replay, cwd=tmp_path)
     assert same.returncode == 0, same.stderr
     assert "5 of 5" in same.stdout
     shutil.copytree(tmp_path / "quiet", tmp_path / "altered")
     output = json.loads((tmp_path / "altered" / "model.json").read_text())
     output["state"]["losses"] = [loss * (1 + 1e-12) for loss in output["state"]["losses"]]
     (tmp_path / "altered" / "model.json").write_text(json.dumps(output))
-    different = run_job("replay", *replay, "--checkpoint", "altered", cwd=tmp_path)
+    different = call_job("replay", *replay, "--checkpoint", "altered", cwd=tmp_path)
     assert different.returncode == 1
     assert "DIFFERENT from step" in different.stdout
 
     # finished: said so, nothing trained, nothing changed; and another recipe is refused with the difference
     before = (tmp_path / "quiet" / "result.json").read_bytes()
-    finished = run_job("cifar10", *train, "--run-dir", "quiet", cwd=tmp_path)
+    finished = call_job("cifar10", *train, "--run-dir", "quiet", cwd=tmp_path)
     assert "finished already" in finished.stdout
-    other = run_job("cifar10", *train, "--run-dir", "quiet", "--seed", "1", cwd=tmp_path)
+    other = call_job("cifar10", *train, "--run-dir", "quiet", "--seed", "1", cwd=tmp_path)
     assert "holds another run (seed was 0, now 1)" in one_line_error(other)
     assert (tmp_path / "quiet" / "result.json").read_bytes() == before
 
 
-def test_a_diverging_run_is_told_what_to_change(tmp_path: Path, digits_dataset: str) -> None:
-    finished = run_job(
+def test_the_error_of_a_diverging_run_names_the_remedy(
+    tmp_path: Path, digits_dataset: str, ray_variables: None
+) -> None:
+    finished = call_job(
         "cifar10", "--data", digits_dataset, "--recipe", "digits", "--optimizer", "sgd", "--learning-rate", "1e30",
         "--epochs", "2", cwd=tmp_path,
     )  # fmt: skip
@@ -265,10 +283,13 @@ def test_a_diverging_run_is_told_what_to_change(tmp_path: Path, digits_dataset: 
     assert "last good checkpoint: none; lower learning_rate" in message
 
 
-def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_process_and_no_token_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = make_tree(tmp_path / "tree")
     for number in range(9000):
         (tree / "train" / "ant" / f"x{number}.jpg").write_bytes(jpeg(0))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     process = subprocess.Popen(
         command("ingest", "--source", "tree", "--out", "out"), cwd=tmp_path, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -283,6 +304,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout
     assert left == ""
     assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))
+    assert not (tmp_path / ".ray").exists()
 
 
 @pytest.mark.slow
@@ -306,6 +328,7 @@ def test_a_training_that_streams_is_ended_by_sigterm_and_leaves_no_process_behin
     assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))
 
 
+@pytest.mark.slow
 def test_a_local_ray_leaves_no_token_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)

@@ -1,4 +1,4 @@
-"""The registry, in a folder and in a real bucket: what is in it stays, and of racing moves one succeeds."""
+"""The registry, in a folder and in a real bucket: versions are immutable, and of concurrent moves one succeeds."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ from pipeline.retraining.alias_file import read_alias, write_alias
 from pipeline.retraining.mlflow_mirror import mirror
 from pipeline.retraining.registry_check import verify
 from pipeline.storage import files
-from tests.support.jobs import one_line_error, run_job
+from tests.support.jobs import call_job, one_line_error
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -68,7 +68,7 @@ def test_a_version_is_added_once_and_is_a_model(place: str, trained: str, evalua
     assert registry.versions(place) == [first, child]
 
 
-def test_an_upload_that_was_cut_off_is_no_version_and_is_completed(
+def test_an_interrupted_upload_is_no_version_and_is_completed(
     place: str, trained: str, evaluation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = files.write_bytes
@@ -88,7 +88,7 @@ def test_an_upload_that_was_cut_off_is_no_version_and_is_completed(
     assert verify(place) == []
 
 
-def test_aliases_move_and_roll_back_as_far_as_they_came(place: str, trained: str, evaluation: str) -> None:
+def test_an_alias_moves_and_rolls_back_to_its_first_version(place: str, trained: str, evaluation: str) -> None:
     a, b, c = three(place, trained, evaluation)
     for version in (a, b, a, c):
         registry.move(place, "champion", version, f"to {version}", registry.current(place, "champion"))
@@ -109,12 +109,12 @@ def test_aliases_move_and_roll_back_as_far_as_they_came(place: str, trained: str
 
 
 @pytest.mark.parametrize("first_time", [True, False])
-def test_of_racing_promotions_exactly_one_succeeds_and_the_others_are_told(
+def test_of_concurrent_promotions_exactly_one_succeeds_and_the_others_raise(
     place: str, trained: str, evaluation: str, first_time: bool
 ) -> None:
     a, b, c = three(place, trained, evaluation)
     before = None if first_time else registry.move(place, "champion", a, "first", None)
-    told: list[str] = []
+    errors: list[str] = []
     won: list[registry.Move] = []
     start = threading.Barrier(6)
 
@@ -123,7 +123,7 @@ def test_of_racing_promotions_exactly_one_succeeds_and_the_others_are_told(
         try:
             won.append(registry.move(place, "champion", (b, c)[number % 2], f"by {number}", before))
         except RegistryError as error:
-            told.append(str(error))
+            errors.append(str(error))
 
     threads = [threading.Thread(target=promote, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -131,14 +131,14 @@ def test_of_racing_promotions_exactly_one_succeeds_and_the_others_are_told(
     for thread in threads:
         thread.join()
     assert len(won) == 1
-    assert len(told) == 5
-    assert all("another process has moved it meanwhile" in message for message in told)
+    assert len(errors) == 5
+    assert all("another process has moved it meanwhile" in message for message in errors)
     assert registry.current(place, "champion") == won[0] == registry.history(place)[-1]
     assert verify(place) == []
 
 
-def test_who_slept_while_another_began_moves_nothing(place: str, trained: str, evaluation: str) -> None:
-    """Also where the other one moved nothing: then only the fence tells."""
+def test_a_process_with_an_old_fencing_token_moves_nothing(place: str, trained: str, evaluation: str) -> None:
+    """Also if the other process moved nothing: only the fencing token tells."""
     a, b, c = three(place, trained, evaluation)
     slept = registry.take_fence(place, "champion")
     assert registry.current(place, "champion") is None
@@ -156,7 +156,7 @@ def test_who_slept_while_another_began_moves_nothing(place: str, trained: str, e
     assert verify(place) == []
 
 
-def test_a_mover_that_was_killed_leaves_no_gap(place: str, trained: str, evaluation: str) -> None:
+def test_a_killed_mover_leaves_no_gap_in_the_history(place: str, trained: str, evaluation: str) -> None:
     a, b, c = three(place, trained, evaluation)
     first = registry.move(place, "champion", a, "first", None)
     killed = registry.Move("champion", 2, b, 1, "killed before the history was written", 0.0)
@@ -170,7 +170,7 @@ def test_a_mover_that_was_killed_leaves_no_gap(place: str, trained: str, evaluat
     assert verify(place) == []
 
 
-def test_what_has_changed_is_named(place: str, trained: str, evaluation: str) -> None:
+def test_damage_is_named(place: str, trained: str, evaluation: str) -> None:
     a, b, _ = three(place, trained, evaluation)
     first = registry.move(place, "champion", a, "first", None)
     registry.move(place, "champion", b, "second", first)
@@ -178,13 +178,13 @@ def test_what_has_changed_is_named(place: str, trained: str, evaluation: str) ->
     files.write_bytes(files.join(folder, "model.safetensors"), b"other weights")
     files.delete_files(registry.version_uri(place, b), ["metrics.json"])
     files.delete_files(files.join(place, "history", "champion"), ["000001.json"])
-    told = "; ".join(verify(place))
+    problems = "; ".join(verify(place))
     changed, missing = f"version {a}: model.safetensors has changed", f"version {b}: metrics.json is missing"
     for words in (changed, missing, "has gaps: [2]"):
-        assert words in told
+        assert words in problems
 
 
-def test_what_does_not_fit_is_refused(place: str, trained: str, evaluation: str, tmp_path: Path) -> None:
+def test_an_evaluation_of_another_model_is_refused(place: str, trained: str, evaluation: str, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     for path in Path(evaluation).iterdir():
@@ -200,18 +200,17 @@ def test_what_does_not_fit_is_refused(place: str, trained: str, evaluation: str,
         registry.add(place, str(tmp_path), evaluation)
 
 
-@pytest.mark.ray
 def test_the_job_adds_promotes_shows_and_rolls_back(trained: str, evaluation: str, tmp_path: Path) -> None:
     def job(*arguments: str) -> str:
-        finished = run_job("registry", *arguments, "--registry", "models", cwd=tmp_path)
+        finished = call_job("registry", *arguments, "--registry", "models", cwd=tmp_path)
         assert finished.returncode == 0, finished.stderr
         return finished.stdout
 
-    said = job("add", "--checkpoint", trained, "--evaluation", evaluation)
-    version = said.split()[1].rstrip(":")
+    added = job("add", "--checkpoint", trained, "--evaluation", evaluation)
+    version = added.split()[1].rstrip(":")
     assert "champion is" in job("promote", version[:6], "--reason", "the first")
     assert "the first" in job("show")
-    error = run_job("registry", "rollback", "--registry", "models", cwd=tmp_path)
+    error = call_job("registry", "rollback", "--registry", "models", cwd=tmp_path)
     assert "nothing to go back to" in one_line_error(error)
 
 
@@ -234,6 +233,6 @@ def test_an_mlflow_registry_follows(
     assert set(shown) == {each.id for each in registry.versions(place)}
     assert client.get_model_version_by_alias("image-pipeline", "champion").source == registry.version_uri(place, b)
     assert float(shown[a].tags["top1"]) == registry.get(place, a).top1
-    finished = run_job("registry", "rollback", "--registry", place, "--mlflow", uri, cwd=tmp_path)
+    finished = call_job("registry", "rollback", "--registry", place, "--mlflow", uri, cwd=tmp_path)
     assert "0 version(s) added, aliases as here" in finished.stdout, finished.stderr
     assert client.get_model_version_by_alias("image-pipeline", "champion").version == shown[a].version

@@ -1,4 +1,4 @@
-"""Nights of retraining: a better model goes live, a worse one doesn't, and nothing happens twice."""
+"""Retraining runs: a better model goes live, a worse one doesn't, and nothing happens twice."""
 
 import http.server
 import json
@@ -7,99 +7,26 @@ import signal
 import subprocess
 import threading
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import RecipeError
-from pipeline.dataset.manifest import load
-from pipeline.dataset.parquet import read_rows
-from pipeline.retraining import promotion, registry
-from pipeline.retraining.drift import Thresholds, assess, class_mix, feature_distance
-from pipeline.retraining.promotion_gate import Gate
+from pipeline.retraining import registry
+from pipeline.retraining.plan import Plan, RetrainOptions, plan_retraining
 from pipeline.retraining.registry_check import verify
-from pipeline.retraining.workspace import RetrainingRun, is_unchanged, resume_or_start
+from pipeline.retraining.run import retrain
+from pipeline.storage import lease
+from pipeline.training.trackers.prometheus import RayMetrics
+from pipeline.training.workflow import TrainOptions
 from tests.support.datasets import Source
-from tests.support.jobs import command, one_line_error, run_job
-from tests.support.predictions import predictions
-
-GATE = Gate()
-
-
-def night_of(workspace: str, **changes: object) -> RetrainingRun:
-    recipe = json.loads(json.dumps(asdict(make_recipe("digits"))))
-    return replace(RetrainingRun(workspace, "source", "f" * 64, recipe, None, GATE, False), **changes)
+from tests.support.images import make_tree
+from tests.support.jobs import call_job, command, one_line_error, run_job
+from tests.support.runs import scalars
 
 
-def test_a_night_that_was_cut_off_goes_on_with_the_champion_it_began_with(tmp_path: Path) -> None:
-    workspace = str(tmp_path)
-    first = night_of(workspace)
-    assert resume_or_start(first) == first
-    moved = registry.Move("champion", 1, "a" * 16, 0, "promoted by this very night, which was killed then", 1.0)
-    again = resume_or_start(replace(first, champion=moved))
-    assert again == first
-    assert again.id == first.id
-    other = replace(first, champion=moved, fingerprint="e" * 64)
-    assert resume_or_start(other) == other
-    assert resume_or_start(replace(other, champion=None)) == other
-
-
-def test_nothing_is_to_do_on_the_same_source_with_the_same_recipe() -> None:
-    night = night_of("w")
-    latest = {"fingerprint": night.fingerprint, "recipe": night.recipe}
-    assert is_unchanged(latest, night.fingerprint, night.recipe)
-    assert not is_unchanged(latest, "other", night.recipe)
-    assert not is_unchanged(latest, night.fingerprint, {**night.recipe, "epochs": 3})
-    assert not is_unchanged(None, night.fingerprint, night.recipe)
-
-
-def test_the_first_model_must_be_better_than_a_guess() -> None:
-    good, bad = predictions(np.arange(400) % 4 > 0), predictions(np.arange(400) % 10 == 0)
-    assert promotion.decide_without_champion(good, 10, GATE).promote
-    refused = promotion.decide_without_champion(bad, 10, GATE)
-    assert not refused.promote
-    assert "no better than that" in refused.reason
-
-
-def test_only_rows_that_neither_model_trained_on_count(digits_dataset: str) -> None:
-    data = load(digits_dataset)
-    assert promotion.unseen_rows(digits_dataset, replace(data, leaked={}), []).all()
-    keys = read_rows(digits_dataset, data.split("val"), np.arange(3), ("key",))["key"].to_pylist()
-    leaked = replace(data, leaked={"val": tuple(keys)})
-    assert (~promotion.unseen_rows(digits_dataset, leaked, [])).sum() == 3
-    champion, challenger = predictions(np.zeros(359, bool)), predictions(np.ones(359, bool))
-    fair = np.zeros(359, dtype=bool)
-    with pytest.raises(RecipeError, match="no validation image is left"):
-        promotion.decide_promotion(champion, challenger, data.classes, fair, GATE)
-    fair[:100] = True
-    decision = promotion.decide_promotion(champion, challenger, data.classes, fair, GATE)
-    assert decision.promote
-    assert "100 images" in decision.reason
-
-
-def test_drift_is_measured_and_named(digits_dataset: str) -> None:
-    data = load(digits_dataset)
-    train = data.split("train")
-    counts = list(train.rows_per_class)
-    moved = replace(train, rows_per_class=(counts[0] - 50, counts[1] + 50, *counts[2:]))
-    mixed = replace(data, splits={**data.splits, "train": moved})
-    assert class_mix(data, data) == 0
-    assert class_mix(data, mixed) == pytest.approx(50 / sum(counts))
-    generator = np.random.default_rng(0)
-    before = generator.standard_normal((4000, 8)).astype(np.float32)
-    assert feature_distance(before, before) == 0
-    assert feature_distance(before, before + 2) == pytest.approx(2, rel=0.05)
-    assert feature_distance(3 * before, 3 * before + 6) == pytest.approx(2, rel=0.05)
-    quiet, loud = assess(0.01, None, 0.2, Thresholds()), assess(0.3, 0.4, 0.9, Thresholds())
-    assert quiet.warnings == ()
-    assert len(loud.warnings) == 3
-
-
-@pytest.mark.ray
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -108,8 +35,56 @@ def test_drift_is_measured_and_named(digits_dataset: str) -> None:
         (["--source", ".", "--workspace", "w", "--webhook", "file:///x"], "must begin with http://"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
-    assert message in one_line_error(run_job("retrain", *arguments, cwd=tmp_path))
+def test_a_user_error_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    assert message in one_line_error(call_job("retrain", *arguments, cwd=tmp_path))
+
+
+def options(**changes: Any) -> RetrainOptions:
+    return RetrainOptions(workers=0, **changes)
+
+
+def test_a_first_run_promotes_its_model_trackers_follow_it_and_the_same_again_does_nothing(
+    digits_dataset: str, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prometheus, through Ray's metrics, and TensorBoard get the scores of a retraining run as of every other."""
+    exported: list[float] = []
+    monkeypatch.setattr(RayMetrics, "evaluation", lambda self, step, scores: exported.append(scores["top1"]))
+    source, work = Source(digits_dataset, str(tmp_path / "source")), tmp_path / "work"
+    source.add(0, 300)
+    recipe, started = make_recipe("digits", epochs=4), list[Plan]()
+    outcome = retrain(source.uri, work, recipe, options(), on_start=started.append)
+    assert outcome.status == "promoted"
+    assert outcome.run is not None
+    assert [plan.run for plan in started] == [outcome.run]
+    assert registry.get(outcome.run.registry, "champion").id == outcome.decision["challenger"]
+    assert exported
+    assert scalars(f"{outcome.run.training}/tensorboard", "val/top1")
+    again = retrain(source.uri, work, recipe, options())
+    assert again.status == "unchanged"
+    assert again.run is None
+    assert plan_retraining(source.uri, work, recipe).has_work is False
+    assert plan_retraining(source.uri, work, make_recipe("digits", epochs=5)).has_work
+
+
+def test_a_run_in_a_workspace_where_another_works_is_busy(tmp_path: Path) -> None:
+    with lease.hold_lease(f"{tmp_path}/work/lease.json", "work", ttl_seconds=1):
+        outcome = retrain(make_tree(tmp_path / "source"), tmp_path / "work", "digits", options())
+    assert outcome.status == "busy"
+    assert "another process is writing there now" in outcome.message
+    assert not (tmp_path / "work" / "active.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_hours": 0}, "max-hours=0 must be above 0"),
+        ({"webhook": "file:///x"}, "must begin with http://"),
+        ({"from_champion": True, "training": TrainOptions(pretrained="w.pt")}, "give one of them"),
+    ],
+)
+def test_options_that_cannot_work_raise(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        RetrainOptions(**changes)
 
 
 class Hook(http.server.BaseHTTPRequestHandler):
@@ -237,14 +212,3 @@ def test_of_two_nights_at_once_one_works_and_one_leaves_and_a_budget_ends_one(
     assert sorted("PROMOTED" in text for text in said) == [False, True], said
     assert sorted("leaving (--wait waits for it)" in text for text in said) == [False, True], said
     assert len(registry.history(str(tmp_path / "work" / "registry"))) == 1
-
-
-def test_the_champions_own_data_set_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drift is measured against it; its ancestors' only say what can't be judged on."""
-    parents = {"c": "b", "b": "a", "a": ""}
-    data = {"c": "w/datasets/1", "b": "w/datasets/9", "a": "w/datasets/1"}
-    monkeypatch.setattr(registry, "get", lambda place, name: SimpleNamespace(parent=parents[name]))
-    monkeypatch.setattr(promotion, "read_metrics", lambda uri: {"dataset": {"uri": data[uri.rsplit("/", 1)[1]]}})
-    champion = registry.Move("champion", 1, "c", 0, "", 0.0)
-    assert promotion.earlier_datasets(night_of("w", champion=champion)) == ["w/datasets/1", "w/datasets/9"]
-    assert promotion.earlier_datasets(night_of("w")) == []

@@ -1,0 +1,14 @@
+"""Retraining runs for tests, without their source."""
+
+import json
+from dataclasses import asdict, replace
+
+from pipeline.config.presets import make_recipe
+from pipeline.retraining.promotion_gate import Gate
+from pipeline.retraining.workspace import RetrainingRun
+
+
+def planned_run(workspace: str, **changes: object) -> RetrainingRun:
+    """Returns a run of the recipe `digits` without a champion; `changes` replaces fields."""
+    recipe = json.loads(json.dumps(asdict(make_recipe("digits"))))
+    return replace(RetrainingRun(workspace, "source", "f" * 64, recipe, None, Gate(), False), **changes)
