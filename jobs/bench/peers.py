@@ -1,7 +1,7 @@
-"""What `bench_loader` holds the stream against: other loaders, each as its documentation has it.
+"""Other loaders that `jobs/bench/loader.py` compares with ours, each written as its documentation recommends.
 
-Every function yields the number of images of batch after batch, for ever: random resized crops (area 0.08 to 1) with
-flips, uint8. What a loader wants its data stored as is written before its first batch, which isn't counted.
+Every function yields the number of images of one batch after the other, without end: random resized crops (area 0.08 to
+1) with flips, uint8. A loader's own storage format is written before its first batch, outside the measured time.
 """
 
 import glob
@@ -27,7 +27,7 @@ def torch_loader(data: str, folder: str, size_px: int, batch_size: int) -> Gener
 
 
 def torch_loader_pil(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int]:
-    """The same with PIL, as the ImageNet example of PyTorch has it, without the conversion to floats."""
+    """torch's DataLoader with PIL, as in PyTorch's ImageNet example, without the conversion to floats."""
     from torchvision.datasets.folder import pil_loader
     from torchvision.transforms import v2
 
@@ -67,7 +67,7 @@ def _one_thread(_: int) -> None:
 
 
 def ray_data(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int]:
-    """Ray Data's read_parquet and a function for each row."""
+    """Ray Data's read_parquet, and a map of each row by torchvision."""
     import ray
     import torch
 
@@ -143,7 +143,10 @@ def dali(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int
 
 
 def tf_data(data: str, folder: str, size_px: int, batch_size: int) -> Generator[int]:
-    """tf.data with decode_and_crop_jpeg: its default DCT is the fast inexact one, its resize is aliased."""
+    """tf.data with decode_and_crop_jpeg.
+
+    It does less: its default DCT is the fast inexact one, and its resize doesn't antialias.
+    """
     import tensorflow as tf
 
     def make(path: Any) -> Any:

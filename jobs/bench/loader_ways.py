@@ -1,0 +1,166 @@
+"""The loaders that `jobs/bench/loader.py` compares: each yields the number of images of one batch after the other."""
+
+import os
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jobs.bench.peers import PEERS
+from pipeline.cluster.ray_tasks import usable_cpus
+from pipeline.cluster.session import ray_session
+from pipeline.config.augment import Augment
+from pipeline.core.processes import cpu_seconds
+from pipeline.dataset import manifest
+
+AUGMENT = Augment(resized_crop_area=(0.08, 1.0), flip_probability=0.5)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One measurement.
+
+    way: name of the loader. data: URI of the data set. folder: the same JPEGs as class folders. size_px: side of the
+    crops. seconds: that are measured. server: id of the process that serves `data`, 0 for none. run_rows: see `Order`.
+    cached: whether row groups are kept on the local disk.
+    """
+
+    way: str
+    data: str
+    folder: str
+    size_px: int
+    batch_size: int
+    seconds: float
+    server: int = 0
+    run_rows: int = 1
+    cached: bool = False
+
+
+def measure(one: Pass) -> tuple[float, float]:
+    """Returns the images/s of a pass, and the CPUs that the server used meanwhile.
+
+    The measurement starts 5 s after the first batch, when processes have started and buffers are full.
+    """
+    if one.way in WAYS:
+        batches = WAYS[one.way](one)
+    else:
+        batches = PEERS[one.way](one.data, one.folder, one.size_px, one.batch_size)
+    next(batches)
+    warm = time.perf_counter() + 5
+    while time.perf_counter() < warm:
+        next(batches)
+    count, start, before = 0, time.perf_counter(), cpu_seconds(one.server)
+    while time.perf_counter() < start + one.seconds:
+        count += next(batches)
+    seconds, served = time.perf_counter() - start, cpu_seconds(one.server) - before
+    batches.close()
+    return count / seconds, served / seconds
+
+
+def limit(one: Pass, decoder: str = "libjpeg") -> Generator[int]:
+    """A decoder on images in memory, in one process per CPU; simplejpeg where the kernel can't be compiled."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    queue: Any = context.Queue()
+    workers = [
+        context.Process(target=_decode_forever, args=(one, decoder, queue), daemon=True) for _ in range(usable_cpus())
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        while True:
+            yield queue.get()
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def _decode_forever(one: Pass, decoder: Any, queue: Any) -> None:
+    from pipeline.core.keyed_random import Stream, uniform
+    from pipeline.dataset.row_reader import load_index, read_images
+    from pipeline.loader.crops import crop_boxes
+    from pipeline.loader.decode import CropGeometry, best_decoder, decode_batch
+
+    index = load_index(one.data, manifest.load(one.data).split("train"))
+    decoder = decoder if best_decoder() == "kernel" else "simplejpeg"
+    size = min(one.batch_size, len(index.length))
+    rows = np.arange(size)
+    images = read_images(index, rows)
+    sizes = np.stack([index.height[rows], index.width[rows]], axis=1)
+    geometries = []
+    for seed in range(8):
+        draws = uniform(seed, 0, Stream.RESIZED_CROP, rows.astype(np.uint64), 40)
+        boxes = crop_boxes(sizes[:, 0], sizes[:, 1], AUGMENT, draws)
+        geometries.append(CropGeometry.resized_crops(one.size_px, sizes, boxes, np.arange(size, dtype=np.int32) % 2))
+    while True:
+        for each in geometries:
+            queue.put(len(decode_batch(images, each, str, decoder)))
+
+
+def ours(one: Pass) -> Generator[int]:
+    """The stream of Ray Data tasks, as a single training worker receives it."""
+    with ray_session(), closing(stream_from(one, 0)) as stream:
+        for batch in stream:
+            yield len(batch.images)
+
+
+def without_ray(one: Pass) -> Generator[int]:
+    """`pipeline.loader.Loader`, whose threads decode in the trainer's process."""
+    from pipeline.loader import Loader
+
+    loader = Loader(
+        one.data,
+        "resnet50",
+        global_batch_size=one.batch_size,
+        image_size_px=one.size_px,
+        augment=AUGMENT,
+        warmup_epochs=0,
+    )
+    while True:
+        for batch in loader:
+            yield len(batch.images)
+
+
+def stream_from(one: Pass, first_step: int) -> Generator[Any]:
+    """Returns the stream of 10,000 epochs, from a global step on."""
+    from pipeline.loader.decode import best_decoder
+    from pipeline.loader.samplers import TrainSampler
+    from pipeline.loader.stream import stream_batches
+    from pipeline.loader.transform import Transform
+
+    split, order = manifest.load(one.data).split("train"), order_of(one)
+    sampler = TrainSampler(order, 10_000 * order.steps_per_epoch, first_step)
+    transform = Transform(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
+    return stream_batches(one.data, split, sampler, transform, cache=os.path.abspath("cache") if one.cached else "")
+
+
+def order_of(one: Pass) -> Any:
+    """Returns the order of the pass, seed 0, shuffled as in the recipe `resnet50`."""
+    from pipeline.config.presets import make_recipe
+    from pipeline.loader.sample_order import Order
+
+    split, recipe = manifest.load(one.data).split("train"), make_recipe("resnet50")
+    size = min(one.batch_size, split.rows)
+    return Order(split.row_group_rows, 0, size, recipe.shuffle_window_row_groups, run_rows=one.run_rows)
+
+
+LIMIT, DECODER = "limit: libjpeg-turbo alone", "our decoder alone"
+OURS, WITHOUT_RAY = "this project", "this project, without Ray"
+BESIDE = ", by the CPU that the server left"
+FROM_S3: dict[str, dict[str, Any]] = {
+    f"{OURS}, from S3": {},
+    f"{OURS}, from S3, in runs of 8": {"run_rows": 8},
+    f"{OURS}, from S3, cached": {"cached": True},
+}
+WAYS: dict[str, Callable[[Pass], Generator[int]]] = {
+    LIMIT: limit,
+    DECODER: partial(limit, decoder="kernel"),
+    OURS: ours,
+    WITHOUT_RAY: without_ray,
+    **dict.fromkeys(FROM_S3, ours),
+}
