@@ -1,5 +1,6 @@
 """A finished data set for other people's code: splits of (image, label) pairs, by index."""
 
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.errors import DatasetError
-from pipeline.dataset import manifest as manifests
 from pipeline.dataset.image_codec import BadImageError, decode
-from pipeline.dataset.manifest import Manifest, Split
+from pipeline.dataset.manifest import Manifest, Split, load
 from pipeline.dataset.row_reader import RowIndex, load_index, read_images
 from pipeline.storage import files
 
@@ -49,6 +49,7 @@ class ImageSplit(Sequence["tuple[Image.Image, int]"]):
     def __getitem__(self, index: int | slice) -> "tuple[Image.Image, int] | list[tuple[Image.Image, int]]":
         if isinstance(index, slice):
             return self._read(range(*index.indices(len(self))))
+        index = operator.index(index)
         row = index + len(self) if index < 0 else index
         if not 0 <= row < len(self):
             raise IndexError(f"row {index} of a split of {len(self):,} rows")
@@ -126,4 +127,4 @@ def open_dataset(uri: str | os.PathLike[str]) -> Dataset:
     Raises DatasetError if there is no data set, or its manifest is damaged.
     """
     place = files.absolute(os.fspath(uri))
-    return Dataset(place, manifests.load(place))
+    return Dataset(place, load(place))

@@ -58,17 +58,26 @@ def test_mean_and_deviation_are_numpys() -> None:
     np.testing.assert_allclose(found["pixel_std"], values.std(axis=0), rtol=1e-12)
 
 
-def test_correlation_takes_no_notice_of_brightness_contrast_and_a_crop() -> None:
-    random = np.random.default_rng(0)
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    return float(correlations(np.stack([first, second]).astype(np.float32), np.array([[0, 1]]))[0])
+
+
+def test_brightness_contrast_and_a_crop_do_not_change_the_correlation() -> None:
     wide = np.asarray(picture(1, 256, 256).convert("L").resize((128, 128)), dtype=np.float32)
-    square = wide.reshape(32, 4, 32, 4).mean(axis=(1, 3))[None]
-    assert correlations(square, 0.5 * square + 20)[0] == pytest.approx(1, abs=1e-4)
-    assert correlations(square, 255 - square)[0] < 0.5
-    inside = np.asarray(Image.fromarray(wide[0:122, 0:122]).resize((32, 32), Image.Resampling.BOX))[None]
-    assert correlations(square, inside)[0] > 0.98
-    assert correlations(inside, square)[0] == pytest.approx(correlations(square, inside)[0], abs=1e-6)
-    noise = random.normal(size=(1, 32, 32)).astype(np.float32)
-    assert correlations(square, noise)[0] < 0.5
+    square = wide.reshape(32, 4, 32, 4).mean(axis=(1, 3))
+    assert correlation(square, 0.5 * square + 20) == pytest.approx(1, abs=1e-4)
+    assert correlation(square, 255 - square) < 0.5
+    inside = np.asarray(Image.fromarray(wide[0:122, 0:122]).resize((32, 32), Image.Resampling.BOX))
+    assert correlation(square, inside) > 0.98
+    assert correlation(inside, square) == pytest.approx(correlation(square, inside), abs=1e-6)
+    assert correlation(square, np.random.default_rng(0).normal(size=(32, 32))) < 0.5
+
+
+def test_a_correlation_is_independent_of_the_other_pairs() -> None:
+    squares = np.random.default_rng(0).uniform(0, 255, (12, 16, 16)).astype(np.float32)
+    pairs = np.array([(a, b) for a in range(12) for b in range(a, 12)])
+    alone = [correlation(squares[a], squares[b]) for a, b in pairs.tolist()]
+    assert correlations(squares, pairs).tolist() == alone
 
 
 def test_equal_pixels_and_leaks_are_found(tmp_path: Path) -> None:

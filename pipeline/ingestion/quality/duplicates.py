@@ -76,24 +76,33 @@ def _normalised(squares: Squares) -> Squares:
 
 
 def correlations(
-    first: Squares,
-    second: Squares,
+    squares: Squares,
+    pairs: npt.NDArray[np.int64],
     scales: tuple[float, ...] = (0.95, 0.9),
     steps: int = 3,
     one_sided: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Returns float32 [N]: for each pair, the highest correlation of one image with the other or a crop of the other.
 
-    first, second: float32 [N, S, S]. scales: sides of the crops, as shares of S. steps: positions of the crop in each
-    direction. one_sided: crop the height alone and the width alone, too.
+    squares: float32 [M, S, S]. pairs: int64 [N, 2], indices of squares. scales: sides of the crops, as shares of S.
+    steps: positions of the crop in each direction. one_sided: crop the height alone and the width alone, too.
     """
-    best = np.full(len(first), -1.0, dtype=np.float32)
-    fixed_first, fixed_second = _normalised(first), _normalised(second)
-    for rows, columns in _crops(first.shape[1], scales, steps, one_sided):
-        for moving, fixed in ((first, fixed_second), (second, fixed_first)):
-            moved = _normalised(np.asarray(rows @ moving @ columns.T, dtype=np.float32))
-            best = np.maximum(best, np.einsum("nij,nij->n", moved, fixed))
+    first, second = pairs.T
+    best = np.full(len(pairs), -1.0, dtype=np.float32)
+    whole = _normalised(squares)
+    whole_first, whole_second = whole[first], whole[second]
+    for rows, columns in _crops(squares.shape[1], scales, steps, one_sided):
+        # Each image is cropped once, in however many pairs it is: look-alikes are in hundreds of them.
+        cropped = _normalised(np.asarray(rows @ squares @ columns.T, dtype=np.float32))
+        for crops, wholes in ((cropped[first], whole_second), (cropped[second], whole_first)):
+            best = np.maximum(best, np.einsum("nij,nij->n", crops, wholes))
     return best
+
+
+def _positions(pairs: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Returns (the rows in pairs, ascending; the pairs as indices of these rows: int64 [N, 2])."""
+    images, positions = np.unique(pairs, return_inverse=True)
+    return images, positions.reshape(pairs.shape)
 
 
 @dataclass(frozen=True)
@@ -110,15 +119,14 @@ class _TileSearch:
         near = np.bitwise_count(rows[:, None] ^ columns[None, :]) <= HASH_DISTANCE
         if tile[0] == tile[1]:
             near = np.triu(near, 1)
-        i, j = np.nonzero(near)
-        i, j = i + first, j + second
+        pairs = np.argwhere(near) + np.array([first, second])
         kept = [np.empty(0, dtype=bool)]
-        for start in range(0, len(i), PAIRS_AT_ONCE):
-            part = slice(start, start + PAIRS_AT_ONCE)
-            left, right = (self.thumbnails[each[part]].astype(np.float32) for each in (i, j))
-            kept.append(correlations(left, right) >= THUMBNAIL_CORRELATION)
-        keep = np.concatenate(kept)
-        return pa.table([i[keep], j[keep], np.zeros(keep.sum(), np.float32)], schema=PAIR_SCHEMA)
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            images, positions = _positions(pairs[start : start + PAIRS_AT_ONCE])
+            squares = self.thumbnails[images].astype(np.float32)
+            kept.append(correlations(squares, positions) >= THUMBNAIL_CORRELATION)
+        found = pairs[np.concatenate(kept)]
+        return pa.table([found[:, 0], found[:, 1], np.zeros(len(found), np.float32)], schema=PAIR_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -131,10 +139,9 @@ class _PixelCheck:
 
     def __call__(self, pairs: npt.NDArray[np.int64]) -> pa.Table:
         """Returns a table of PAIR_SCHEMA. pairs: int64 [N, 2], rows of the whole data set."""
-        images = sorted(set(pairs.ravel().tolist()))
-        squares = dict(zip(images, self._squares(images), strict=True))
-        first, second = (np.stack([squares[row] for row in column]) for column in pairs.T.tolist())
-        found = correlations(first, second, scales=(0.97, 0.95, 0.93, 0.9), steps=4, one_sided=True)
+        images, positions = _positions(pairs)
+        squares = np.stack(self._squares(images.tolist()))
+        found = correlations(squares, positions, scales=(0.97, 0.95, 0.93, 0.9), steps=4, one_sided=True)
         return pa.table([pairs[:, 0], pairs[:, 1], found], schema=PAIR_SCHEMA)
 
     def _squares(self, images: Sequence[int]) -> list[Squares]:
