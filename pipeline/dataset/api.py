@@ -1,4 +1,4 @@
-"""A finished data set for other people's code: splits of (image, label) pairs, by index."""
+"""The public view of a finished data set: splits of (image, label) pairs, by index."""
 
 import operator
 import os

@@ -96,7 +96,7 @@ class Manifest:
         values = {**asdict(self), "name": "", "digest": ""}
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-    def signed(self) -> "Manifest":
+    def with_digest(self) -> "Manifest":
         """Returns the manifest with its digest."""
         return replace(self, digest=self.computed_digest())
 

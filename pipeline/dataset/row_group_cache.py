@@ -41,7 +41,7 @@ def has_room(folder: str, num_bytes: int) -> bool:
         ) from error
 
 
-def is_kept(folder: str, group: int, length: int) -> bool:
+def is_cached(folder: str, group: int, length: int) -> bool:
     """Whether a row group of `length` bytes is in the cache in full."""
     try:
         return os.stat(_path(folder, group)).st_size == length
@@ -54,12 +54,12 @@ def whole_group(folder: str, group: int, uri: str, offset: int, length: int) -> 
 
     Raises what `files.read_range` raises.
     """
-    if not is_kept(folder, group, length):
+    if not is_cached(folder, group, length):
         with open(os.path.join(folder, f"{group % _NUM_LOCKS}.lock"), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not is_kept(folder, group, length):  # another process may have fetched it meanwhile
+            if not is_cached(folder, group, length):  # another process may have fetched it meanwhile
                 data = files.read_range(uri, offset, length)
-                if not _keep(folder, group, data):
+                if not _store(folder, group, data):
                     return data
     with open(_path(folder, group), "rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -69,7 +69,7 @@ def _path(folder: str, group: int) -> str:
     return os.path.join(folder, f"{group:07d}")
 
 
-def _keep(folder: str, group: int, data: memoryview) -> bool:
+def _store(folder: str, group: int, data: memoryview) -> bool:
     """Writes a row group into the cache. Returns False if the disk is full."""
     temporary = Path(folder, f"{group}.{uuid.uuid4().hex[:8]}.tmp")
     try:

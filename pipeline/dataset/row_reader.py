@@ -150,7 +150,7 @@ def _requests(index: RowIndex, rows: Rows) -> tuple[list[Request], Rows]:
     missing = {
         group: request.length
         for group, request in whole.items()
-        if not row_group_cache.is_kept(index.cache, group, request.length)
+        if not row_group_cache.is_cached(index.cache, group, request.length)
     }
     if missing and not row_group_cache.has_room(index.cache, sum(missing.values())):
         whole = {group: request for group, request in whole.items() if group not in missing}

@@ -1,4 +1,4 @@
-"""Warnings as errors, or without a trace, in one thread.
+"""Turns warnings into errors, or ignores them, in one thread only.
 
 `warnings.catch_warnings` swaps the filters of the whole process: the warnings of other threads become errors, too, and
 two threads that leave their blocks in another order than they entered them leave the wrong filters behind for ever.
@@ -47,5 +47,6 @@ def thread_warnings(action: Literal["error", "ignore"]) -> Iterator[None]:
 
 
 def _forget_shown_warnings() -> None:
-    # Python looks at the filters again only after this, for a line of code that has warned before.
+    """Makes Python consult the filters again for warnings that it has shown before."""
+    # The public functions that do so, such as `simplefilter`, add a filter of their own.
     warnings._filters_mutated()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The functions by which other code ingests: `ingest`, and `preview_ingest`, which writes nothing."""
+"""The public functions: `ingest`, which writes a data set, and `preview_ingest`, which writes nothing."""
 
 import logging
 import os
@@ -91,7 +91,7 @@ def preview_ingest(
     workers: int | None = None,
     progress: Progress = silent,
 ) -> Preview:
-    """Returns what `ingest` would write and take, with its parameters and its errors. Writes nothing."""
+    """Returns the shards that `ingest` would write, and the cost. Writes nothing. Parameters, errors: see `ingest`."""
     source, target = _resolved(source), files.absolute(os.fspath(out))
     settings = settings or IngestSettings()
     check_target(target)

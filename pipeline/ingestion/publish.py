@@ -36,7 +36,7 @@ QUARANTINE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class IngestPlan:
-    """An ingest that is about to be carried out: the index of the source, and the shards to write."""
+    """The plan of an ingest: the index of the source, and the shards to write to the target."""
 
     source: str
     index: Index
@@ -135,7 +135,7 @@ def publish(plan: IngestPlan, receipts: list[Receipt], progress: Progress) -> Ma
 
     manifest = build_manifest(plan, receipts)
     histogram = np.sum([receipt.histogram for receipt in receipts], axis=0)
-    manifest = statistics.with_quality(plan.out, manifest, histogram, progress).signed()
+    manifest = statistics.with_quality(plan.out, manifest, histogram, progress).with_digest()
     page = report.render(plan.out, manifest, histogram)
     plan.lease.check()
     files.write_bytes(files.join(plan.out, QUALITY_NAME), page.encode())

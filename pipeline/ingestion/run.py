@@ -25,7 +25,7 @@ from pipeline.storage.request_counts import RequestCounts
 
 @dataclass(frozen=True)
 class Ingested(Dataset):
-    """A data set that was just ingested, and what that took."""
+    """A data set that was just ingested, with figures of the ingest."""
 
     requests: RequestCounts
     """Requests that the tasks sent to object storage."""

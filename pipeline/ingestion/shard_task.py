@@ -101,7 +101,7 @@ class _ShardRows:
         self.histogram, self.num_pixels = np.zeros(768, dtype=np.int64), 0
 
     def read(self, samples: pa.Table) -> None:
-        """Reads and adds all rows. What is too large to be stored, or empty, isn't asked for."""
+        """Reads and adds all rows. Files that are empty or too large to be stored are refused without a read."""
         for position, length in enumerate(self._lengths):
             if length == 0:
                 self._add(position, b"")

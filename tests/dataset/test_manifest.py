@@ -16,7 +16,7 @@ SPLIT = Split(5, (2, 3), SHARDS)
 
 
 def signed() -> Manifest:
-    return Manifest("tiny", ("ant", "bee"), 0, {"train": SPLIT}, leaked={"val": ("a", "b")}).signed()
+    return Manifest("tiny", ("ant", "bee"), 0, {"train": SPLIT}, leaked={"val": ("a", "b")}).with_digest()
 
 
 def test_a_manifest_survives_its_json() -> None:

@@ -39,7 +39,7 @@ PAIR_SCHEMA = pa.schema([("first", pa.int64()), ("second", pa.int64()), ("correl
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows of a data set that show the same."""
+    """Two rows of a data set with the same picture."""
 
     first: tuple[str, str]  # split, key
     second: tuple[str, str]
@@ -62,6 +62,7 @@ def _crops(side: int, scales: tuple[float, ...], steps: int, one_sided: bool) ->
 
 
 def _stretch(side: int, start: float, length: float) -> Squares:
+    """Returns float32 [side, side]: the linear interpolation that enlarges [start, start + length) to [0, side)."""
     centres = np.clip(start + (np.arange(side) + 0.5) * length / side - 0.5, 0, side - 1)
     low = np.floor(centres).astype(int)
     matrix = np.zeros((side, side), dtype=np.float32)
@@ -71,6 +72,7 @@ def _stretch(side: int, start: float, length: float) -> Squares:
 
 
 def _normalised(squares: Squares) -> Squares:
+    """Returns squares of mean 0 and norm 1, so that the sum of products of two of them is their correlation."""
     centred = squares - squares.mean(axis=(1, 2), keepdims=True)
     return np.asarray(centred / np.sqrt((centred**2).sum(axis=(1, 2), keepdims=True) + 1e-6))
 

@@ -16,7 +16,7 @@ HASH_PX = 32
 
 @dataclass(frozen=True)
 class PixelFacts:
-    """What is known of an image's pixels; nothing here is an estimate."""
+    """Facts of an image's pixels, all of them exact."""
 
     sha256: str  # hex, over "HEIGHTxWIDTH:" and the RGB bytes
     histogram: npt.NDArray[np.int64]  # [768]: counts of the values 0 to 255 in R, then G, then B

@@ -1,4 +1,4 @@
-"""Raw images in the layouts that people have them in, each turned into an index without decoding an image.
+"""Sources of raw images: recognises the layout and lists the images, without decoding any.
 
 A `Source` comes in. Out goes an `Index`: for each sample its key, its label, and where its bytes lie.
 """

@@ -1,4 +1,4 @@
-"""Recognises the layout of a source and returns its index. A new layout is one line in the table below."""
+"""Recognises the layout of a source and returns its index. A new layout is one entry in the table below."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ from pipeline.storage import files
 
 @dataclass(frozen=True)
 class _Options:
-    """What a layout may need besides the listing."""
+    """Values that some layouts need besides the listing."""
 
     name: str  # of the data set
     md5: str | None
@@ -26,7 +26,7 @@ class _Options:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A layout: how people know it, how it is recognised, and how it is indexed."""
+    """A layout: its description, a test of whether a listing has it, and the function that indexes such a listing."""
 
     description: str
     matches: Callable[[Listing], bool]

@@ -1,4 +1,4 @@
-"""Raw images as a user names them."""
+"""A source of raw images, as a user describes it."""
 
 from dataclasses import dataclass, replace
 
