@@ -48,6 +48,7 @@ class Certificate:
     def computed_digest(self) -> str:
         """Returns the SHA-256 (hex) of the canonical JSON of all fields but the digest."""
         values = {**asdict(self), "digest": ""}
+        # Sorted and without spaces, so that the same fields always give the same bytes.
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -59,7 +60,7 @@ def check_keys(keys: list[str], expected: list[str]) -> None:
     wrong = [("more than once", repeated), ("missing", missing), ("foreign", foreign)]
     if any(names for _, names in wrong):
         found = "; ".join(f"{kind}: {', '.join(names[:_NAMED_KEYS])} ({len(names)})" for kind, names in wrong if names)
-        raise CertificateError(f"the evaluation isn't one of these {len(expected)} rows: {found}")
+        raise CertificateError(f"the predictions don't cover these {len(expected)} rows, each once; {found}")
 
 
 def certify(job: EvaluateJob, data: Manifest, model: TrainedModel) -> tuple[Certificate, Predictions]:
@@ -75,7 +76,7 @@ def certify(job: EvaluateJob, data: Manifest, model: TrainedModel) -> tuple[Cert
     labels = load_index(job.dataset, split).label[[row_of[key] for key in keys]]
     if not np.array_equal(predictions.label, labels):
         first = int(np.flatnonzero(predictions.label != labels)[0])
-        raise CertificateError(f"{keys[first]}: label {predictions.label[first]}, the data set says {labels[first]}")
+        raise CertificateError(f"{keys[first]}: label {predictions.label[first]}, but {labels[first]} in the data set")
     sha256 = hashlib.sha256(files.read_bytes(files.join(job.out, PREDICTIONS_NAME))).hexdigest()
     unsigned = Certificate(model.sha256, data.digest, job.split, job.first_row, len(rows), job.views, sha256)
     return Certificate(**{**asdict(unsigned), "digest": unsigned.computed_digest()}), predictions
@@ -92,6 +93,7 @@ def verify(out: str, dataset: str, data: Manifest, model: TrainedModel) -> Certi
     scope = (signed.split, signed.views, signed.first_row, signed.rows)
     found, predictions = certify(EvaluateJob(model.uri, dataset, out, *scope), data, model)
     metrics = finite(full_metrics(predictions, data.classes))
+    # The metrics are not part of the digest; an edited number is found by computing it again.
     different = list(differences(asdict(signed), asdict(found)))
     different += differences(_rounded(finite(values["metrics"])), _rounded(metrics))
     if different:

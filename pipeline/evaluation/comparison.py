@@ -40,7 +40,7 @@ def split_of(dataset: str, data: Manifest, rows: npt.NDArray[np.int64], keys: li
         if rows.max() < split.rows and read_rows(dataset, split, rows, ("key",))["key"].to_pylist() == keys:
             return name
     raise CertificateError(
-        f"data={dataset}: isn't what A and B were evaluated on ({keys[0]}, ...); give that with --data"
+        f"data={dataset}: A and B were evaluated on other rows ({keys[0]}, ...); give the data set of the evaluations"
     )
 
 

@@ -51,6 +51,7 @@ class Predictor:
 
     def predict(self, batches: Iterable[Batch]) -> Predictions:
         """Returns a line for each row of the batches, in their order. Leaves the network in evaluation mode."""
+        # No autocast: metrics must not depend on the precision that the run was trained with.
         self.net.eval()
         top = min(TOP, self.num_classes)
         inputs: list[Tensor] = []
@@ -60,7 +61,7 @@ class Predictor:
         parts = [] if self.keep != "nothing" else [_no_predictions(top)]
         with torch.inference_mode():
             for batch in batches:
-                inputs.clear()
+                inputs.clear()  # one entry for each test view; the first view is kept
                 logits = view_logits(self.net, self.normalise(batch.images), self.views)
                 kept = logits if self.keep == "logits" else inputs[0] if self.keep == "features" else logits[:, :0]
                 parts.append(self._lines(batch, logits, kept, top))

@@ -81,9 +81,10 @@ class LoadedModel:
 
         Paths are decoded as a data set's images are, so their predictions are those of an evaluation, to the last bit
         where the batches are the same (`UNIT_ROWS` images in the same order on the same device), else to rounding.
-        Pixels (PIL images, arrays, tensors) are resized by torchvision: the same for what is stored as PNG; for JPEG
-        within the tolerance of the decoders (`loader.decode.MAX_ERROR`). Raises SourceError for an image that cannot be
-        read or decoded, and TypeError or ValueError for anything else.
+        Pixels (PIL images, arrays, tensors) are resized by torchvision. For PNG files the result is the same; for JPEG
+        files the pixels differ within the tolerance of the decoders (`pipeline.loader.decode.MAX_ERROR`), so give
+        paths where it matters. Raises SourceError for a file that cannot be read or decoded, TypeError for other types,
+        and ValueError for pixels of a wrong shape or dtype.
         """
         parts = [np.empty((0, len(self.classes)), np.float32)]
         for batch in _batched(_as_list(images), batch_size):
@@ -152,7 +153,7 @@ def _read(uri: str) -> bytes:
 
 
 def _as_pixels(image: Any) -> Pixels:
-    """Returns uint8 [H, W, 3]. Raises TypeError for what is no image, ValueError for a wrong shape or dtype."""
+    """Returns uint8 [H, W, 3]. Raises TypeError for other types and ValueError for a wrong shape or dtype."""
     if isinstance(image, Image.Image):
         return rgb_pixels(image)
     if isinstance(image, Tensor):

@@ -21,7 +21,7 @@ from pipeline.evaluation.runner import EvaluateJob
 from pipeline.models.load import TrainedModel
 from pipeline.storage import files
 
-_MAX_VALUES = 200  # of a column that is sliced by value: a slice for each key would say nothing
+_MAX_VALUES = 200  # of a column that is sliced by value: a slice for each key would hold one row
 
 
 def build_metrics(
@@ -89,7 +89,7 @@ def _slice_columns(
         if not (column.dtype.kind == "f" and np.isnan(column).all()):  # an ingest without decoding leaves them empty
             columns[name] = column
         if name in names and column.dtype.kind not in "fiu" and len(set(column.tolist())) > _MAX_VALUES:
-            raise RecipeError(f"slice-by={name}: has more than {_MAX_VALUES} different values; take another column")
+            raise RecipeError(f"slice-by={name}: has more than {_MAX_VALUES} different values; give another column")
     return {name: column for name, column in columns.items() if len(set(column.tolist())) > 1}
 
 

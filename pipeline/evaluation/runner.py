@@ -70,9 +70,9 @@ def split_rows(name: str, data: Manifest, model: TrainedModel) -> tuple[str, int
     if name != HELD_OUT:
         return name, 0, data.split(name).rows
     if not model.hold_out:
-        raise RecipeError(f"split={HELD_OUT}: the run trained on all of train; train one with --hold-out 0.1")
+        raise RecipeError(f"split={HELD_OUT}: the run was trained on all of train; train one with --hold-out 0.1")
     if model.dataset_digest != data.digest:
-        raise RecipeError(f"split={HELD_OUT}: the run trained on another data set; give its own with --data")
+        raise RecipeError(f"split={HELD_OUT}: the run was trained on another data set; give that one with --data")
     parts = train_eval_split(data, model.hold_out)
     return parts.split, parts.first_row, parts.rows
 
@@ -123,6 +123,7 @@ def _evaluate(job: EvaluateJob, rank: int, world_size: int, device: torch.device
     progress = job.progress if rank == 0 else silent
     batches: Iterable[Batch] = _batches(job, data, units, view, progress)
     batches = (batch.to(device) for batch in batches)
+    # Corruptions are counted on the batches as they pass, so that every image is read and decoded once.
     tally = CorruptionTally(job.severities, rows.start + (job.robustness_rows or len(rows)))
     if job.severities:
         batches = tally.count(batches, net, normalise)

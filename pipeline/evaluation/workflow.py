@@ -127,6 +127,7 @@ def _evaluate_and_report(
         values["sanity"] = explained["sanity"]
     if options.label_issues:
         values["label_problems"], pictures = _find_label_issues(job, data, options.label_rows)
+    # Last but for the pages: a folder with metrics.json has everything that `verify` reads.
     write_metrics(job.out, values)
     write_report(job.out, data, values, predictions, explained, pictures)
     write_card(job.out, values)

@@ -126,7 +126,7 @@ def test_other_predictions_are_not_mixed_in(trained: str, pictures: Path, tmp_pa
         claim(PredictJob(job.model, samples.slice(1), str(tmp_path), "none", "simplejpeg"))
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").touch()
-    with pytest.raises(SourceError, match="holds no image, by their names"):
+    with pytest.raises(SourceError, match="no file is named like an image"):
         find_images(str(tmp_path / "texts"), str(tmp_path), lambda *_: None)
     with pytest.raises(SourceError, match="no such file or folder"):
         find_images(str(tmp_path / "nothere"), str(tmp_path), lambda *_: None)

@@ -46,7 +46,7 @@ def copied(evaluation: str, tmp_path: Path) -> Path:
             lambda t: t.set_column(
                 2, "label", pa.array([(t["label"][0].as_py() + 1) % 10, *t["label"].to_pylist()[1:]])
             ),
-            r"label \d, the data set says \d",
+            r"label \d, but \d in the data set",
         ),
     ],
 )

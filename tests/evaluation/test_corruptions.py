@@ -1,4 +1,4 @@
-"""Corruptions: what they are by hand, the same for any company, and the count beside an evaluation."""
+"""Corruptions: equal to their formulas, independent of the other images in a batch, and counted in an evaluation."""
 
 import colorsys
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def pictures(count: int = 40, size: int = 32) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_an_image_is_corrupted_the_same_in_any_company(name: str) -> None:
+def test_a_corruption_does_not_depend_on_the_other_images(name: str) -> None:
     images = pictures()
     together, alone = corrupted(images, name, 3, KEYS), corrupted(images[7:8], name, 3, KEYS[7:8])
     assert torch.equal(together[7:8], alone)
@@ -79,7 +79,7 @@ def test_large_images_have_imagenets_strengths() -> None:
     assert CORRUPTIONS["jpeg"].strength(5, 224) == 7
 
 
-def test_what_is_unknown_is_said() -> None:
+def test_an_unknown_name_or_severity_is_an_error() -> None:
     with pytest.raises(RecipeError, match="did you mean gaussian-noise"):
         corrupted(pictures(1), "gaussian-nois", 1, KEYS[:1])
     with pytest.raises(RecipeError, match="severity=6 must be 1 to 5"):
@@ -87,14 +87,14 @@ def test_what_is_unknown_is_said() -> None:
 
 
 class _Brightest(nn.Module):
-    """Says 1 for an image whose mean is above 128."""
+    """Predicts class 1 for an image whose mean is above 128."""
 
     def forward(self, images: Tensor) -> Tensor:
         mean = images.float().mean(dim=(1, 2, 3))
         return torch.stack([128 - mean, mean - 128], dim=1)
 
 
-def test_the_count_is_of_right_answers_and_adds_up() -> None:
+def test_correct_predictions_are_counted_and_the_counts_of_workers_add_up() -> None:
     images, rows = pictures(40), np.arange(40)
     labels = (images.float().mean(dim=(1, 2, 3)) > 128).long()
 

@@ -1,4 +1,4 @@
-"""Exported models say what the network says, and one that doesn't is refused."""
+"""Exported models predict what the network predicts, and one that differs is refused."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def batches(sizes: tuple[int, ...] = (1, 5)) -> list[tuple[np.ndarray, np.ndarra
     return [(generator.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), generator.integers(0, 10, n)) for n in sizes]
 
 
-def test_both_forms_say_what_the_network_says_for_any_number_of_images(trained: str, tmp_path: Path) -> None:
+def test_both_forms_equal_the_network_for_any_number_of_images(trained: str, tmp_path: Path) -> None:
     model = find_model(trained)
     forms = export.write_exports(model, 32, "flip", tmp_path)
     lines = export.compare_exports(model, "flip", forms, iter(batches()))

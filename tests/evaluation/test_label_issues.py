@@ -45,7 +45,7 @@ def test_a_row_is_judged_by_a_classifier_that_did_not_see_it() -> None:
 def test_a_class_with_too_few_rows_is_named() -> None:
     features, labels = clusters(60)
     labels[:] = 0
-    with pytest.raises(RecipeError, match=r"class number 1 has 0 of the rows looked at, 5 are needed"):
+    with pytest.raises(RecipeError, match=r"class number 1 has 0 of the examined rows, 5 are needed"):
         out_of_sample_probabilities(features, labels, 6)
 
 

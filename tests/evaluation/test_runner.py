@@ -36,7 +36,7 @@ def test_what_a_run_held_out_is_evaluated_as_the_run_did(trained: str, digits_da
     assert keys == same_keys
     assert np.array_equal(mine.classes, theirs.classes)
     assert np.array_equal(mine.row, theirs.row)
-    with pytest.raises(RecipeError, match="trained on all of train"):
+    with pytest.raises(RecipeError, match="was trained on all of train"):
         split_rows("held-out", data, replace(model, hold_out=0.0))
     with pytest.raises(RecipeError, match="another data set"):
         split_rows("held-out", data, replace(model, dataset_digest="0"))

@@ -65,7 +65,7 @@ def test_two_evaluations_are_compared_row_by_row(
     page = (tmp_path / "compare.html").read_text()
     assert page.count("<figure") == min(21, len(values["lost"])) + min(21, len(values["won"]))
     assert compare(trained, trained, digits_dataset, tmp_path)["split"] == "train"  # what the run held out
-    with pytest.raises(CertificateError, match="isn't what A and B were evaluated on"):
+    with pytest.raises(CertificateError, match="A and B were evaluated on other rows"):
         compare(trained, trained, tree_dataset, tmp_path)
     pq.write_table(shuffled.slice(2), flipped / "predictions.parquet")
     with pytest.raises(CertificateError, match=r"missing: .* \(2\)"):
@@ -88,5 +88,5 @@ def test_the_job_evaluates_verifies_and_compares(trained: str, digits_dataset: s
     finished = run_job("evaluate", "--verify", out, cwd=tmp_path)
     assert "359 rows, each once; certificate" in finished.stdout, finished.stderr
     finished = run_job("evaluate", "--compare", out, trained, "--data", digits_dataset, cwd=tmp_path)
-    assert "isn't one of these 359 rows" in one_line_error(finished)
+    assert "don't cover these 359 rows" in one_line_error(finished)
     assert "give a finished run" in one_line_error(run_job("evaluate", cwd=tmp_path))

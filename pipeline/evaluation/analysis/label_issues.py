@@ -49,8 +49,8 @@ def out_of_sample_probabilities(
     counts = np.bincount(labels, minlength=num_classes)
     if (counts < FOLDS).any():
         raise RecipeError(
-            f"label problems: class number {int(counts.argmin())} has {counts.min()} of the rows looked at, {FOLDS} "
-            "are needed; look at more with --label-rows"
+            f"label problems: class number {int(counts.argmin())} has {counts.min()} of the examined rows, {FOLDS} are "
+            "needed; examine more with --label-rows"
         )
     # C grows as 1 / N, so that the regularisation weighs the same for any number of rows.
     regression = LogisticRegression(C=_INVERSE_REGULARISATION / len(labels), max_iter=200)

@@ -32,7 +32,7 @@ def images_of(listing: Listing) -> tuple[pa.Table, int]:
     """Returns the images among listed files, and the number of other files. Raises SourceError if there are none."""
     chosen = np.array([is_image(name) for name in listing.names], dtype=np.bool_)
     if not chosen.any():
-        raise SourceError(f"input={listing.uri}: holds no image, by their names; give a folder or an archive of images")
+        raise SourceError(f"input={listing.uri}: no file is named like an image; give images in a folder or an archive")
     table = image_table(listing.names, listing.objects, listing.offsets, listing.lengths)
     return table.filter(pa.array(chosen)), int((~chosen).sum())
 

@@ -15,7 +15,7 @@ class PredictWorker:
     """A callable class for Ray Data's pool of actors. threads: for torch, on a CPU."""
 
     def __init__(self, model: TrainedModel, views: TestViews, threads: int) -> None:
-        import torch  # here, for in the driver's process nothing else needs it
+        import torch  # here, because the driver does not need it
 
         from pipeline.loader.normalise import Normalise
         from pipeline.models.load import load_net
