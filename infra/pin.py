@@ -1,6 +1,6 @@
-"""Writes the whole resolved set of packages into pyproject.toml, as constraints without addresses.
+"""Write the resolved versions of all packages into pyproject.toml, as constraints without addresses.
 
-`uv.lock` would do that too, but records where each package came from. Run after changing a dependency:
+`uv.lock` would do that, too, but it records where each package came from. Run it after a change of dependencies:
 
     uv run infra/pin.py
 """
@@ -14,7 +14,7 @@ BLOCK = re.compile(r"(?<=constraint-dependencies = \[\n).*?(?=^\]$)", re.DOTALL 
 
 
 def main() -> None:
-    """Resolves anew, without the old constraints, for every Python version and platform, and rewrites the block."""
+    """Resolves without the old constraints, for every Python version and platform, and rewrites the block."""
     text = PYPROJECT.read_text()
     PYPROJECT.write_text(BLOCK.sub("", text))
     try:

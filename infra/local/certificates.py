@@ -1,4 +1,4 @@
-"""Certificates for a cluster on one machine, by openssl: an authority of its own, and one for each node."""
+"""Certificates for a cluster on one machine, made by openssl: one for each node, signed by an authority of its own."""
 
 import ipaddress
 import shutil
@@ -9,14 +9,14 @@ _DAYS = "30"
 
 
 class Authority:
-    """Who vouches for the nodes of one cluster; its key and theirs are in one folder, for their owner alone."""
+    """The certificate authority of one cluster. All keys are in one folder, readable by its owner only."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.certificate, self._key = folder / "ca.crt", folder / "ca.key"
 
     def issue(self, name: str, addresses: list[str]) -> tuple[Path, Path]:
-        """Returns a certificate that holds for IP addresses, and its key; makes the authority, where there is none.
+        """Returns the paths of a certificate for IP addresses and of its key; makes the authority if there is none.
 
         Raises RuntimeError if openssl is missing or refuses.
         """

@@ -1,4 +1,4 @@
-"""Shows the local cluster to a Prometheus of this machine (Debian: apt-get install prometheus), in the foreground."""
+"""Run Prometheus in the foreground, with the local cluster as its target. Debian: apt-get install prometheus."""
 
 import argparse
 import os
@@ -6,34 +6,34 @@ import shutil
 import sys
 from pathlib import Path
 
-from infra.local.cluster import Cluster
+from infra.local.ray_cluster import Cluster
 
 CONFIG = Path(__file__).parent.parent / "monitoring" / "prometheus.yml"
-_RAYS_FILE = "/tmp/ray/prom_metrics_service_discovery.json"
+_RAY_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"
 
 
 def write_config(cluster: Cluster) -> Path:
-    """Writes Prometheus' configuration for a cluster below its folder, and returns where it is."""
+    """Writes the configuration of Prometheus for a cluster to its folder, and returns the path."""
     text = CONFIG.read_text()
-    assert _RAYS_FILE in text
-    made = cluster.folder / "prometheus.yml"
-    made.write_text(
-        text.replace(_RAYS_FILE, f"{cluster.folder}/ray/{Path(_RAYS_FILE).name}").replace(
+    assert _RAY_TARGETS in text
+    config = cluster.folder / "prometheus.yml"
+    config.write_text(
+        text.replace(_RAY_TARGETS, f"{cluster.folder}/ray/{Path(_RAY_TARGETS).name}").replace(
             "alerts.yml", str(CONFIG.with_name("alerts.yml"))
         )
     )
-    return made
+    return config
 
 
 def main() -> None:
-    """The command line."""
+    """Parses the command line and becomes Prometheus."""
     parser = argparse.ArgumentParser(prog="infra/local/watch", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--name", default="local", help="of the cluster (default: local)")
-    parser.add_argument("--port", type=int, default=9090, help="to listen on (default: 9090)")
+    parser.add_argument("--name", default="local", help="name of the cluster (default: local)")
+    parser.add_argument("--port", type=int, default=9090, help="port to listen on (default: 9090)")
     args = parser.parse_args()
     cluster = Cluster(args.name)
     if not cluster.runs():
-        sys.exit("error: there is no cluster; infra/local/up.sh starts one")
+        sys.exit("error: no cluster is running; infra/local/up.sh starts one")
     program = shutil.which("prometheus")
     if program is None:
         sys.exit("error: prometheus isn't installed; Debian: apt-get install prometheus")

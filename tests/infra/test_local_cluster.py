@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.local.cluster import Cluster
+from infra.local.ray_cluster import Cluster
 from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.loader.sample_order import Order

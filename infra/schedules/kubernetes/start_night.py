@@ -1,7 +1,7 @@
-"""Makes this night's RayJob from the one named retrain-template, waits for it, and ends as it did: 0, or 1.
+"""Create today's RayJob from the one named retrain-template, wait for it, and end with 0 if it succeeded, else 1.
 
-A second start in the same night waits for the RayJob that is there. Of those of nights before that have ended, the
-newest seven stay. It runs in a pod of the CronJob and needs nothing but Python.
+A second start on the same day waits for the RayJob of the first. Of the RayJobs that have ended, the newest seven are
+kept. This program runs in a pod of the CronJob and needs nothing but Python.
 """
 
 import json
@@ -19,7 +19,7 @@ TEMPLATE, KEEP = "retrain-template", 7
 LABEL = "image-pipeline/night"
 ENDED = ("Complete", "Failed", "ValidationFailed")
 _LOOK_EVERY_SECONDS = float(os.environ.get("LOOK_EVERY_SECONDS", "15"))
-_MOST_FAILURES = 20  # of looking, in a row: the API server may be away for some minutes
+_MOST_FAILURES = 20  # requests in a row: the API server may be unavailable for some minutes
 _ACCOUNT = Path(os.environ.get("SERVICE_ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
 _API = os.environ.get("KUBERNETES_API", "https://kubernetes.default.svc")
 
@@ -37,13 +37,13 @@ def ask(method: str, name: str = "", body: dict[str, Any] | None = None, query: 
 
 
 def start(name: str) -> None:
-    """Makes the RayJob, unless it is there."""
+    """Creates the RayJob, unless there is one of this name."""
     template = ask("GET", TEMPLATE)
     labels = {**template["metadata"].get("labels", {}), LABEL: "yes"}
     spec = {**template["spec"], "suspend": False}
-    made = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": name, "labels": labels}, "spec": spec}
+    job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": name, "labels": labels}, "spec": spec}
     try:
-        ask("POST", body=made)
+        ask("POST", body=job)
     except urllib.error.HTTPError as error:
         if error.code != 409:
             raise
@@ -51,7 +51,7 @@ def start(name: str) -> None:
 
 
 def clear() -> None:
-    """Removes old nights that have ended."""
+    """Deletes RayJobs that have ended, but for the newest ones."""
     nights = ask("GET", query=f"?labelSelector={LABEL}%3Dyes")["items"]
     ended = [each for each in nights if each.get("status", {}).get("jobDeploymentStatus") in ENDED]
     ended.sort(key=lambda each: each["metadata"]["creationTimestamp"])
@@ -60,7 +60,7 @@ def clear() -> None:
 
 
 def wait(name: str) -> bool:
-    """Returns, when the night has ended, whether it succeeded."""
+    """Waits until the RayJob has ended and returns whether it succeeded."""
     failures, last = 0, ""
     while True:
         try:
@@ -83,7 +83,7 @@ def wait(name: str) -> bool:
 
 
 def main() -> None:
-    """One night."""
+    """Runs the retraining of today."""
     name = f"retrain-{datetime.now(UTC):%Y%m%d}"
     start(name)
     clear()
