@@ -158,7 +158,7 @@ class Cluster:
         return {"RAY_ADDRESS": address, **self._tls_variables("client", "127.0.0.1")}
 
     def _tls_variables(self, name: str, address: str) -> dict[str, str]:
-        """Returns the variables with which Ray encrypts its calls, with certificates on both sides; none without TLS."""
+        """Returns the variables with which Ray encrypts its calls, each side with a certificate; none without TLS."""
         if not self.state["tls"]:
             return {}
         authority = Authority(self.folder / "tls")

@@ -1,4 +1,4 @@
-"""The same function over many items: on the cluster where Ray runs, else in threads of this process."""
+"""Apply a function to many items: in Ray tasks if there is a session, else in threads of this process."""
 
 import os
 import sys
@@ -12,18 +12,18 @@ import numpy as np
 import pyarrow as pa
 
 THREADS = 16
-TASK_CPUS = 0.5  # two tasks on a CPU: one decodes while the other reads, or is between two units
+TASK_CPUS = 0.5  # two tasks share a CPU: one decodes while the other reads
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: fewer than the machine's where it is confined to some."""
+    """Returns the number of CPUs that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_in_thread(call: Callable[[], Any]) -> None:
-    """Calls it in a thread of its own, waits, and raises what it raised.
+    """Calls a function in a thread of its own, waits for it, and raises its exception.
 
-    For what takes Ctrl-C for itself in the main thread: Ray Train ends the process with a bare status 1 there.
+    For libraries that install their own SIGINT handler in the main thread: Ray Train's ends the process with status 1.
     """
     errors: list[BaseException] = []
 
@@ -42,7 +42,7 @@ def run_in_thread(call: Callable[[], Any]) -> None:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Calls `function` on one chunk of items, in threads, inside a Ray task."""
+    """A Ray task that calls `function` on the items of one chunk, in threads."""
 
     function: Callable[[Any], pa.Table]
     chunks: Any  # an ObjectRef of list[list[(number, item)]]
@@ -65,8 +65,8 @@ def _numbered(
 
 
 def ray_is_initialized() -> bool:
-    """Whether this process is in a Ray session."""
-    # Not by importing it: a job sets variables that Ray reads when it is imported.
+    """Returns whether this process is in a Ray session. Doesn't import Ray."""
+    # Ray reads some environment variables when it is imported, and a session sets them before.
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
 
@@ -78,10 +78,10 @@ def map_tables(
     done: Callable[[int], None],
     computes: bool = False,
 ) -> list[pa.Table]:
-    """Returns `function(item)`, a table of `schema`, for each item, in their order.
+    """Returns `function(item)`, a table with `schema`, for each item, in the order of the items.
 
-    done: called now and then with the number of items that are finished. computes: `function` is held up by the CPU,
-    and takes memory for it; else by storage, and many calls wait at a time.
+    done: called from time to time with the number of finished items. computes: `function` is limited by the CPU and
+    takes memory, so that one call runs on each CPU; otherwise by storage, so that THREADS calls wait at once.
     """
     if len(items) < THREADS or not ray_is_initialized():
         tables = []
@@ -109,9 +109,10 @@ def map_tables(
 
 
 def map_in_order(numbers: Sequence[int], stages: Callable[[Any], Any]) -> Generator[dict[str, Any]]:
-    """Yields the blocks of a Ray Data execution over {"id": number}, in the order of the numbers, each when it is made.
+    """Yields the output of a Ray Data pipeline for each number, in the order of the numbers, as soon as it is complete.
 
-    stages: adds to the data set what makes a row of each number, which can't be split. Needs Ray.
+    stages: takes a data set with a row {"id": number} for each number and returns one with a single row for each, which
+    becomes a block of its own. Needs a Ray session.
     """
     import ray
 
@@ -119,10 +120,10 @@ def map_in_order(numbers: Sequence[int], stages: Callable[[Any], Any]) -> Genera
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
-    context.target_max_block_size = 1  # so that a task hands over unit by unit
-    with ray.data.DataContext.current(context):  # a data set keeps a copy of the context it was made in
-        # not `range`, whose reads are tasks of their own and start on half of the CPUs
+    context.target_max_block_size = 1  # each row is a block, so that a task yields it at once
+    with ray.data.DataContext.current(context):  # a data set keeps the context in which it was made
+        # Not `ray.data.range`: its reads are tasks of their own, which start on half of the CPUs.
         source = ray.data.from_items([{"id": number} for number in numbers], override_num_blocks=len(numbers))
         dataset = stages(source)
-    # Ray's own prefetching gives a block out only when the next ones are there too.
+    # With prefetching, Ray would yield a block only when the next ones are complete, too.
     yield from dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy")

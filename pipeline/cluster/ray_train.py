@@ -1,23 +1,24 @@
-"""Ray Train: how workers are placed on nodes, and the error of a run that failed."""
+"""Ray Train: the placement of workers on nodes, and the error of a failed run."""
 
 from typing import Any
 
 from pipeline.cluster.ray_errors import pipeline_error
 from pipeline.cluster.ray_tasks import run_in_thread
 
-# Label of a Ray node on which no worker trains: `ray start --labels image-pipeline/role=augment`.
+# The label of a node for augmentation only, where no worker trains: ray start --labels image-pipeline/role=augment
 AUGMENT_NODES = ("image-pipeline/role", "augment")
 
 
-TRAINING_NODES = {AUGMENT_NODES[0]: f"!{AUGMENT_NODES[1]}"}  # all others, as Ray selects by labels
+TRAINING_NODES = {AUGMENT_NODES[0]: f"!{AUGMENT_NODES[1]}"}  # Ray's selector of all other nodes
 
 
 def scaling_config(
     workers: int | tuple[int, int], use_gpu: bool, cpus_per_worker: float, resize_seconds: float = 60
 ) -> Any:
-    """Returns Ray Train's ScalingConfig: CPUs of different nodes, GPUs near each other, none of a node that augments.
+    """Returns Ray Train's ScalingConfig, with workers on training nodes only: spread over nodes, or packed with GPUs.
 
-    workers: how many, or at least and at most, looked at again every `resize_seconds`.
+    workers: their number, or the least and the largest number, between which a run is resized every `resize_seconds`
+    at most.
     """
     import ray.train
 
@@ -32,7 +33,7 @@ def scaling_config(
 
 
 def fit_trainer(trainer: Any) -> None:
-    """Runs a trainer of Ray Train. Raises the PipelineError that a worker met, if it is one."""
+    """Runs a trainer of Ray Train. Raises the PipelineError of a worker or of the controller, if that is the cause."""
     try:
         run_in_thread(trainer.fit)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Progress of remote workers, shown where the job was started."""
+"""Progress of remote workers, shown by the process that started them."""
 
 import threading
 from collections.abc import Iterator
@@ -9,30 +9,31 @@ from pipeline.core.progress import Progress
 
 
 class ProgressBoard:
-    """A Ray actor that keeps, for a display elsewhere to read, the last word of a remote stage and all that is said
-    once: what has no total.
+    """A Ray actor that holds the reports of remote workers until the display takes them.
+
+    Of the reports with a total it keeps the last one only; a report without a total is a message and is never dropped.
     """
 
     def __init__(self) -> None:
         self._last: tuple[str, int, int, str] | None = None
-        self._once: list[tuple[str, int, int, str]] = []
+        self._messages: list[tuple[str, int, int, str]] = []
 
     def post(self, stage: str, done: int, total: int, remark: str) -> None:
-        """Called by the worker."""
+        """Called by a worker: takes a report, with the arguments of `Progress`."""
         if total:
             self._last = (stage, done, total, remark)
         else:
-            self._once.append((stage, done, total, remark))
+            self._messages.append((stage, done, total, remark))
 
     def take(self) -> list[tuple[str, int, int, str]]:
-        """Called by the display: what it hasn't shown yet."""
-        new, self._once = [*self._once, *([self._last] if self._last else [])], []
+        """Called by the display: returns the reports since the last call."""
+        new, self._messages = [*self._messages, *([self._last] if self._last else [])], []
         self._last = None
         return new
 
 
 class RemoteProgress:
-    """A `pipeline.core.progress.Progress` that a worker can call: it posts to a ProgressBoard and doesn't wait."""
+    """A `pipeline.core.progress.Progress` for workers: posts to a ProgressBoard and doesn't wait for it."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
@@ -43,18 +44,19 @@ class RemoteProgress:
 
 @contextmanager
 def remote_progress(display: Progress) -> Iterator[RemoteProgress]:
-    """Shows on `display` what remote workers report to the value it yields. Needs Ray."""
+    """Yields a progress function for remote workers, whose reports are shown on `display`. Needs a Ray session."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
+    # On this node, because any other one may be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(ProgressBoard).options(num_cpus=0, scheduling_strategy=here).remote()
     done = threading.Event()
 
     def follow() -> None:
         while not done.wait(0.5):
-            for words in ray.get(board.take.remote()):
-                display(*words)
+            for report in ray.get(board.take.remote()):
+                display(*report)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -1,16 +1,13 @@
-"""What a cluster has room for: GPUs, a worker's CPUs, and waiting for nodes that an autoscaler still has to start."""
+"""Resources of a cluster: GPUs, CPUs for each worker, and waiting for nodes that an autoscaler starts."""
 
 import os
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pipeline.cluster.session import ray_session
 from pipeline.core.errors import ClusterError, RecipeError
 from pipeline.core.progress import Progress
 from pipeline.storage import files
-
-if TYPE_CHECKING:
-    pass
 
 Device = Literal["auto", "gpu", "cpu"]
 DEVICE_HELP, WAIT_HELP = "of the workers: gpu, cpu, or auto: what there is", "for nodes that an autoscaler starts"
@@ -19,16 +16,16 @@ _LOOK_EVERY_SECONDS = 2.0
 
 
 def resolve_cache_folder(folder: str | None) -> str:
-    """Returns the path of a cache on each node, "" for none. Raises RecipeError for a URI."""
+    """Returns the absolute path of a cache folder on each node, or "" for none. Raises RecipeError for a URI."""
     if not folder:
         return ""
     if not files.is_local(place := files.absolute(folder)):
-        raise RecipeError(f"cache={folder} must be a folder on each node's own disk, not in object storage")
+        raise RecipeError(f"cache={folder} must be a folder on a disk of each node, not in object storage")
     return place
 
 
 def count_gpus() -> int:
-    """Returns the GPUs of the cluster that RAY_ADDRESS names, else of this machine."""
+    """Returns the number of GPUs of the cluster that RAY_ADDRESS names, else of this machine."""
     if os.environ.get("RAY_ADDRESS"):
         import ray
 
@@ -40,16 +37,16 @@ def count_gpus() -> int:
 
 
 def workers_use_gpus(device: Device, workers: int, gpus: int) -> bool:
-    """Whether each worker gets a GPU. auto: where there are that many. Raises RecipeError."""
+    """Returns whether each worker gets a GPU; with device auto, if there are enough. Raises RecipeError."""
     if device == "gpu" and not workers:
         raise RecipeError("device=gpu needs workers; give --workers N")
     return workers > 0 and (device == "gpu" or (device == "auto" and workers <= gpus))
 
 
 def node_cpus(that_train: bool = False) -> list[float]:
-    """Returns the CPUs that each node of the running Ray announces, without nodes that announce none.
+    """Returns the number of CPUs of each node of the cluster; nodes without CPUs for tasks are left out.
 
-    that_train: without those for augmentation alone (`job.AUGMENT_NODES`).
+    that_train: leave out the nodes for augmentation only (`ray_train.AUGMENT_NODES`), too.
     """
     import ray
 
@@ -61,11 +58,11 @@ def node_cpus(that_train: bool = False) -> list[float]:
 
 
 def worker_cpus(num_workers: int, use_gpu: bool, nodes: list[float]) -> float:
-    """Returns one CPU beside a GPU; without, whole ones of a share of all but what is left for reading, or that share
-    if it is less.
+    """Returns the number of CPUs for each worker: one beside a GPU, else an equal share in whole CPUs, or a fraction.
 
-    nodes: CPUs of each that trains. What is left is one CPU and, of several nodes, the largest one's, so that a run
-    goes on without any of them. No worker gets more than a node has.
+    nodes: the CPUs of each training node. One CPU stays free for reading. If there are several nodes, the CPUs of the
+    largest one stay free, too, so that the run can continue without any one of them. No worker gets more CPUs than a
+    node has.
     """
     if use_gpu:
         return 1.0
@@ -75,14 +72,14 @@ def worker_cpus(num_workers: int, use_gpu: bool, nodes: list[float]) -> float:
 
 
 def wait_for_resources(num_workers: int, use_gpu: bool, minutes: float, progress: Progress) -> None:
-    """Asks the autoscaler, if there is one, for the workers' nodes and returns when they have joined.
+    """Asks the autoscaler, if there is one, for nodes for the workers, and waits until they have joined.
 
-    Raises ClusterError if they haven't within the minutes.
+    minutes: the time limit. Raises ClusterError after it.
     """
     import ray
     from ray.autoscaler.sdk import request_resources
 
-    # Workers make do with shares of CPUs where there are no more.
+    # Without time to wait, workers make do with fractions of the CPUs that there are.
     kind, needed = ("GPU", num_workers) if use_gpu else ("CPU", num_workers + 1 if minutes else 2)
     deadline = time.monotonic() + 60 * minutes
     asked = False
@@ -100,11 +97,11 @@ def wait_for_resources(num_workers: int, use_gpu: bool, minutes: float, progress
             time.sleep(_LOOK_EVERY_SECONDS)
     finally:
         if asked:
-            request_resources(bundles=[])  # from here on the workers themselves hold them
+            request_resources(bundles=[])  # from here on the workers hold the nodes
 
 
 def check_stream_resources(num_workers: int, cpus_per_worker: float, total_cpus: float) -> None:
-    """Raises ClusterError if trainers would leave no CPU for reading: the stream would wait for ever, silently."""
+    """Raises ClusterError if the workers would leave no CPU for reading, because the stream would wait forever."""
     free = total_cpus - num_workers * cpus_per_worker
     if free < 1:
         raise ClusterError(

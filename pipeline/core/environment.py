@@ -1,4 +1,4 @@
-"""Versions of packages and the commit of the source: what numbers depend on."""
+"""Versions of Python and packages, and the commit of the source: results depend on them."""
 
 import importlib.metadata
 import platform
@@ -9,7 +9,7 @@ _PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "scikit-learn")
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that numbers depend on."""
+    """Returns {name: version} of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 

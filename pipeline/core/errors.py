@@ -1,46 +1,46 @@
-"""The exceptions of the project, all in one place.
+"""The exceptions of the project.
 
-A job prints a `PipelineError` as one line without a traceback and exits with status 2, or 1 where there is nothing
-for its user to mend. Anything else is a defect of ours and keeps its traceback.
+A job prints a `PipelineError` as one line without a traceback. It exits with status 2, or with 1 for an
+`UnavailableError`, which the user can't mend. Any other exception is a defect of ours and keeps its traceback.
 """
 
 import importlib.util
 
 
 class PipelineError(ValueError):
-    """Something the user gave can't be used. The message names field, value and remedy."""
+    """An input of the user can't be used. The message names the field, the value and the remedy."""
 
 
 class SourceError(PipelineError):
-    """Raw data is missing, damaged, hostile or of a layout that nobody here understands."""
+    """Raw data is missing, damaged, hostile or in an unknown layout."""
 
 
 class StorageError(PipelineError):
-    """A storage refuses."""
+    """A storage refuses a request."""
 
 
 class UnavailableError(StorageError):
-    """A storage doesn't answer for longer than is waited for: the same command may well work later."""
+    """A storage hasn't answered within the time limit. The same command may work later."""
 
 
 class MissingPackageError(PipelineError):
-    """What was asked for needs a package that isn't installed."""
+    """A feature needs a package that isn't installed."""
 
 
 class DatasetError(PipelineError):
-    """An ingested data set is unfinished, damaged or not the one that was asked for."""
+    """A data set is unfinished, damaged or not the one that is needed."""
 
 
 class RecipeError(PipelineError):
-    """A recipe or one of its values doesn't exist or can't work."""
+    """A recipe doesn't exist, or one of its values is invalid."""
 
 
 class CheckpointError(PipelineError):
-    """A checkpoint or a run can't be continued with what was asked for."""
+    """A checkpoint is damaged, or a run can't be continued with these settings."""
 
 
 class CertificateError(PipelineError):
-    """An evaluation isn't of the rows, the weights or the numbers that it is said to be of."""
+    """The certificate of an evaluation doesn't match its rows, weights or metrics."""
 
 
 class RegistryError(PipelineError):
@@ -48,11 +48,11 @@ class RegistryError(PipelineError):
 
 
 class DivergedError(PipelineError):
-    """Training gave a loss or a gradient that isn't finite."""
+    """A loss or a gradient isn't finite."""
 
 
 class ClusterError(PipelineError):
-    """The Ray cluster lacks what the job needs."""
+    """The Ray cluster lacks resources that the job needs."""
 
 
 class BudgetError(PipelineError):
@@ -60,11 +60,14 @@ class BudgetError(PipelineError):
 
 
 class ExactnessError(AssertionError):
-    """Rows were lost, doubled or out of order: a defect, never the user's fault, never to be caught."""
+    """Rows were lost, repeated or out of order: a defect of ours, never to be caught."""
 
 
 def check_installed(what: str, *packages: str) -> None:
-    """Raises MissingPackageError, with the remedy, unless all packages of the extra `evaluation` are there."""
+    """Raises MissingPackageError, with the remedy, unless all the packages are installed.
+
+    what: the feature that needs them, for the message. packages: names of modules from the extra `evaluation`.
+    """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingPackageError(

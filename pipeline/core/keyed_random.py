@@ -1,9 +1,9 @@
-"""Random numbers that depend on what they are for, not on when or where they are drawn.
+"""Random numbers that are a function of their key, independent of when and where they are drawn.
 
 A draw is a hash of (seed, epoch, stream, key, counter) by SplitMix64's finaliser (Steele, Lea and Flood,
-"Fast splittable pseudorandom number generators", OOPSLA 2014). Nothing is carried from call to call, so any
-worker can make any row's draws, in any order, and anyone can recompute them in any language. NumPy's own
-generators don't promise the same stream from version to version; this does (tests/core/test_keyed_random.py pins it).
+"Fast splittable pseudorandom number generators", OOPSLA 2014). There is no state, so any worker can draw for any row
+in any order, and the numbers can be computed in any language. NumPy's own generators may change from version to
+version; these don't (tests/core/test_keyed_random.py pins them).
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 Keys = npt.NDArray[np.uint64]
-Epochs = int | npt.NDArray[np.int64]  # one for all keys, or one for each
+Epochs = int | npt.NDArray[np.int64]  # one epoch for all keys, or int64 [N], one for each
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -22,7 +22,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 class Stream(IntEnum):
-    """What a draw is for. Each use has its own stream, so switching one on shifts no other. Never renumber."""
+    """The purpose of a draw. Each has a stream of its own, so that a new one changes no other. Never renumber them."""
 
     SHARD = 1
     HOLD_OUT = 2
@@ -45,7 +45,10 @@ class Stream(IntEnum):
 
 
 def epochs_at(epochs: Epochs, places: Any) -> Epochs:
-    """Returns the epochs of the samples at some places (indices or a slice) of those that `epochs` is for."""
+    """Returns the epochs of a selection of samples.
+
+    epochs: of all samples. places: indices or a slice.
+    """
     return epochs[places] if isinstance(epochs, np.ndarray) else epochs
 
 
@@ -56,14 +59,14 @@ def key_hash(keys: list[str]) -> Keys:
 
 
 def mix(x: Keys) -> Keys:
-    """SplitMix64's finaliser, a bijection on uint64."""
+    """Returns SplitMix64's finaliser of each value, a bijection on uint64."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))
 
 
 def bits(seed: int, epoch: Epochs, stream: Stream, keys: Keys, num_draws: int = 1) -> Keys:
-    """Returns uint64 [N, num_draws], one line of independent draws for each of the N keys."""
+    """Returns uint64 [N, num_draws], one row of independent draws for each of the N keys."""
     state = np.zeros(1, dtype=np.uint64)
     for word in (seed, epoch, int(stream)):
         number = word.astype(np.uint64) if isinstance(word, np.ndarray) else np.array([word % 2**64], dtype=np.uint64)
@@ -79,5 +82,5 @@ def uniform(seed: int, epoch: Epochs, stream: Stream, keys: Keys, num_draws: int
 
 
 def permutation(seed: int, epoch: int, stream: Stream, keys: Keys) -> npt.NDArray[np.int64]:
-    """Returns int64 [N], the positions of `keys` sorted by their draw (ties, if any, by position)."""
+    """Returns int64 [N], the positions of `keys` sorted by their draws; equal draws keep their order."""
     return np.argsort(bits(seed, epoch, stream, keys)[:, 0], kind="stable")

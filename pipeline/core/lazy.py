@@ -1,4 +1,4 @@
-"""Names of a package that are imported on first use, so that `import pipeline` stays cheap (PEP 562)."""
+"""Import the names of a package on first use, so that `import pipeline` stays cheap (PEP 562)."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -8,8 +8,8 @@ from typing import Any
 def lazy(package: str, names: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
     """Returns the `__getattr__` of a package.
 
-    package: its `__name__`. names: for each of its modules, relative to the package, the names that are taken from it.
-    The function that is returned raises AttributeError for any other name.
+    package: its `__name__`. names: {module, relative to the package: names to import from it}. The returned function
+    raises AttributeError for any other name.
     """
     modules = {name: f"{package}.{module}" for module, found in names.items() for name in found}
 

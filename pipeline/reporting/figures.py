@@ -1,4 +1,4 @@
-"""Figures shared by reports: confused classes and the confusion matrix."""
+"""Figures that several reports show: the most confused classes and the confusion matrix."""
 
 from typing import Any
 
@@ -10,7 +10,10 @@ MAX_MATRIX_CLASSES = 20
 
 
 def confused_pairs(matrix: Any, classes: tuple[str, ...], count: int = 5) -> list[tuple[int, str, str]]:
-    """Returns (images, true class, predicted class) of the most frequent mistakes, most frequent first."""
+    """Returns (images, true class, predicted class) of the most frequent mistakes, sorted by frequency.
+
+    matrix: int [C, C], true classes in rows, predicted ones in columns.
+    """
     wrong = np.array(matrix)
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
@@ -20,6 +23,7 @@ def confused_pairs(matrix: Any, classes: tuple[str, ...], count: int = 5) -> lis
 
 @chart_style()
 def confusion_matrix_chart(matrix: Any, classes: tuple[str, ...]) -> str:
+    """Returns the confusion matrix as the data URI of an SVG. matrix: int [C, C], true classes in rows."""
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     side = 1.6 + 0.42 * len(classes)
     figure, axes = new_axes(side, side)

@@ -67,7 +67,7 @@ __all__ = [
 
 
 def read_bytes(uri: str) -> bytes:
-    """Returns the whole content of one file."""
+    """Returns the content of a file. Raises FileNotFoundError."""
     if in_store(uri):
         return object_store.read(uri)[0]
     filesystem, path = open_filesystem(uri)
@@ -81,7 +81,7 @@ def read_json(uri: str) -> Any:
 
 
 def read_range(uri: str, offset: int, length: int) -> memoryview:
-    """Returns `length` bytes at `offset`: of a store by one request, tried again. Raises OSError if there are fewer."""
+    """Returns `length` bytes at `offset`, from object storage by one request. Raises OSError if there are fewer."""
     if in_store(uri):
         return object_store.read_range(uri, offset, length)
     data = read_local_range(uri, offset, length) if is_local(uri) else _read_other(uri, offset, length)
@@ -97,7 +97,7 @@ def _read_other(uri: str, offset: int, length: int) -> bytes:
 
 
 def write_bytes(uri: str, data: Any) -> None:
-    """Writes `data` so that a reader sees the old file or the whole new one: rename on disks, one PUT on stores."""
+    """Writes a file so that a reader sees the old or the whole new one: by a rename on disks, by one PUT in a store."""
     if in_store(uri):
         object_store.write(uri, data)
         return
@@ -118,8 +118,8 @@ def write_json(uri: str, value: Any, pretty: bool = False) -> None:
 def write_mapped(uri: str, memory: mmap.mmap, size: int) -> None:
     """Writes the first `size` bytes of an anonymous mapping, as `write_bytes` does.
 
-    On disks past the page cache, where they know O_DIRECT, and flushed: copying a shard there costs more CPU than all
-    else that is done to it (docs/log.md), and nobody reads it soon.
+    A disk that can is written past the page cache (O_DIRECT), and flushed. Copying a shard into the page cache costs
+    more CPU than all the rest of its ingestion (docs/log.md), and nobody reads it soon.
     """
     if not is_local(uri):
         with memoryview(memory) as view, view[:size] as data:
@@ -130,9 +130,9 @@ def write_mapped(uri: str, memory: mmap.mmap, size: int) -> None:
 
 
 def write_once(uri: str, data: bytes) -> bool:
-    """Writes `data` unless something is there already; of any number of racing writers one gets True.
+    """Writes a file unless there is one already, and returns whether it did; of several concurrent writers one does.
 
-    On disks by a hard link (which never overwrites), in stores by a conditional PUT (S3: `If-None-Match: *`).
+    On disks by a hard link, which never overwrites; in stores by a conditional PUT (S3: `If-None-Match: *`).
     """
     if in_store(uri):
         try:
@@ -153,7 +153,7 @@ def write_once(uri: str, data: bytes) -> bool:
 
 
 def read_version(uri: str) -> tuple[bytes, str] | None:
-    """Returns a file's content and version (for `replace`), or None where there is none."""
+    """Returns the content of a file and its version, for `replace`; None if there is no file."""
     _check_conditional(uri)
     try:
         if in_store(uri):
@@ -165,9 +165,9 @@ def read_version(uri: str) -> tuple[bytes, str] | None:
 
 
 def replace(uri: str, data: bytes, version: str) -> str | None:
-    """Writes `data` if the file still is of `version`; returns the new version, or None if it isn't.
+    """Replaces a file if it still has this version (compare-and-swap). Returns the new version, or None if it hasn't.
 
-    In stores by a conditional PUT (S3: `If-Match`, Google's: its generation), on disks under a lock (`flock`) on a file
+    In stores by a conditional PUT (S3: `If-Match`, Google: the generation); on disks under a lock (`flock`) on a file
     beside it.
     """
     if in_store(uri):
@@ -187,11 +187,13 @@ def replace(uri: str, data: bytes, version: str) -> str | None:
 
 def _check_conditional(uri: str) -> None:
     if not (is_local(uri) or in_store(uri)):
-        raise PipelineError(f"{uri}: publishing needs conditional writes, known here for paths, s3:// and gs:// only")
+        raise PipelineError(
+            f"{uri}: publishing needs conditional writes, which are supported for paths, s3:// and gs:// only"
+        )
 
 
 def delete_tree(uri: str) -> None:
-    """Removes a directory and what is below it; nothing happens where there is none."""
+    """Removes a directory and everything below it, if there is one."""
     if in_store(uri):
         object_store.delete(uri, [f"{urlsplit(uri).path.strip('/')}/{name}" for name, _ in list_files(uri)])
         return
@@ -201,7 +203,7 @@ def delete_tree(uri: str) -> None:
 
 
 def delete_files(uri: str, names: list[str]) -> None:
-    """Removes files below `uri` by their names; one that is gone already is fine."""
+    """Removes files below `uri` by their names; a missing file is no error."""
     if in_store(uri):
         object_store.delete(uri, [f"{urlsplit(uri).path.strip('/')}/{name}" for name in names])
         return

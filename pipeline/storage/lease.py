@@ -1,8 +1,8 @@
-"""A lease: of several processes, on one machine or many, one may write to a place at a time.
+"""A lease: a lock file by which one of several processes, on any machines, may write to a target.
 
-The holder rewrites the lease's file every few seconds by a conditional write. Who finds a lease watches it: rewritten
-meanwhile means that its holder lives; unchanged for the time that it promises means that its holder is dead. So no two
-clocks are compared. A holder of this very machine whose process is gone is dead at once.
+The holder rewrites the lease file every few seconds by a conditional write. A process that finds a lease watches it. If
+the file changes, its holder is alive. If it stays the same for the time to live that it states, its holder is dead. So
+the clocks of two machines are never compared. A holder on this machine whose process has ended counts as dead at once.
 """
 
 import json
@@ -24,22 +24,22 @@ TTL_SECONDS = 30.0
 
 
 class Lease:
-    """A lease that this process holds."""
+    """A lease that this process holds, and that a thread renews."""
 
     def __init__(self, uri: str, content: dict[str, Any], version: str, ttl_seconds: float) -> None:
         self._uri, self._content, self._version = uri, content, version
         self._ttl_seconds = ttl_seconds
         self._ended = threading.Event()
         self._lost = False
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
-    def _beat(self) -> None:
+    def _renew(self) -> None:
         while not self._ended.wait(self._ttl_seconds / 6):
             self._content["beat"] += 1
             try:
                 version = files.replace(self._uri, _encode(self._content), self._version)
-            except (OSError, StorageError):  # whoever works under the lease meets it too, and says so
+            except (OSError, StorageError):  # `check` reports it; the writes under the lease fail in the same way
                 version = None
             if version is None:
                 self._lost = True
@@ -47,15 +47,15 @@ class Lease:
             self._version = version
 
     def check(self) -> None:
-        """Raises DatasetError if another process has taken the lease, or it couldn't be renewed."""
+        """Raises DatasetError if another process has taken the lease over, or if it couldn't be renewed."""
         if self._lost or not (self._thread.is_alive() or self._ended.is_set()):
             raise DatasetError(
-                f"{self._uri.split('?')[0]}: this process was away for too long and another has taken over; "
-                "let that one finish, then run the same command again"
+                f"{self._uri.split('?')[0]}: this process didn't renew its lease in time, and another has taken "
+                "over; let that one finish, then run the same command again"
             )
 
     def release(self) -> None:
-        """Gives the lease back, if it is still this process's."""
+        """Gives the lease back, if this process still holds it."""
         self._ended.set()
         self._thread.join()
         found = None if self._lost else files.read_version(self._uri)
@@ -65,9 +65,10 @@ class Lease:
 
 @contextmanager
 def hold_lease(uri: str, what: str, progress: Progress = silent, ttl_seconds: float = TTL_SECONDS) -> Iterator[Lease]:
-    """Holds the lease at `uri`; waits for a dead holder's to run out. Raises DatasetError if a live one holds it.
+    """Holds the lease at `uri` for the block. Waits until the lease of a dead holder has expired.
 
-    what: what is being written, for the other's error message.
+    what: the target, for the error message of a process that finds this lease. Raises DatasetError if a live process
+    holds it.
     """
     content = {
         "owner": uuid.uuid4().hex,
@@ -108,10 +109,10 @@ def _acquire(uri: str, content: dict[str, Any], progress: Progress) -> str:
 
 
 def _watch(uri: str, holder: dict[str, Any], version: str, progress: Progress) -> None:
-    """Returns when the holder has been silent for as long as it promised not to be. Raises DatasetError if it lives."""
+    """Waits until the lease has expired or has been given back. Raises DatasetError if the holder is alive."""
     start = time.monotonic()
     while (waited := time.monotonic() - start) < holder["ttl_seconds"]:
-        progress("lease", int(waited), int(holder["ttl_seconds"]), f"is process {holder['pid']} still there?")
+        progress("lease", int(waited), int(holder["ttl_seconds"]), f"waiting whether process {holder['pid']} is alive")
         time.sleep(min(1.0, holder["ttl_seconds"] / 10))
         found = files.read_version(uri)
         if found is None:
@@ -132,12 +133,12 @@ def _is_dead(holder: dict[str, Any]) -> bool:
         return True
     except PermissionError:
         return False
-    # Itself: an earlier holder that was a thread of this process, or a process with its number.
+    # The process is alive. It may be this one (another thread holds the lease), or a new one with an old number.
     return False
 
 
 def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # not Linux: leases of this machine then run out like all others
+    except OSError:  # not Linux: then leases of this machine expire as all others do
         return uuid.uuid4().hex

@@ -18,7 +18,7 @@ LISTING_THREADS = 32
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """A file below a directory: its name relative to it, bytes, and time of the last change."""
+    """A file below a directory: its name relative to it, size in bytes, and time of the last change."""
 
     name: str
     size: int
@@ -26,7 +26,7 @@ class Entry:
 
 
 def kind(uri: str) -> Literal["file", "directory", "missing"]:
-    """What lies at `uri`; in a store a prefix of any key is a directory."""
+    """Returns what is at `uri`; in object storage a prefix of any key is a directory."""
     if in_store(uri):
         return _kind_in_store(uri)
     filesystem, path = open_filesystem(uri)
@@ -48,12 +48,12 @@ def _kind_in_store(uri: str) -> Literal["file", "directory", "missing"]:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or directory is there."""
+    """Returns whether there is a file or a directory at `uri`."""
     return kind(uri) != "missing"
 
 
 def size(uri: str) -> int:
-    """Returns the bytes of a file. Raises FileNotFoundError."""
+    """Returns the size of a file in bytes. Raises FileNotFoundError."""
     if in_store(uri):
         return int(object_store.head(uri)["size"])
     filesystem, path = open_filesystem(uri)
@@ -64,7 +64,7 @@ def size(uri: str) -> int:
 
 
 def list_entries(uri: str) -> list[Entry]:
-    """Returns every file below `uri`, sorted by name; a bucket is listed by many prefixes at a time."""
+    """Returns every file below `uri`, sorted by name; a bucket is listed by many prefixes at once."""
     if in_store(uri):
         return _list_store(uri)
     filesystem, path = open_filesystem(uri)
@@ -75,7 +75,7 @@ def list_entries(uri: str) -> list[Entry]:
 
 
 def _list_store(uri: str) -> list[Entry]:
-    # Pages of one listing come one after another, so a bucket of a million keys is listed by its folders.
+    # The pages of one listing come one after another, so a bucket of a million keys is listed by its folders.
     prefixes, found = object_store.list_level(uri)
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         for _ in range(2):
@@ -93,8 +93,8 @@ def _list_store(uri: str) -> list[Entry]:
         for entry in found
         if len(entry["path"]) > start
     ]
-    # An empty object NAME/ stands for a folder, by some tools' custom, and obstore leaves out the slash: what is empty
-    # and has files below it, or no suffix, is taken for one.
+    # Some tools write an empty object NAME/ for a folder, and obstore drops the slash. So an empty object counts as a
+    # folder if it has files below it, or no suffix.
     folders = {folder for entry in entries for folder in _folders(entry.name)}
     return sorted(e for e in entries if e.size or (e.name not in folders and posixpath.splitext(e.name)[1]))
 
@@ -111,7 +111,7 @@ def list_files(uri: str) -> list[tuple[str, int]]:
 
 
 def list_directories(uri: str) -> list[str]:
-    """Returns the names of the directories right below `uri`, sorted."""
+    """Returns the names of the directories directly below `uri`, sorted."""
     if in_store(uri):
         return sorted(posixpath.basename(prefix.rstrip("/")) for prefix in object_store.list_level(uri)[0])
     filesystem, path = open_filesystem(uri)
@@ -120,12 +120,12 @@ def list_directories(uri: str) -> list[str]:
 
 
 def fingerprint(uri: str) -> str:
-    """Returns a hash that changes when the file, or a file below the directory, does: names, sizes and times."""
+    """Returns a hash of the names, sizes and times of a file or of all files below a directory."""
     return fingerprint_of(uri, list_entries(uri) if kind(uri) == "directory" else [_entry(uri)])
 
 
 def fingerprint_of(uri: str, entries: list[Entry]) -> str:
-    """Returns the fingerprint of `uri`, whose files are listed already."""
+    """Returns the fingerprint of `uri` from an existing listing of its files."""
     lines = [f"{entry.name} {entry.size} {entry.modified_ns}" for entry in sorted(entries)]
     return hashlib.sha256("\n".join([uri, *lines]).encode()).hexdigest()
 

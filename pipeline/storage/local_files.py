@@ -18,7 +18,10 @@ _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class MappedFile:
-    """A local file as memory: what is read of it is not copied. Cut while it is read, it would end the process."""
+    """A local file mapped into memory, so that reads don't copy.
+
+    If the file is truncated while it is mapped, a read ends the process (SIGBUS).
+    """
 
     def __init__(self, path: str) -> None:
         with open(path, "rb") as file:
@@ -29,18 +32,18 @@ class MappedFile:
         """Returns `length` bytes at `offset`. Raises OSError if there are fewer."""
         data = self._view[offset : offset + length]
         if len(data) != length:
-            raise OSError(f"{len(data)} bytes at {offset}, {length} were expected; the file is cut")
+            raise OSError(f"{len(data)} bytes at {offset}, {length} were expected; the file is truncated")
         return data
 
     def prefetch(self, offset: int, length: int) -> None:
-        """Tells the system what is going to be read, so that it fetches what isn't in memory."""
+        """Asks the system to read a range ahead (madvise), if it isn't in memory."""
         if hasattr(self._map, "madvise") and offset + length <= len(self._view):
             start = offset // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
 
 
 def map_file(path: str) -> MappedFile:
-    """Returns a local file as memory; the last 256 stay open. Raises OSError."""
+    """Returns a local file mapped into memory; the last 256 files stay open. Raises OSError."""
     found = os.stat(path)
     if not found.st_size:
         raise OSError(f"{path}: the file is empty")
@@ -49,7 +52,7 @@ def map_file(path: str) -> MappedFile:
 
 @lru_cache(maxsize=256)
 def _map_file(path: str, inode: int, size: int, modified_ns: int) -> MappedFile:
-    return MappedFile(path)  # another file of this name is another file
+    return MappedFile(path)  # a new file of the same name has another inode, so it isn't taken for the old one
 
 
 def read_local_range(path: str, offset: int, length: int) -> bytes:
@@ -61,13 +64,13 @@ def read_local_range(path: str, offset: int, length: int) -> bytes:
 
 @lru_cache(maxsize=64)
 def _open_local(path: str, inode: int, modified_ns: int) -> IO[bytes]:
-    # Another file of this name is another file. Closed when the cache and all readers have let go of it.
+    # A new file of the same name has another inode. A file is closed when the cache and all readers have dropped it.
     return open(path, "rb", buffering=0)
 
 
 @contextmanager
 def temporary_beside(path: str) -> Iterator[str]:
-    """Yields a path, whose file is moved to `path` when the block ends well, and removed if it doesn't.
+    """Yields the path of a temporary file, which replaces `path` at the end of the block, or is removed on an error.
 
     Raises StorageError if the disk is full.
     """
@@ -94,7 +97,7 @@ def write_direct(path: str, memory: mmap.mmap, size: int) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        file = os.open(path, flags, 0o666)  # this file system doesn't know it
+        file = os.open(path, flags, 0o666)  # a file system without O_DIRECT
     try:
         done, end = 0, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE  # whole blocks
         while done < end:
@@ -105,7 +108,7 @@ def write_direct(path: str, memory: mmap.mmap, size: int) -> None:
                     now = fcntl.fcntl(file, fcntl.F_GETFL)
                     if error.errno != errno.EINVAL or not now & _O_DIRECT:
                         raise
-                    fcntl.fcntl(file, fcntl.F_SETFL, now & ~_O_DIRECT)  # its blocks are larger than our pages
+                    fcntl.fcntl(file, fcntl.F_SETFL, now & ~_O_DIRECT)  # the disk's blocks are larger than a page
         os.ftruncate(file, size)
         os.fsync(file)
     finally:

@@ -1,4 +1,4 @@
-"""A real S3 on this machine's loopback, for tests and benchmarks: SeaweedFS, from the dev group."""
+"""A real S3 server on loopback, for tests and benchmarks: SeaweedFS, from the dev group of the dependencies."""
 
 import json
 import os
@@ -20,10 +20,10 @@ _SERVERS = ("master", "volume", "filer", "s3", "admin")
 
 @contextmanager
 def local_s3(bucket: str, parent: str = "/tmp") -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a server with an empty bucket, with its address and credentials in the standard variables.
+    """Runs a server with an empty bucket for the block, with its address and credentials in the standard variables.
 
-    Yields the server's process. On leaving, it is ended, and its files and the variables are gone. parent: a folder
-    with a short path, for sockets lie in it and their paths are at most 107 bytes long.
+    Yields the process of the server. Afterwards the server has ended, its files are removed and the variables are
+    restored. parent: a folder with a short path, because it holds sockets, whose paths have 107 bytes at most.
     """
     folder = Path(tempfile.mkdtemp(prefix="weed-", dir=parent))
     process, variables = start_s3(bucket, folder)
@@ -41,8 +41,9 @@ def local_s3(bucket: str, parent: str = "/tmp") -> Iterator[subprocess.Popen[byt
 
 
 def start_s3(bucket: str, folder: Path, address: str = "127.0.0.1") -> tuple[subprocess.Popen[bytes], dict[str, str]]:
-    """Starts a server with an empty bucket that keeps all it has below `folder`. Returns its process, the leader of a
-    group, and the standard variables by which it is reached.
+    """Starts a server with an empty bucket and its files in `folder`.
+
+    Returns its process, which leads a process group, and the standard variables with its address and credentials.
     """
     import boto3
 
@@ -61,7 +62,9 @@ def start_s3(bucket: str, folder: Path, address: str = "127.0.0.1") -> tuple[sub
         "credentials": [{"accessKey": READER_KEY, "secretKey": READER_SECRET}],
         "actions": ["Read", "List"],
     }
-    (folder / "s3.json").write_text(json.dumps({"identities": [reader]}))  # beside the variables' own, who may all
+    (folder / "s3.json").write_text(
+        json.dumps({"identities": [reader]})
+    )  # the identity of the variables may do everything
     weed = Path(sys.executable).with_name("weed")
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
@@ -83,7 +86,7 @@ def start_s3(bucket: str, folder: Path, address: str = "127.0.0.1") -> tuple[sub
 
 
 def remove_s3(folder: Path) -> None:
-    """Removes all that a server that has ended leaves: its folder, and its sockets in /tmp, whatever TMPDIR says."""
+    """Removes the folder of a server that has ended, and its sockets, which are in /tmp whatever TMPDIR is."""
     for port in json.loads((folder / "ports.json").read_text()):
         for socket_file in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
             socket_file.unlink(missing_ok=True)
@@ -94,7 +97,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(timeout=5)
-    except subprocess.TimeoutExpired:  # it waits half a minute for its own parts at times; the data go anyway
+    except subprocess.TimeoutExpired:  # it sometimes waits half a minute for its own parts; its data are removed anyway
         process.kill()
         process.wait()
 
@@ -115,7 +118,7 @@ def _flags(folder: Path, ports: list[int], address: str) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports of loopback that nobody listens on."""
+    """Returns free ports of loopback; another process may take them meanwhile."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
@@ -126,7 +129,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def await_answer(url: str, timeout_seconds: float = 30) -> None:
-    """Returns when a server answers. Raises TimeoutError."""
+    """Waits until a server answers. Raises TimeoutError."""
     deadline = time.monotonic() + timeout_seconds
     while True:
         try:

@@ -11,7 +11,7 @@ LIST_PAGE_KEYS = 1000
 
 
 def read_range(uri: str, offset: int, length: int) -> memoryview:
-    """Returns `length` bytes at `offset`. Raises FileNotFoundError, or StorageError if it can't be had in full."""
+    """Returns `length` bytes at `offset`. Raises FileNotFoundError, or StorageError if the object has fewer."""
     import obstore
 
     if not length:
@@ -25,7 +25,7 @@ def read_range(uri: str, offset: int, length: int) -> memoryview:
 
 
 def read(uri: str) -> tuple[bytes, str]:
-    """Returns an object and its version: the ETag in S3, the generation in Google's. Raises FileNotFoundError."""
+    """Returns an object and its version: the ETag in S3, the generation in Google. Raises FileNotFoundError."""
     import obstore
 
     def get(store: Any, key: str) -> tuple[bytes, str]:
@@ -38,12 +38,12 @@ def read(uri: str) -> tuple[bytes, str]:
 
 
 def create(uri: str, data: Any) -> str:
-    """Writes an object that mustn't be there yet, as `write` does. Raises ConflictError if there is one."""
+    """Writes a new object, as `write` does. Raises ConflictError if there is one already."""
     return _put(uri, data, "create")
 
 
 def replace(uri: str, data: Any, version: str) -> str:
-    """Writes an object that must be of this version, as `write` does. Raises ConflictError if it isn't."""
+    """Replaces an object of this version, as `write` does. Raises ConflictError if it has another version."""
     return _put(uri, data, {_version_field(uri): version})
 
 
@@ -66,7 +66,7 @@ def _put(uri: str, data: Any, mode: Any) -> str:
     try:
         version = send_request("put", uri, put)
     except ConflictError as conflict:
-        # A first try may have arrived although its answer was lost: then the object is ours.
+        # An earlier try may have succeeded although its answer was lost. Then the object has our bytes.
         if conflict.tries:
             found, version = read(uri)
             if found == bytes(data):
@@ -85,7 +85,7 @@ def head(uri: str) -> dict[str, Any]:
 
 
 def list_below(uri: str) -> list[dict[str, Any]]:
-    """Returns {"path", "size", "last_modified"} of every object below a prefix, page after page."""
+    """Returns {"path", "size", "last_modified"} of every object below a prefix, from all pages."""
     import obstore
 
     def pages(store: Any, key: str) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def list_below(uri: str) -> list[dict[str, Any]]:
 
 
 def list_level(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Returns (prefixes, objects) right below a prefix."""
+    """Returns (prefixes, objects) directly below a prefix; the objects as `list_below` does."""
     import obstore
 
     def level(store: Any, key: str) -> Any:
@@ -110,7 +110,7 @@ def list_level(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def delete(uri: str, keys: list[str]) -> None:
-    """Removes objects of the URI's bucket, up to 1,000 a request, in Google's one by one; what isn't there is fine."""
+    """Removes objects of the bucket of `uri`, 1,000 a request in S3, one in Google. A missing object is no error."""
     import obstore
 
     if uri.startswith("gs:"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 @dataclass
 class RequestCounts:
-    """How many requests were sent (retries included, and counted once more as such), and bytes moved."""
+    """Numbers of requests of each kind, with retries; `retried` is how many of them were retries. And bytes moved."""
 
     get: int = 0
     put: int = 0
@@ -18,12 +18,12 @@ class RequestCounts:
     bytes_written: int = 0
 
     def plus(self, other: "RequestCounts", sign: int = 1) -> "RequestCounts":
-        """Returns the sum of both, or with sign -1 the difference."""
+        """Returns the sum of both, or with sign -1 their difference."""
         return RequestCounts(**{f.name: getattr(self, f.name) + sign * getattr(other, f.name) for f in fields(self)})
 
     @property
     def total(self) -> int:
-        """Requests of all kinds."""
+        """The number of requests of all kinds."""
         return self.get + self.put + self.list + self.head + self.delete
 
     def __str__(self) -> str:
@@ -43,6 +43,6 @@ def count_requests(**amounts: int) -> None:
 
 
 def requests_sent() -> RequestCounts:
-    """Returns what this process has sent so far."""
+    """Returns the numbers of requests that this process has sent so far."""
     with _lock:
         return _sent.plus(RequestCounts())

@@ -24,7 +24,7 @@ FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.1, 10.0
 
 
 class AdaptiveLimit:
-    """At most so many requests in flight: halved by each slow-down, raised by one for each `limit` successes."""
+    """Limits the requests in flight: a slow-down halves the limit, as many successes as the limit raise it by one."""
 
     def __init__(self, most: int) -> None:
         self.most, self.limit = most, float(most)
@@ -33,7 +33,7 @@ class AdaptiveLimit:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Waits for a place, and gives it back."""
+        """Waits until a request may be sent, and counts it as in flight for the block."""
         with self._condition:
             self._condition.wait_for(lambda: self._active < max(1, int(self.limit)))
             self._active += 1
@@ -45,12 +45,12 @@ class AdaptiveLimit:
                 self._condition.notify()
 
     def succeeded(self) -> None:
-        """Called after an answer."""
+        """Must be called after a successful answer."""
         with self._condition:
             self.limit = min(self.most, self.limit + 1 / self.limit)
 
     def slowed(self) -> None:
-        """Called after 503, 429 and the like."""
+        """Must be called after an answer 503 or 429."""
         with self._condition:
             self.limit = max(1.0, self.limit / 2)
 
@@ -59,9 +59,9 @@ _limit = AdaptiveLimit(REQUESTS_IN_FLIGHT)
 
 
 class ConflictError(Exception):
-    """A conditional write met another object than it expected. Never leaves the storage modules.
+    """A conditional write found another object than expected. It isn't raised outside `pipeline.storage`.
 
-    tries: how often the request had been sent before, to no answer.
+    tries: how often the request had been sent before without an answer.
     """
 
     def __init__(self, tries: int) -> None:
@@ -121,7 +121,7 @@ def _may_pass(error: Exception) -> bool:
 
 def _one_line(uri: str, error: Exception) -> str:
     text = " ".join(str(error).split("Debug source")[0].split())
-    text = re.sub(r"https?://\S+ in [\d.]+\S+ - ", "", text)  # no endpoint in messages and logs
+    text = re.sub(r"https?://\S+ in [\d.]+\S+ - ", "", text)  # no address of an endpoint in messages and logs
     code = re.search(r"<Code>(\w+)</Code>", text)
     reason = f"{_status(error)} {code.group(1) if code else ''}".strip() if _status(error) else text[:200]
     where = "the GOOGLE_... variables or the account" if uri.startswith("gs:") else "the AWS_... variables or profile"

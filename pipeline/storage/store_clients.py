@@ -52,7 +52,7 @@ def _store(scheme: str, bucket: str, endpoint: str | None, region: str | None) -
 
 
 def _gs_store(bucket: str, endpoint: str | None) -> Any:
-    # obstore finds the credentials, by Google's rules: variables, the application's default, the machine's account.
+    # obstore finds the credentials by Google's usual rules: variables, application default, account of the machine.
     from obstore.store import GCSStore
 
     options = _options(endpoint)
@@ -62,7 +62,7 @@ def _gs_store(bucket: str, endpoint: str | None) -> Any:
 
 
 def _s3_store(bucket: str, endpoint: str | None, region: str | None) -> Any:
-    # boto3 finds the credentials, by the rules that everyone knows: variables, profile, role of the machine.
+    # boto3 finds the credentials by AWS's usual rules: variables, profile, role of the machine.
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store
@@ -99,7 +99,7 @@ def _options(endpoint: str | None) -> dict[str, Any]:
 
 
 def google_filesystem() -> fs.FileSystem:
-    """Returns pyarrow's file system of Google Cloud Storage, by obstore, for Ray Train and Parquet."""
+    """Returns a pyarrow file system for Google Cloud Storage, through obstore, for Ray Train and Parquet."""
     from obstore.fsspec import FsspecStore
 
     endpoint = os.environ.get("GOOGLE_BASE_URL")
@@ -113,7 +113,7 @@ class _Handler(fs.FSSpecHandler):  # type: ignore[misc]
 
 
 class _BytesWriter:
-    """A file that is written bytes: obstore's refuses pyarrow's buffers."""
+    """A file that converts what is written to bytes, because obstore's refuses pyarrow's buffers."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

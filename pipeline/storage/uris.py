@@ -17,7 +17,7 @@ _SCHEMES = ("s3", "gs", "hdfs", "abfs", "abfss")
 
 
 def absolute(uri: str) -> str:
-    """Returns `uri` in a form that means the same in every process of the cluster.
+    """Returns the absolute form of a path or URI, which is valid in every process of the cluster.
 
     Raises PipelineError if the URI carries credentials or a scheme that isn't understood.
     """
@@ -37,17 +37,17 @@ def absolute(uri: str) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """Whether `uri` is a path of this machine."""
+    """Returns whether `uri` is a path on this machine."""
     return "://" not in uri
 
 
 def in_store(uri: str) -> bool:
-    """Whether `uri` lies in S3 (or what speaks like it) or in Google Cloud Storage."""
+    """Returns whether `uri` is in object storage: S3, a store with its interface, or Google Cloud Storage."""
     return uri.startswith(("s3://", "gs://"))
 
 
 def join(uri: str, *names: str) -> str:
-    """Returns the URI of `names` below `uri`; a query stays at the end."""
+    """Returns the URI of a file below `uri`; names: folders and file. A query stays at the end."""
     if "?" in uri:
         base, query = uri.split("?", 1)
         return f"{posixpath.join(base, *names)}?{query}"
@@ -55,7 +55,7 @@ def join(uri: str, *names: str) -> str:
 
 
 def basename(uri: str) -> str:
-    """The last part of the path, without a query."""
+    """Returns the last part of the path, without a query."""
     return posixpath.basename(uri.split("?", 1)[0].rstrip("/"))
 
 
@@ -66,7 +66,7 @@ def object_uri(uri: str, key: str) -> str:
 
 
 def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """Returns pyarrow's file system of an absolute `uri` and the path in it."""
+    """Returns pyarrow's file system for an absolute URI, and the path in it."""
     if "://" not in uri:
         return fs.LocalFileSystem(), uri
     if uri.startswith("gs://"):
