@@ -138,7 +138,7 @@ class _ToConsole(logging.Handler):
     """Prints the log records of the package, one line each."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(self.format(record))
+        console.print(self.format(record), markup=False)  # a path may hold brackets
 
 
 class Display:

@@ -1,8 +1,11 @@
-"""A registry of models: what is in it, what is live, and who said so.
+"""Lists, adds, promotes, rolls back and verifies the versions of a model registry.
 
-uv run jobs/registry.py list --registry URI
-uv run jobs/registry.py add --registry URI --checkpoint RUN --evaluation OUT
-uv run jobs/registry.py promote VERSION --registry URI --reason "why"
+Examples:
+    uv run jobs/registry.py list --registry work/registry
+    uv run jobs/registry.py show champion --registry work/registry
+    uv run jobs/registry.py add --registry work/registry --checkpoint runs/photos --evaluation runs/photos/evaluation
+    uv run jobs/registry.py promote 3f9c0a --registry work/registry --reason "better on the new camera"
+    uv run jobs/registry.py rollback --registry s3://bucket/work/registry
 """
 
 import time
@@ -20,116 +23,148 @@ Action = Literal["list", "show", "add", "promote", "rollback", "verify"]
 
 
 @dataclass(frozen=True)
-class Args:
-    """Flags. A version is named by its ID, the beginning of one, or an alias."""
+class AddArgs:
+    """For `add`: the model, and the proof of its accuracy."""
 
-    action: tyro.conf.Positional[Action]
-    version: Annotated[tyro.conf.Positional[str], command.option("for show and promote", "VERSION", "champion")] = ""
-    registry: Annotated[str | None, command.option("a folder, or a prefix of a bucket", "URI")] = None
-    checkpoint: Annotated[str | None, command.option("for add: a finished run", "URI")] = None
-    evaluation: Annotated[str | None, command.option("for add: what jobs/evaluate.py made of it", "URI")] = None
-    parent: Annotated[str, command.option("for add: the version that it was trained from", "VERSION", "none")] = ""
-    alias: Annotated[str, command.option("that is moved", "NAME", "champion")] = "champion"
-    reason: Annotated[str, command.option("for the history", "TEXT")] = ""
-    mlflow: Annotated[str | None, command.option("brings an MLflow registry up to date, after that", "URI", "none")] = (
-        None
-    )
+    checkpoint: Annotated[str | None, command.option("finished training run", "URI")] = None
+    evaluation: Annotated[str | None, command.option("folder of its evaluation, from jobs/evaluate.py", "URI")] = None
+    parent: Annotated[
+        str, command.option("version whose weights the training started from: ID or alias", "VERSION", "none")
+    ] = ""
+
+
+@dataclass(frozen=True)
+class MoveArgs:
+    """For `promote` and `rollback`: the alias, and the line in its history."""
+
+    alias: Annotated[str, command.option("alias that is moved", "NAME", "champion")] = "champion"
+    reason: Annotated[str, command.option("reason for the history; `promote` requires one", "TEXT", "none")] = ""
+
+
+@dataclass(frozen=True)
+class Args:
+    """A version is named by its ID, a unique beginning of its ID, or an alias."""
+
+    action: Annotated[
+        tyro.conf.Positional[Action], command.option("list, show, add, promote, rollback or verify", "ACTION")
+    ]
+    version: Annotated[
+        tyro.conf.Positional[str], command.option("version, for `show` and `promote`", "[VERSION]", "champion")
+    ] = ""
+    registry: Annotated[str | None, command.option("folder, or prefix of a bucket", "URI")] = None
+    mlflow: Annotated[
+        str | None, command.option("MLflow server; its mirror of the registry is updated afterwards", "URI", "none")
+    ] = None
+    add: Annotated[AddArgs, command.group("add")] = AddArgs()
+    move: Annotated[MoveArgs, command.group("move")] = MoveArgs()
 
 
 def main(args: Args) -> None:
-    """Does what is asked for."""
+    """Carries out the action."""
     if args.registry is None:
         raise RegistryError("registry is missing; give --registry URI, a folder or a prefix of a bucket")
     place = files.absolute(args.registry)
-    {"list": _list, "show": _show, "add": _add, "promote": _promote, "rollback": _rollback, "verify": _verify}[
-        args.action
-    ](args, place)
+    actions = {
+        "list": print_versions,
+        "show": print_version,
+        "add": add,
+        "promote": promote,
+        "rollback": rollback,
+        "verify": verify,
+    }
+    actions[args.action](args, place)
     if args.mlflow:
         from pipeline.retraining.mlflow_mirror import MODEL_NAME, mirror
 
-        command.console.print(
-            f"MLflow's model {MODEL_NAME}: {mirror(place, args.mlflow)} version(s) added, aliases as here"
-        )
+        added = mirror(place, args.mlflow)
+        command.console.print(f"MLflow's model {MODEL_NAME}: {added} version(s) added, aliases as here")
 
 
-def _list(args: Args, place: str) -> None:
+def print_versions(args: Args, place: str) -> None:
+    """Prints a table of all versions."""
     from pipeline.retraining import registry
 
-    named = registry.aliases(place)
+    aliases = registry.aliases(place)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("version", "created", "recipe", "top-1", "images", "parent", "aliases"):
         table.add_column(name)
     for each in registry.versions(place):
-        mine = ", ".join(alias for alias, version in named.items() if version == each.id)
+        names = ", ".join(alias for alias, version in aliases.items() if version == each.id)
         table.add_row(
-            each.id, _when(each.created), each.recipe, f"{each.top1:.4f}", f"{each.rows:,}", each.parent, mine
+            each.id, _local_time(each.created), each.recipe, f"{each.top1:.4f}", f"{each.rows:,}", each.parent, names
         )
     command.console.print(table)
     command.console.print(f"{table.row_count} version(s) in {place}")
 
 
-def _show(args: Args, place: str) -> None:
+def print_version(args: Args, place: str) -> None:
+    """Prints a version, and the moves that made it live."""
     from pipeline.retraining import registry
 
-    each = registry.get(place, args.version or args.alias)
+    each = registry.get(place, args.version or args.move.alias)
     lines = [
         ("recipe", each.recipe),
         ("top-1", f"{each.top1:.4f} of {each.rows:,} images"),
         ("data set", each.dataset_digest[:16]),
         ("parent", each.parent or "none"),
-        ("created", _when(each.created)),
+        ("created", _local_time(each.created)),
         ("certificate", each.certificate[:16]),
-        ("model", f"{registry.version_uri(place, each.id)}  (takes the place of a run: --checkpoint, --teacher)"),
+        ("model", f"{registry.version_uri(place, each.id)}  (can be given as a run: --checkpoint, --teacher)"),
     ]
     for alias in registry.aliases(place):
-        for move in registry.history(place, alias):
-            if move.version == each.id:
-                lines.append((f"{alias}, move {move.number}", f"{_when(move.time)}  {move.reason}"))
+        lines += [
+            (f"{alias}, move {move.number}", f"{_local_time(move.time)}  {move.reason}")
+            for move in registry.history(place, alias)
+            if move.version == each.id
+        ]
     command.print_table(f"\nversion {each.id}", lines)
 
 
-def _add(args: Args, place: str) -> None:
+def add(args: Args, place: str) -> None:
+    """Adds a version and prints its ID."""
     from pipeline.retraining import registry
 
-    if args.checkpoint is None or args.evaluation is None:
+    if args.add.checkpoint is None or args.add.evaluation is None:
         raise RegistryError("add needs --checkpoint RUN and --evaluation OUT, a folder that jobs/evaluate.py wrote")
-    parent = registry.get(place, args.parent).id if args.parent else ""
-    run, evaluation = (files.absolute(uri).rstrip("/") for uri in (args.checkpoint, args.evaluation))
-    added = registry.add(place, run, evaluation, parent)
+    run, evaluation = (files.absolute(uri).rstrip("/") for uri in (args.add.checkpoint, args.add.evaluation))
+    added = registry.add(place, run, evaluation, args.add.parent)
     command.console.print(
         f"version {added.id}: {added.recipe}, top-1 {added.top1:.4f}; promote {added.id} makes it live"
     )
 
 
-def _promote(args: Args, place: str) -> None:
+def promote(args: Args, place: str) -> None:
+    """Points the alias at a version."""
     from pipeline.retraining import registry
 
-    if not args.version or not args.reason:
+    if not args.version or not args.move.reason:
         raise RegistryError("promote needs a version and --reason TEXT, which stays in the history")
-    now = registry.current(place, args.alias)
-    done = registry.move(place, args.alias, registry.get(place, args.version).id, args.reason, now)
-    command.console.print(f"{args.alias} is {done.version} (move {done.number}); rollback undoes it")
+    newest = registry.current(place, args.move.alias)
+    version = registry.get(place, args.version).id
+    moved = registry.move(place, args.move.alias, version, args.move.reason, newest)
+    command.console.print(f"{moved.alias} is {moved.version} (move {moved.number}); rollback undoes it")
 
 
-def _rollback(args: Args, place: str) -> None:
+def rollback(args: Args, place: str) -> None:
+    """Points the alias at the version before."""
     from pipeline.retraining import registry
 
-    done = registry.rollback(place, args.alias, args.reason or "rolled back by hand")
-    command.console.print(f"{args.alias} is {done.version} again (move {done.number})")
+    moved = registry.rollback(place, args.move.alias, args.move.reason or "rolled back by hand")
+    command.console.print(f"{moved.alias} is {moved.version} again (move {moved.number})")
 
 
-def _verify(args: Args, place: str) -> None:
-    from pipeline.retraining import registry
-    from pipeline.retraining.registry_check import verify
+def verify(args: Args, place: str) -> None:
+    """Checks every file, version and history. Raises RegistryError if anything is damaged."""
+    from pipeline.retraining import registry, registry_check
 
-    problems = verify(place)
+    problems = registry_check.verify(place)
     if problems:
         raise RegistryError(f"{place}: {len(problems)} problem(s): {'; '.join(problems[:5])}")
     count = len(registry.versions(place))
-    command.console.print(f"{place}: {count} version(s) and every alias's history hold, every file has its checksum")
+    command.console.print(f"{place}: all files of {count} version(s) match their checksums; all histories are complete")
 
 
-def _when(seconds: float) -> str:
+def _local_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 

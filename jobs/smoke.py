@@ -1,6 +1,6 @@
-"""Says whether this machine has what a node needs: Ray, torch, and a decoder that decodes. Ends with 1 if not.
+"""Checks that this machine can be a node of the cluster: Ray and torch import, and the JPEG decoder works.
 
-python -m jobs.smoke
+Run `python -m jobs.smoke`. Exit status 1 if not.
 """
 
 import io
@@ -12,7 +12,7 @@ from pipeline.loader.decode import CropGeometry, best_decoder, decode_batch
 
 
 def main() -> None:
-    """Decodes one image, and names what did it."""
+    """Decodes one image, compares its colours, and prints the versions."""
     import ray
     import torch
 
@@ -22,11 +22,11 @@ def main() -> None:
     Image.fromarray(pixels).save(out, "JPEG", quality=95)
     name = best_decoder()
     views = CropGeometry.centre_crops(side, side, np.array([[side, side]]))
-    seen = decode_batch([out.getvalue()], views, lambda n: "the image", name)
-    if np.abs(seen.astype(int) - pixels).max() > 8:
-        raise SystemExit(f"the decoder {name} gives other colours than were encoded")
+    decoded = decode_batch([out.getvalue()], views, lambda n: "the image", name)
+    if np.abs(decoded.astype(int) - pixels).max() > 8:
+        raise SystemExit(f"the decoder {name} decodes other colours than were encoded")
     gpus = torch.cuda.device_count()
-    print(f"ray {ray.__version__}, torch {torch.__version__}, {gpus} GPU(s), decoder {name}: well")
+    print(f"ray {ray.__version__}, torch {torch.__version__}, {gpus} GPU(s), decoder {name} works")
 
 
 if __name__ == "__main__":

@@ -112,15 +112,13 @@ def add(registry: str, run: str, evaluation: str, parent: str = "") -> Version:
                 f"{evaluation}: its certificate is of other {what} ({certified[:12]}, not {found[:12]}); give the "
                 f"evaluation of {run}"
             )
-    if parent:
-        get(registry, parent)
     version = Version(
         output["recipe"]["name"],
         output["dataset_digest"],
         metrics["metrics"]["top1"],
         certificate["rows"],
         certificate["digest"],
-        parent,
+        get(registry, parent).id if parent else "",
         hashes,
     )
     version = replace(version, id=version.computed_id(), created=time.time())

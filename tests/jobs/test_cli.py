@@ -1,0 +1,99 @@
+"""The command `image-pipeline`: its list of subcommands, and the help of each."""
+
+import dataclasses
+import importlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from jobs import cli, command
+from tests.support.jobs import ROOT
+
+# Scripts without a subcommand have the same help.
+MODULES = {**{name: module for name, (module, _) in cli.SUBCOMMANDS.items()}, "": "jobs.imagenet_resnet"}
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Returns (exit status, standard output, standard error) of `image-pipeline ARGUMENTS`."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+def test_help_lists_every_subcommand_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = called(capsys, "--help")
+    assert status == 0
+    assert set(cli.SUBCOMMANDS) == {
+        "train", "ingest", "evaluate", "predict", "export", "retrain", "registry", "tune", "verify", "replay",
+    }  # fmt: skip
+    for name, (_, text) in cli.SUBCOMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE)
+    assert called(capsys) == (2, out, "")
+
+
+def test_help_appears_at_once_without_torch_and_ray() -> None:
+    code = "import sys; from jobs import cli; print(cli.usage()); print({'torch', 'ray', 'numpy'} & set(sys.modules))"
+    start = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.endswith("set()\n")
+    print(f"help after {time.perf_counter() - start:.2f} s")
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"), [("trian", "did you mean train?"), ("eval", "did you mean evaluate?"), ("zzz", "choose from ")]
+)
+def test_an_unknown_subcommand_is_one_line_with_the_nearest(
+    word: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = called(capsys, word, "--data", "x")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {word}: no such subcommand; {remedy}")
+    assert err.count("\n") == 1
+
+
+def test_a_subcommand_is_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # at their end, jobs ignore Ctrl-C
+    status, _, err = called(capsys, "registry", "list")
+    assert status == 2
+    assert err == "error: registry is missing; give --registry URI, a folder or a prefix of a bucket\n"
+    cli.main(["registry", "list", "--registry", str(tmp_path)])
+    assert "0 version(s)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_help_of_a_command_is_grouped_shows_defaults_and_ends_with_two_examples(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(MODULES[name])
+    program = f"image-pipeline {name}" if name else None
+    with pytest.raises(SystemExit) as end:
+        command.parse(module.Args, module.__doc__ or "", program, ["--help"])
+    out = capsys.readouterr().out
+    assert not end.value.code
+    groups = [type_ for type_ in get_type_hints(module.Args).values() if dataclasses.is_dataclass(type_)]
+    assert len(re.findall(r"^\W*[a-z][a-z ]* options\W*$", out, re.MULTILINE)) == len(groups)
+    if name not in ("verify", "export", "replay"):  # a handful of flags
+        assert groups
+    assert "(default: " in out or name == "verify"
+    head, _, examples = out.rpartition("\nexamples:\n")
+    assert "Examples:" not in head
+    assert len(examples.strip().splitlines()) >= 2
+    assert not name or f"  {program} " in examples
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_flags_of_each_example_parse(name: str) -> None:
+    module = importlib.import_module(MODULES[name])
+    for line in command.examples(module.__doc__ or "", "PROGRAM"):
+        words = shlex.split(line)
+        if "python" in words:  # ray job submit ... -- python jobs/NAME.py
+            words = words[words.index("python") + 1 :]
+        assert isinstance(command.parse(module.Args, "", None, words[1:]), module.Args)
