@@ -5,7 +5,6 @@ It normalises the pixels itself, and takes the mean over the test views.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from pipeline.core.errors import ExactnessError, check_installed
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset import manifest
 from pipeline.evaluation.inference import view_logits
+from pipeline.evaluation.inputs import Data, StrPath, absolute_uri, dataset_uri
 from pipeline.evaluation.predictions import UNIT_ROWS
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.local import local_batches
@@ -39,7 +39,6 @@ Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Run = Callable[[Pixels], Logits]
-StrPath = str | os.PathLike[str]
 
 
 @dataclass
@@ -81,7 +80,7 @@ def export_model(
     run: StrPath,
     out: StrPath | None = None,
     views: TestViews = "none",
-    data: StrPath | None = None,
+    data: Data | None = None,
     split: str = "val",
     progress: Progress = silent,
 ) -> list[ExportCheck]:
@@ -90,18 +89,18 @@ def export_model(
         export_model("runs/digits", "export/", data="data/digits")
 
     run: a finished run, or RUN/checkpoints/STEP. out: the folder that gets `model.onnx`, `model.pt2` and `model.json`;
-    by default RUN/export. views: test views that the exported network averages over. data, split: a data set whose
-    images are compared; by default random pixels. Needs the extra `evaluation`. Raises ExactnessError, and writes
+    by default RUN/export. views: test views that the exported network averages over. data, split: a data set, or raw
+    images, to compare on; by default random pixels. Needs the extra `evaluation`. Raises ExactnessError, and writes
     nothing, if a file differs from the network.
     """
     check_installed("export", "onnx", "onnxscript", "onnxruntime")
-    model = find_model(files.absolute(os.fspath(run)))
-    folder = files.join(model.uri, "export") if out is None else files.absolute(os.fspath(out))
+    model = find_model(absolute_uri(run))
+    folder = files.join(model.uri, "export") if out is None else absolute_uri(out)
     view = evaluation_transform(model.recipe, best_decoder())
     if data is None:
         batches = _random_batches(view.size_px)
     else:
-        batches = _stored_batches(files.absolute(os.fspath(data)), split, model, view, progress)
+        batches = _stored_batches(dataset_uri(data, progress), split, model, view, progress)
     with tempfile.TemporaryDirectory() as temporary:
         progress("export", 0, 1, "ONNX and torch.export")
         forms = write_exports(model, view.size_px, views, Path(temporary))

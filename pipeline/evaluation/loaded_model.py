@@ -16,6 +16,7 @@ from pipeline.core.errors import SourceError
 from pipeline.dataset.image_codec import rgb_pixels
 from pipeline.evaluation.batch_predict.decode_task import decode_images
 from pipeline.evaluation.inference import view_logits
+from pipeline.evaluation.inputs import StrPath, absolute_uri
 from pipeline.evaluation.predictions import UNIT_ROWS
 from pipeline.loader.decode import CropGeometry, best_decoder, resize_and_crop
 from pipeline.loader.normalise import Normalise
@@ -101,7 +102,7 @@ class LoadedModel:
         pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
         encoded = [number for number, image in enumerate(images) if isinstance(image, str | os.PathLike)]
         if encoded:
-            uris = [files.absolute(os.fspath(images[number])) for number in encoded]  # type: ignore[arg-type]
+            uris = [absolute_uri(images[number]) for number in encoded]  # type: ignore[arg-type]
             decoded, errors = decode_images([_read(uri) for uri in uris], uris, self.transform)
             for uri, error in zip(uris, errors, strict=True):
                 if error:
@@ -115,9 +116,7 @@ class LoadedModel:
         return pixels
 
 
-def load_model(
-    run: str | os.PathLike[str], device: str | torch.device | None = None, views: TestViews | None = None
-) -> LoadedModel:
+def load_model(run: StrPath, device: str | torch.device | None = None, views: TestViews | None = None) -> LoadedModel:
     """Returns the model of a finished run, ready to predict images in this process.
 
         model = load_model("runs/digits")
@@ -128,7 +127,7 @@ def load_model(
     a GPU, else "cpu". views: test views of each image; None takes the recipe's. Raises CheckpointError if the run isn't
     finished or its weights are damaged.
     """
-    trained = find_model(files.absolute(os.fspath(run)), "run")
+    trained = find_model(absolute_uri(run), "run")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return LoadedModel(trained, chosen, views or trained.recipe.test_views)
 

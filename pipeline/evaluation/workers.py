@@ -25,6 +25,11 @@ class Workers:
     """Time to wait for nodes that an autoscaler has to start."""
 
 
+def as_workers(workers: "Workers | int | None") -> "Workers":
+    """Returns `workers` itself, or that many. None: the default of `Workers`."""
+    return workers if isinstance(workers, Workers) else Workers(workers)
+
+
 @contextmanager
 def evaluation_session(job: EvaluateJob, workers: Workers, progress: Progress = silent) -> Iterator[EvaluateJob]:
     """Yields the job with its workers, their share of the CPUs, and `progress`.

@@ -1,6 +1,5 @@
 """Evaluate a trained model, certify the result and write its files; verify an evaluation; compare two of them."""
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from pipeline.evaluation import certificate
 from pipeline.evaluation.analysis import label_issues
 from pipeline.evaluation.certificate import Certificate, certify
 from pipeline.evaluation.comparison import compare_predictions
+from pipeline.evaluation.inputs import Data, StrPath, absolute_uri, dataset_uri
 from pipeline.evaluation.metrics_file import build_metrics, calibrate
 from pipeline.evaluation.output_files import read_kept, read_metrics, read_robustness, write_metrics
 from pipeline.evaluation.pages.comparison import write_comparison
@@ -20,11 +20,9 @@ from pipeline.evaluation.pages.model_card import write_card
 from pipeline.evaluation.pages.report import label_issue_pictures, write_report
 from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.evaluation.runner import HELD_OUT, EvaluateJob, run_evaluation, split_rows
-from pipeline.evaluation.workers import Workers, evaluation_session
+from pipeline.evaluation.workers import Workers, as_workers, evaluation_session
 from pipeline.models.load import TrainedModel, check_classes, find_model
 from pipeline.storage import files
-
-StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,10 @@ class EvaluateOptions:
 
 def evaluate(
     run: StrPath,
-    data: StrPath,
+    data: Data | None = None,
     out: StrPath | None = None,
     options: EvaluateOptions | None = None,
-    workers: Workers | None = None,
+    workers: Workers | int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Evaluates a trained model on every image of a split and returns the content of `metrics.json`.
@@ -77,25 +75,27 @@ def evaluate(
         values = evaluate("runs/digits", "data/digits", options=EvaluateOptions(explain=True))
         print(values["metrics"]["top1"], values["metrics"]["intervals"]["top1"])
 
-    run: a finished run, or RUN/checkpoints/STEP. data: a finished data set with the same classes. out: the folder that
-    gets `metrics.json` (with the certificate), `predictions.parquet`, `evaluation.html` and `MODEL_CARD.md`; by default
-    `evaluation_folder`. workers: by default one for each GPU; without a GPU, and with `Workers(0)`, everything runs in
-    this process and Ray is not started.
+    run: a finished run, or RUN/checkpoints/STEP. data: a data set with the same classes, or raw images, which are
+    ingested once; None for CIFAR-10; all as for `train`. out: the folder that gets `metrics.json` (with the
+    certificate), `predictions.parquet`, `evaluation.html` and `MODEL_CARD.md`; by default a folder below the run, named
+    by split, views and data set. workers: number of processes, or `Workers`; by default one for each GPU. With 0, and
+    by default without a GPU, everything runs in this process, and Ray is not started.
 
     The metrics do not depend on the number of workers. Raises CheckpointError if the run isn't finished or knows other
-    classes, DatasetError if there is no such data set, CertificateError if a row is missing or repeated, and
+    classes, SourceError if there are no such images, CertificateError if a row is missing or repeated, and
     MissingPackageError for an analysis that isn't installed.
     """
-    options, workers = options or EvaluateOptions(), workers or Workers()
+    options = options or EvaluateOptions()
     options.check_packages()
-    model, dataset = find_model(files.absolute(os.fspath(run))), files.absolute(os.fspath(data))
+    model = find_model(absolute_uri(run))
+    dataset = dataset_uri(data, progress)
     contents = manifest.load(dataset)
     check_classes(model, contents.classes)
     split, first_row, rows = split_rows(options.split, contents, model)
-    folder = evaluation_folder(model, contents, options) if out is None else files.absolute(os.fspath(out))
+    folder = evaluation_folder(model, contents, options) if out is None else absolute_uri(out)
     views = options.views or model.recipe.test_views
     job = EvaluateJob(model.uri, dataset, folder, split, views, first_row, rows)
-    with evaluation_session(job, workers, progress) as ready:
+    with evaluation_session(job, as_workers(workers), progress) as ready:
         return _evaluate_and_report(ready, contents, model, options)
 
 
@@ -159,20 +159,20 @@ def _find_label_issues(job: EvaluateJob, data: Manifest, max_rows: int) -> tuple
     return {"rows": rows, "found": len(found), "table": uri}, pictures
 
 
-def verify(out: StrPath, data: StrPath | None = None, run: StrPath | None = None) -> Certificate:
+def verify(out: StrPath, data: Data | None = None, run: StrPath | None = None) -> Certificate:
     """Repeats all checks of the evaluation in the folder `out`, and returns its certificate.
 
     data, run: the data set and the model if they are no longer where `metrics.json` says. Raises CertificateError if
     the weights, the data set, the predictions or a metric have changed.
     """
-    folder = files.absolute(os.fspath(out))
+    folder = absolute_uri(out)
     values = read_metrics(folder)
-    model = find_model(values["model"]["uri"] if run is None else files.absolute(os.fspath(run)))
-    dataset = values["dataset"]["uri"] if data is None else files.absolute(os.fspath(data))
+    model = find_model(values["model"]["uri"] if run is None else absolute_uri(run))
+    dataset = values["dataset"]["uri"] if data is None else dataset_uri(data)
     return certificate.verify(folder, dataset, manifest.load(dataset), model)
 
 
-def compare(first: StrPath, second: StrPath, data: StrPath, out: StrPath | None = None) -> dict[str, Any]:
+def compare(first: StrPath, second: StrPath, data: Data | None = None, out: StrPath | None = None) -> dict[str, Any]:
     """Compares two runs or evaluations on the same rows and returns the content of `compare.json`.
 
         values = compare("runs/a", "runs/b", "data/digits")
@@ -182,9 +182,9 @@ def compare(first: StrPath, second: StrPath, data: StrPath, out: StrPath | None 
     that gets `compare.json` and `compare.html`; by default `second`. p is of McNemar's exact test. Raises
     CertificateError unless both are predictions of the same rows of this data set.
     """
-    folders = [files.absolute(os.fspath(each)).rstrip("/") for each in (first, second)]
-    dataset = files.absolute(os.fspath(data))
+    folders = [absolute_uri(each) for each in (first, second)]
+    dataset = dataset_uri(data)
     contents = manifest.load(dataset)
     values, pair = compare_predictions(folders[0], folders[1], dataset, contents)
-    write_comparison(folders[1] if out is None else files.absolute(os.fspath(out)), dataset, contents, values, pair)
+    write_comparison(folders[1] if out is None else absolute_uri(out), dataset, contents, values, pair)
     return values

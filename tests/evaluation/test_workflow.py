@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.core.errors import CertificateError, RecipeError
-from pipeline.evaluation import EvaluateOptions, Workers, compare, evaluate, verify
+from pipeline.evaluation import EvaluateOptions, compare, evaluate, verify
 from pipeline.evaluation.comparison import verdict
 from pipeline.evaluation.output_files import finite, write_metrics
 from tests.support.jobs import one_line_error, run_job
@@ -35,7 +35,7 @@ def test_what_is_out_of_range_is_refused_before_anything_is_read(trained: str, d
         with pytest.raises(RecipeError, match=message):
             EvaluateOptions(**wrong)
     with pytest.raises(RecipeError, match=r"workers=-1 must be 0 \(this process\) or more"):
-        evaluate(trained, digits_dataset, workers=Workers(-1))
+        evaluate(trained, digits_dataset, workers=-1)
 
 
 def test_metrics_that_are_not_finite_are_written_as_null(tmp_path: Path) -> None:

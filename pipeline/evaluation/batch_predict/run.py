@@ -3,7 +3,6 @@
 The results are written part by part. A call that was interrupted is continued by the same call: finished parts stay.
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +22,8 @@ from pipeline.evaluation.batch_predict.images import find_images
 from pipeline.evaluation.batch_predict.job import PredictJob
 from pipeline.evaluation.batch_predict.results import PredictResult, unit_table, write_summary
 from pipeline.evaluation.batch_predict.worker import PredictWorker
-from pipeline.evaluation.workers import Workers
+from pipeline.evaluation.inputs import StrPath, absolute_uri
+from pipeline.evaluation.workers import Workers, as_workers
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import find_model
@@ -31,7 +31,6 @@ from pipeline.storage import files
 from pipeline.storage.claim import claim_folder
 
 PLAN_NAME = "plan.json"
-StrPath = str | os.PathLike[str]
 
 
 def predict(
@@ -39,7 +38,7 @@ def predict(
     input: StrPath,
     out: StrPath,
     views: TestViews | None = None,
-    workers: Workers | None = None,
+    workers: Workers | int | None = None,
     progress: Progress = silent,
 ) -> PredictResult:
     """Predicts the class of every image in a folder, a bucket, an archive or a file, and returns a summary.
@@ -50,20 +49,21 @@ def predict(
     run: a finished run, or RUN/checkpoints/STEP. input: a folder or a prefix of a bucket with everything below it, a
     tar (plain, .gz or .xz), or one image. out: the folder that gets `part-*.parquet`, one row for each image with its
     key, the best five classes and their probabilities, or an error; and `predictions.json`. views: test views of each
-    image; None takes the recipe's. workers: actors that hold the network, by default one for each GPU, else one.
+    image; None takes the recipe's. workers: number of actors that hold the network, or `Workers`; by default one for
+    each GPU, else one.
 
     Joins a Ray session, or starts one on this machine for the time of the call; for a few images without Ray use
     `load_model`. An interrupted call is continued by the same call. Raises CheckpointError if the run isn't finished or
     `out` holds other predictions, SourceError if there are no images, and ClusterError if there is no room for the
     workers.
     """
-    workers = workers or Workers()
+    workers = as_workers(workers)
     gpus = resources.count_gpus()
     num = max(1, gpus) if workers.num is None else workers.num
     if num < 1:
         raise RecipeError(f"workers={num} must be 1 or more")
-    model = find_model(files.absolute(os.fspath(run)))
-    source, folder = files.absolute(os.fspath(input)), files.absolute(os.fspath(out))
+    model = find_model(absolute_uri(run))
+    source, folder = absolute_uri(input), absolute_uri(out)
     with tempfile.TemporaryDirectory() as spool:
         images, skipped = find_images(source, spool, progress)
         with ray_session(num):
