@@ -13,7 +13,7 @@ from pipeline.storage import files
 
 
 def cifar10() -> Recipe:
-    """The best accuracy in five minutes on 2 CPU cores; a GPU trains all 16 epochs.
+    """Best accuracy on CIFAR-10 in five minutes on 2 CPU cores; a GPU trains all 16 epochs.
 
     Source: our own search (docs/log.md) around Jordan's speed runs (arXiv 2404.00498): `cifar10-94` with a narrower
     network, smaller batches and two test views. Measured: see the README's results.
@@ -25,11 +25,11 @@ def cifar10() -> Recipe:
 
 
 def cifar10_94() -> Recipe:
-    """94 % in the fewest operations: the public record's, 8 epochs, 0.29 PFLOP.
+    """94 % on CIFAR-10 with the fewest operations: the public record's recipe, 8 epochs, 0.29 PFLOP.
 
     Source: Jordan's airbench with Muon (arXiv 2404.00498 and its repository's README): 94.01 %, mean of 200 runs, with
-    six test views. Its loss is a sum over 2,000 images, ours a mean: rates and decays of what isn't Muon's are
-    converted. Measured: see the README's results.
+    six test views. Its loss is a sum over 2,000 images, ours a mean, so the learning rates and weight decays of the
+    parameters outside Muon are converted. Measured: see the README's results.
     """
     return Recipe(
         name="cifar10-94", model="airbench94", image_size_px=32, epochs=8, global_batch_size=2000, optimizer="muon",
@@ -42,8 +42,8 @@ def cifar10_94() -> Recipe:
 
 
 def cifar10_96() -> Recipe:
-    """96 %: the same authors' larger network, 31 epochs, 7.5 PFLOP. Published: 96.01 %, mean of 400 runs."""
-    step = 1 + 1 / (1 - 0.85)  # of Nesterov's, for a gradient of 1
+    """96 % on CIFAR-10: their larger network, 31 epochs, 7.5 PFLOP. Published: 96.01 %, mean of 400 runs."""
+    step = 1 + 1 / (1 - 0.85)  # length of a Nesterov step for a constant gradient of 1
     rate, decay = 9.0 / step, 0.012 / step
     return replace(
         cifar10_94(), name="cifar10-96", model="airbench96", epochs=31, global_batch_size=1024, optimizer="nesterov",
@@ -55,7 +55,7 @@ def cifar10_96() -> Recipe:
 
 
 def seed_cnn() -> Recipe:
-    """The tutorial's CNN, its ten epochs of Adam, and nothing else. Published: "over 70 %"."""
+    """TensorFlow's CNN tutorial on CIFAR-10: ten epochs of Adam, no augmentation. Published: "over 70 %"."""
     return Recipe(
         name="seed-cnn", model="seed-cnn", image_size_px=32, epochs=10, global_batch_size=64, optimizer="adam",
         learning_rate=1e-3, schedule="constant", residency="resident", shuffle_window_row_groups=None,
@@ -64,7 +64,7 @@ def seed_cnn() -> Recipe:
 
 
 def digits() -> Recipe:
-    """scikit-learn's digits, where CIFAR-10 can't be had: a small ResNet, and no flips, for a mirrored 2 is no 2."""
+    """scikit-learn's digits, for machines without CIFAR-10: a small ResNet; no flips, since a mirrored 2 is no 2."""
     return Recipe(
         name="digits", model="fast-resnet", image_size_px=32, epochs=16, global_batch_size=128, optimizer="muon",
         learning_rate=0.24, head_rate=2.0, bias_rate=0.2, momentum=0.6, weight_decay=5e-4, schedule="one-cycle",
@@ -74,7 +74,7 @@ def digits() -> Recipe:
 
 
 def _cifar_classic(name: str, model: str, **changes: Any) -> Recipe:
-    """The 32-pixel version of a classic network, trained as He et al. (1512.03385, section 4.2) did: slow on a CPU."""
+    """A classic network for images of 32 px, trained as in He et al. (arXiv 1512.03385, section 4.2); slow on a CPU."""
     base = Recipe(
         name=name, model=model, image_size_px=32, epochs=30, global_batch_size=128, optimizer="momentum",
         learning_rate=0.1, weight_decay=5e-4, schedule="cosine", warmup_epochs=1, residency="resident",
@@ -85,7 +85,7 @@ def _cifar_classic(name: str, model: str, **changes: Any) -> Recipe:
 
 
 def _imagenet(name: str, model: str, **changes: Any) -> Recipe:
-    """A classic network on ImageNet-like data: crops of 8 to 100 % of the area and flips (1409.4842, 1512.03385)."""
+    """Classic networks for ImageNet-like data: crops of 8 to 100 % and flips (arXiv 1409.4842, 1512.03385)."""
     base = Recipe(
         name=name, model=model, image_size_px=224, evaluate_resize_px=256, epochs=90, global_batch_size=256,
         optimizer="nesterov", learning_rate=0.1, weight_decay=1e-4, schedule="cosine", warmup_epochs=5,
@@ -95,11 +95,11 @@ def _imagenet(name: str, model: str, **changes: Any) -> Recipe:
 
 
 def _ffcv(model: str, epochs: int, first_ramp: int, last_ramp: int) -> Recipe:
-    """ResNets on ImageNet after FFCV's published settings (Leclerc et al., arXiv 2306.12517, and its ffcv-imagenet).
+    """ResNets on ImageNet by FFCV's published settings (Leclerc et al., arXiv 2306.12517, repository ffcv-imagenet).
 
-    Published top-1: ResNet-18 in 16 epochs 66.9 %, in 88 72.4 %; ResNet-50 73.8 % and 78.4 %. Batches of 1,024; the
-    rate rises for two epochs and falls to zero; 160 to 192 px, evaluated at 256 px with mirror images. Measured: none
-    yet.
+    Published top-1: ResNet-18 66.9 % in 16 epochs and 72.4 % in 88; ResNet-50 73.8 % and 78.4 %. Batches of 1,024; the
+    learning rate rises for two epochs and falls linearly to zero; 160 to 192 px, evaluated at 256 px with mirror
+    images. Measured: none yet.
     """
     name = f"{model}-{epochs}"
     rate, decay = (1.7, 1e-4) if model == "resnet50" else (0.5, 5e-5)
@@ -112,11 +112,11 @@ def _ffcv(model: str, epochs: int, first_ramp: int, last_ramp: int) -> Recipe:
 
 
 def resnet50_v2() -> Recipe:
-    """ResNet-50 after torchvision's second recipe: 80.86 % published (its blog "How to Train State-Of-The-Art Models").
+    """ResNet-50 by torchvision's second recipe: 80.86 % published (blog post "How to Train State-Of-The-Art Models").
 
     600 epochs at 176 px in batches of 1,024, four versions of an image in a batch, TrivialAugment, MixUp or CutMix,
-    erasing, an average of the weights, evaluated at 224 px. Its average's decay, 0.99998 scaled by images and epochs,
-    is 0.9989 here. No weight decay on the last layer's bias, which has it there. Measured: none yet.
+    erasing, an average of the weights, evaluated at 224 px. The average's decay is 0.9989, which is their 0.99998
+    scaled by batch size and epochs. Unlike theirs, the last layer's bias has no weight decay. Measured: none yet.
     """
     augment = Augment(
         resized_crop_area=(0.08, 1.0), flip_probability=0.5, auto="trivial", erase_probability=0.1, mixup_alpha=0.2,
@@ -131,9 +131,10 @@ def resnet50_v2() -> Recipe:
 
 
 def _imagenette(epochs: int) -> Recipe:
-    """Imagenette's ten easy classes at 128 px. The public leaderboard reads 87.4 % (5 epochs), 91.6 % (20), 93.6 %
-    (80), with networks of its own; this is a ResNet-18 with blur pooling. Measured: 5 epochs on 1,200 of the 9,469
-    training images 46.50 % (README); on all of them none yet.
+    """A ResNet-18 with blur pooling on Imagenette, ten easy classes of ImageNet, at 128 px.
+
+    Published by the leaderboard, with other networks: 87.4 % (5 epochs), 91.6 % (20), 93.6 % (80). Measured: 46.50 % in
+    5 epochs on 1,200 of the 9,469 training images (README); on all of them none yet.
     """
     return _imagenet(
         f"imagenette-{epochs}", "resnet18", image_size_px=128, evaluate_resize_px=146, epochs=epochs, blur_pool=True,
@@ -144,7 +145,7 @@ def _imagenette(epochs: int) -> Recipe:
 
 
 def _imagenet_smoke() -> Recipe:
-    """One epoch of a ResNet-18 at 128 px: shows that a cluster, its storage and a data set work together."""
+    """One epoch of a ResNet-18 at 128 px: a smoke test of a cluster, its storage and a data set."""
     return _imagenet(
         "resnet18-smoke", "resnet18", image_size_px=128, evaluate_resize_px=144, epochs=1, global_batch_size=64,
         optimizer="adamw", learning_rate=1e-3, warmup_epochs=0.25, checkpoint_every_steps=50,

@@ -1,4 +1,8 @@
 import io
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,10 +14,13 @@ from torchvision.transforms import v2
 
 from pipeline.cluster.resources import check_stream_resources
 from pipeline.config.augment import Augment
+from pipeline.config.recipe import SizeRamp
 from pipeline.core.errors import ClusterError, DatasetError, ExactnessError
 from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_rows
-from pipeline.dataset.row_reader import load_index
+from pipeline.dataset.row_reader import load_index, read_images
+from pipeline.loader import transform as transform_module
+from pipeline.loader.batch import batch_from_columns
 from pipeline.loader.decode import DecoderName, best_decoder
 from pipeline.loader.resident import load_resident, resident_batches
 from pipeline.loader.sample_order import Order
@@ -194,3 +201,49 @@ def test_repeated_images_are_the_samples_of_as_many_epochs(digits_dataset: str) 
         samples.append(found)
     assert samples[0] == samples[1]
     assert len(samples[0]) == 3 * split.rows
+
+
+def test_read_only_arrays_become_tensors_without_a_copy_or_a_warning() -> None:
+    """As Ray's shared memory is; no filter hides torch's warning, for the user's own arrays would lose it, too."""
+    block = {name: column[0] for name, column in made(TrainSampler(Order((20,), 0, 5), 1), 0).items()}
+    for name in ("row", "label", "image"):
+        block[name] = block[name].copy()
+        block[name].setflags(write=False)
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            batch = batch_from_columns(0, block, KEYS, 0)
+            assert batch.images.data_ptr() == block["image"].ctypes.data
+            with pytest.raises(UserWarning, match="not writable"):
+                torch.from_numpy(block["image"])
+    finally:
+        torch.set_warn_always(False)
+
+
+def test_importing_the_loader_leaves_the_filters_of_warnings() -> None:
+    code = (
+        "import warnings, numpy, pyarrow, torch, torchvision; before = list(warnings.filters);"
+        "import pipeline.loader.api, pipeline.loader.stream; assert warnings.filters == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_parts_of_a_batch_have_one_size_though_their_epochs_have_several(
+    tree_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of repeated images holds several epochs of a ramp, and object storage delivers it part by part."""
+    index = load_index(tree_dataset, manifest.load(tree_dataset).split("train"))
+    ramp = SizeRamp(16, 0, 2, multiple_px=8)
+    transform, rows = Transform(32, 32, Augment((0.3, 1.0)), ramp=ramp), np.arange(10)
+    epochs = np.repeat(np.arange(2, dtype=np.int64), 5)
+    whole = transform.load(index, rows, epochs)
+
+    def in_parts(*arguments: Any) -> Iterator[Any]:
+        images = read_images(*arguments)
+        yield slice(0, 5), images[:5]
+        yield slice(5, 10), images[5:]
+
+    monkeypatch.setattr(transform_module, "read_parts", in_parts)
+    assert whole.shape == (10, 16, 16, 3)
+    assert np.array_equal(transform.load(index, rows, epochs), whole)
