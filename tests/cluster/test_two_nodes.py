@@ -31,7 +31,7 @@ import hashlib, sys, time
 from dataclasses import dataclass
 import numpy as np
 import ray
-from jobs import command
+from pipeline.cluster.session import ray_session
 from pipeline.dataset import manifest
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.sample_order import Order
@@ -54,7 +54,7 @@ split = manifest.load(uri).split("train")
 order = Order(split.row_group_rows, 3, 5, 2)
 spec = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5)
 view = Telling(24, 24, spec, seed=3, decoder=best_decoder(), folder=sys.argv[2])
-with command.ray_session():
+with ray_session():
     for batch in stream_batches(uri, split, TrainSampler(order, 2 * order.steps_per_epoch * 4), view):
         pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
         rows = ",".join(map(str, batch.rows.tolist()))

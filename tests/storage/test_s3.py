@@ -10,6 +10,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from pipeline.cluster.ray_errors import user_message
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import StorageError
 from pipeline.dataset import manifest
@@ -23,6 +24,7 @@ from pipeline.storage import files as storage
 from pipeline.storage import object_store, retries
 from pipeline.storage.local_s3 import ACCESS_KEY, SECRET_KEY
 from pipeline.storage.request_counts import requests_sent
+from pipeline.storage.store_clients import forget_clients
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
 from pipeline.training.outputs import result
@@ -86,13 +88,20 @@ def test_a_run_lives_in_a_bucket_and_continues_from_there(s3: str, digits_datase
     assert result.build_result(job, data)["val"]["confusion_matrix"] == first["val"]["confusion_matrix"]
 
 
-def test_wrong_credentials_are_said_in_one_line_without_the_secret(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_wrong_credentials_are_an_error_in_one_line_without_the_secret(
+    s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret")
-    message = one_line_error(run_job("ingest", "--source", f"{s3}/raw", "--out", "out", cwd=tmp_path))
-    assert "check bucket, endpoint and credentials" in message
-    assert "secret" not in message.replace("AWS_SECRET_ACCESS_KEY", "")
+    forget_clients()  # they have the right one
+    try:
+        with pytest.raises(StorageError, match="check bucket, endpoint and credentials") as caught:
+            open_source(f"{s3}/raw", spool="")
+    finally:
+        forget_clients()
+    message = user_message(caught.value) or ""
+    assert len(message.splitlines()) == 1
+    assert "secret" not in message
+    assert os.environ["AWS_ENDPOINT_URL"] not in message
 
 
 def upload(files: dict[str, bytes], prefix: str) -> None:
