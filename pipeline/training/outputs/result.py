@@ -38,7 +38,7 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     trained = stage_times.training_seconds(state["seconds"])
     images_per_second = state["epochs"] * parts.train_rows / trained
     possible = operations["peak_per_second"] * operations["devices"]
-    return {
+    result: dict[str, Any] = {
         "dataset": {
             "name": data.name,
             "digest": data.digest,
@@ -63,13 +63,15 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
         "parameter_groups": output["parameter_groups"],
         "quarantined": quarantined(job.dataset, data, state["quarantined"]),
         "evaluated": {"split": parts.split, "held_out": job.hold_out > 0, "first_row": parts.first_row},
-        "val": finite_or_none(basic_metrics(predictions, data.classes)),
+        "val": basic_metrics(predictions, data.classes),
         "val_without_leaked": None if job.hold_out else without_leaked(job.dataset, data, predictions),
         "history": state["history"],
         "evaluations": state["evaluations"],
         "versions": versions(),
         "git_commit": git_commit(),
     }
+    finite: dict[str, Any] = finite_or_none(result)
+    return finite
 
 
 def quarantined(dataset: str, data: Manifest, rows: list[tuple[str, int]]) -> list[dict[str, Any]]:
