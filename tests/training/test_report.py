@@ -80,8 +80,8 @@ def test_the_page_needs_nothing_else(page: str) -> None:
 
 def test_the_page_says_what_happened(page: str) -> None:
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
-    for words in ("0.00 % top-1: m on raw", "0 of 51 validation images right", "2 workers",
-                  "bee taken for ant , 51 times", "ab" * 32, "augment.flip_probability 0.5"):  # fmt: skip
+    for words in ("0.00 % top-1: m on raw", "0 of 51 validation images correct", "2 workers",
+                  "bee predicted as ant , 51 times", "ab" * 32, "augment.flip_probability 0.5"):  # fmt: skip
         assert words in text, words
     assert "CIFAR" not in text
 
@@ -101,8 +101,8 @@ def test_leaked_images_are_taken_out_once_more(tree_dataset: str) -> None:
 
 
 def test_the_worst_mistakes_show_the_stored_images(page: str) -> None:
-    pictures = re.findall(r'data:image/jpeg;base64,([^"]+)" alt="bee, taken for ant"', page)
-    pictures += re.findall(r'data:image/png;base64,([^"]+)" alt="bee, taken for ant"', page)
+    pictures = re.findall(r'data:image/jpeg;base64,([^"]+)" alt="bee, predicted as ant"', page)
+    pictures += re.findall(r'data:image/png;base64,([^"]+)" alt="bee, predicted as ant"', page)
     assert len(pictures) == 21
     import io
 
