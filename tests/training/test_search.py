@@ -23,7 +23,7 @@ from pipeline.models.tensor_file import read_tensors
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
 from pipeline.training.search.report import render
-from pipeline.training.search.run import write_best
+from pipeline.training.search.run import SearchSettings, write_best
 from pipeline.training.search.space import Choice, Range, draw_trials, parse_space, with_values
 from pipeline.training.search.trial import TrialResult, read_scores, read_trials, trial_run
 from tests.support.jobs import command, one_line_error, run_job
@@ -158,20 +158,23 @@ def test_the_best_recipe_can_be_given_to_a_job(tmp_path: Path) -> None:
 # --- whole searches ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("settings", "message"),
     [
-        (["--recipe", "digit", "--trials", "2"], "did you mean digits"),
-        (["--recipe", "digits", "--trials", "0"], "num_trials=0 (--trials) must be 1 or more"),
-        (
-            ["--recipe", "digits", "--trials", "2", "--keep-one-of", "1"],
-            "reduction_factor=1 (--keep-one-of) must be 2 or more",
-        ),
+        ({"num_trials": 0}, r"num_trials=0 \(--trials\) must be 1 or more"),
+        ({"num_trials": 2, "reduction_factor": 1}, r"reduction_factor=1 \(--keep-one-of\) must be 2 or more"),
+        ({"num_trials": 2, "grace_epochs": 0}, r"grace_epochs=0 \(--grace-epochs\) must be 0.01 or more"),
     ],
 )
-def test_a_search_that_cannot_work_is_said_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
-    assert message in one_line_error(run_job("tune", *arguments, cwd=tmp_path))
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        SearchSettings(**settings)
+
+
+@pytest.mark.ray
+def test_an_error_of_the_flags_is_one_line(tmp_path: Path) -> None:
+    finished = run_job("tune", "--recipe", "digit", "--trials", "2", cwd=tmp_path)
+    assert "did you mean digits" in one_line_error(finished)
 
 
 @pytest.mark.long
