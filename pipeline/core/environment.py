@@ -16,7 +16,7 @@ def versions() -> dict[str, str]:
 def git_commit() -> str:
     """Returns the commit of the source, with "+changes" if files differ from it, or "unknown" outside a checkout."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
+    if not (root / ".git").exists():  # an installed package; git would find a checkout further up, of something else
         return "unknown"
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 Keys = npt.NDArray[np.uint64]
 Epochs = int | npt.NDArray[np.int64]  # one epoch for all keys, or int64 [N], one for each
 
+# Constants of SplitMix64. Products of uint64 arrays wrap around, as the definition wants.
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -67,6 +68,7 @@ def mix(x: Keys) -> Keys:
 
 def bits(seed: int, epoch: Epochs, stream: Stream, keys: Keys, num_draws: int = 1) -> Keys:
     """Returns uint64 [N, num_draws], one row of independent draws for each of the N keys."""
+    # With a full mix after each word, so that (seed 1, epoch 2) and (seed 2, epoch 1) have nothing in common.
     state = np.zeros(1, dtype=np.uint64)
     for word in (seed, epoch, int(stream)):
         number = word.astype(np.uint64) if isinstance(word, np.ndarray) else np.array([word % 2**64], dtype=np.uint64)
@@ -78,6 +80,7 @@ def bits(seed: int, epoch: Epochs, stream: Stream, keys: Keys, num_draws: int = 
 
 def uniform(seed: int, epoch: Epochs, stream: Stream, keys: Keys, num_draws: int = 1) -> npt.NDArray[np.float64]:
     """Returns float64 [N, num_draws] in [0, 1), of 53 random bits each."""
+    # The upper 53 bits: a float64 holds no more, and 1.0 can't come out by rounding.
     return (bits(seed, epoch, stream, keys, num_draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -62,7 +62,7 @@ def thumbnail(data: bytes) -> str:
         small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
         kind = "png" if max(small.size) <= _LOSSLESS_PX else "jpeg"
         out = io.BytesIO()
-        small.save(out, format=kind.upper(), quality=85)
+        small.save(out, format=kind.upper(), quality=85)  # PNG ignores the quality
     return f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode()
 
 
@@ -87,7 +87,7 @@ def heat_picture(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -
 
     pixels: uint8 [H, W, 3]. heat: float32 [H, W], at least 0.
     """
-    top = np.quantile(heat, 0.99) or 1.0
+    top = np.quantile(heat, 0.99) or 1.0  # not the largest value: one bright pixel would make all others blue
     colours = matplotlib.colormaps["viridis"](np.clip(heat / top, 0, 1))[..., :3]
     grey = pixels.mean(axis=2, keepdims=True) / 255
     return pixel_picture((255 * (0.4 * grey + 0.6 * colours)).round().astype(np.uint8))

@@ -141,6 +141,7 @@ def write_once(uri: str, data: bytes) -> bool:
             return False
         return True
     _check_conditional(uri)
+    # A link makes the whole file appear at once; O_EXCL would let others see it half written.
     temporary = f"{uri}.{uuid.uuid4().hex[:8]}.tmp"
     write_bytes(temporary, data)
     try:
@@ -161,6 +162,7 @@ def read_version(uri: str) -> tuple[bytes, str] | None:
         data = Path(uri).read_bytes()
     except FileNotFoundError:
         return None
+    # A hash, not the time of change: two writes within the clock's resolution must be two versions.
     return data, hashlib.sha256(data).hexdigest()
 
 

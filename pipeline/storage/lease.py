@@ -35,6 +35,7 @@ class Lease:
         self._thread.start()
 
     def _renew(self) -> None:
+        # Six times in its life: some renewals may be late, or fail and be retried, before anyone takes the lease over.
         while not self._ended.wait(self._ttl_seconds / 6):
             self._content["beat"] += 1
             try:
@@ -96,14 +97,14 @@ def _acquire(uri: str, content: dict[str, Any], progress: Progress) -> str:
             found = files.read_version(uri)
             if found is not None and json.loads(found[0])["owner"] == content["owner"]:
                 return found[1]
-            continue
+            continue  # another process took it at once, as if we were dead
         found = files.read_version(uri)
         if found is None:
-            continue
+            continue  # given back between the two requests
         holder = json.loads(found[0])
         if not _is_dead(holder):
             _watch(uri, holder, found[1], progress)
-        version = files.replace(uri, _encode(content), found[1])
+        version = files.replace(uri, _encode(content), found[1])  # of several that wait for a dead holder, one succeeds
         if version is not None:
             return version
 
@@ -125,6 +126,7 @@ def _watch(uri: str, holder: dict[str, Any], version: str, progress: Progress) -
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
+    # The boot ID, too: hosts in containers often share names, and process ids start again after a reboot.
     if (holder["host"], holder["boot"]) != (socket.gethostname(), _boot()):
         return False
     try:

@@ -73,7 +73,7 @@ def start_s3(bucket: str, folder: Path, address: str = "127.0.0.1") -> tuple[sub
             stdout=log,
             cwd=folder,
             env={**os.environ, **variables, "TMPDIR": str(folder)},
-            start_new_session=True,
+            start_new_session=True,  # so that Ctrl-C in a terminal doesn't reach it before its clients
         )
     try:
         await_answer(f"{endpoint}/healthz")

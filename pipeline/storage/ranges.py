@@ -47,6 +47,7 @@ def coalesce(
     order = np.lexsort((offsets, objects))
     pieces = zip(order.tolist(), objects[order].tolist(), offsets[order].tolist(), ends[order].tolist(), strict=True)
     for item, number, offset, end in pieces:
+        # From the largest end so far: pieces may overlap, or one may lie within another.
         joins = items and number == current and offset - stop <= max_gap_bytes
         if not joins or max(stop, end) - start > max_range_bytes:
             close()

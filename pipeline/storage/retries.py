@@ -98,6 +98,7 @@ def send_request(kind: str, uri: str, call: Callable[[Any, str], T]) -> T:
             else:
                 _limit.succeeded()
                 return answer
+        # Outside the limit: a request that waits takes no place of another.
         if slow:
             _limit.slowed()
         longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**tries)

@@ -46,6 +46,7 @@ def _place(uri: str) -> _Place:
     return _Place("s3", parts.netloc, parts.path.strip("/"), endpoint, region)
 
 
+# Kept, because a client has a pool of connections. The endpoint is part of the key: tests change it.
 @lru_cache(maxsize=32)
 def _store(scheme: str, bucket: str, endpoint: str | None, region: str | None) -> Any:
     return _gs_store(bucket, endpoint) if scheme == "gs" else _s3_store(bucket, endpoint, region)
