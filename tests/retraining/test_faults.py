@@ -1,4 +1,4 @@
-"""Nights to which something happens: killed in the middle of each stage, and storages that refuse, are full or go."""
+"""Retraining runs under faults: killed in the middle of each stage; storages that refuse, are full or go away."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from tests.support.jobs import command, one_line_error, run_job
 
 pytestmark = pytest.mark.ray
 
-# A PUT of the second night, whether the storage has it when the night is killed, and how many alike are let through.
+# A PUT of the second run; whether the storage has received it when the run is killed; how many such PUTs pass before.
 MOMENTS = (
     ("work/active.json", True, 0),
     ("aliases/champion.json", True, 0),  # the fence
@@ -45,8 +45,8 @@ def arguments(source: Source, workspace: str) -> list[str]:
     return ["--source", source.uri, "--workspace", workspace, "--recipe", "digits", "--epochs", "4", "--workers", "0"]
 
 
-def start_night(line: list[str], cwd: Path, address: str) -> "subprocess.Popen[str]":
-    """Starts a night, in a group of its own, whose storage is at an address."""
+def start_run(line: list[str], cwd: Path, address: str) -> "subprocess.Popen[str]":
+    """Starts a retraining run in a process group of its own, with its storage at an address."""
     return subprocess.Popen(
         command("retrain", *line),
         cwd=cwd,
@@ -59,10 +59,10 @@ def start_night(line: list[str], cwd: Path, address: str) -> "subprocess.Popen[s
 
 
 @pytest.mark.long
-def test_killed_in_the_middle_of_each_stage_a_night_ends_with_one_promotion(
+def test_killed_in_the_middle_of_each_stage_a_run_ends_with_one_promotion(
     digits_dataset: str, s3: str, tmp_path: Path
 ) -> None:
-    """SIGKILL while a certain file is on its way to the storage, or has just arrived there; sixteen times one night."""
+    """SIGKILL while a file is on its way to the storage, or has just arrived there; sixteen times in one run."""
     source, workspace = Source(digits_dataset, f"{s3}/killed/source"), f"{s3}/killed/work"
     line = arguments(source, workspace)
     source.add(0, 200)
@@ -72,7 +72,7 @@ def test_killed_in_the_middle_of_each_stage_a_night_ends_with_one_promotion(
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=0) as (address, proxy):
         for moment in MOMENTS:
             proxy.hold(*moment)
-            process = start_night(line, tmp_path, address)
+            process = start_run(line, tmp_path, address)
             while not proxy.holds.wait(0.05):
                 assert process.poll() is None, (moment, process.communicate())
             os.killpg(process.pid, signal.SIGKILL)
@@ -91,7 +91,7 @@ def test_killed_in_the_middle_of_each_stage_a_night_ends_with_one_promotion(
 
 @pytest.fixture(scope="module")
 def promoted(digits_dataset: str, s3: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, str]:
-    """A source in a bucket, and a workspace where a night has promoted a first model; then images have come."""
+    """A source in a bucket, and a workspace with a champion; then more images have come."""
     source, workspace = Source(digits_dataset, f"{s3}/refused/source"), f"{s3}/refused/work"
     source.add(0, 200)
     first = run_job("retrain", *arguments(source, workspace), cwd=tmp_path_factory.mktemp("first"))
@@ -108,7 +108,7 @@ def promoted(digits_dataset: str, s3: str, tmp_path_factory: pytest.TempPathFact
         pytest.param(READER_KEY, READER_SECRET, "answers 403 AccessDenied; check bucket", marks=pytest.mark.slow),
     ],
 )
-def test_who_may_not_write_is_told_in_one_line_and_changes_nothing(
+def test_without_permission_to_write_the_error_is_one_line_and_nothing_changes(
     promoted: tuple[Source, str], key: str, secret: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, workspace = promoted
@@ -145,10 +145,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.long
-def test_on_a_disk_that_is_full_a_night_ends_in_one_line_and_promotes_later(
+def test_on_a_disk_that_is_full_a_run_ends_in_one_line_and_promotes_later(
     digits_dataset: str, small_disk: Path, tmp_path: Path
 ) -> None:
-    """With a little more room each time, so that it ends somewhere else each time."""
+    """With a little more space each time, so that each attempt ends at another place."""
     source, workspace = Source(digits_dataset, str(tmp_path / "source")), str(small_disk / "work")
     line, place, filler = arguments(source, workspace), f"{workspace}/registry", small_disk / "filler"
     source.add(0, 200)
@@ -177,22 +177,22 @@ def test_on_a_disk_that_is_full_a_night_ends_in_one_line_and_promotes_later(
 
 
 @pytest.mark.long
-def test_a_storage_that_goes_away_ends_a_night_with_one_line_and_the_next_one_promotes(
+def test_a_storage_that_goes_away_ends_a_run_in_one_line_and_the_next_one_promotes(
     digits_dataset: str, s3: str, tmp_path: Path
 ) -> None:
-    """It goes while the evaluation's files are written, and comes back after the night has given up: three minutes."""
+    """It goes while the evaluation's files are written, and comes back after the run has given up: three minutes."""
     source, workspace = Source(digits_dataset, f"{s3}/away/source"), f"{s3}/away/work"
     line = arguments(source, workspace)
     source.add(0, 200)
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=0) as (address, proxy):
         proxy.hold("challenger/metrics.json")
-        process = start_night(line, tmp_path, address)
+        process = start_run(line, tmp_path, address)
         assert proxy.holds.wait(120)
         proxy.away = True
         start = time.monotonic()
-        said, errors = process.communicate(timeout=500)
+        output, errors = process.communicate(timeout=500)
         print(f"gave up after {time.monotonic() - start:.0f} s: {errors}")
-    assert process.returncode == 1, said + errors
+    assert process.returncode == 1, output + errors
     assert len(errors.strip().splitlines()) == 1
     assert "the storage answers" in errors
     place = f"{workspace}/registry"
