@@ -44,11 +44,11 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_variables() -> None:
-    """For who trains in this process before there is a cluster: Ray, imported without them, refuses its own nodes."""
-    from pipeline.cluster.session import prepare_environment
+    """Sets Ray's variables for tests that train in this process, whether or not there is a cluster."""
+    from pipeline.cluster.session import ray_variables as variables
 
     os.environ.pop("RAY_ADDRESS", None)
-    prepare_environment()
+    os.environ.update(variables())
 
 
 @pytest.fixture(scope="session")

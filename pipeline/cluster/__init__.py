@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.ray_tasks import map_in_order, map_tables, ray_is_initialized, usable_cpus
     from pipeline.cluster.ray_train import fit_trainer, scaling_config
     from pipeline.cluster.resources import count_gpus, wait_for_resources, worker_cpus, workers_use_gpus
-    from pipeline.cluster.session import ray_session
+    from pipeline.cluster.session import ray_in_process, ray_session
 
 __all__ = [
     "count_gpus",
@@ -21,6 +21,7 @@ __all__ = [
     "map_in_order",
     "map_tables",
     "pipeline_error",
+    "ray_in_process",
     "ray_is_initialized",
     "ray_session",
     "scaling_config",
@@ -38,6 +39,6 @@ __getattr__ = lazy(
         "ray_tasks": ("map_in_order", "map_tables", "ray_is_initialized", "usable_cpus"),
         "ray_train": ("fit_trainer", "scaling_config"),
         "resources": ("count_gpus", "wait_for_resources", "worker_cpus", "workers_use_gpus"),
-        "session": ("ray_session",),
+        "session": ("ray_in_process", "ray_session"),
     },
 )

@@ -97,8 +97,10 @@ def map_tables(
     call = _Chunk(function, ray.put(chunks), 1 if computes else THREADS)
     found: dict[int, list[pa.Table]] = {}
     numbers = [{"id": number} for number in range(len(chunks))]
-    ray.data.DataContext.get_current().raise_original_map_exception = True  # else its cause is lost on the way
-    dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(call, batch_size=1)
+    context = ray.data.DataContext.get_current().copy()
+    context.raise_original_map_exception = True  # else Ray Data replaces it by an error without its cause
+    with ray.data.DataContext.current(context):  # a data set keeps the context in which it was made
+        dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(call, batch_size=1)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for number in batch["item"].unique().to_pylist():
             part = batch.filter(pa.compute.equal(batch["item"], number)).select(schema.names)

@@ -1,118 +1,215 @@
-"""A Ray session: joins the cluster of RAY_ADDRESS, or starts Ray on this machine and ends it."""
+"""A Ray session: joins a cluster, or starts Ray on this machine and ends it, and leaves the process as it was."""
 
 import logging
 import os
 import secrets
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from pipeline.cluster.ray_tasks import usable_cpus
+from pipeline.cluster.ray_tasks import ray_is_initialized, usable_cpus
 from pipeline.core.processes import exit_on_sigterm
+
+_VARIABLES = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the workers use this very environment: no need to build another
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives a session must not start another one
+    "RAY_DATA_LOG_LEVEL": "WARNING",
+}
+_SET_BY_RAY = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")  # by its start and by its import
+_LOG_LEVELS = {
+    "ray": logging.WARNING,
+    "ray.data": logging.WARNING,
+    "ray.train": logging.WARNING,
+    # These repeat as an error what a task has raised, which is raised in this process, too.
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
+    "ray.data.exceptions": logging.CRITICAL,
+    "ray.data._internal.progress": logging.ERROR,  # warns that Ray's progress bars are off: ours are on
+    "ray.data._internal.logical.rules.set_read_parallelism": logging.ERROR,  # warns of many tasks: the order needs them
+    "ray.data._internal.util": logging.ERROR,
+}
 
 
 @contextmanager
 def ray_session(num_workers: int = 0) -> Iterator[None]:
-    """Joins the cluster that RAY_ADDRESS names (as in `ray job submit`), else starts Ray here and ends it after.
+    """Joins the cluster that RAY_ADDRESS names, else starts Ray on this machine; ends it with the block.
 
-    A local Ray announces one CPU more than there are workers, at least, so that reading never starves.
+    In a process that is in a Ray session already it does nothing. A local Ray has at least one CPU more than
+    `num_workers`, so that there is one for reading.
+
+    Environment variables, signal handlers, levels of loggers and Ray Data's DataContext are restored afterwards.
+    What Ray itself doesn't undo stays: its import installs a `sys.excepthook` and reads some variables once
+    (RAY_ENABLE_AUTO_CONNECT, RAY_ENABLE_UV_RUN_RUNTIME_ENV, RAY_DATA_LOG_LEVEL), and its loggers keep their handlers.
     """
-    prepare_environment()
-    import ray
-
-    if ray.is_initialized():
+    if ray_is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        exit_on_sigterm()
+    with ExitStack() as stack:
+        stack.callback(_read_authentication)  # last of all, from the host's variables
+        stack.enter_context(_variables(ray_variables(), _SET_BY_RAY))
+        _read_authentication()
+        import ray
+
+        stack.enter_context(_same_levels_after())
+        handler = stack.enter_context(_same_signal_handlers_after())
+        if os.environ.get("RAY_ADDRESS"):
+            stack.callback(ray.shutdown)
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            _start_ray(num_workers, stack)
         quieten_ray()
-        _quieten_ray_data()
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
-    # Its own folder, because a session leaves its logs behind; in /tmp, because the path of a socket is at most
-    # 107 bytes long and temporary folders have long names on some machines.
+        _handle_sigterm(handler)
+        stack.enter_context(_no_issue_detectors())
+        yield
+
+
+@contextmanager
+def ray_in_process() -> Iterator[None]:
+    """Sets Ray's variables and log levels for the block: for Ray Train in this process alone, without a session."""
+    with _variables(ray_variables()), _same_levels_after():
+        quieten_ray()
+        yield
+
+
+def _start_ray(num_workers: int, stack: ExitStack) -> None:
+    """Starts Ray on this machine. stack: gets what ends it and removes its files."""
+    import ray
+
     _remove_stale_sessions()
+    # A session leaves its logs behind, so it gets a folder of its own. In /tmp, because the path of a socket has 107
+    # bytes at most, and temporary folders have long names on some machines.
     folder = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = folder  # for what Ray's processes leave in temporary folders when they are ended
-    try:
+    stack.callback(_remove_folder, folder)
+    stack.callback(ray.shutdown)
+    with _variables({"TMPDIR": folder}):  # for the temporary files that Ray's processes leave when they are ended
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),
-            include_dashboard=num_workers > 0,  # Ray Train's clean-up asks it
+            include_dashboard=num_workers > 0,  # Ray Train asks it when a run is cleaned up
             log_to_driver=False,
             logging_level=logging.WARNING,
             _temp_dir=folder,
         )
-        exit_on_sigterm()
-        _restore_variable("TMPDIR", before)
-        quieten_ray()
-        _quieten_ray_data()
-        yield
-    finally:
-        _restore_variable("TMPDIR", before)
-        ray.shutdown()
-        for _ in range(20):  # Ray's processes may still be writing their last lines
-            shutil.rmtree(folder, ignore_errors=True)
-            if not os.path.exists(folder):
-                break
-            time.sleep(0.1)
 
 
-def _restore_variable(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+def _remove_folder(folder: str) -> None:
+    for _ in range(20):  # Ray's processes may still be writing their last lines
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
+        time.sleep(0.1)
 
 
 def _remove_stale_sessions() -> None:
-    """Removes what killed jobs of this user left behind: logs, which would fill the disk in time."""
+    """Removes the folders of sessions of this user whose process was killed: their logs would fill the disk in time."""
     for folder in Path("/tmp").glob("ray-*-*"):
         pid = folder.name.split("-")[1]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and folder.owner() == Path("/proc/self").owner():
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another process may be removing it, too
+            if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and folder.owner() == Path("/proc/self").owner():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare_environment() -> None:
-    """Sets the variables that Ray reads when it is imported, in case this process imports it before `ray_session`."""
-    for name, value in (
-        ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),  # this environment is the workers' too: no need to build another
-        ("RAY_USAGE_STATS_ENABLED", "0"),
-        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
-        ("RAY_CHDIR_TO_TRIAL_DIR", "0"),
-        ("RAY_ENABLE_AUTO_CONNECT", "0"),  # a thread that outlives a session must not start another
-        ("RAY_DATA_LOG_LEVEL", "WARNING"),
-    ):
-        os.environ.setdefault(name, value)
-    # A local Ray gets a token of its own, before ray is imported. Left alone, Ray would write one to the home folder,
-    # for all to read, and every later `ray start` of this user would ask for it.
-    if not os.environ.get("RAY_ADDRESS") and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# --- state of the process ----------------------------------------------------------------------------------------
+
+
+def ray_variables() -> dict[str, str]:
+    """Returns the environment variables of a session, without those that are set already.
+
+    A local Ray gets a random token. Without one, Ray would write one to the home folder, readable by everybody, and
+    every later `ray start` of this user would ask for it.
+    """
+    variables = dict(_VARIABLES)
+    if not os.environ.get("RAY_ADDRESS") and os.environ.get("RAY_AUTH_MODE", "token") == "token":
+        variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {name: value for name, value in variables.items() if name not in os.environ}
+
+
+@contextmanager
+def _variables(values: Mapping[str, str], also_restored: tuple[str, ...] = ()) -> Iterator[None]:
+    """Sets environment variables for the block, and restores them. also_restored: names that the block may set."""
+    before = {name: os.environ.get(name) for name in (*values, *also_restored)}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _read_authentication() -> None:
+    """Makes Ray read the mode and the token from the environment again.
+
+    It keeps those that it finds when it is imported. Without this, a process that had imported Ray before the session,
+    or had been in another one, would be refused by its own nodes.
+    """
+    if "ray" not in sys.modules:
+        return
+    with suppress(ImportError, AttributeError):  # not a public part of Ray
+        from ray import _raylet
+
+        raylet: Any = _raylet  # a compiled module without types
+        raylet.Config.initialize("")  # the mode first: a thread that still ends mustn't look for a token that has gone
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _same_signal_handlers_after() -> Iterator[Any]:
+    """Yields the handler of SIGTERM and restores it, and that of SIGINT, after the block: Ray installs its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield before[signal.SIGTERM]
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:  # else it isn't Python's, and can't be set from here
+                    signal.signal(number, handler)
+
+
+def _handle_sigterm(host_handler: Any) -> None:
+    """Takes Ray's handler of SIGTERM away: it ends the process with status 15, as if that were the caller's choice."""
+    if not callable(host_handler):
+        exit_on_sigterm()
+    elif threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, host_handler)
+
+
+@contextmanager
+def _same_levels_after() -> Iterator[None]:
+    """Restores the levels of Ray's loggers after the block."""
+    before = {name: logging.getLogger(name).level for name in _LOG_LEVELS}
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def quieten_ray() -> None:
-    """Leaves Ray's warnings and errors on the screen, not its course of events."""
-    for name in ("ray", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what a task raised, which is raised here too
-    for name in (
-        "ray.data._internal.progress",  # that its bars are off: ours are on
-        "ray.data._internal.logical.rules.set_read_parallelism",  # that there are many tasks: the order wants them
-        "ray.data._internal.util",
-    ):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Lets Ray log warnings and errors only, and not those that are repeated or expected here. For a whole process."""
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
 
 
-def _quieten_ray_data() -> None:
+@contextmanager
+def _no_issue_detectors() -> Iterator[None]:
+    """Switches Ray Data's detectors off for the block: they warn of memory that was asked for."""
     from ray.data import DataContext
 
-    DataContext.get_current().issue_detectors_config.detectors = []  # they warn of memory that was asked for
+    config = DataContext.get_current().issue_detectors_config
+    before, config.detectors = config.detectors, []
+    try:
+        yield
+    finally:
+        config.detectors = before

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.cluster.remote_progress import remote_progress
 from pipeline.cluster.resources import count_gpus, workers_use_gpus
-from pipeline.cluster.session import prepare_environment, quieten_ray, ray_session
+from pipeline.cluster.session import ray_in_process, ray_session
 from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
 from pipeline.core.finite import finite_or_none
@@ -96,7 +96,6 @@ def replay_checkpoint(
     run. Writes nothing but a temporary folder. Raises CheckpointError if there is nothing to repeat, or if data set or
     teacher are others.
     """
-    prepare_environment()  # before anything imports Ray
     uri = files.absolute(checkpoint_uri).rstrip("/")
     if not checkpoint.is_checkpoint(uri) and (steps := checkpoint.steps(uri)):
         uri = checkpoint.folder(uri, steps[0])
@@ -108,8 +107,8 @@ def replay_checkpoint(
         num_workers = 0 if not gpus and job.num_workers == 1 else job.num_workers
         job = replace(job, num_workers=num_workers, use_gpu=workers_use_gpus("auto", job.num_workers, gpus))
         if not job.num_workers and job.recipe.residency == "resident":
-            quieten_ray()
-            return run_replay(replace(job, progress=progress), recorded)
+            with ray_in_process():
+                return run_replay(replace(job, progress=progress), recorded)
         with ray_session(job.num_workers), remote_progress(progress) as remote:
             return run_replay(replace(fit_to_cluster(job, 0, progress), progress=remote), recorded)
 

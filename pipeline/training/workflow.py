@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.cluster.remote_progress import remote_progress
 from pipeline.cluster.resources import Device, count_gpus, resolve_cache_folder, workers_use_gpus
-from pipeline.cluster.session import prepare_environment, quieten_ray, ray_session
+from pipeline.cluster.session import ray_in_process, ray_session
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe, check_batch
@@ -173,10 +173,9 @@ def train_job(job: TrainJob, wait_minutes: float = 0, progress: Progress = silen
     Uses the running Ray session, or starts one if workers or streaming need it. wait_minutes: for nodes to join.
     Raises ClusterError if the cluster has no room, and what `run_training` raises.
     """
-    prepare_environment()  # before anything imports Ray
     if not job.num_workers and job.recipe.residency == "resident":
-        quieten_ray()
-        return _train_and_report(job, progress)
+        with ray_in_process():
+            return _train_and_report(job, progress)
     with ray_session(job.num_workers):
         return _train_and_report(fit_to_cluster(job, wait_minutes, progress), progress)
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from infra.local.certificates import Authority
-from pipeline.cluster.session import prepare_environment
+from pipeline.cluster.session import ray_in_process
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -45,15 +45,15 @@ def cluster(name: str) -> dict[str, Any]:
 
 def launcher_problems(config: dict[str, Any]) -> list[str]:
     """What Ray's own loader has against a configuration, and what it doesn't look at."""
-    prepare_environment()  # before Ray is imported, whichever test comes first
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
     provider = config["provider"]["type"]
     found = []
-    try:
-        validate_config(prepare_config(copy.deepcopy(config)))
-    except Exception as error:  # theirs are several
-        found.append(str(error).splitlines()[0])
+    with ray_in_process():
+        from ray.autoscaler._private.util import prepare_config, validate_config
+
+        try:
+            validate_config(prepare_config(copy.deepcopy(config)))
+        except Exception as error:  # theirs are several
+            found.append(str(error).splitlines()[0])
     found += [f"provider.{name}" for name in set(config["provider"]) - PROVIDER_FIELDS[provider]]
     head = config["head_node_type"]
     for name, node in config["available_node_types"].items():

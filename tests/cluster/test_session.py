@@ -1,0 +1,67 @@
+"""A Ray session leaves the process as it was: variables, signal handlers, levels of loggers, Ray Data's context."""
+
+import subprocess
+import sys
+
+import pytest
+
+_HOST = """
+import logging, os, signal, sys
+if "{first}" == "ray first":
+    import ray  # as a program does that uses Ray for itself, before and without our variables
+    import ray.data
+from pipeline.cluster.session import ray_session
+
+def handler(number, frame):
+    print("the host's handler")
+
+if "{handler}" == "own":
+    signal.signal(signal.SIGTERM, handler)
+
+def state():
+    data = sys.modules.get("ray.data")
+    context = data.DataContext.get_current() if data else None
+    loggers = [name for name in logging.Logger.manager.loggerDict if name.split(".")[0] in ("ray", "pipeline")]
+    return {{
+        "environment": dict(os.environ),
+        "signals": [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)],
+        "levels": {{name: logging.getLogger(name).level for name in loggers}},
+        "root": (logging.root.level, list(logging.root.handlers)),
+        "context": context and (list(context.issue_detectors_config.detectors), context.raise_original_map_exception),
+        "folder": os.getcwd(),
+    }}
+
+def new(before, after):
+    if before["context"] is None:
+        after["context"] = None
+    after["levels"] = {{name: after["levels"][name] for name in before["levels"]}}
+    found = {{name: (before[name], after[name]) for name in before if before[name] != after[name]}}
+    if "environment" in found:
+        found["environment"] = sorted({{*before["environment"].items()}} ^ {{*after["environment"].items()}})
+    return found
+
+for number in range({sessions}):
+    before = state()
+    with ray_session():
+        import pyarrow as pa
+        from pipeline.cluster.ray_tasks import THREADS, map_tables
+        assert os.environ["RAY_AUTH_MODE"] == "token"  # whoever imported Ray first
+        schema = pa.schema([("x", pa.int64())])
+        tables = map_tables(lambda n: pa.table({{"x": [n]}}), range(2 * THREADS), schema, lambda done: None)
+        assert [table["x"][0].as_py() for table in tables] == list(range(2 * THREADS))
+        if "{handler}" == "own":
+            assert signal.getsignal(signal.SIGTERM) is handler
+    found = new(before, state())
+    assert found == {{}}, found
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("first", "handler", "sessions"),
+    [("ray first", "own", 1), pytest.param("the session first", "default", 2, marks=pytest.mark.slow)],
+)
+def test_the_process_is_as_it_was_after_a_session(first: str, handler: str, sessions: int) -> None:
+    program = _HOST.format(first=first, handler=handler, sessions=sessions)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
