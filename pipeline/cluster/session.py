@@ -75,7 +75,8 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
 @contextmanager
 def ray_in_process() -> Iterator[None]:
     """Sets Ray's variables and log levels for the block: for Ray Train in this process alone, without a session."""
-    with _variables(ray_variables()), _same_levels_after():
+    # Without the token: it would make Ray write one to the home folder if the host started a Ray of its own later.
+    with _variables(_unset(_VARIABLES), _SET_BY_RAY), _same_levels_after():
         quieten_ray()
         yield
 
@@ -130,6 +131,10 @@ def ray_variables() -> dict[str, str]:
     variables = dict(_VARIABLES)
     if not os.environ.get("RAY_ADDRESS") and os.environ.get("RAY_AUTH_MODE", "token") == "token":
         variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return _unset(variables)
+
+
+def _unset(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in os.environ}
 
 
