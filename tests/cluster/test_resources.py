@@ -55,7 +55,7 @@ def test_gpus_for_an_evaluation_in_this_process_are_refused() -> None:
 
 
 def test_a_cache_in_a_bucket_is_refused() -> None:
-    with pytest.raises(RecipeError, match="cache=s3://a/b must be a folder on each node's own disk"):
+    with pytest.raises(RecipeError, match="cache=s3://a/b must be a folder on a disk of each node"):
         resources.resolve_cache_folder("s3://a/b")
     assert resources.resolve_cache_folder("~/kept") == os.path.expanduser("~/kept")
 
