@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.ray_tasks import ray_is_initialized, usable_cpus
+from pipeline.core.environment import set_variables
 from pipeline.core.processes import exit_on_sigterm
 
 _VARIABLES = {
@@ -55,7 +56,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
         return
     with ExitStack() as stack:
         stack.callback(_read_authentication)  # last of all, from the host's variables
-        stack.enter_context(_variables(ray_variables(), _SET_BY_RAY))
+        stack.enter_context(set_variables(ray_variables(), _SET_BY_RAY))
         _read_authentication()
         import ray
 
@@ -76,7 +77,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
 def ray_in_process() -> Iterator[None]:
     """Sets Ray's variables and log levels for the block: for Ray Train in this process alone, without a session."""
     # Without the token: it would make Ray write one to the home folder if the host started a Ray of its own later.
-    with _variables(_unset(_VARIABLES), _SET_BY_RAY), _same_levels_after():
+    with set_variables(_unset(_VARIABLES), _SET_BY_RAY), _same_levels_after():
         quieten_ray()
         yield
 
@@ -91,7 +92,7 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
     folder = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
     stack.callback(_remove_folder, folder)
     stack.callback(ray.shutdown)
-    with _variables({"TMPDIR": folder}):  # for the temporary files that Ray's processes leave when they are ended
+    with set_variables({"TMPDIR": folder}):  # for the temporary files that Ray's processes leave when they are ended
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),
@@ -136,21 +137,6 @@ def ray_variables() -> dict[str, str]:
 
 def _unset(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in os.environ}
-
-
-@contextmanager
-def _variables(values: Mapping[str, str], also_restored: tuple[str, ...] = ()) -> Iterator[None]:
-    """Sets environment variables for the block, and restores them. also_restored: names that the block may set."""
-    before = {name: os.environ.get(name) for name in (*values, *also_restored)}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _read_authentication() -> None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.core.environment import set_variables
+
 ACCESS_KEY, SECRET_KEY = "tester", "a-secret-of-the-tests"
 READER_KEY, READER_SECRET = "reader", "a-secret-of-who-only-reads"
 _SERVERS = ("master", "volume", "filer", "s3", "admin")
@@ -27,17 +29,12 @@ def local_s3(bucket: str, parent: str = "/tmp") -> Iterator[subprocess.Popen[byt
     """
     folder = Path(tempfile.mkdtemp(prefix="weed-", dir=parent))
     process, variables = start_s3(bucket, folder)
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
     try:
-        yield process
+        with set_variables(variables):
+            yield process
     finally:
         _end(process)
         remove_s3(folder)
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def start_s3(bucket: str, folder: Path, address: str = "127.0.0.1") -> tuple[subprocess.Popen[bytes], dict[str, str]]:
@@ -81,6 +78,7 @@ def start_s3(bucket: str, folder: Path, address: str = "127.0.0.1") -> tuple[sub
         session.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
     except BaseException:
         _end(process)
+        remove_s3(folder)
         raise
     return process, variables
 
