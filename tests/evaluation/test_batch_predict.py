@@ -24,7 +24,7 @@ from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import find_model
 from pipeline.storage import files
 from tests.support.images import jpeg, make_tar, tree_files
-from tests.support.jobs import run_job
+from tests.support.jobs import call_job
 
 
 @pytest.fixture(autouse=True)
@@ -87,9 +87,10 @@ def test_a_folder_is_predicted_as_an_evaluation_does_and_the_rest_reported(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_job_says_what_came_of_it(trained: str, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_job_prints_a_summary(trained: str, pictures: Path, tmp_path: Path) -> None:
     arguments = ["--checkpoint", trained, "--input", str(pictures / "cut.jpg"), "--out", "out"]
-    finished = run_job("predict", *arguments, cwd=tmp_path)
+    finished = call_job("predict", *arguments, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "1, see the column error; first cut.jpg: truncated" in finished.stdout
 

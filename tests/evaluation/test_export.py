@@ -12,7 +12,7 @@ from pipeline.dataset import manifest
 from pipeline.evaluation import export
 from pipeline.models.factory import make_model
 from pipeline.models.load import find_model
-from tests.support.jobs import run_job
+from tests.support.jobs import call_job
 
 
 def batches(sizes: tuple[int, ...] = (1, 5)) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -49,21 +49,8 @@ def test_a_form_that_is_a_little_off_is_refused(trained: str) -> None:
         export.compare_exports(model, "none", {"off": off}, iter(batches()))
 
 
-def test_a_model_is_exported_after_a_comparison_on_every_validation_image(
-    trained: str, digits_dataset: str, tmp_path: Path
-) -> None:
-    checks = export.export_model(trained, tmp_path / "out", data=digits_dataset)
-    rows = manifest.load(digits_dataset).split("val").rows
-    for check in checks:
-        assert (check.images, check.same_class) == (rows, rows)
-        assert check.correct == check.correct_exported
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "model.pt2", "model.json"}
-
-
-@pytest.mark.ray
-@pytest.mark.slow
 def test_the_job_compares_on_every_validation_image(trained: str, digits_dataset: str, tmp_path: Path) -> None:
-    finished = run_job(
+    finished = call_job(
         "export", "--checkpoint", trained, "--data", digits_dataset, "--out", str(tmp_path / "out"), cwd=tmp_path
     )
     assert finished.returncode == 0, finished.stderr

@@ -18,7 +18,7 @@ from tests.support.images import shared
 from tests.support.planted import found_of, plant
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_was_planted_is_found_and_shown(ray_variables: None, tmp_path: Path) -> None:
     index = open_source(shared("cifar10-jpeg.tar.xz"), spool=str(tmp_path / "spool"))
     some = replace(index, splits={name: table.take(list(range(0, table.num_rows, 10 if name == "train" else 5)))

@@ -12,7 +12,7 @@ from pipeline.core.errors import CertificateError, RecipeError
 from pipeline.evaluation import EvaluateOptions, compare, evaluate, verify
 from pipeline.evaluation.comparison import verdict
 from pipeline.evaluation.output_files import finite, write_metrics
-from tests.support.jobs import one_line_error, run_job
+from tests.support.jobs import call_job, one_line_error
 from tests.support.predictions import evaluated
 
 
@@ -72,12 +72,11 @@ def test_two_evaluations_are_compared_row_by_row(
         compare(evaluation, flipped, digits_dataset, tmp_path)
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 def test_the_job_evaluates_verifies_and_compares(trained: str, digits_dataset: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     arguments = ["--checkpoint", trained, "--data", digits_dataset, "--out", out, "--full", "--severities", "3"]
-    finished = run_job("evaluate", *arguments, cwd=tmp_path)
+    finished = call_job("evaluate", *arguments, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     values = json.loads(Path(out, "metrics.json").read_text())
     assert values["temperature"]["fitted_on"] == 144
@@ -85,8 +84,8 @@ def test_the_job_evaluates_verifies_and_compares(trained: str, digits_dataset: s
     assert {line["method"] for line in values["sanity"]} == {"Grad-CAM", "integrated gradients"}
     assert values["label_problems"]["rows"] == 1438
     assert pq.read_table(Path(out, "label-problems.parquet")).num_rows == values["label_problems"]["found"]
-    finished = run_job("evaluate", "--verify", out, cwd=tmp_path)
+    finished = call_job("evaluate", "--verify", out, cwd=tmp_path)
     assert "359 rows, each once; certificate" in finished.stdout, finished.stderr
-    finished = run_job("evaluate", "--compare", out, trained, "--data", digits_dataset, cwd=tmp_path)
+    finished = call_job("evaluate", "--compare", out, trained, "--data", digits_dataset, cwd=tmp_path)
     assert "don't cover these 359 rows" in one_line_error(finished)
-    assert "give a finished run" in one_line_error(run_job("evaluate", cwd=tmp_path))
+    assert "give a finished run" in one_line_error(call_job("evaluate", cwd=tmp_path))
