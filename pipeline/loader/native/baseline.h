@@ -1,12 +1,12 @@
-/* Baseline JPEG in YCbCr -> crop -> antialiased resize -> flip -> RGB, for what nearly all photographs are: Huffman-coded,
- * 8 bits, one scan of three components, 4:4:4, 4:2:2, 4:4:0 or 4:2:0. Whatever else it meets, damage above all, it leaves
- * to libjpeg, which then decides.
+/* Baseline JPEG in YCbCr -> crop -> antialiased resize -> flip -> RGB, for nearly all photographs: Huffman-coded, 8 bits,
+ * one scan of three components, 4:4:4, 4:2:2, 4:4:0 or 4:2:0. All other images, and above all damaged ones, are left to
+ * libjpeg, which then decodes or rejects them.
  *
- * Three things make it faster than decoding to pixels and resizing those. One look-up says the lengths of a code and of
- * its value, and the next look-up waits for nothing else; blocks outside the crop are only stepped over; and luma and
- * chroma are resized each in its own resolution, so that only pixels of the output are converted to RGB. Planes are stored
- * column by column, as the second pass of the inverse DCT leaves them, so that all that follows works on eight neighbours
- * at a time.
+ * Three things make it faster than decoding to pixels and resizing those. One table look-up gives the lengths of a code and
+ * of its value, and the next look-up depends on nothing else; blocks outside the crop are parsed, but not transformed; and
+ * luma and chroma are resized each at its own resolution, so that only pixels of the output are converted to RGB. Planes are
+ * stored column by column, as the second pass of the inverse DCT leaves them, so that all later steps process eight
+ * neighbours at a time.
  */
 
 typedef float lanes __attribute__((vector_size(32)));
@@ -30,7 +30,7 @@ typedef struct {
 
 typedef struct {
     int h, v, quantiser, dc, ac;
-    int block_left, block_top, block_right, block_bottom; /* what is kept, in blocks of the plane */
+    int block_left, block_top, block_right, block_bottom; /* decoded part, in blocks of the plane */
     uint8_t *plane;
     size_t stride; /* from column to column */
     int last_dc;
@@ -44,8 +44,8 @@ typedef struct {
     int restart, h, v;
 } baseline;
 
-/* The buffer's highest bits come next; bits below the `count` first are there already, or zero. `next` are the eight bytes
- * at `at`, read long before they are needed. */
+/* The highest bits of `buffer` are consumed next. The first `count` are valid; those below may be valid already, or zero.
+ * `next` holds the eight bytes at `at`, loaded well before they are needed. */
 typedef struct {
     const uint8_t *at;
     uint64_t buffer, next;
@@ -58,7 +58,7 @@ static const uint8_t ZIGZAG[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 2
 
 /* --- bits and codes --- */
 
-/* Copies a scan's data without its stuffed bytes, up to a marker. Returns where that is; *to moves on. */
+/* Copies a scan's data without its stuffed bytes, up to a marker. Returns the marker's address and advances *to. */
 static const uint8_t *unstuff(const uint8_t *at, const uint8_t *end, uint8_t **to) {
     while (at < end) {
         const uint8_t *stop = memchr(at, 0xFF, end - at);
@@ -78,7 +78,7 @@ static inline __attribute__((always_inline)) void look_ahead(bit_reader *b) {
     b->next = __builtin_bswap64(b->next);
 }
 
-/* At least 56 bits, without a branch. */
+/* Refills the buffer to at least 56 bits, without a branch. */
 static inline __attribute__((always_inline)) void refill(bit_reader *b) {
     b->buffer |= b->next >> b->count;
     b->at += (63 - b->count) >> 3;
@@ -86,13 +86,13 @@ static inline __attribute__((always_inline)) void refill(bit_reader *b) {
     look_ahead(b);
 }
 
-/* The value whose `size` bits come first in `bits`; 0 for none. Those that begin with 0 are negative. */
+/* Returns the signed value in the first `size` bits; 0 if size is 0. Values that start with a 0 bit are negative. */
 static inline __attribute__((always_inline)) int value_of(uint64_t bits, int size) {
     int value = (int)(bits >> 1 >> (63 - size)), is_negative = (int)(~bits >> 63);
     return value - (is_negative * ((1 << size) - 1));
 }
 
-/* The symbol of a code that is longer than LOOK, and its length times 256; -1 if there is none. */
+/* Returns the symbol of a code longer than LOOK, plus its length times 256; -1 if the code doesn't exist. */
 static __attribute__((noinline)) int long_code(const huffman *t, uint64_t buffer) {
     int32_t code = (int32_t)(buffer >> 48);
     for (int length = LOOK + 1; length <= 16; length++)
@@ -129,8 +129,8 @@ static int make_table(huffman *t, const uint8_t *spec, int symbols, int is_ac) {
     return 1;
 }
 
-/* Takes the next code and its value off: `bits` begin with the value, `size` and `run` are what the code says. What the
- * next look-up waits for is a shift, a load and a shift, for a shift by `entry` is one by its lowest six bits. */
+/* Consumes the next code and its value: `bits` starts with the value, `size` and `run` are given by the code. The next
+ * look-up depends only on a shift, a load and a shift, because a shift by `entry` uses its lowest six bits. */
 #define NEXT_CODE(table)                                      \
     uint32_t entry = table##_look[b->buffer >> (64 - LOOK)];  \
     int size = entry >> 10, run = entry >> 6 & 15;            \
@@ -162,8 +162,8 @@ static int make_table(huffman *t, const uint8_t *spec, int symbols, int is_ac) {
         }                                                                     \
     }
 
-/* One block's coefficients (natural order, set to zero before); nothing is kept where `coefficient` is NULL. Returns the
- * number of the last coefficient that was coded plus one, -1 where the codes make no sense. It takes 64 * 27 bits at most. */
+/* Reads one block's coefficients (natural order, zeroed by the caller); skips the block if `coefficient` is NULL. Returns
+ * the number of the last coded coefficient plus one, or -1 for invalid codes. Consumes 64 * 27 bits at most. */
 static inline __attribute__((always_inline)) int read_block(bit_reader *b, const huffman *dc, const huffman *ac,
                                                             int *last_dc, int16_t *coefficient) {
     const uint16_t *dc_look = dc->look, *ac_look = ac->look;
@@ -220,7 +220,7 @@ static inline __attribute__((always_inline)) void transpose_8(lanes *x) {
     }
 }
 
-/* Eight bytes <-> eight floats. Spelt out, because the compiler takes them through eight registers otherwise. */
+/* Eight bytes <-> eight floats. Written out, because the compiler uses eight registers for the conversion otherwise. */
 static inline __attribute__((always_inline)) lanes read_8(const uint8_t *from) {
     const bytes_16 zero = {0}, order = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     two_words pair = {0, 0};
@@ -294,7 +294,7 @@ static int read_tables(baseline *s, const uint8_t *at, const uint8_t *end) {
     return 1;
 }
 
-/* Reads up to the scan's data. Returns where that begins, NULL where libjpeg is needed. */
+/* Parses the headers. Returns the start of the scan's data, or NULL if libjpeg is needed. */
 static const uint8_t *read_headers(baseline *s, const uint8_t *at, const uint8_t *end, int height, int width) {
     int ids[PARTS] = {0}, has_frame = 0, is_jfif = 0, is_adobe = 0;
     memset(s->has_table, 0, sizeof s->has_table);
@@ -349,7 +349,7 @@ static const uint8_t *read_headers(baseline *s, const uint8_t *at, const uint8_t
 
 /* --- the scan --- */
 
-/* Reads the scan up to the last block that is kept. Returns whether all of it made sense.
+/* Decodes the scan up to the last block of the crop. Returns whether all codes were valid.
  * room: for the scan's data and MARGIN bytes. */
 FAST static int read_scan(baseline *s, const uint8_t *at, const uint8_t *end, int height, int width, uint8_t *room) {
     int across = (width + 8 * s->h - 1) / (8 * s->h), rows = (height + 8 * s->v - 1) / (8 * s->v), last_row = 0;
@@ -396,7 +396,7 @@ FAST static int read_scan(baseline *s, const uint8_t *at, const uint8_t *end, in
                     write_block(coefficient, s->quantiser[p->quantiser], last, to, p->stride);
                 }
             }
-            if (8 * (b.at - stop) > b.count) return 0; /* more was taken than there is */
+            if (8 * (b.at - stop) > b.count) return 0; /* more bits were consumed than there are */
         }
     return 1;
 }
@@ -485,7 +485,7 @@ FAST static void resize_lines(uint8_t *out, float *const *lines, int width, cons
     }
 }
 
-/* Returns OK, NO_MEMORY, or USE_LIBJPEG where this isn't for us. */
+/* Returns OK, NO_MEMORY, or USE_LIBJPEG for an image that this decoder doesn't handle. */
 static int decode_baseline(baseline *s, const uint8_t *data, size_t length, const view *v, int size, uint8_t *out) {
     const uint8_t *end = data + length, *scan = read_headers(s, data, end, v->height, v->width);
     if (!scan) return USE_LIBJPEG;

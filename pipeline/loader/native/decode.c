@@ -1,9 +1,9 @@
-/* JPEG -> crop -> antialiased resize -> flip -> uint8 batch, without a pixel decoded that isn't needed.
+/* JPEG -> crop -> antialiased resize -> flip -> uint8 batch, decoding only the pixels of the crop.
  *
- * What nearly all photographs are is decoded by baseline.h. The rest, whatever is damaged, and what is to be decoded in
- * full (evaluation) goes through libjpeg-turbo: the rows and columns of the crop alone, at 1/2, 1/4 or 1/8 where the crop
- * stays at least half as large again as the output: what it throws away then, the resize would have too. Both resize with a
- * triangle filter whose width follows the scale, as PIL and torchvision (antialias=True) define it.
+ * baseline.h decodes nearly all photographs. libjpeg-turbo decodes the other ones, damaged ones, and those that are to be
+ * decoded in full (evaluation): only the rows and columns of the crop, at 1/2, 1/4 or 1/8 where the crop then still has at
+ * least 1.5 times the output's size; the detail that is lost, the resize would remove as well. Both resize with a triangle
+ * filter whose width follows the scale, as PIL and torchvision (antialias=True) define it.
  *
  * The bytes are hostile: every size is checked before it is used, and every error of libjpeg ends in `decode_one`.
  * Floats are added in one order and never contracted (-ffp-contract=off), so all CPUs give the same pixels.
@@ -28,8 +28,8 @@ enum { CHANNELS = 3, MAX_SIDE = 65500 };
 typedef float pixel __attribute__((vector_size(16)));
 typedef int32_t integers __attribute__((vector_size(16)));
 
-/* One image's part of a batch, in pixels. The box is resized to full_height x full_width, of which the output shows
- * out_size x out_size from (out_top, out_left). */
+/* Geometry of one image, in pixels. The box is resized to full_height x full_width; the output is the part of
+ * out_size x out_size at (out_top, out_left). */
 typedef struct {
     int32_t height, width;
     int32_t top, left, box_height, box_width;
@@ -133,7 +133,7 @@ FAST static void resize_row(uint8_t *restrict out, const float *restrict row, co
         const float *from = row + (size_t)(f->start[x] - f->first) * CHANNELS;
         pixel sum = {0.5f, 0.5f, 0.5f, 0.5f};
         for (int k = 0; k < f->count[x]; k++) {
-            pixel value; /* and the red of the next, which isn't used */
+            pixel value; /* RGB, and the next pixel's red, which is ignored */
             memcpy(&value, from + (size_t)k * CHANNELS, sizeof value);
             sum += weight[k] * value;
         }
@@ -153,7 +153,7 @@ static int is_bad(const view *v, int size) {
            v->out_left > v->full_width - size;
 }
 
-/* 1, 2, 4 or 8: what the image may be decoded at, so that the box stays half as large again as what it is resized to. */
+/* Returns 1, 2, 4 or 8: the largest reduction at which the box keeps 1.5 times the size that it is resized to. */
 static int shrink_of(const view *v) {
     int shrink = 1;
     while (shrink < 8 && v->box_height >= 3 * shrink * v->full_height && v->box_width >= 3 * shrink * v->full_width)
@@ -215,7 +215,7 @@ static int decode_one(baseline *state, const uint8_t *data, size_t length, const
         goto end;
 
     JDIMENSION left = across->first, width = across->last - across->first;
-    if (width < info.output_width) jpeg_crop_scanline(&info, &left, &width); /* moves left to a block's edge */
+    if (width < info.output_width) jpeg_crop_scanline(&info, &left, &width); /* moves `left` to a block's edge */
     int count = down->last - down->first, skip = across->first - (int)left;
     size_t stride = (size_t)info.output_width * CHANNELS;
     rows = malloc(stride * count);
@@ -252,9 +252,9 @@ end:
     return status;
 }
 
-/* out: uint8 [count][size][size][3]. status: int32 [count]; what isn't OK is left as it was or half written.
- * scaled: whether images may be decoded at 1/2, 1/4 or 1/8, and by baseline.h; by_libjpeg: not by that. Returns the number
- * of images that aren't OK. */
+/* out: uint8 [count][size][size][3]. status: int32 [count]; images that aren't OK are unchanged or half written.
+ * scaled: whether images may be decoded at 1/2, 1/4 or 1/8, and by baseline.h. by_libjpeg: never by baseline.h. Returns the
+ * number of images that aren't OK. */
 int decode_batch(int count, const uint8_t *const *data, const size_t *lengths, const view *views, int size, int scaled,
                  int by_libjpeg, uint8_t *out, int32_t *status) {
     int bad = 0;
