@@ -10,7 +10,7 @@ from typing import Annotated
 
 from jobs import command, training
 from pipeline.ingestion.prepare import prepare_dataset
-from pipeline.training.workflow import default_recipe, new_run
+from pipeline.training.workflow import default_recipe, new_run, train
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ def main(args: Args) -> None:
     if args.recipe.recipe is None:
         recipe = args.recipe.make(default_recipe(data.name))
     run = args.data.run_dir or new_run(recipe, data.name)
-    training.train_and_print(dataset, run, recipe, args.workers.workers, options)
+    with command.Display() as display:
+        result = train(dataset, run, recipe, workers=args.workers.workers, options=options, progress=display)
+    training.print_result(run, data, result)
 
 
 RESUME_HINT = "the same command with the same --run-dir continues from the last checkpoint"

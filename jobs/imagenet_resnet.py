@@ -13,6 +13,7 @@ from jobs import command, training
 from pipeline.cluster.session import ray_session
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
+from pipeline.training.workflow import train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,12 @@ def main(args: Args) -> None:
             dataset = prepare_dataset(
                 args.data.data, parent, layout=args.raw.layout, md5=args.raw.md5, progress=display
             )
-        training.describe_dataset(dataset)
+        data = training.describe_dataset(dataset)
         name = args.data.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        training.train_and_print(dataset, files.join(root, "runs", name), recipe, workers, options)
+        run = files.join(root, "runs", name)
+        with command.Display() as display:
+            result = train(dataset, run, recipe, workers=workers, options=options, progress=display)
+        training.print_result(run, data, result)
 
 
 RESUME_HINT = "the same command with the same --run-name continues from the last checkpoint"

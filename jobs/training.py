@@ -1,9 +1,9 @@
-"""What the training jobs share: flags, the training itself, and the table of results."""
+"""What the training jobs share: groups of flags, and the table of results."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args
 
-from jobs.command import Display, console, group, option, print_table
+from jobs.command import console, group, option, print_table
 from pipeline.cluster import resources
 from pipeline.config.choices import MODELS, LossName, OnCorrupt, OptimizerName, ScheduleName
 from pipeline.config.documentation import field_help
@@ -14,9 +14,8 @@ from pipeline.dataset.manifest import load as load_manifest
 from pipeline.ingestion.sources import LAYOUTS, digits
 from pipeline.loader import stage_times
 from pipeline.storage import files
-from pipeline.training.job import TrainJob
 from pipeline.training.trackers.defaults import default_trackers
-from pipeline.training.workflow import TrainOptions, check_workers, train, train_job
+from pipeline.training.workflow import TrainOptions, check_workers
 
 OF_RECIPE = "the recipe's"
 
@@ -116,27 +115,14 @@ class TrainingArgs:
         return TrainOptions(**of_run, **of_workers, trackers=default_trackers(self.run.mlflow))
 
 
-# --- training ----------------------------------------------------------------------------------------------------
-
-
-def train_and_print(dataset: str, run: str, recipe: Recipe, workers: int | None, options: TrainOptions) -> None:
-    """Trains on a data set, unless the run is finished, and prints the result."""
-    with Display() as display:
-        result = train(dataset, run, recipe, workers=workers, options=options, progress=display)
-    print_result(files.absolute(run), load_manifest(dataset), result)
-
-
-def train_here(job: TrainJob, wait_minutes: float = 0) -> None:
-    """Trains a job, unless it is finished, and prints its result. wait_minutes: for nodes of a cluster to join."""
-    with Display() as display:
-        result = train_job(job, wait_minutes, display)
-    print_result(job.run, load_manifest(job.dataset), result)
+# --- the result --------------------------------------------------------------------------------------------------
 
 
 def print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
     """Prints the table of a finished run. result: the content of its result.json."""
     val = result["val"]
     stand_in = " (NOT CIFAR-10: scikit-learn's digits)" if data.name == digits.NAME else ""
+    run = files.absolute(run)
     print_table(
         f"\n{result['recipe']['name']} on {data.name}{stand_in}",
         [
