@@ -9,14 +9,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.ray_tasks import ray_is_initialized, usable_cpus
-from pipeline.core.environment import set_variables
 from pipeline.core.processes import exit_on_sigterm
+from pipeline.core.variables import environment_variables
 
 _VARIABLES = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the workers use this very environment: no need to build another
@@ -56,7 +56,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
         return
     with ExitStack() as stack:
         stack.callback(_read_authentication)  # last of all, from the host's variables
-        stack.enter_context(set_variables(ray_variables(), _SET_BY_RAY))
+        stack.enter_context(environment_variables(ray_variables(), also_restored=_SET_BY_RAY))
         _read_authentication()
         import ray
 
@@ -77,7 +77,7 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
 def ray_in_process() -> Iterator[None]:
     """Sets Ray's variables and log levels for the block: for Ray Train in this process alone, without a session."""
     # Without the token: it would make Ray write one to the home folder if the host started a Ray of its own later.
-    with set_variables(_unset(_VARIABLES), _SET_BY_RAY), _same_levels_after():
+    with environment_variables(_VARIABLES, keep=True, also_restored=_SET_BY_RAY), _same_levels_after():
         quieten_ray()
         yield
 
@@ -92,7 +92,9 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
     folder = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
     stack.callback(_remove_folder, folder)
     stack.callback(ray.shutdown)
-    with set_variables({"TMPDIR": folder}):  # for the temporary files that Ray's processes leave when they are ended
+    with environment_variables(
+        {"TMPDIR": folder}
+    ):  # for the temporary files that Ray's processes leave when they are ended
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),
@@ -132,10 +134,6 @@ def ray_variables() -> dict[str, str]:
     variables = dict(_VARIABLES)
     if not os.environ.get("RAY_ADDRESS") and os.environ.get("RAY_AUTH_MODE", "token") == "token":
         variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return _unset(variables)
-
-
-def _unset(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in os.environ}
 
 

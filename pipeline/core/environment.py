@@ -1,11 +1,8 @@
-"""The environment of this process: variables, versions of packages, and the commit of the source."""
+"""Versions of Python and packages, and the commit of the source: results depend on them."""
 
 import importlib.metadata
-import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "scikit-learn")
@@ -27,18 +24,3 @@ def git_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
-
-
-@contextmanager
-def set_variables(values: Mapping[str, str], also_restored: tuple[str, ...] = ()) -> Iterator[None]:
-    """Sets environment variables for the block, and restores them. also_restored: names that the block may set."""
-    before = {name: os.environ.get(name) for name in (*values, *also_restored)}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

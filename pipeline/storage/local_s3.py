@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.core.environment import set_variables
+from pipeline.core.variables import environment_variables
 
 ACCESS_KEY, SECRET_KEY = "tester", "a-secret-of-the-tests"
 READER_KEY, READER_SECRET = "reader", "a-secret-of-who-only-reads"
@@ -30,7 +30,7 @@ def local_s3(bucket: str, parent: str = "/tmp") -> Iterator[subprocess.Popen[byt
     folder = Path(tempfile.mkdtemp(prefix="weed-", dir=parent))
     process, variables = start_s3(bucket, folder)
     try:
-        with set_variables(variables):
+        with environment_variables(variables):
             yield process
     finally:
         _end(process)

@@ -29,3 +29,15 @@ def test_a_variable_of_the_users_is_kept_where_it_is_asked_for(monkeypatch: pyte
     with environment_variables({"THERE": "a"}, keep=True):
         assert os.environ["THERE"] == "mine"
     assert os.environ["THERE"] == "mine"
+
+
+def test_variables_are_restored_whatever_the_block_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEPT", "old")
+    monkeypatch.delenv("NEW", raising=False)
+    monkeypatch.delenv("SET_BY_THE_BLOCK", raising=False)
+    before = dict(os.environ)
+    with environment_variables({"KEPT": "other", "NEW": "1"}, also_restored=("SET_BY_THE_BLOCK",)):
+        assert (os.environ["KEPT"], os.environ["NEW"]) == ("other", "1")
+        os.environ["SET_BY_THE_BLOCK"] = "x"
+        del os.environ["NEW"]
+    assert dict(os.environ) == before
