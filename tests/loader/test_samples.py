@@ -48,8 +48,8 @@ def test_rows_come_in_the_order_asked_for(tree_dataset: str) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_evaluation_deals_every_row_once_in_the_same_batch(world_size: int) -> None:
-    units = [EvaluationSampler(1003, 50, world_size, rank) for rank in range(world_size)]
-    runs = [tuple(part.rows(unit)) for part in units for unit in range(len(part))]
+    samplers = [EvaluationSampler(1003, 50, world_size, rank) for rank in range(world_size)]
+    runs = [tuple(part.rows(unit)) for part in samplers for unit in range(len(part))]
     alone = EvaluationSampler(1003, 50)
     assert sorted(runs) == [tuple(alone.rows(unit)) for unit in range(len(alone))]
     assert sorted(row for run in runs for row in run) == list(range(1003))
@@ -110,8 +110,8 @@ def test_a_sample_does_not_depend_on_the_rest_of_the_batch(tree_dataset: str, de
 KEYS = np.arange(20, dtype=np.uint64)
 
 
-def made(units: TrainSampler, unit: int) -> dict[str, Any]:
-    rows = units.rows(unit)
+def task_block(sampler: TrainSampler, unit: int) -> dict[str, Any]:
+    rows = sampler.rows(unit)
     flat = {
         "index": np.array([unit]),
         "row": rows[None],
@@ -128,30 +128,30 @@ def joined(blocks: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [4], [3, 1]])
 def test_a_block_may_hold_any_number_of_batches(sizes: list[int]) -> None:
-    units = TrainSampler(Order((20,), 0, 5), 4)
+    sampler = TrainSampler(Order((20,), 0, 5), 4)
     blocks, first = [], 0
     for size in sizes:
-        blocks.append(joined([made(units, unit) for unit in range(first, first + size)]))
+        blocks.append(joined([task_block(sampler, unit) for unit in range(first, first + size)]))
         first += size
-    batches = list(checked_batches(iter(blocks), units, KEYS))
-    assert [batch.rows.tolist() for batch in batches] == [units.rows(unit).tolist() for unit in range(4)]
-    assert [batch.keys.tolist() for batch in batches] == [units.rows(unit).tolist() for unit in range(4)]
+    batches = list(checked_batches(iter(blocks), sampler, KEYS))
+    assert [batch.rows.tolist() for batch in batches] == [sampler.rows(unit).tolist() for unit in range(4)]
+    assert [batch.keys.tolist() for batch in batches] == [sampler.rows(unit).tolist() for unit in range(4)]
 
 
 def test_corrupt_rows_are_taken_out_of_a_batch() -> None:
-    units = TrainSampler(Order((20,), 0, 5), 1)
-    block, rows = made(units, 0), units.rows(0)
+    sampler = TrainSampler(Order((20,), 0, 5), 1)
+    block, rows = task_block(sampler, 0), sampler.rows(0)
     block["corrupt"][0, [1, 4]] = True
-    (batch,) = checked_batches(iter([block]), units, KEYS)
+    (batch,) = checked_batches(iter([block]), sampler, KEYS)
     assert batch.rows.tolist() == batch.labels.tolist() == rows[[0, 2, 3]].tolist()
     assert (batch.positions.tolist(), batch.corrupt.tolist()) == ([0, 2, 3], rows[[1, 4]].tolist())
     assert len(batch.images) == 3
 
 
 def test_an_error_of_a_task_is_raised_as_it_was() -> None:
-    units = TrainSampler(Order((20,), 0, 5), 4)
-    block = made(units, 1) | {"error": np.array(["DatasetError a/b.parquet, row group 3: gone"])}
-    stream = checked_batches(iter([made(units, 0), block]), units, KEYS)
+    sampler = TrainSampler(Order((20,), 0, 5), 4)
+    block = task_block(sampler, 1) | {"error": np.array(["DatasetError a/b.parquet, row group 3: gone"])}
+    stream = checked_batches(iter([task_block(sampler, 0), block]), sampler, KEYS)
     next(stream)
     with pytest.raises(DatasetError, match=r"^a/b\.parquet, row group 3: gone$"):
         next(stream)
@@ -159,17 +159,17 @@ def test_an_error_of_a_task_is_raised_as_it_was() -> None:
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2, 3], [0, 1, 1, 2, 3], [0, 2, 3], [0, 1, 2, 3, 3]])
 def test_a_stream_out_of_order_stops_the_run(order: list[int]) -> None:
-    units = TrainSampler(Order((20,), 0, 5), 4)
+    sampler = TrainSampler(Order((20,), 0, 5), 4)
     with pytest.raises(ExactnessError):
-        list(checked_batches((made(units, unit) for unit in order), units, KEYS))
+        list(checked_batches((task_block(sampler, unit) for unit in order), sampler, KEYS))
 
 
 def test_a_batch_of_other_rows_stops_the_run() -> None:
-    units = TrainSampler(Order((20,), 0, 5), 4)
-    block = made(units, 0)
+    sampler = TrainSampler(Order((20,), 0, 5), 4)
+    block = task_block(sampler, 0)
     block["row"] = block["row"][:, ::-1]
     with pytest.raises(ExactnessError, match="received batch 0 with rows"):
-        list(checked_batches(iter([block]), units, KEYS))
+        list(checked_batches(iter([block]), sampler, KEYS))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_repeated_images_are_the_samples_of_as_many_epochs(digits_dataset: str) 
 
 def test_read_only_arrays_become_tensors_without_a_copy_or_a_warning() -> None:
     """As Ray's shared memory is; no filter hides torch's warning, for the user's own arrays would lose it, too."""
-    block = {name: column[0] for name, column in made(TrainSampler(Order((20,), 0, 5), 1), 0).items()}
+    block = {name: column[0] for name, column in task_block(TrainSampler(Order((20,), 0, 5), 1), 0).items()}
     for name in ("row", "label", "image"):
         block[name] = block[name].copy()
         block[name].setflags(write=False)

@@ -22,7 +22,7 @@ from pipeline.training.step_meter import Meter
     [
         # began before it was asked for, ended 3 s after, 1 s on its way
         (BatchTiming(1, 1, 2, started=6, ended=14), 10, 15, {"storage": 1, "decode": 1, "augment": 2, "hand-over": 1}),
-        (BatchTiming(1, 2, 1, started=2, ended=6), 10, 14, {"hand-over": 4}),  # was made long ago
+        (BatchTiming(1, 2, 1, started=2, ended=6), 10, 14, {"hand-over": 4}),  # was finished before
         (BatchTiming(0, 3, 0, started=11, ended=14), 10, 14, {"queue": 1, "decode": 3}),  # had not begun
         (BatchTiming(0, 0, 0, started=9, ended=12), 10, 14, {"hand-over": 4}),  # nothing of it took time
         (BatchTiming(1, 0, 0, started=90, ended=91), 10, 14, {"queue": 4}),  # a clock that is ahead

@@ -52,8 +52,8 @@ def streamed(uri: str, order: Order, view: Transform, first: int, last: int, wor
     parts: dict[int, list[tuple[bytes, ...]]] = {}
     split = manifest.load(uri).split("train")
     for rank in range(world_size):
-        units = TrainSampler(order, last, first, world_size, rank)
-        for batch in stream_batches(uri, split, units, view):
+        sampler = TrainSampler(order, last, first, world_size, rank)
+        for batch in stream_batches(uri, split, sampler, view):
             pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()
             part = (pixels.tobytes(), batch.labels.numpy().tobytes(), batch.rows.tobytes())
             parts.setdefault(first + batch.index, []).append(part)
