@@ -20,9 +20,9 @@ class Workers:
     """Number of processes. 0 is this process, without Ray. None is one for each GPU of the cluster that RAY_ADDRESS
     names, else of this machine; without GPUs it is 0 for `evaluate` and 1 for `predict`."""
     device: resources.Device = "auto"
-    """"gpu", "cpu", or "auto": a GPU for each process if there are enough."""
+    """Device of the processes: "gpu", "cpu", or "auto" for a GPU each if there are enough."""
     wait_minutes: float = 0.0
-    """Time to wait for nodes that an autoscaler has to start."""
+    """Minutes to wait for nodes that an autoscaler has to start."""
 
 
 def as_workers(workers: "Workers | int | None") -> "Workers":
@@ -48,6 +48,5 @@ def evaluation_session(job: EvaluateJob, workers: Workers, progress: Progress = 
     with ray_session(num), remote_progress(progress) as remote:
         resources.wait_for_resources(num, use_gpu, workers.wait_minutes, progress)
         cpus = resources.worker_cpus(num, use_gpu, resources.node_cpus(that_train=True))
-        # Ray takes at most two decimals here; rounded down, so that the shares still fit.
-        share = int(100 * cpus) / 100
+        share = int(100 * cpus) / 100  # rounded down: the shares together must not exceed the cluster's CPUs
         yield replace(job, num_workers=num, use_gpu=use_gpu, cpus_per_worker=share, progress=remote)
