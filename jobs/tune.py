@@ -68,7 +68,8 @@ class Args:
 def main(args: Args) -> None:
     """Searches, and prints the best values."""
     recipe = make_recipe(args.recipe, epochs=args.trial.epochs)
-    settings = _settings(args, recipe)  # before Ray starts: errors of flags come at once
+    settings = _settings(args, recipe)
+    settings.draw(recipe)  # values that no recipe can have are an error now, and not after the data are prepared
     with ray_session(max(1, args.trial.workers)):
         from pipeline.training.search import search
 

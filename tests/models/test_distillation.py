@@ -38,7 +38,7 @@ def test_the_loss_is_hintons() -> None:
 def taught(digits_dataset: str, ray_variables: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A finished run on the digits, with pixels normalised otherwise than a student's."""
     run = str(tmp_path_factory.mktemp("teacher") / "run")
-    recipe = replace(make_recipe("digits", epochs=4), pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.2, 0.2, 0.2))
+    recipe = replace(make_recipe("digits", epochs=3), pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.2, 0.2, 0.2))
     launch.run_training(TrainJob(digits_dataset, run, recipe))
     return run
 
@@ -56,7 +56,7 @@ def test_a_student_learns_from_its_teacher_and_goes_on_only_with_the_same_one(
     digits_dataset: str, taught: str, tmp_path: Path
 ) -> None:
     """With all of the loss from the teacher, labels are never looked at."""
-    recipe = replace(make_recipe("digits", epochs=6), distill_weight=1.0, loss="mse", label_smoothing=0.9)
+    recipe = replace(make_recipe("digits", epochs=4), distill_weight=1.0, loss="mse", label_smoothing=0.9)
     job = TrainJob(
         digits_dataset, str(tmp_path / "run"), recipe, seed=2, teacher=weights_of("teacher", taught, "model.json")
     )

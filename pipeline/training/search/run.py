@@ -53,6 +53,10 @@ class SearchSettings:
             if getattr(self, name) < minimum:
                 raise RecipeError(f"{name}={getattr(self, name)} ({flag}) must be {minimum} or more")
 
+    def draw(self, recipe: Recipe) -> list[Values]:
+        """Returns the values of each trial. Raises RecipeError if the recipe can't have one of them."""
+        return draw_trials(self.space or default_space(recipe), self.num_trials, recipe, self.seed)
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -83,7 +87,7 @@ def search(
     dataset_uri, out_uri = files.absolute(os.fspath(dataset)), files.absolute(os.fspath(out))
     recipe = replace(recipe, fit_seconds=0.0)
     space = settings.space or default_space(recipe)
-    drawn = draw_trials(space, settings.num_trials, recipe, settings.seed)
+    drawn = settings.draw(recipe)
     data = manifest.load(dataset_uri)
     parts = train_eval_split(data, settings.hold_out)
     identity = _identity(recipe, space, settings, data.digest)
