@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 from pipeline.cluster.ray_train import fit_trainer, scaling_config
@@ -69,5 +68,5 @@ def run_training(job: TrainJob, loop: Callable[[dict[str, Any]], None] = train_l
         trainer.fit()
         return
     # Ray Train copies its variables to the controller when the run starts; this process doesn't keep them.
-    with environment_variables(_ELASTIC_START_SECONDS, keep=True) if elastic else nullcontext():
+    with environment_variables(_ELASTIC_START_SECONDS if elastic else {}, keep=True):
         fit_trainer(trainer)

@@ -1,4 +1,4 @@
-"""Real kills of real workers: what was lost, and that it ends as if nothing had been."""
+"""Failures of real workers: after kills the weights are those of a run without kills; bad losses end the run."""
 
 import math
 import os
@@ -44,7 +44,7 @@ def run_it(job: TrainJob, train_loop: Callable[[dict[str, Any]], None] = loop.tr
 
 
 def workers() -> list[int]:
-    """The processes that train now, in no order."""
+    """Returns the IDs of the processes that train now, in no order."""
     found = []
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -97,14 +97,14 @@ def test_ten_random_kills_end_with_the_weights_of_the_quiet_run(digits_dataset: 
     print(f"starts at steps {[start['step'] for start in values['starts']]}; seconds between starts {gaps}")
 
 
-class Bad:
+class InfiniteLoss:
     """Makes the loss of one rank in one step infinite, in whatever process it runs."""
 
     def __init__(self, run: Path, step: int) -> None:
         self.run, self.step = run, step
 
     def __call__(self, *arguments: Any, **named: Any) -> None:
-        """A train loop like `loop.train_loop`, with a defect."""
+        """Runs the training loop with the defect."""
         module: Any = step_module
         original = module.sample_losses
 
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_at_once_and_names_every
     job = job_of(digits_dataset, tmp_path / "run", 2, num_workers=2)
     (tmp_path / "run").mkdir()
     with pytest.raises(DivergedError) as caught:
-        run_it(job, Bad(tmp_path / "run", 9))
+        run_it(job, InfiniteLoss(tmp_path / "run", 9))
     message = str(caught.value)
     assert message.startswith("step 8: the loss is ")
     for words in ("nothing was updated", "last good checkpoint: ", "000000005", "--max-skipped-steps"):
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_at_once_and_names_every
 def test_a_run_that_breaks_off_in_this_process_leaves_no_watch_behind(
     digits_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that went on would end the process later. Trackers are told that the run isn't finished."""
+    """A watchdog that went on would end the process later. Trackers learn that the run isn't finished."""
     told: list[bool] = []
 
     class Ends:

@@ -41,13 +41,13 @@ class Watchdog:
         while not self._stopped.wait(min(1.0, self._seconds / 4)):
             idle = time.monotonic() - self._last
             if idle > self._seconds:
-                with contextlib.suppress(
-                    Exception
-                ):  # a message that can't be delivered must not keep the process alive
-                    self._warn(
-                        f"no progress for {idle:.0f} s after {self._activity}; this worker ends and is restarted"
-                    )
-                with contextlib.suppress(Exception):
-                    faulthandler.dump_traceback(sys.__stderr__ or 2)
-                # sys.exit would end this thread alone, and atexit handlers could hang like everything else.
-                os._exit(EXIT_STATUS)
+                self._end_process(f"no progress for {idle:.0f} s after {self._activity}; this worker ends, to restart")
+
+    def _end_process(self, reason: str) -> None:
+        # A message that can't be delivered must not keep the process alive.
+        with contextlib.suppress(Exception):
+            self._warn(reason)
+        with contextlib.suppress(Exception):
+            faulthandler.dump_traceback(sys.__stderr__ or 2)
+        # sys.exit would end this thread alone, and atexit handlers could hang like everything else.
+        os._exit(EXIT_STATUS)
