@@ -85,6 +85,14 @@ class Plan:
         return not self.run.attempt or is_interrupted(self.run.workspace)
 
 
+def resolve_uris(source: StrPath, workspace: StrPath) -> tuple[str, str]:
+    """Returns both as absolute URIs. Raises SourceError if the source doesn't exist."""
+    place = files.absolute(os.fspath(source)).rstrip("/")
+    if not files.exists(place):
+        raise SourceError(f"source={place}: no such file or folder; give an existing path or URI")
+    return place, files.absolute(os.fspath(workspace)).rstrip("/")
+
+
 def plan_retraining(
     source: StrPath, workspace: StrPath, recipe: Recipe | str = "cifar10", options: RetrainOptions | None = None
 ) -> Plan:
@@ -93,10 +101,8 @@ def plan_retraining(
     Raises SourceError if the source doesn't exist, RecipeError for an unknown recipe or a value that can't work.
     """
     options = options or RetrainOptions()
-    source, workspace = (files.absolute(os.fspath(uri)).rstrip("/") for uri in (source, workspace))
+    source, workspace = resolve_uris(source, workspace)
     recipe = make_recipe(recipe) if isinstance(recipe, str) else recipe
-    if not files.exists(source):
-        raise SourceError(f"source={source}: no such file or folder; give an existing path or URI")
     latest, fingerprint = read_latest(workspace), files.fingerprint(source)
     values = json.loads(json.dumps(asdict(recipe)))  # as it is read back: lists for tuples
     attempt = latest.get("attempt", 0) + 1 if latest and is_unchanged(latest, fingerprint, values) else 0

@@ -7,12 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress, silent
 from pipeline.retraining.budget import time_budget
 from pipeline.retraining.notify import post_decision, update_mlflow
-from pipeline.retraining.plan import Plan, RetrainOptions, StrPath, plan_retraining
+from pipeline.retraining.plan import Plan, RetrainOptions, StrPath, plan_retraining, resolve_uris
 from pipeline.retraining.stages import Stages
 from pipeline.retraining.workspace import RetrainingRun, resume_or_start
 from pipeline.storage import files, lease
@@ -65,14 +66,17 @@ def retrain(
     the champion meanwhile, and BudgetError once `options.max_hours` are over.
     """
     options = options or RetrainOptions()
-    plan = plan_retraining(source, workspace, recipe, options)  # bad arguments fail before anything is written
+    # Bad arguments fail here, before anything is written.
+    source, workspace = resolve_uris(source, workspace)
+    recipe = make_recipe(recipe) if isinstance(recipe, str) else recipe
     with ExitStack() as stack:
         try:
-            held = stack.enter_context(_workspace_lease(plan.run.workspace, options.wait, progress))
+            held = stack.enter_context(_workspace_lease(workspace, options.wait, progress))
         except DatasetError as error:
             return Outcome("busy", str(error))
         budget = stack.enter_context(time_budget(options.max_hours))
-        plan = plan_retraining(source, workspace, recipe, options)  # no other run can change the workspace from here on
+        # Only now: no other run can change the workspace any more.
+        plan = plan_retraining(source, workspace, recipe, options)
         if plan.latest and not plan.has_work and not options.force:
             latest = plan.latest["night"]
             return Outcome("unchanged", f"nothing to do: {plan.run.source} and the recipe are those of run {latest}")
