@@ -10,8 +10,9 @@ from pipeline.core.progress import Progress
 from pipeline.storage import files
 
 Device = Literal["auto", "gpu", "cpu"]
-DEVICE_HELP, WAIT_HELP = "of the workers: gpu, cpu, or auto: what there is", "for nodes that an autoscaler starts"
-CACHE_HELP = "on a disk of each node: keeps what is read of a bucket"
+# Help of the flags with which several jobs choose resources.
+DEVICE_HELP = "device of the workers: gpu, cpu, or auto (gpu if there are enough)"
+WAIT_HELP = "minutes to wait for nodes that an autoscaler starts"
 _LOOK_EVERY_SECONDS = 2.0
 
 

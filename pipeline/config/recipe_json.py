@@ -1,6 +1,5 @@
 """Recipes as JSON: in a run's config.json, in files written by the hyper-parameter search, or written by hand."""
 
-import json
 import re
 import typing
 from dataclasses import fields, is_dataclass
@@ -63,7 +62,7 @@ def read_recipe(uri: str) -> Recipe:
     if not files.exists(uri):
         raise RecipeError(f"recipe={uri}: no such file")
     try:
-        values = json.loads(files.read_bytes(uri))
+        values = files.read_json(uri)
     except ValueError as error:
         raise RecipeError(f"recipe={uri}: holds no recipe: not JSON ({error})") from error
     try:

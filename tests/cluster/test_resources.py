@@ -61,7 +61,7 @@ def test_a_cache_in_a_bucket_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("use_gpu", "strategy"), [(True, "PACK"), (False, "SPREAD")])
-def test_cpus_are_of_different_nodes_gpus_near_each_other_and_none_of_a_node_that_augments(
+def test_workers_are_spread_over_nodes_or_packed_with_gpus_and_never_on_a_node_for_augmentation(
     use_gpu: bool, strategy: str
 ) -> None:
     made = scaling_config(2, use_gpu, 1.5)
