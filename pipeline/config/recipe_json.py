@@ -2,7 +2,7 @@
 
 import re
 import typing
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
@@ -28,11 +28,23 @@ def recipe_from_json(values: dict[str, Any]) -> Recipe:
         for each in part if isinstance(part, dict) else ():
             check_choice(f"field of {name}" if name else "field", each, tuple(field.name for field in fields(cls)))
     try:
-        return msgspec.convert(values, Recipe)
+        recipe: Recipe = msgspec.convert(values, Recipe)
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, RecipeError):  # raised by a class's own checks
             raise error.__cause__ from None
         raise _explained(error, values) from error
+    kept: Recipe = _as_written(recipe, values)
+    return kept
+
+
+def _as_written(value: Any, written: Any) -> Any:
+    """Returns the value with the integers of its JSON, which msgspec makes floats: a run's files keep their bytes."""
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {name: _as_written(getattr(value, name), part) for name, part in written.items()}
+        return replace(value, **parts)
+    if isinstance(value, tuple):
+        return tuple(_as_written(*pair) for pair in zip(value, written, strict=True))
+    return written if type(value) is float and type(written) is int else value
 
 
 def _explained(error: msgspec.ValidationError, values: Any) -> RecipeError:

@@ -195,3 +195,10 @@ def test_a_file_without_a_recipe_is_named(tmp_path: Path, text: str, message: st
         make_recipe(str(path))
     path.write_text(json.dumps({"recipe": as_json()}))
     assert make_recipe(str(path)) == recipes["resnet18-16"]
+
+
+def test_a_recipe_that_is_read_from_json_is_written_as_the_same_bytes() -> None:
+    """Integers stay integers in fields that are floats: a run's config.json is part of its identity."""
+    for name, recipe in recipes.items():
+        text = json.dumps(dataclasses.asdict(recipe))
+        assert json.dumps(dataclasses.asdict(recipe_from_json(json.loads(text)))) == text, name
