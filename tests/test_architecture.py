@@ -83,3 +83,15 @@ def test_no_test_imports_another() -> None:
     for path in (ROOT / "tests").rglob("test_*.py"):
         from_tests = [name for name in imported(path) if name.startswith("tests.")]
         assert not [name for name in from_tests if not name.startswith("tests.support.")], path
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
+    needs = {
+        name: {each for each in paths for found in imported(path) if found == each or found.rsplit(".", 1)[0] == each}
+        for name, path in paths.items()
+        if path.name != "__init__.py"  # a door imports lazily
+    }
+    while free := {name for name, others in needs.items() if not others & needs.keys()}:
+        needs = {name: others for name, others in needs.items() if name not in free}
+    assert not needs

@@ -23,7 +23,8 @@ from pipeline.models.tensor_file import read_tensors
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
 from pipeline.training.search.report import render
-from pipeline.training.search.run import SearchSettings, write_best
+from pipeline.training.search.run import write_best
+from pipeline.training.search.settings import SearchSettings
 from pipeline.training.search.space import Choice, Range, draw_trials, parse_space, with_values
 from pipeline.training.search.trial import TrialResult, read_scores, read_trials, trial_run
 from tests.support.jobs import command, one_line_error, run_job

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from pipeline.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from pipeline.training.search.run import SearchResult, SearchSettings, search
+    from pipeline.training.search.run import SearchResult, search
+    from pipeline.training.search.settings import SearchSettings
     from pipeline.training.search.space import Choice, Range, parse_space
 
 __all__ = ["Choice", "Range", "SearchResult", "SearchSettings", "parse_space", "search"]
 __getattr__ = lazy(
-    __name__, {"run": ("SearchResult", "SearchSettings", "search"), "space": ("Choice", "Range", "parse_space")}
+    __name__,
+    {"run": ("SearchResult", "search"), "settings": ("SearchSettings",), "space": ("Choice", "Range", "parse_space")},
 )

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray import tune
@@ -20,16 +20,12 @@ from pipeline.cluster.ray_tasks import run_in_thread
 from pipeline.cluster.session import quieten_ray
 from pipeline.core.progress import Progress, silent
 from pipeline.training.job import TrainJob
+from pipeline.training.search.settings import SearchSettings
 from pipeline.training.search.space import Values
 from pipeline.training.search.trial import read_status, read_trials, run_trial, trial_job, trial_run, write_status
 
-if TYPE_CHECKING:
-    from pipeline.training.search.run import SearchSettings
 
-
-def run_trials(
-    template: TrainJob, out: str, drawn: list[Values], settings: "SearchSettings", progress: Progress
-) -> None:
+def run_trials(template: TrainJob, out: str, drawn: list[Values], settings: SearchSettings, progress: Progress) -> None:
     """Runs all trials until each has finished, was stopped, or has failed.
 
     template: the job of every trial, without its run and values. drawn: the values of each trial. progress: stage
