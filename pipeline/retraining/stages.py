@@ -99,6 +99,7 @@ class Stages:
         """Trains the challenger; continues an interrupted training, and leaves a finished one as it is."""
         run, options = self._run, self._options
         job = make_job(run.dataset, run.training, self._recipe, options.workers, options.training)
+        job = replace(job, label=files.basename(run.folder))  # the URI of every one ends in the same word
         if run.champion and run.from_champion:
             job = replace(job, pretrained=weights_of("champion", files.join(run.champion_uri, checkpoint.MODEL_NAME)))
         train_job(job, options.training.wait_minutes, self._progress)

@@ -86,9 +86,16 @@ class TrainJob:
     """JPEG decoder on all nodes. Decoders differ in a few pixel values, so a run keeps the one it was started with."""
     trackers: tuple[MakeTracker, ...] = ()
     """Functions that make a tracker each (`pipeline.training.trackers`); called in the process of rank 0."""
+    label: str = ""
+    """Name of the run in logs and trackers; empty for the last part of its URI."""
     progress: Progress = silent
     """Called with the progress of the run; in the process of rank 0, so it has to be picklable where there are
     workers."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run in logs and trackers."""
+        return self.label or files.basename(self.run)
 
     def identity(self, digest: str) -> dict[str, Any]:
         """Returns what the numbers of a run depend on: jobs of the same identity may continue each other's checkpoints.

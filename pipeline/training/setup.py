@@ -20,7 +20,6 @@ from pipeline.models.pretrained import load_pretrained
 from pipeline.models.run_state import Average, RunState
 from pipeline.models.small_networks import Whitened
 from pipeline.models.weight_averages import LookAhead, WeightAverage
-from pipeline.storage import files
 from pipeline.training.fit_epochs import fit_epochs
 from pipeline.training.job import TrainJob
 from pipeline.training.optim.factory import make_optimizers
@@ -60,7 +59,7 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
 
     trace = RowTrace(job, data, rank, world_size, state.step) if job.trace_rows else None
     token = note_start(job.run, rank, world_size, state.step)
-    log = RunLog(files.basename(job.run), rank, world_size) if job.num_workers else silent_log()
+    log = RunLog(job.name, rank, world_size) if job.num_workers else silent_log()
     last_step = state.epochs * batches.order.steps_per_epoch
     log.event("start", state.step, recipe=job.recipe.name, dataset=data.digest, last_step=last_step)
 

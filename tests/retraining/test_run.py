@@ -47,8 +47,8 @@ def test_a_first_run_promotes_its_model_trackers_follow_it_and_the_same_again_do
     digits_dataset: str, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prometheus, through Ray's metrics, and TensorBoard get the scores of a retraining run as of every other."""
-    exported: list[float] = []
-    monkeypatch.setattr(RayMetrics, "evaluation", lambda self, step, scores: exported.append(scores["top1"]))
+    exported: list[str] = []  # the tag of the run
+    monkeypatch.setattr(RayMetrics, "evaluation", lambda self, step, scores: exported.append(self.tags["run"]))
     source, work = Source(digits_dataset, str(tmp_path / "source")), tmp_path / "work"
     source.add(0, 300)
     recipe, started = make_recipe("digits", epochs=4), list[Plan]()
@@ -57,7 +57,7 @@ def test_a_first_run_promotes_its_model_trackers_follow_it_and_the_same_again_do
     assert outcome.run is not None
     assert [plan.run for plan in started] == [outcome.run]
     assert registry.get(outcome.run.registry, "champion").id == outcome.decision["challenger"]
-    assert exported
+    assert set(exported) == {outcome.run.folder.rsplit("/", 1)[1]}
     assert scalars(f"{outcome.run.training}/tensorboard", "val/top1")
     again = retrain(source.uri, work, recipe, options())
     assert again.status == "unchanged"

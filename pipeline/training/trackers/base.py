@@ -18,6 +18,10 @@ class TrackedRun(Protocol):
         """URI of the run."""
 
     @property
+    def name(self) -> str:
+        """Name of the run."""
+
+    @property
     def dataset(self) -> str:
         """URI of the data set."""
 

@@ -80,7 +80,7 @@ class Mlflow:
         found = self._client.get_experiment_by_name(EXPERIMENT)
         experiment = found.experiment_id if found else self._client.create_experiment(EXPERIMENT)
         tags = {"run": job.run, "dataset": job.dataset}
-        run = self._client.create_run(experiment, run_name=files.basename(job.run), tags=tags)
+        run = self._client.create_run(experiment, run_name=job.name, tags=tags)
         return str(run.info.run_id)
 
     def _log(self, step: int, values: dict[str, Any]) -> None:

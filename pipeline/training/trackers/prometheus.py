@@ -17,7 +17,7 @@ def make_ray_metrics(job: TrackedRun, step: int) -> Tracker | None:
 
     if not ray.is_initialized():
         return None
-    return RayMetrics(files.basename(job.run), len(files.list_files(files.join(job.run, STARTS))))
+    return RayMetrics(job.name, len(files.list_files(files.join(job.run, STARTS))))
 
 
 class RayMetrics:
@@ -31,7 +31,7 @@ class RayMetrics:
     def __init__(self, run: str, starts: int) -> None:
         from ray.util.metrics import Counter, Gauge
 
-        self._tags = {"run": run}
+        self.tags = {"run": run}
         keys = ("run",)
         self._seconds = Counter("image_pipeline_seconds", "of the training loop, by stage", ("run", "stage"))
         self._images = Counter("image_pipeline_images", "trained on", keys)
@@ -56,14 +56,14 @@ class RayMetrics:
     def _set(self, values: dict[str, float]) -> None:
         self._values |= values
         for name, value in list(self._values.items()):
-            self._gauges[name].set(value, self._tags)
+            self._gauges[name].set(value, self.tags)
 
     def line(self, line: dict[str, Any], quarantined: int) -> None:
         """Adds to the counters and sets the gauges; a loss of None keeps the gauge's last value."""
         for name, seconds in line["seconds"].items():
             if seconds > 0:
-                self._seconds.inc(seconds, {**self._tags, "stage": name})
-        self._images.inc(line["images"], self._tags)
+                self._seconds.inc(seconds, {**self.tags, "stage": name})
+        self._images.inc(line["images"], self.tags)
         names = ("step", "loss", "images_per_second", "skipped_steps")
         values = {name: line[name] for name in names if line[name] is not None}
         self._set({**values, "quarantined_rows": quarantined})
