@@ -115,7 +115,7 @@ def test_result_and_report_cope_with_losses_that_are_not_there(job: TrainJob) ->
     result["val"]["loss"] = finite_or_none(math.inf)
     write_result(job.run, result)
     strict(Path(job.run, "result.json"))
-    assert "The validation loss isn't finite" in render(job.dataset, data, result, read_predictions(job.run)[0])
+    assert "The validation loss is not finite" in render(job.dataset, data, result, read_predictions(job.run)[0])
 
 
 def learner(average: WeightAverage | LookAhead, net: nn.Module) -> Learner:

@@ -93,7 +93,7 @@ def _loss_curves(
     axes.set(xlabel="epoch", ylabel="loss")
     axes.legend(frameon=False)
     final = validation[-1]
-    text = "The validation loss isn't finite" if math.isnan(final) else f"The validation loss falls to {final:.3f}"
+    text = "The validation loss is not finite" if math.isnan(final) else f"The validation loss falls to {final:.3f}"
     return svg_data_uri(figure), text
 
 
