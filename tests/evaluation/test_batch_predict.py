@@ -56,6 +56,7 @@ def predicted(out: Path) -> pa.Table:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_a_folder_is_predicted_as_an_evaluation_does_and_the_rest_reported(
     trained: str, pictures: Path, digits_dataset: str, evaluation: str, tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def exposed(watched: TrainJob) -> dict[str, float]:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("watched", [3], indirect=True)
+@pytest.mark.slow
 def test_no_query_asks_for_a_metric_that_a_run_does_not_expose(exposed: dict[str, float]) -> None:
     assert len(asked()) > 10
     assert asked() - exposed.keys() == set()

@@ -52,6 +52,7 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(digits_dataset: str, tau
         torch.testing.assert_close(teacher(students(images)), teacher.net(theirs(images)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_its_teacher_and_goes_on_only_with_the_same_one(
     digits_dataset: str, taught: str, tmp_path: Path
 ) -> None:

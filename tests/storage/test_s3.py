@@ -74,6 +74,7 @@ def test_a_folder_a_tar_and_a_bucket_give_the_same_data_set(s3: str, tmp_path: P
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_a_run_lives_in_a_bucket_and_continues_from_there(s3: str, digits_dataset: str) -> None:
     for name, _ in storage.list_files(digits_dataset):
         storage.write_bytes(f"{s3}/digits/{name}", storage.read_bytes(f"{digits_dataset}/{name}"))
@@ -203,6 +204,7 @@ def test_a_lost_answer_to_a_conditional_write_is_not_a_lost_race(s3: str, monkey
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_an_ingest_through_a_storage_that_fails_gives_the_same_bytes_for_the_requests_it_says(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
