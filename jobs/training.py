@@ -97,6 +97,7 @@ class RawArgs:
 class TrainingArgs:
     """Flags of every training job."""
 
+    data: Any  # each job has flags of its own for data; named here, they come first in --help
     recipe: Annotated[RecipeArgs, group("recipe")] = RecipeArgs()
     workers: Annotated[WorkerArgs, group("worker")] = WorkerArgs()
     run: Annotated[RunArgs, group("run")] = RunArgs()
