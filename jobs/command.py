@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline.cluster.ray_errors import user_error, user_message
-from pipeline.core.errors import UnavailableError
+from pipeline.core.errors import BudgetError, UnavailableError
 from pipeline.core.processes import exit_on_sigterm
 from pipeline.core.progress import silent
 
@@ -35,8 +35,8 @@ def run(
 ) -> None:
     """Parses the command line into `args_type`, calls `main`, and turns its errors into one line and an exit status.
 
-    Exit status: 2 for a user error, 1 for storage that doesn't answer, 130 after Ctrl-C, 143 after SIGTERM. Other
-    exceptions are defects and keep their traceback.
+    Exit status: 2 for a user error, 1 for storage that doesn't answer or a budget that is used up, 130 after Ctrl-C,
+    143 after SIGTERM. Other exceptions are defects and keep their traceback.
 
     doc: the description for `--help`, with examples at its end (`examples`). resume_hint: printed after Ctrl-C: what
     the same command does when it is run again. program, arguments: as shown and as given; by default those of
@@ -48,7 +48,18 @@ def run(
     status = call(main, parsed, resume_hint)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is written and given back: let the interpreter end
     if status:
-        sys.exit(status)
+        _end(status)
+
+
+def _end(status: int) -> NoReturn:
+    """Ends this process with `status`. All of its work is written and given back."""
+    if "ray" in sys.modules:
+        # Threads of Ray's core that were interrupted may crash the interpreter while it ends: status -11 for 1 or 130.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def call(main: Callable[[Args], None], args: Args, resume_hint: str = "") -> int:
@@ -65,6 +76,9 @@ def call(main: Callable[[Args], None], args: Args, resume_hint: str = "") -> int
     except KeyboardInterrupt:
         console.print(f"interrupted; {resume_hint}" if resume_hint else "interrupted")
         return 130
+    except BudgetError as error:
+        console.print(str(error))
+        return 1
     except Exception as error:
         known = user_error(error)
         if known is None:

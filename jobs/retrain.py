@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs import command, training
-from pipeline.core.errors import BudgetError, RecipeError
+from pipeline.core.errors import RecipeError
 from pipeline.storage import files
 
 if TYPE_CHECKING:  # they load torch, which takes seconds, and not every error needs it
@@ -134,14 +134,8 @@ def main(args: Args) -> None:
     if args.retraining.dry_run:
         print_plan(plan_retraining(source, workspace, recipe, options), options.max_hours)
         return
-    try:
-        with command.Display() as display:
-            outcome = retrain(
-                source, workspace, recipe, options, display, lambda plan: print_plan(plan, options.max_hours)
-            )
-    except BudgetError as error:
-        command.console.print(str(error))
-        sys.exit(1)
+    with command.Display() as display:
+        outcome = retrain(source, workspace, recipe, options, display, lambda plan: print_plan(plan, options.max_hours))
     if outcome.run is None:
         hint = "; leaving (--wait waits for it)" if outcome.status == "busy" else ""
         command.console.print(f"{outcome.message}{hint}")

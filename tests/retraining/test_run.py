@@ -162,7 +162,7 @@ STAGES = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_every_stage_a_run_ends_with_one_promotion(digits_dataset: str, tmp_path: Path) -> None:
     """SIGKILL as soon as a stage has left its first file; then once more, undisturbed."""
     source = Source(digits_dataset, str(tmp_path / "source"))
