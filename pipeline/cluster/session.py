@@ -92,9 +92,8 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
     folder = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
     stack.callback(_remove_folder, folder)
     stack.callback(ray.shutdown)
-    with environment_variables(
-        {"TMPDIR": folder}
-    ):  # for the temporary files that Ray's processes leave when they are ended
+    # Ray's processes leave temporary files when they are ended.
+    with environment_variables({"TMPDIR": folder}):
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),

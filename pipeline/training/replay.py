@@ -6,9 +6,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.cluster.remote_progress import remote_progress
 from pipeline.cluster.resources import count_gpus, workers_use_gpus
-from pipeline.cluster.session import ray_in_process, ray_session
 from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
 from pipeline.core.finite import finite_or_none
@@ -16,10 +14,11 @@ from pipeline.core.progress import Progress, silent
 from pipeline.models import checkpoint
 from pipeline.models.identity import check_identity
 from pipeline.storage import files
-from pipeline.training.job import TrainJob, Weights, fit_to_cluster, teacher_weights
+from pipeline.training.job import TrainJob, Weights, teacher_weights
 from pipeline.training.launch import check_job, run_training
 from pipeline.training.loop import Due, run_steps
 from pipeline.training.setup import set_up
+from pipeline.training.workflow import training_session
 
 REPLAY_NAME = "replayed.json"
 
@@ -106,11 +105,8 @@ def replay_checkpoint(
         # On CPUs a run of one worker and a run in its own process are the same: the latter needs no Ray.
         num_workers = 0 if not gpus and job.num_workers == 1 else job.num_workers
         job = replace(job, num_workers=num_workers, use_gpu=workers_use_gpus("auto", job.num_workers, gpus))
-        if not job.num_workers and job.recipe.residency == "resident":
-            with ray_in_process():
-                return run_replay(replace(job, progress=progress), recorded)
-        with ray_session(job.num_workers), remote_progress(progress) as remote:
-            return run_replay(replace(fit_to_cluster(job, 0, progress), progress=remote), recorded)
+        with training_session(job, progress=progress) as ready:
+            return run_replay(ready, recorded)
 
 
 def recorded_losses(run: str) -> list[float]:

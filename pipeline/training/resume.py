@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.cluster.ray_tasks import ray_is_initialized
+from pipeline.evaluation.distributed import gather_objects
 from pipeline.models import checkpoint
 from pipeline.models.identity import check_identity
 from pipeline.models.run_state import Average, RunState, restore
@@ -40,17 +41,12 @@ def note_start(run: str, rank: int, world_size: int, step: int) -> str:
 
     Returns a token that the ranks of this start share with no other start.
     """
-    tokens: list[Any] = [uuid.uuid4().hex[:8]]
-    nodes: list[Any] = [_node()]
-    if world_size > 1:
-        torch.distributed.broadcast_object_list(tokens, src=0)
-        nodes = nodes * world_size
-        torch.distributed.all_gather_object(nodes, _node())
+    tokens, nodes = zip(*gather_objects((uuid.uuid4().hex[:8], _node()), world_size), strict=True)
     if rank == 0:
         now = time.time()
         values = {"time": now, "step": step, "world_size": world_size, "nodes": nodes}
         files.write_json(files.join(run, STARTS, f"{int(1000 * now)}.json"), values)
-    return str(tokens[0])
+    return tokens[0]
 
 
 def _node() -> str:

@@ -1,13 +1,13 @@
 """The data of one training worker: its share of training and validation batches, from memory or as streams."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.core.progress import Progress
 from pipeline.dataset.manifest import Manifest, Split
+from pipeline.evaluation.distributed import gather_objects
 from pipeline.evaluation.predictions import UNIT_ROWS
 from pipeline.loader.batch import Batch
 from pipeline.loader.local import sample_images
@@ -78,11 +78,8 @@ class Batches:
 
         All ranks together.
         """
-        parts: list[Any] = [self._corrupt]
         # Nothing is exchanged where a corrupt image ends the run: there is nothing to exchange.
-        if self.job.on_corrupt == "quarantine" and self.world_size > 1:
-            parts = [None] * self.world_size
-            torch.distributed.all_gather_object(parts, self._corrupt)
+        parts = gather_objects(self._corrupt, self.world_size if self.job.on_corrupt == "quarantine" else 1)
         return sorted({(split, row) for split, row in before}.union(*parts))
 
     def whitening_images(self) -> Tensor:

@@ -3,6 +3,8 @@
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -173,14 +175,27 @@ def train_job(job: TrainJob, wait_minutes: float = 0, progress: Progress = silen
     Uses the running Ray session, or starts one if workers or streaming need it. wait_minutes: for nodes to join.
     Raises ClusterError if the cluster has no room, and what `run_training` raises.
     """
+    with training_session(job, wait_minutes, progress) as ready:
+        return _train_and_report(ready)
+
+
+@contextmanager
+def training_session(job: TrainJob, wait_minutes: float = 0, progress: Progress = silent) -> Iterator[TrainJob]:
+    """Yields the job as it can be run: with the CPUs of its workers, and a progress that they can call.
+
+    Uses the running Ray session, or starts one for the block if workers or streaming need it. wait_minutes: for nodes
+    to join. Raises ClusterError if the cluster has no room.
+    """
     if not job.num_workers and job.recipe.residency == "resident":
         with ray_in_process():
-            return _train_and_report(job, progress)
-    with ray_session(job.num_workers):
-        return _train_and_report(fit_to_cluster(job, wait_minutes, progress), progress)
+            yield replace(job, progress=progress)
+        return
+    with ray_session(job.num_workers), ExitStack() as stack:
+        job = fit_to_cluster(job, wait_minutes, progress)
+        yield replace(job, progress=stack.enter_context(remote_progress(progress)) if job.num_workers else progress)
 
 
-def _train_and_report(job: TrainJob, progress: Progress) -> dict[str, Any]:
+def _train_and_report(job: TrainJob) -> dict[str, Any]:
     from pipeline.evaluation.predictions import read_predictions
     from pipeline.training.launch import check_job, claim_run, run_training
     from pipeline.training.outputs.report import write_report
@@ -193,11 +208,7 @@ def _train_and_report(job: TrainJob, progress: Progress) -> dict[str, Any]:
     if finished is not None:
         _log.info("this run is finished already; give another run directory or name to train again")
         return finished
-    if job.num_workers:
-        with remote_progress(progress) as remote:
-            run_training(replace(job, progress=remote))
-    else:
-        run_training(replace(job, progress=progress))
+    run_training(job)
     result = build_result(job, data)
     write_report(job.run, job.dataset, data, result, read_predictions(job.run)[0])
     write_result(job.run, result)  # last: a run with a result is finished
