@@ -26,23 +26,34 @@ SUBCOMMANDS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the subcommand that the command line names; ends with status 2 if there is none of that name."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
+def run() -> None:
+    """Runs the subcommand that this process's command line names: the entry point of `image-pipeline`."""
+    words = sys.argv[1:]
+    if words and words[0] in SUBCOMMANDS:
+        from jobs import command
+
+        command.run_process(lambda: main(words))
+    else:
+        sys.exit(main(words))
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the subcommand that the first of `words` names, and returns its exit status; 2 if there is none."""
     if not words or words[0] in ("-h", "--help"):
         print(usage())
-        sys.exit(0 if words else _USER_ERROR)
+        return 0 if words else _USER_ERROR
     if words[0] == "--version":
         print(f"image-pipeline {importlib.metadata.version('image-pipeline')}")
-        return
+        return 0
     if words[0] not in SUBCOMMANDS:
         print(f"error: {unknown(words[0])}", file=sys.stderr)
-        sys.exit(_USER_ERROR)
+        return _USER_ERROR
     name, *rest = words
     job = importlib.import_module(SUBCOMMANDS[name][0])
     from jobs import command
 
-    command.run(job.main, job.Args, job.__doc__ or "", getattr(job, "RESUME_HINT", ""), f"image-pipeline {name}", rest)
+    args = command.parse(job.Args, job.__doc__ or "", f"image-pipeline {name}", rest)
+    return command.call(job.main, args, getattr(job, "RESUME_HINT", ""))
 
 
 def usage() -> str:
@@ -71,4 +82,4 @@ def unknown(word: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -25,27 +25,23 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def run(
-    main: Callable[[Args], None],
-    args_type: type[Args],
-    doc: str,
-    resume_hint: str = "",
-    program: str | None = None,
-    arguments: Sequence[str] | None = None,
-) -> None:
-    """Parses the command line into `args_type`, calls `main`, and turns its errors into one line and an exit status.
+def run(main: Callable[[Args], None], args_type: type[Args], doc: str, resume_hint: str = "") -> None:
+    """Parses this process's command line into `args_type`, calls `main`, and ends the process if it failed.
 
     Exit status: 2 for a user error, 1 for storage that doesn't answer or a budget that is used up, 130 after Ctrl-C,
     143 after SIGTERM. Other exceptions are defects and keep their traceback.
 
     doc: the description for `--help`, with examples at its end (`examples`). resume_hint: printed after Ctrl-C: what
-    the same command does when it is run again. program, arguments: as shown and as given; by default those of
-    this process.
+    the same command does when it is run again.
     """
+    run_process(lambda: call(main, parse(args_type, doc), resume_hint))
+
+
+def run_process(main: Callable[[], int]) -> None:
+    """Runs `main`, which returns an exit status, as all that this process does. Only for a process's entry point."""
     _allow_bytecode()
-    parsed = parse(args_type, doc, program, arguments)
     exit_on_sigterm()
-    status = call(main, parsed, resume_hint)
+    status = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is written and given back: let the interpreter end
     if status:
         _end(status)
