@@ -20,7 +20,9 @@ def main() -> None:
     try:
         subprocess.run(["uv", "lock", "--quiet"], check=True)
         export = ["uv", "export", "--quiet", "--no-hashes", "--no-header", "--no-annotate", "--no-emit-project"]
-        lines = subprocess.run([*export, "--all-groups", "--all-extras"], check=True, capture_output=True, text=True).stdout.split("\n")
+        lines = subprocess.run(
+            [*export, "--all-groups", "--all-extras"], check=True, capture_output=True, text=True
+        ).stdout.split("\n")
     except BaseException:
         PYPROJECT.write_text(text)
         raise

@@ -37,7 +37,7 @@ def main(args: Args) -> None:
     """Trains, from raw images to the report."""
     recipe, options = args.check("cifar10")
     with command.Display() as display:
-        dataset = prepare_dataset(args.data.data, layout=args.raw.layout, md5=args.raw.md5, progress=display)
+        dataset = prepare_dataset(args.raw.source(args.data.data), progress=display)
     data = training.describe_dataset(dataset)
     if args.recipe.recipe is None:
         recipe = args.recipe.make(default_recipe(data.name))

@@ -18,6 +18,7 @@ from pipeline.cluster import resources
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError
 from pipeline.ingestion.prepare import prepare_dataset
+from pipeline.ingestion.sources import Source
 from pipeline.storage import files
 
 _SHOWN = 3  # classes whose recall changes most
@@ -95,7 +96,9 @@ def main(args: Args) -> None:
 
 def _dataset(args: Args) -> str:
     with command.Display() as display:
-        return prepare_dataset(args.data, layout=args.layout, md5=args.md5, progress=display)
+        # Of raw images without val every one counts, unless another split is asked for.
+        source = args.data and Source(args.data, args.layout, args.md5, for_evaluation=args.split == "val")
+        return prepare_dataset(source or None, progress=display)
 
 
 def _evaluate(args: Args, uri: str) -> None:

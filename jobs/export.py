@@ -12,6 +12,7 @@ from jobs import command, training
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import check_installed
 from pipeline.ingestion.prepare import prepare_dataset
+from pipeline.ingestion.sources import Source
 from pipeline.storage import files
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def main(args: Args) -> None:
     with command.Display() as display:
         dataset = None
         if args.data is not None:
-            dataset = prepare_dataset(args.data, layout=args.layout, progress=display)
+            dataset = prepare_dataset(Source(args.data, args.layout), progress=display)
             training.describe_dataset(dataset)
         checks = export_model(model.uri, out, args.views, dataset, args.split, display)
     images = f"{args.split} images" if args.data else "images of random pixels"

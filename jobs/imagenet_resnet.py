@@ -48,9 +48,7 @@ def main(args: Args) -> None:
         workers = max(1, gpus) if args.workers.workers is None else args.workers.workers
         parent = files.join(root, "datasets")
         with command.Display() as display:
-            dataset = prepare_dataset(
-                args.data.data, parent, layout=args.raw.layout, md5=args.raw.md5, progress=display
-            )
+            dataset = prepare_dataset(args.raw.source(args.data.data), parent, progress=display)
         data = training.describe_dataset(dataset)
         name = args.data.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = files.join(root, "runs", name)

@@ -22,6 +22,7 @@ from pipeline.ingestion.image_check import DEFAULT_SHRUNK_QUALITY, Checks, Image
 from pipeline.ingestion.plan import SHARD_BYTES, IngestSettings
 from pipeline.ingestion.run import Ingested
 from pipeline.ingestion.sources import LAYOUTS, Source
+from pipeline.ingestion.sources.source import VAL_SHARE, VAL_SHARE_HELP
 from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent
 
@@ -40,6 +41,11 @@ class SourceArgs:
         str | None,
         command.option("expected MD5 of a CIFAR archive; any: no check", "HEX", "the published archive's"),
     ] = None
+    val_share: Annotated[float, command.option(VAL_SHARE_HELP, "X", "0.1")] = VAL_SHARE
+
+    def make(self) -> Source | None:
+        """Returns the source, None if no flag names it. Raises PipelineError for a value out of range."""
+        return Source(self.source, self.layout, self.md5, self.val_share) if self.source is not None else None
 
 
 @dataclass(frozen=True)
@@ -99,10 +105,10 @@ def main(args: Args) -> None:
     if args.diff is not None:
         print_diff(*map(files.absolute, args.diff))
         return
-    if args.raw.source is None or args.out is None:
-        missing = "--source" if args.raw.source is None else "--out"
+    source, settings = args.raw.make(), args.content.settings()
+    if source is None or args.out is None:
+        missing = "--source" if source is None else "--out"
         raise PipelineError(f"{missing} is missing; give --source URI --out URI, or --diff OLD NEW")
-    source, settings = Source(args.raw.source, args.raw.layout, args.raw.md5), args.content.settings()
     if args.dry_run:
         print_preview(source, args.out, settings, args.workers)
         return

@@ -112,6 +112,7 @@ class Args(training.TrainingArgs):
             from_champion=self.retraining.from_champion,
             layout=self.raw.layout,
             md5=self.raw.md5,
+            val_share=self.raw.val_share,
             max_quarantined=self.data.max_quarantined,
             force=self.retraining.force,
             wait=self.retraining.wait,

@@ -11,7 +11,8 @@ from pipeline.config.presets import make_recipe, recipes
 from pipeline.config.recipe import Recipe
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.manifest import load as load_manifest
-from pipeline.ingestion.sources import LAYOUTS, digits
+from pipeline.ingestion.sources import LAYOUTS, Source, digits
+from pipeline.ingestion.sources.source import VAL_SHARE, VAL_SHARE_HELP
 from pipeline.loader import stage_times
 from pipeline.storage import files
 from pipeline.training.trackers.defaults import default_trackers
@@ -91,6 +92,11 @@ class RawArgs:
     md5: Annotated[
         str | None, option("expected MD5 of a CIFAR archive; any: don't check", "HEX", "the official one")
     ] = None
+    val_share: Annotated[float, option(VAL_SHARE_HELP, "X", "0.1")] = VAL_SHARE
+
+    def source(self, data: str | None) -> Source | None:
+        """Returns the value of --data as a source, None for CIFAR-10. Raises PipelineError for a value out of range."""
+        return None if data is None else Source(data, self.layout, self.md5, self.val_share)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ Examples:
         --space learning_rate=log:0.1..1 optimizer=adam,muon augment.crop_padding_px=1..4
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from jobs import command, training
+from jobs.training import RawArgs
 from pipeline.cluster.session import ray_session
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
@@ -26,8 +27,6 @@ class DataArgs:
     """The images to search on."""
 
     data: Annotated[str | None, command.option("raw images or a data set", "URI", "CIFAR-10, downloaded once")] = None
-    layout: Annotated[str, command.option("layout of raw images", "NAME", "auto")] = "auto"
-    md5: Annotated[str | None, command.option("expected MD5 of a CIFAR archive; any: don't check", "HEX")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +62,7 @@ class Args:
     seed: Annotated[int, command.option("seed of the drawn values and of each training", "N", "0")] = 0
     trial: Annotated[TrialArgs, command.group("trial")] = TrialArgs()
     source: Annotated[DataArgs, command.group("data")] = DataArgs()
+    raw: Annotated[RawArgs, command.group("raw image")] = field(default_factory=RawArgs)
 
 
 def main(args: Args) -> None:
@@ -74,9 +74,7 @@ def main(args: Args) -> None:
         from pipeline.training.search import search
 
         with command.Display() as display:
-            dataset = prepare_dataset(
-                args.source.data, layout=args.source.layout, md5=args.source.md5, progress=display
-            )
+            dataset = prepare_dataset(args.raw.source(args.source.data), progress=display)
         data = training.describe_dataset(dataset)
         out = files.absolute(args.out or f"runs/tune-{recipe.name}-{data.name}")
         with command.Display() as display:

@@ -82,6 +82,10 @@ class Manifest:
     settings: dict[str, Any] = field(default_factory=dict)
     """Fields of `ingestion.IngestSettings`."""
 
+    val_share: float = 0.0
+    """Share of each class that ingest held out as val by a hash of the keys, because the source had no val split; 1 if
+    every row is val. 0, and left out of the JSON and the digest, if the source had one."""
+
     digest: str = ""
     """SHA-256 (hex) over all other fields but the name: the identity of the data set."""
 
@@ -93,7 +97,7 @@ class Manifest:
 
         A folder and an archive of it have different names and are the same data set.
         """
-        values = {**asdict(self), "name": "", "digest": ""}
+        values = {**self._values(), "name": "", "digest": ""}
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def with_digest(self) -> "Manifest":
@@ -113,7 +117,13 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Returns the content of `manifest.json`."""
-        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+        return json.dumps(self._values(), indent=1).encode() + b"\n"
+
+    def _values(self) -> dict[str, Any]:
+        values = asdict(self)
+        if not self.val_share:
+            del values["val_share"]  # manifests from before this field keep their bytes and digests
+        return values
 
 
 class _Version(msgspec.Struct):

@@ -5,6 +5,8 @@ import os
 import tempfile
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeline.cluster.ray_tasks import usable_cpus
 from pipeline.cluster.session import ray_session
 from pipeline.core.errors import PipelineError
@@ -18,6 +20,7 @@ from pipeline.ingestion.target import check_target
 from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent
 
+_SHOWN_CLASSES = 8
 _log = logging.getLogger(__name__)
 
 
@@ -74,11 +77,11 @@ def ingest(
         raise PipelineError(f"max_quarantined={max_quarantined} must not be negative")
     if source.layout != "digits" and not files.is_local(source.uri):
         with ray_session(workers or 0), planned_ingest(source, target, settings, progress) as plan:
-            _log_ignored(plan.index)
+            _log_found(plan.index)
             return write_dataset(plan, max_quarantined, workers, progress)
     # A local source is indexed in seconds, and a bad one needn't wait for Ray to start.
     with planned_ingest(source, target, settings, progress) as plan:
-        _log_ignored(plan.index)
+        _log_found(plan.index)
         with ray_session(workers or 0):
             return write_dataset(plan, max_quarantined, workers, progress)
 
@@ -99,7 +102,7 @@ def preview_ingest(
         index = open_source(source, spool=spool, progress=progress)
         listing_requests = requests_sent().total
         shards = plan_shards(index, settings)
-        _log_ignored(index)
+        _log_found(index)
         cpus = workers or usable_cpus()
         cost = estimate(index, shards, settings, target, cpus)
     return Preview(index, shards, cost, listing_requests, cpus, task_memory_bytes(settings))
@@ -109,6 +112,14 @@ def _resolved(source: str | os.PathLike[str] | Source) -> Source:
     return (source if isinstance(source, Source) else Source(os.fspath(source))).resolved()
 
 
-def _log_ignored(index: Index) -> None:
-    if index.num_ignored:
-        _log.info("left out: %s files that aren't labelled images by their names", f"{index.num_ignored:,}")
+def _log_found(index: Index) -> None:
+    """Tells, before anything is written, how the source was understood."""
+    counts = np.bincount(np.concatenate([table["label"].to_numpy() for table in index.splits.values()]))
+    shown = [f"{name} {count:,}" for name, count in zip(index.classes, counts.tolist(), strict=True)]
+    more = f" ... and {len(shown) - _SHOWN_CLASSES:,} more" if len(shown) > _SHOWN_CLASSES else ""
+    _log.info("%s classes: %s%s", f"{len(shown):,}", ", ".join(shown[:_SHOWN_CLASSES]), more)
+    for note in index.notes:
+        _log.info("%s", note)
+    if index.ignored:
+        kinds = ", ".join(f"{count:,} x {kind}" for kind, count in index.ignored.items())
+        _log.info("left out: %s files that aren't labelled images (%s)", f"{index.num_ignored:,}", kinds)

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.core.errors import SourceError
@@ -14,6 +15,7 @@ from pipeline.ingestion.sources import Source
 from pipeline.ingestion.sources.download import cifar10_archive
 from pipeline.storage import files
 
+_RULES = "2"  # version of the rules by which splits, classes and images are recognised
 _log = logging.getLogger(__name__)
 
 
@@ -24,28 +26,26 @@ def cache_folder() -> str:
 
 
 def prepare_dataset(
-    data: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | Source | None = None,
     parent: str | os.PathLike[str] | None = None,
     *,
-    layout: str = "auto",
-    md5: str | None = None,
     progress: Progress = silent,
 ) -> str:
     """Returns the URI of a finished data set: `data` itself, or the data set ingested from the raw images there.
 
-    data: None for CIFAR-10, which is downloaded once; offline, scikit-learn's digits take its place. parent: folder for
-    ingested data sets, None for one below `cache_folder()`. layout, md5: of raw images, see `Source`. Raw images are
-    ingested once; names, sizes and times of the files tell whether they have changed. Raises SourceError if nothing
-    lies at `data`, and what `ingest` raises.
+    data: a path or a URI, or a `Source` that says how raw images are read; None for CIFAR-10, which is downloaded once;
+    offline, scikit-learn's digits take its place. parent: folder for ingested data sets, None for one below
+    `cache_folder()`. Raw images are ingested once; names, sizes and times of the files tell whether they have changed.
+    Raises SourceError if nothing lies at `data`, and what `ingest` raises.
     """
     parent = files.absolute(os.fspath(parent)) if parent else files.join(cache_folder(), "datasets")
     if data is None:
         archive = cifar10_archive(cache_folder(), progress)
         source = Source(files.absolute(archive), "cifar-binary") if archive else Source("digits", "digits")
     else:
-        source = Source(os.fspath(data), layout, md5)
-        if layout != "digits":  # the word digits may be a folder's name here
-            source = Source(files.absolute(source.uri), layout, md5)
+        source = data if isinstance(data, Source) else Source(os.fspath(data))
+        if source.layout != "digits":  # the word digits may be a folder's name here
+            source = replace(source, uri=files.absolute(source.uri))
             if is_dataset(source.uri):
                 return source.uri
             _check_exists(source.uri)
@@ -59,7 +59,8 @@ def _check_exists(uri: str) -> None:
 
 
 def _ingested_once(source: Source, parent: str, progress: Progress) -> str:
-    identity = "\n".join([files.fingerprint(source.uri), source.layout, source.md5 or ""])
+    splitting = "evaluation" if source.for_evaluation else f"{source.val_share:g}"
+    identity = "\n".join([files.fingerprint(source.uri), source.layout, source.md5 or "", splitting, _RULES])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     target = files.join(parent, f"{files.basename(source.uri).split('.')[0]}-{digest}")
     if is_dataset(target):

@@ -68,18 +68,21 @@ def quarantine_table(index: Index, receipts: list[Receipt]) -> pa.Table:
             at = positions.setdefault(split, {key: n for n, key in enumerate(table["key"].to_pylist())})[entry["key"]]
             place = {"object": table["object"][at].as_py().split("?")[0], "offset": table["offset"][at].as_py()}
             rows.append({"split": split, **entry, **place})
+    for each in index.unusable:
+        row = {"split": each.split, "key": each.key, "label": each.label, "reason": each.reason}
+        rows.append({**row, "sha256": "", "bytes": 0, "object": each.object.split("?")[0], "offset": 0})
     rows.sort(key=lambda row: (row["split"], row["key"]))
     return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
 
 
 def check_quarantined(plan: IngestPlan, quarantined: pa.Table, most: float) -> None:
     """Raises DatasetError if more than `most` files were refused. most: a number of files; below 1, a share of all."""
-    bound = most if most >= 1 or most == 0 else most * plan.index.num_rows
+    bound = most if most >= 1 or most == 0 else most * plan.index.num_labelled
     if quarantined.num_rows <= bound:
         return
     worst = [f"{row['key']}: {row['reason']}" for row in quarantined.slice(0, 3).to_pylist()]
     raise DatasetError(
-        f"{quarantined.num_rows:,} of {plan.index.num_rows:,} files can't be used ({'; '.join(worst)}), "
+        f"{quarantined.num_rows:,} of {plan.index.num_labelled:,} files can't be used ({'; '.join(worst)}), "
         f"max_quarantined={most:g}; repair them, or leave them out with jobs/ingest.py --max-quarantined "
         f"{quarantined.num_rows} (all are listed in {files.join(plan.out, QUARANTINE_NAME)})"
     )
@@ -97,6 +100,8 @@ def build_manifest(plan: IngestPlan, receipts: list[Receipt]) -> Manifest:
     for receipt in receipts:
         repaired.update(receipt.repaired)
         reasons.update(entry["reason"].split(":")[0] for entry in receipt.quarantined)
+    reasons.update(each.reason.split(":")[0] for each in plan.index.unusable)
+    sources += [f"{each.split} {each.key} {each.label} " for each in plan.index.unusable]
     return Manifest(
         plan.index.name,
         plan.index.classes,
@@ -106,6 +111,7 @@ def build_manifest(plan: IngestPlan, receipts: list[Receipt]) -> Manifest:
         quarantined=dict(sorted(reasons.items())),
         repaired=dict(sorted(repaired.items())),
         settings=asdict(plan.settings),
+        val_share=plan.index.val_share,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError, SourceError
+from pipeline.ingestion.sources.source import VAL_SHARE
 from pipeline.retraining import registry
 from pipeline.retraining.notify import check_webhook
 from pipeline.retraining.promotion_gate import Gate
@@ -41,6 +42,9 @@ class RetrainOptions:
 
     md5: str | None = None
     """Expected MD5 of a CIFAR archive, as in `ingestion.Source`."""
+
+    val_share: float = VAL_SHARE
+    """Share of each class that is held out as val where the source has no val, as in `ingestion.Source`."""
 
     max_quarantined: float = 0.0
     """Damaged files that ingest may leave out; below 1, a share of all."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.core.errors import SourceError
+from pipeline.core.errors import PipelineError, SourceError
 from pipeline.ingestion.sources import Index, Source, digits, open_source
 from pipeline.ingestion.sources.cifar import CLASSES
 from tests.support.images import jpeg, make_tar, make_tree, sample_bytes, shared, tree_files
@@ -62,14 +62,30 @@ def test_a_third_split_is_kept(tmp_path: Path) -> None:
     assert set(open_here(tree, tmp_path).splits) == {"train", "val", "test"}
 
 
-def test_without_splits_a_tenth_of_every_class_is_held_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", ["", "train"])
+def test_without_val_about_a_tenth_of_every_class_is_held_out(tmp_path: Path, below: str) -> None:
     tree = make_tree(tmp_path / "t", per_class=20, splits=("train",))
-    index = open_here(tree / "train", tmp_path)
-    assert index.splits["val"]["label"].to_pylist().count(0) == 2
-    assert index.splits["val"].num_rows == 6
+    index = open_here(tree / below, tmp_path)
+    assert np.bincount(index.splits["val"]["label"].to_numpy()).tolist() == [2, 3, 2]
+    assert index.val_share == 0.1
+    assert index.notes == (
+        "no val split: 7 of 60 images are held out as val, 0.1 of each class by a hash of their keys (--val-share)",
+    )
     keys = [set(table["key"].to_pylist()) for table in index.splits.values()]
     assert not keys[0] & keys[1]
     assert len(keys[0] | keys[1]) == 60
+
+
+def test_an_evaluation_takes_every_image_of_a_source_without_val(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "t", splits=("train",))
+    index = open_source(Source(str(tree), for_evaluation=True), spool="")
+    assert {split: table.num_rows for split, table in index.splits.items()} == {"val": 18}
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 10])
+def test_a_share_for_val_that_cannot_be_is_refused(share: float) -> None:
+    with pytest.raises(PipelineError, match=f"val_share={share} must lie above 0 and below 1"):
+        Source("photos", val_share=share)
 
 
 def test_files_that_are_not_images_are_counted(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
-from pipeline.ingestion.sources.folders import is_image
-from pipeline.ingestion.sources.members import Listing, list_members
+from pipeline.ingestion.sources.members import Listing, is_image, list_members
 from pipeline.storage import files
 
 

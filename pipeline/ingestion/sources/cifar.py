@@ -87,8 +87,9 @@ def _index(name: str, layout: str, batches: dict[str, Member], listing: Listing)
         if not members:
             raise SourceError(f"{name}: the archive lacks its {split} batches; download it again")
     tables = {split: record_table(members) for split, members in splits.items()}
-    ignored = len(listing) - len(batches)
-    return Index(name, layout, CLASSES, "cifar", tables, listing.fingerprint, num_ignored=ignored)
+    others = len(listing) - len(batches)
+    ignored = {"other files": others} if others else {}
+    return Index(name, layout, CLASSES, "cifar", tables, listing.fingerprint, ignored={**ignored, **listing.ignored})
 
 
 def record_table(batches: dict[str, Member], num_classes: int = len(CLASSES)) -> pa.Table:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.errors import SourceError
-from pipeline.core.keyed_random import Stream, key_hash, permutation
+from pipeline.core.keyed_random import Stream, key_hash, permutation, uniform
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -29,6 +29,17 @@ Encoding = Literal["file", "cifar"]
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """A labelled file that was found and can't be read. It goes to quarantine as the files that can't be decoded do."""
+
+    split: str
+    key: str
+    label: int
+    reason: str  # KIND or KIND: DETAIL
+    object: str  # URI of the file, or of the archive that holds it
+
+
+@dataclass(frozen=True)
 class Index:
     """Everything that an ingest needs to know about a source. Raises SourceError if a key occurs twice in a split."""
 
@@ -40,7 +51,10 @@ class Index:
     # bytes in the object.
     splits: dict[str, pa.Table]
     fingerprint: str  # changes with names, sizes and times of the files
-    num_ignored: int = 0  # files that aren't labelled images by their names
+    ignored: dict[str, int] = field(default_factory=dict)  # files that aren't labelled images: how many of each kind
+    unusable: tuple[Unusable, ...] = ()
+    notes: tuple[str, ...] = ()  # lines for the user: how splits and classes were recognised
+    val_share: float = 0.0  # of each class that was held out as val; 0 if the source has a val split
 
     def __post_init__(self) -> None:
         for split, table in self.splits.items():
@@ -55,6 +69,16 @@ class Index:
     def num_rows(self) -> int:
         """Samples in all splits."""
         return sum(table.num_rows for table in self.splits.values())
+
+    @property
+    def num_ignored(self) -> int:
+        """Files of the source that aren't labelled images."""
+        return sum(self.ignored.values())
+
+    @property
+    def num_labelled(self) -> int:
+        """Labelled images, those that can't be read included."""
+        return self.num_rows + len(self.unusable)
 
 
 def sample_table(
@@ -88,3 +112,21 @@ def hold_out(table: pa.Table, fraction: float, seed: int = 0) -> tuple[pa.Table,
             )
         is_val[rows[: max(1, round(fraction * len(rows)))]] = True
     return table.filter(pa.array(~is_val)), table.filter(pa.array(is_val))
+
+
+def below_share(keys: Sequence[str], labels: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.bool_]:
+    """Returns bool [N]: the rows that become val, `share` of each class on average, at least one and never all.
+
+    A row is held out if a number in [0, 1) drawn by its key is below `share`, whatever other rows there are. So new
+    images move no old one between the splits, with one exception, without which a class could lack val or train: if no
+    row of a class is below the share, its lowest is held out, and if all are, its highest is not. keys, labels: of N
+    rows; each class has two or more.
+    """
+    draws = uniform(0, 0, Stream.HOLD_OUT, key_hash(list(keys)))[:, 0]
+    is_val = draws < share
+    order = np.lexsort((draws, labels))
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    ends = np.append(starts[1:], len(order)) - 1
+    is_val[order[starts]] = True
+    is_val[order[ends]] = False
+    return is_val

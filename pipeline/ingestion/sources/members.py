@@ -10,6 +10,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,15 @@ from pipeline.ingestion.sources import tars
 from pipeline.ingestion.sources.tars import Tar
 from pipeline.storage import files
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _CHUNK_BYTES = 1 << 20
 _OPENERS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open}
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image, by its name. Hidden files, such as the `._x.jpg` of macOS, aren't."""
+    base = name.rsplit("/", 1)[-1]
+    return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith(".")
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,16 @@ class Listing:
     fingerprint: str  # a hash that changes when the source does
     md5: str | None = None  # hex, of a compressed archive only
     contents: dict[str, bytes] = field(default_factory=dict)  # of the small files that were asked for, by name
+    unreadable: dict[int, str] = field(default_factory=dict)  # files that can't be read: {index: the reason}
+    ignored: dict[str, int] = field(default_factory=dict)  # files that aren't listed: how many of each kind
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def image_rows(self) -> list[int]:
+        """The indices of the files that are images."""
+        return [row for row, name in enumerate(self.names) if is_image(name)]
 
     def member(self, index: int) -> Member:
         """Returns one file."""

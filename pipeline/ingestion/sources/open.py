@@ -20,6 +20,7 @@ class _Options:
 
     name: str  # of the data set
     md5: str | None
+    val_share: float  # 1: every image of a source without val
     spool: str  # folder for files that can't be read in place
     progress: Progress
 
@@ -58,12 +59,12 @@ _LAYOUTS = {
     "webdataset": _Layout(
         "WebDataset: tars of NAME.jpg and NAME.cls",
         webdataset.matches,
-        lambda listing, options: webdataset.build_index(listing, options.name, options.progress),
+        lambda listing, options: webdataset.build_index(listing, options.name, options.val_share, options.progress),
     ),
     "folders": _Layout(
         "class folders: [SPLIT/]CLASS/NAME.jpg|jpeg|png|webp|bmp",
         folders.matches,
-        lambda listing, options: folders.build_index(listing, options.name),
+        lambda listing, options: folders.build_index(listing, options.name, options.val_share),
     ),
 }
 LAYOUTS = {name: layout.description for name, layout in _LAYOUTS.items()} | {
@@ -84,8 +85,9 @@ def open_source(source: Source | str, *, spool: str, progress: Progress = silent
         return digits.build_index(spool)
     listing = list_members(source.uri, spool, progress)
     name = re.sub(r"\.(tar|tgz|txz|gz|xz)$", "", re.sub(r"\.(gz|xz)$", "", files.basename(source.uri)))
+    val_share = 1.0 if source.for_evaluation else source.val_share
     layout = _layout_of(listing, source.layout)
-    return layout.build(listing, _Options(name, source.md5, spool, progress))
+    return layout.build(listing, _Options(name, source.md5, val_share, spool, progress))
 
 
 def _layout_of(listing: Listing, name: str) -> _Layout:

@@ -4,9 +4,10 @@ import re
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
-from pipeline.ingestion.sources.folders import LabelledFiles, is_image, labelled_index, split_of
+from pipeline.ingestion.sources.folders import split_of
 from pipeline.ingestion.sources.index import Index
-from pipeline.ingestion.sources.members import Listing, open_tars
+from pipeline.ingestion.sources.labelled import LabelledFiles, labelled_index
+from pipeline.ingestion.sources.members import Listing, is_image, open_tars
 
 _LABEL_SUFFIX = ".cls"
 
@@ -16,7 +17,7 @@ def matches(listing: Listing) -> bool:
     return any(name.endswith(".tar") for name in listing.names) and not any(map(is_image, listing.names))
 
 
-def build_index(listing: Listing, name: str, progress: Progress) -> Index:
+def build_index(listing: Listing, name: str, val_share: float, progress: Progress) -> Index:
     """Returns the index. The split of a tar is the word train, val or test in its path.
 
     Classes that are all numbers are sorted as numbers. Raises SourceError if an image has no .cls file beside it, or if
@@ -24,7 +25,7 @@ def build_index(listing: Listing, name: str, progress: Progress) -> Index:
     """
     shards = [row for row, each in enumerate(listing.names) if each.endswith(".tar")]
     inside = open_tars(listing, shards, keep=(_LABEL_SUFFIX,), progress=progress)
-    images = [row for row, each in enumerate(inside.names) if is_image(each)]
+    images = inside.image_rows
     if not images:
         raise SourceError(f"{listing.uri}: {len(shards)} tars without a .jpg, .jpeg or .png; not WebDataset shards")
     class_names, splits = [], []
@@ -38,12 +39,10 @@ def build_index(listing: Listing, name: str, progress: Progress) -> Index:
     if "" in splits and any(splits):
         stray = inside.names[images[splits.index("")]]
         raise SourceError(f"{listing.uri}: the path of {stray!r} names no split, others do; rename its shard")
-    if "val" not in splits:
-        splits = ["val" if split == "test" else split for split in splits]
     numbers = all(each.isdecimal() for each in set(class_names))
     keys = [inside.names[row] for row in images]
     labelled = LabelledFiles(images, keys, splits, class_names)
-    return labelled_index(inside, name, "webdataset", labelled, int if numbers else None)
+    return labelled_index(inside, name, "webdataset", labelled, int if numbers else None, val_share)
 
 
 def _stem(name: str) -> str:

@@ -1,0 +1,149 @@
+"""From labelled files to an index: classes become labels, and splits that a source lacks are made."""
+
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.errors import SourceError
+from pipeline.ingestion.sources.index import Index, Unusable, below_share, sample_table
+from pipeline.ingestion.sources.members import Listing
+from pipeline.ingestion.sources.source import VAL_SHARE
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Files of a listing that are labelled images: columns of equal length, and what there is to say about them."""
+
+    rows: Sequence[int]  # indices in the listing; files that can't be read may be among them
+    keys: Sequence[str]
+    splits: Sequence[str]  # "train", "val" or "test"; "" for all if the source has no splits
+    class_names: Sequence[str]
+    notes: Sequence[str] = ()  # lines for the user: how splits and classes were recognised
+    aside: Mapping[str, int] = field(default_factory=dict)  # images that were left aside: how many, by a description
+
+
+def labelled_index(
+    listing: Listing,
+    name: str,
+    layout: str,
+    labelled: LabelledFiles,
+    sort_key: Callable[[str], Any] | None = None,
+    val_share: float = VAL_SHARE,
+) -> Index:
+    """Returns the index of the labelled files of a listing.
+
+    The label of a class is its rank among the class names, sorted by `sort_key`. Splits: see `_final_splits`. Raises
+    SourceError if there is only one class, or if a split or the training images of a class are missing.
+    """
+    usable = [position for position, row in enumerate(labelled.rows) if row not in listing.unreadable]
+    classes = tuple(sorted(set(labelled.class_names), key=sort_key))
+    if len(classes) < 2:
+        what = f"one class only ({classes[0]!r})" if classes else "no labelled image"
+        raise SourceError(f"{listing.uri}: {what}; a classifier needs two or more folders")
+    label = {class_name: index for index, class_name in enumerate(classes)}
+    labels = np.array([label[class_name] for class_name in labelled.class_names], dtype=np.int64)
+    keys, splits, notes = _final_splits(listing.uri, labelled, labels, classes, val_share)
+    tables = {}
+    for split in sorted({splits[position] for position in usable}):
+        chosen = [position for position in usable if splits[position] == split]
+        members = np.array([labelled.rows[position] for position in chosen], dtype=np.int64)
+        tables[split] = sample_table(
+            [keys[position] for position in chosen],
+            labels[chosen].tolist(),
+            [listing.objects[row] for row in members],
+            listing.offsets[members],
+            listing.lengths[members],
+        )
+    _check_splits(listing.uri, tables, label, needs_train=val_share < 1)
+    return Index(
+        name,
+        layout,
+        classes,
+        "file",
+        tables,
+        listing.fingerprint,
+        ignored=_ignored(listing, labelled),
+        unusable=_unusable(listing, labelled, keys, splits, labels),
+        notes=(*labelled.notes, *notes),
+        val_share=val_share if _lacks_val(labelled.splits) else 0.0,
+    )
+
+
+def _lacks_val(splits: Sequence[str]) -> bool:
+    return not {"val", "test"} & set(splits)
+
+
+def _final_splits(
+    uri: str, labelled: LabelledFiles, labels: Any, classes: Sequence[str], val_share: float
+) -> tuple[Sequence[str], Sequence[str], tuple[str, ...]]:
+    """Returns (keys, splits, notes): every source has val in the end.
+
+    `test` serves as val where there is no val. Of a source with neither, `val_share` of each class is held out by a
+    hash of the keys (`below_share`); such keys carry no split, so that `photos/train` and `photos` give the same. A
+    share of 1 is for evaluation: every image becomes val.
+    """
+    found = set(labelled.splits)
+    if "" in found and len(found) > 1:
+        stray = labelled.keys[list(labelled.splits).index("")]
+        raise SourceError(f"{uri}: {stray!r} is in none of the splits {sorted(found - {''})}; move it")
+    if "val" in found:
+        return labelled.keys, labelled.splits, ()
+    if "test" in found:
+        splits = ["val" if split == "test" else split for split in labelled.splits]
+        return labelled.keys, splits, ("no val split: test serves as val",)
+    keys = [key.removeprefix("train/") for key in labelled.keys]
+    if len(set(keys)) < len(keys):
+        keys = list(labelled.keys)
+    if val_share >= 1:
+        return keys, ["val"] * len(keys), ("no val split: every image is evaluated",)
+    counts = np.bincount(labels, minlength=len(classes))
+    if counts.min() < 2:
+        raise SourceError(
+            f"{uri}: class {classes[int(counts.argmin())]!r} has one image and the source has no val split; add images "
+            "to it, or a val/ folder"
+        )
+    is_val = below_share(keys, labels, val_share)
+    note = (
+        f"no val split: {is_val.sum():,} of {len(keys):,} images are held out as val, {val_share:.3g} of each class by "
+        "a hash of their keys (--val-share)"
+    )
+    return keys, np.where(is_val, "val", "train").tolist(), (note,)
+
+
+def _check_splits(uri: str, tables: dict[str, Any], label: dict[str, int], needs_train: bool) -> None:
+    for needed in ("train", "val") if needs_train else ("val",):
+        if needed not in tables:
+            raise SourceError(f"{uri}: no {needed} split among {sorted(tables)}; add a {needed}/ folder")
+    if not needs_train:
+        return
+    trained = set(np.unique(tables["train"]["label"].to_numpy()).tolist())
+    for class_name, index in label.items():
+        if index not in trained:
+            raise SourceError(f"{uri}: class {class_name!r} has no training image; add some or remove it")
+
+
+def _ignored(listing: Listing, labelled: LabelledFiles) -> dict[str, int]:
+    """Returns the files that are neither labelled nor left aside with a description: how many of each kind."""
+    used = set(labelled.rows) | (set(listing.image_rows) if labelled.aside else set())
+    rest = Counter(kind_of(name) for row, name in enumerate(listing.names) if row not in used)
+    return {**dict(labelled.aside), **dict(rest.most_common()), **listing.ignored}
+
+
+def kind_of(name: str) -> str:
+    """Returns the kind of a file by its name: its suffix in lower case, or "no suffix"."""
+    suffix = posixpath.splitext(name.rsplit("/", 1)[-1])[1]
+    return suffix.lower() or "no suffix"
+
+
+def _unusable(
+    listing: Listing, labelled: LabelledFiles, keys: Sequence[str], splits: Sequence[str], labels: Any
+) -> tuple[Unusable, ...]:
+    return tuple(
+        Unusable(splits[position], keys[position], int(labels[position]), listing.unreadable[row], listing.objects[row])
+        for position, row in enumerate(labelled.rows)
+        if row in listing.unreadable
+    )
