@@ -16,8 +16,9 @@ from rich.table import Table
 
 from pipeline.cluster.ray_errors import user_error, user_message
 from pipeline.core.errors import BudgetError, UnavailableError
-from pipeline.core.processes import exit_on_sigterm
+from pipeline.core.processes import ended_by, exit_on_signals
 from pipeline.core.progress import silent
+from pipeline.core.user_folders import account_variables
 
 Args = TypeVar("Args")
 # Lines are never wrapped: people copy paths from them, and search logs.
@@ -29,7 +30,7 @@ def run(main: Callable[[Args], None], args_type: type[Args], doc: str, resume_hi
     """Parses this process's command line into `args_type`, calls `main`, and ends the process if it failed.
 
     Exit status: 2 for a user error, 1 for storage that doesn't answer or a budget that is used up, 130 after Ctrl-C,
-    143 after SIGTERM. Other exceptions are defects and keep their traceback.
+    143 after SIGTERM, 129 after SIGHUP. Other exceptions are defects and keep their traceback.
 
     doc: the description for `--help`, with examples at its end (`examples`). resume_hint: printed after Ctrl-C: what
     the same command does when it is run again.
@@ -40,16 +41,26 @@ def run(main: Callable[[Args], None], args_type: type[Args], doc: str, resume_hi
 def run_process(main: Callable[[], int]) -> None:
     """Runs `main`, which returns an exit status, as all that this process does. Only for a process's entry point."""
     _allow_bytecode()
-    exit_on_sigterm()
-    status = main()
+    exit_on_signals()
+    os.environ.update(account_variables())
+    try:
+        status = main()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BrokenPipeError:  # `image-pipeline registry list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    except BaseException:
+        if ended_by() is None:
+            raise
+        status = 0
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is written and given back: let the interpreter end
-    if status:
-        _end(status)
+    _end(ended_by() or status)
 
 
 def _end(status: int) -> NoReturn:
     """Ends this process with `status`. All of its work is written and given back."""
-    if "ray" in sys.modules:
+    if status and "ray" in sys.modules:
         # Threads of Ray's core that were interrupted may crash the interpreter while it ends: status -11 for 1 or 130.
         logging.shutdown()
         sys.stdout.flush()

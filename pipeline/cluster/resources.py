@@ -1,9 +1,9 @@
 """Resources of a cluster: GPUs, CPUs for each worker, and waiting for nodes that an autoscaler starts."""
 
-import os
 import time
 from typing import Literal
 
+from pipeline.cluster.address import cluster_address
 from pipeline.cluster.session import ray_session
 from pipeline.core.errors import ClusterError, RecipeError
 from pipeline.core.progress import Progress
@@ -27,7 +27,7 @@ def resolve_cache_folder(folder: str | None) -> str:
 
 def count_gpus() -> int:
     """Returns the number of GPUs of the cluster that RAY_ADDRESS names, else of this machine."""
-    if os.environ.get("RAY_ADDRESS"):
+    if cluster_address():
         import ray
 
         with ray_session():

@@ -2,20 +2,20 @@
 
 import logging
 import os
+import re
 import secrets
-import shutil
 import signal
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.address import check_cluster, cluster_address, refuse
 from pipeline.cluster.ray_tasks import ray_is_initialized, usable_cpus
-from pipeline.core.processes import exit_on_sigterm
+from pipeline.cluster.session_folder import session_folder
+from pipeline.core.processes import ENDING_SIGNALS, exit_on_signals
+from pipeline.core.user_folders import account_variables
 from pipeline.core.variables import environment_variables
 
 _VARIABLES = {
@@ -44,7 +44,8 @@ _LOG_LEVELS = {
 def ray_session(num_workers: int = 0) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS names, else starts Ray on this machine; ends it with the block.
 
-    In a process that is in a Ray session already it does nothing. A local Ray has at least one CPU more than
+    In a process that is in a Ray session already it does nothing. Raises ClusterError if the cluster of RAY_ADDRESS
+    doesn't answer or refuses. A local Ray has at least one CPU more than
     `num_workers`, so that there is one for reading.
 
     Environment variables, signal handlers, levels of loggers and Ray Data's DataContext are restored afterwards.
@@ -54,6 +55,9 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
     if ray_is_initialized():
         yield
         return
+    address = cluster_address()
+    if address is not None:
+        check_cluster(address)
     with ExitStack() as stack:
         stack.callback(_read_authentication)  # last of all, from the host's variables
         stack.enter_context(environment_variables(ray_variables(), also_restored=_SET_BY_RAY))
@@ -62,9 +66,9 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
 
         stack.enter_context(_same_levels_after())
         handler = stack.enter_context(_same_signal_handlers_after())
-        if os.environ.get("RAY_ADDRESS"):
+        if address is not None:
             stack.callback(ray.shutdown)
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+            _join(address)
         else:
             _start_ray(num_workers, stack)
         quieten_ray()
@@ -77,20 +81,31 @@ def ray_session(num_workers: int = 0) -> Iterator[None]:
 def ray_in_process() -> Iterator[None]:
     """Sets Ray's variables and log levels for the block: for Ray Train in this process alone, without a session."""
     # Without the token: it would make Ray write one to the home folder if the host started a Ray of its own later.
-    with environment_variables(_VARIABLES, keep=True, also_restored=_SET_BY_RAY), _same_levels_after():
+    with (
+        environment_variables({**_VARIABLES, **account_variables()}, keep=True, also_restored=_SET_BY_RAY),
+        _same_levels_after(),
+    ):
         quieten_ray()
         yield
+
+
+def _join(address: str) -> None:
+    """Joins a cluster that answers. Raises ClusterError if it refuses: another version, another token, no node here."""
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    except (RuntimeError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
+        text = " ".join(str(error).split())
+        version = re.search(r"Version mismatch.*?(?=This process|$)", text)
+        refuse(address, version.group(0) if version else text[:300])
 
 
 def _start_ray(num_workers: int, stack: ExitStack) -> None:
     """Starts Ray on this machine. stack: gets what ends it and removes its files."""
     import ray
 
-    _remove_stale_sessions()
-    # A session leaves its logs behind, so it gets a folder of its own. In /tmp, because the path of a socket has 107
-    # bytes at most, and temporary folders have long names on some machines.
-    folder = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
-    stack.callback(_remove_folder, folder)
+    folder = stack.enter_context(session_folder())  # a session leaves its logs behind
     stack.callback(ray.shutdown)
     # Ray's processes leave temporary files when they are ended.
     with environment_variables({"TMPDIR": folder}):
@@ -104,23 +119,6 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
         )
 
 
-def _remove_folder(folder: str) -> None:
-    for _ in range(20):  # Ray's processes may still be writing their last lines
-        shutil.rmtree(folder, ignore_errors=True)
-        if not os.path.exists(folder):
-            return
-        time.sleep(0.1)
-
-
-def _remove_stale_sessions() -> None:
-    """Removes the folders of sessions of this user whose process was killed: their logs would fill the disk in time."""
-    for folder in Path("/tmp").glob("ray-*-*"):
-        pid = folder.name.split("-")[1]
-        with suppress(OSError):  # another process may be removing it, too
-            if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and folder.owner() == Path("/proc/self").owner():
-                shutil.rmtree(folder, ignore_errors=True)
-
-
 # --- state of the process ----------------------------------------------------------------------------------------
 
 
@@ -130,8 +128,8 @@ def ray_variables() -> dict[str, str]:
     A local Ray gets a random token. Without one, Ray would write one to the home folder, readable by everybody, and
     every later `ray start` of this user would ask for it.
     """
-    variables = dict(_VARIABLES)
-    if not os.environ.get("RAY_ADDRESS") and os.environ.get("RAY_AUTH_MODE", "token") == "token":
+    variables = {**_VARIABLES, **account_variables()}
+    if not cluster_address() and os.environ.get("RAY_AUTH_MODE", "token") == "token":
         variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     return {name: value for name, value in variables.items() if name not in os.environ}
 
@@ -154,8 +152,8 @@ def _read_authentication() -> None:
 
 @contextmanager
 def _same_signal_handlers_after() -> Iterator[Any]:
-    """Yields the handler of SIGTERM and restores it, and that of SIGINT, after the block: Ray installs its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Yields the handler of SIGTERM and restores all handlers after the block: Ray installs its own."""
+    before = {number: signal.getsignal(number) for number in (*ENDING_SIGNALS, signal.SIGINT)}
     try:
         yield before[signal.SIGTERM]
     finally:
@@ -168,7 +166,7 @@ def _same_signal_handlers_after() -> Iterator[Any]:
 def _handle_sigterm(host_handler: Any) -> None:
     """Takes Ray's handler of SIGTERM away: it ends the process with status 15, as if that were the caller's choice."""
     if not callable(host_handler):
-        exit_on_sigterm()
+        exit_on_signals()
     elif threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, host_handler)
 

@@ -5,10 +5,10 @@ import logging
 import os
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
+from pipeline.core.user_folders import cache_folder
 from pipeline.dataset.manifest import is_dataset
 from pipeline.ingestion.api import ingest
 from pipeline.ingestion.sources import Source
@@ -17,12 +17,6 @@ from pipeline.storage import files
 
 _RULES = "2"  # version of the rules by which splits, classes and images are recognised
 _log = logging.getLogger(__name__)
-
-
-def cache_folder() -> str:
-    """Returns the folder where downloads and ingested data sets are kept: $XDG_CACHE_HOME/image-pipeline."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(base) / "image-pipeline")
 
 
 def prepare_dataset(

@@ -22,7 +22,7 @@ def absolute(uri: str) -> str:
     Raises PipelineError if the URI carries credentials or a scheme that isn't understood.
     """
     if "://" not in uri:
-        return str(Path(uri).expanduser().resolve())
+        return _absolute_path(uri)
     parts = urlsplit(uri)
     if "@" in parts.netloc or "secret_key" in parts.query:
         raise PipelineError(
@@ -34,6 +34,15 @@ def absolute(uri: str) -> str:
     if parts.scheme not in _SCHEMES:
         raise PipelineError(f"{uri}: unknown scheme {parts.scheme!r}; use a path, s3://bucket/key or gs://bucket/key")
     return uri
+
+
+def _absolute_path(path: str) -> str:
+    if "\0" in path:
+        raise PipelineError(f"{path!r}: a path can't hold a zero byte; give another path")
+    try:
+        return str(Path(path).expanduser().resolve())
+    except RuntimeError as error:  # no such user, or a user without a home folder; or a circle of links
+        raise PipelineError(f"{path}: {error}; give an absolute path") from error
 
 
 def is_local(uri: str) -> bool:

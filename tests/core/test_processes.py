@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 
-from pipeline.core.processes import cpu_seconds, exit_on_sigterm, process_tree, tree_megabytes
+import pytest
+
+from pipeline.core.processes import cpu_seconds, exit_on_signals, process_tree, tree_megabytes
 
 _PARENT = (
     "import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', {!r}]); print(c.pid, flush=True); c.wait()"
@@ -39,22 +41,34 @@ def test_cpu_time_grows_with_work() -> None:
     assert cpu_seconds(0) == 0
 
 
-def test_sigterm_ends_a_process_with_its_finally_blocks() -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_process_with_its_finally_blocks(number: signal.Signals, status: int) -> None:
     program = (
-        "import time\nfrom pipeline.core.processes import exit_on_sigterm\nexit_on_sigterm()\n"
-        "try:\n print('up', flush=True)\n time.sleep(60)\nfinally:\n print('cleaned', flush=True)"
+        "import time\nfrom pipeline.core.processes import exit_on_signals\nexit_on_signals()\n"
+        "try:\n print('up', flush=True)\n time.sleep(60)\nfinally:\n time.sleep(0.5)\n print('cleaned', flush=True)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)  # while it cleans up, which must go on
         assert process.stdout.readline() == "cleaned\n"
-    assert process.returncode == 143
+    assert process.returncode == status
 
 
-def test_only_the_main_thread_sets_the_handler() -> None:
+def test_a_process_that_ignores_hangups_goes_on_doing_so() -> None:
+    program = (
+        "import os, signal\nfrom pipeline.core.processes import exit_on_signals\nexit_on_signals()\n"
+        "os.kill(os.getpid(), signal.SIGHUP)"
+    )
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731 - as nohup does
+    assert subprocess.run([sys.executable, "-c", program], preexec_fn=ignore).returncode == 0
+
+
+def test_only_the_main_thread_sets_the_handlers() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=exit_on_sigterm)
+    thread = threading.Thread(target=exit_on_signals)
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before

@@ -256,6 +256,7 @@ def test_the_environment_may_ask_for_a_decoder(monkeypatch: pytest.MonkeyPatch) 
 def uncompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The source of the kernel in a folder where it hasn't been compiled; decoders of this process are found anew."""
     monkeypatch.delenv("IMAGE_DECODER", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for path in kernel.SOURCE.parent.glob("*.[ch]"):
         shutil.copy(path, tmp_path)
     source = tmp_path / kernel.SOURCE.name

@@ -1,12 +1,17 @@
-"""The native decoder: compiled from decode.c on first use, in a few seconds, and kept beside its source."""
+"""The native decoder: compiled from decode.c on first use, in a few seconds, and kept in a cache of this machine."""
 
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pipeline.core.user_folders import cache_folder, temporary_home
 
 SOURCE = Path(__file__).parent / "decode.c"
 # No contraction to fused multiply-adds: all CPUs must give the same pixels.
@@ -20,31 +25,59 @@ class KernelUnavailableError(Exception):
 def load_kernel(source: Path = SOURCE) -> Any:
     """Returns the library as a ctypes.CDLL, compiled unless it is there already.
 
-    Its file's name holds a hash of the sources and the flags, so a changed source is compiled again. Raises
-    KernelUnavailableError.
+    It lies in `cache_folder()`, never beside its source, which other machines may share. Its name holds a hash of the
+    sources, the flags, the architecture and the C library, so that a changed source or another machine has a file of
+    its own; one that can't be loaded is compiled again. Raises KernelUnavailableError.
     """
+    library = Path(cache_folder()) / "native" / _library_name(source)
+    if not _make_folder(library.parent):
+        library = Path(temporary_home()) / "native" / library.name
+    with suppress(OSError):  # not there, or made by another machine that shares this cache
+        return ctypes.CDLL(str(library))
+    _compile(source, library)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise KernelUnavailableError(f"{library}: compiled here, but it can't be loaded ({error})") from error
+
+
+def _library_name(source: Path) -> str:
     code = b"".join(path.read_bytes() for path in sorted(source.parent.glob("*.[ch]")))
-    name = f"decode-{hashlib.sha256(code + ' '.join(_FLAGS).encode()).hexdigest()[:16]}.so"
-    library = source.with_name(name)
-    if not library.exists():
-        _compile(source, library)
-    return ctypes.CDLL(str(library))
+    machine = f"{' '.join(_FLAGS)} {platform.system()} {platform.machine()} {_c_library()}"
+    return f"decode-{hashlib.sha256(code + machine.encode()).hexdigest()[:16]}.so"
+
+
+def _c_library() -> str:
+    with suppress(ValueError, OSError, AttributeError):  # a name that only GNU's C library knows
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    return ""
 
 
 def _compile(source: Path, library: Path) -> None:
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         raise KernelUnavailableError("no C compiler (cc, gcc or clang) is installed")
-    if not os.access(library.parent, os.W_OK):
-        raise KernelUnavailableError(f"{library.parent} is not writable, so the compiled library can't be kept there")
+    if not _make_folder(library.parent):
+        raise KernelUnavailableError(f"{library.parent} can't be written, so the compiled library can't be kept")
     # Several processes of a node may compile at once: each writes a file of its own, and the rename is atomic.
-    unfinished = library.with_suffix(f".{os.getpid()}.tmp")
+    unfinished = library.with_name(f"{library.stem}.{uuid.uuid4().hex[:8]}.tmp")
     command = [compiler, *_FLAGS, "-o", str(unfinished), str(source), "-ljpeg"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        error = next((line for line in lines if "error" in line), lines[-1] if lines else f"status {done.returncode}")
-        raise KernelUnavailableError(f"{Path(compiler).name} failed: {error.strip()}")
-    for older in library.parent.glob("decode-*.so"):
-        older.unlink(missing_ok=True)
-    os.replace(unfinished, library)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            error = next((each for each in lines if "error" in each), lines[-1] if lines else str(done.returncode))
+            raise KernelUnavailableError(f"{Path(compiler).name} failed: {error.strip()}")
+        os.replace(unfinished, library)
+    except OSError as error:
+        raise KernelUnavailableError(f"{library}: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
