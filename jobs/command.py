@@ -1,29 +1,25 @@
-"""What all commands share: parsing of flags, errors in one line, progress, log records and tables on the console."""
+"""What all commands share: parsing of flags, exit statuses, and errors in one line."""
 
 import logging
 import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
+from jobs.console import Display, ToConsole, console, print_table
 from pipeline.cluster.ray_errors import user_error, user_message
 from pipeline.core.errors import BudgetError, UnavailableError
 from pipeline.core.processes import ended_by, exit_on_signals
-from pipeline.core.progress import silent
 from pipeline.core.user_folders import account_variables
 
+__all__ = [
+    "Display", "call", "console", "examples", "group", "option", "parse", "print_table", "run", "run_process",
+]  # fmt: skip
 Args = TypeVar("Args")
-# Lines are never wrapped: people copy paths from them, and search logs.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def run(main: Callable[[Args], None], args_type: type[Args], doc: str, resume_hint: str = "") -> None:
@@ -74,7 +70,7 @@ def call(main: Callable[[Args], None], args: Args, resume_hint: str = "") -> int
 
     Changes nothing of the process that lasts, so that tests can call it many times.
     """
-    log, handler = logging.getLogger("pipeline"), _ToConsole()
+    log, handler = logging.getLogger("pipeline"), ToConsole()
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -150,75 +146,3 @@ def group(title: str) -> Any:
         data: Annotated[DataArgs, command.group("data")] = DataArgs()
     """
     return tyro.conf.arg(name=title)
-
-
-# --- on the console ----------------------------------------------------------------------------------------------
-
-
-class _ToConsole(logging.Handler):
-    """Prints the log records of the package, one line each."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        console.print(self.format(record), markup=False)  # a path may hold brackets
-
-
-class Display:
-    """Shows progress: bars on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[remark]}"),
-            console=console,
-        )
-        self._tasks: dict[str, Any] = {}
-        self._last_line = (time.monotonic(), "")
-
-    def __enter__(self) -> "Display":
-        if console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if console.is_terminal:
-            self._bars.stop()
-
-    def __reduce__(self) -> Any:
-        return _no_display, ()  # Ray Tune pickles what it is given; a screen is this process's
-
-    def __call__(self, stage: str, done: int, total: int, remark: str = "") -> None:
-        """A `pipeline.core.progress.Progress`."""
-        if not console.is_terminal:
-            self._print_line(stage, done, total, remark)
-            return
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=None, remark="")
-        self._bars.update(self._tasks[stage], completed=done, total=total or None, remark=remark)
-
-    def _print_line(self, stage: str, done: int, total: int, remark: str) -> None:
-        share = f"{done:,}/{total:,}" if total else ""
-        line = f"{stage:<10} {share}  {remark}".rstrip()
-        last, last_line = self._last_line
-        new_stage = last_line.split(" ")[0] != stage
-        ended = total and done == total
-        if line != last_line and (new_stage or ended or time.monotonic() - last > _SECONDS_BETWEEN_LINES):
-            console.print(line)
-            self._last_line = (time.monotonic(), line)
-
-
-def _no_display() -> Callable[..., None]:
-    return silent
-
-
-def print_table(title: str, rows: list[tuple[str, str]]) -> None:
-    """Prints names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False, title_style="bold")
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    console.print(table)

@@ -99,6 +99,7 @@ def map_tables(
     numbers = [{"id": number} for number in range(len(chunks))]
     context = ray.data.DataContext.get_current().copy()
     context.raise_original_map_exception = True  # else Ray Data replaces it by an error without its cause
+    context.enable_progress_bars = False  # the caller shows progress of its own
     with ray.data.DataContext.current(context):  # a data set keeps the context in which it was made
         dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(call, batch_size=1)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -54,7 +54,7 @@ def remote_progress(display: Progress) -> Iterator[RemoteProgress]:
     done = threading.Event()
 
     def follow() -> None:
-        while not done.wait(0.5):
+        while not done.wait(0.25):
             for report in ray.get(board.take.remote()):
                 display(*report)
 

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.cluster.ray_tasks import usable_cpus
 from pipeline.cluster.session import ray_session
 from pipeline.core.errors import PipelineError
-from pipeline.core.progress import Progress, silent
+from pipeline.core.progress import Progress, begin, silent
 from pipeline.ingestion.cost import Estimate, estimate
 from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_shards
 from pipeline.ingestion.run import Ingested, planned_ingest, write_dataset
@@ -76,12 +76,14 @@ def ingest(
     if max_quarantined < 0:
         raise PipelineError(f"max_quarantined={max_quarantined} must not be negative")
     if source.layout != "digits" and not files.is_local(source.uri):
+        begin(progress, "starting Ray")
         with ray_session(workers or 0), planned_ingest(source, target, settings, progress) as plan:
             _log_found(plan.index)
             return write_dataset(plan, max_quarantined, workers, progress)
     # A local source is indexed in seconds, and a bad one needn't wait for Ray to start.
     with planned_ingest(source, target, settings, progress) as plan:
         _log_found(plan.index)
+        begin(progress, "starting Ray")
         with ray_session(workers or 0):
             return write_dataset(plan, max_quarantined, workers, progress)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.core.errors import ClusterError, DatasetError
-from pipeline.core.progress import Progress, silent
+from pipeline.core.progress import Progress, begin, silent
 from pipeline.dataset.api import Dataset
 from pipeline.dataset.parquet import parquet_bytes
 from pipeline.ingestion.plan import IngestSettings, plan_id, plan_shards
@@ -61,6 +61,7 @@ def planned_ingest(
             claimed = True
             spool = files.join(out, WORK, "spool")
             try:
+                begin(progress, f"looking at {source.uri}")
                 index = open_source(source, spool=spool, progress=progress)
                 yield IngestPlan(source.uri, index, plan_shards(index, settings), out, settings, held)
             finally:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.core.finite import finite_or_none
+from pipeline.core.progress import message
 from pipeline.evaluation.predictions import Predictions, write_predictions
 from pipeline.loader.samplers import train_eval_split
 from pipeline.models import checkpoint
@@ -12,6 +13,7 @@ from pipeline.models.flops import peak_operations, training_operations
 from pipeline.models.tensor_file import serialize_tensors
 from pipeline.storage import files
 from pipeline.training.optim.factory import describe_groups
+from pipeline.training.outputs.lines import evaluation_line
 from pipeline.training.train_step import uses_bfloat16
 from pipeline.training.validation import scores_of, validate
 from pipeline.training.worker import Worker
@@ -33,6 +35,8 @@ def finish(worker: Worker) -> None:
         scores = scores_of(predictions, worker.data.classes)
         record_score(worker.job.run, state.step, scores["top1"])
         worker.trackers.evaluation(state.step, scores)
+        evaluations = [*state.evaluations, {"step": state.step, **scores}]
+        message(worker.progress, evaluation_line(evaluations, worker.batches.order.steps_per_epoch))
     worker.log.event("end", state.step, seconds={name: round(value, 3) for name, value in state.seconds.items()})
     ray.train.report({"step": state.step})  # a barrier: no worker leaves before the outputs are written
 

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.core.errors import DivergedError
+from pipeline.core.progress import message
 from pipeline.loader.augment import dropout_seed
 from pipeline.loader.batch import Batch
-from pipeline.loader.stage_times import largest_shares
 from pipeline.models.run_state import is_rank_local
 from pipeline.training.finish import finish
+from pipeline.training.outputs.lines import evaluation_line, progress_line
 from pipeline.training.safeguards.divergence import explain_divergence
 from pipeline.training.setup import set_up
 from pipeline.training.validation import scores_of, validate
@@ -167,19 +168,9 @@ def report(worker: Worker, rate: float, schedule: Schedule) -> None:
     line = worker.meter.line(state.step, worker.batches.order, rate)
     state.history.append({**line, "skipped_steps": len(state.skipped)})
     state.quarantined = worker.batches.quarantined(state.quarantined)
-    worker.progress(schedule.stage, *schedule.progress(state.step), progress_line(worker))
+    worker.progress(schedule.stage, *schedule.progress(state.step), progress_line(state))
     worker.trackers.line(state.history[-1], len(state.quarantined))
     worker.log.event("train", **state.history[-1], quarantined_rows=len(state.quarantined))
-
-
-def progress_line(worker: Worker) -> str:
-    """Returns the newest line of the history for the display."""
-    state, line = worker.state, worker.state.history[-1]
-    loss = "none (all steps skipped)" if line["loss"] is None else f"{line['loss']:.3f}"
-    text = f"epoch {line['epoch']:.2f}  loss {loss}  {line['images_per_second']:,.0f} images/s  "
-    left_out = f"  left out: {len(state.quarantined):,}" if state.quarantined else ""
-    skipped = f"  steps skipped: {len(state.skipped):,}" if state.skipped else ""
-    return text + largest_shares(line["seconds"]) + left_out + skipped
 
 
 def validation_score(worker: Worker) -> float:
@@ -190,6 +181,7 @@ def validation_score(worker: Worker) -> float:
     state.evaluations.append({"step": state.step, **scores})
     worker.trackers.evaluation(state.step, scores)
     worker.log.event("evaluation", state.step, **scores)
+    message(worker.progress, evaluation_line(state.evaluations, worker.batches.order.steps_per_epoch))
     meter.mark("evaluate")
     top1: float = scores["top1"]
     return top1

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.config.recipe import Recipe
-from pipeline.core.progress import Progress, silent
+from pipeline.core.progress import Progress, begin, message, silent
 from pipeline.core.structured_log import RunLog, silent_log
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
@@ -23,6 +23,7 @@ from pipeline.models.weight_averages import LookAhead, WeightAverage
 from pipeline.training.fit_epochs import fit_epochs
 from pipeline.training.job import TrainJob
 from pipeline.training.optim.factory import make_optimizers
+from pipeline.training.outputs.lines import start_line
 from pipeline.training.resume import note_start, resume
 from pipeline.training.row_trace import RowTrace
 from pipeline.training.safeguards.divergence import FiniteGuard
@@ -41,13 +42,14 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
     All ranks together. The order matters: random numbers are drawn by the network's initialisation first, and all ranks
     have to take part in the same collective operations.
     """
-    begin = time.perf_counter()
+    started = time.perf_counter()
     rank, world_size, device = _join(job, exits)
     progress = job.progress if rank == 0 else silent
     watchdog = Watchdog(job.hang_seconds, lambda line: progress("watch", 0, 0, line))
     exits.callback(watchdog.stop)
 
     data = manifest.load(job.dataset)
+    begin(progress, f"building {job.recipe.model}")
     torch.manual_seed(job.seed)
     net = recipe_model(job.recipe, len(data.classes))
     batches = Batches(job, data, world_size, rank, device, progress)
@@ -62,6 +64,7 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
     log = RunLog(job.name, rank, world_size) if job.num_workers else silent_log()
     last_step = state.epochs * batches.order.steps_per_epoch
     log.event("start", state.step, recipe=job.recipe.name, dataset=data.digest, last_step=last_step)
+    message(progress, start_line(state.step, last_step, batches.order.steps_per_epoch, resumed))
 
     def warn(stage: str, line: str) -> None:
         progress(stage, 0, 0, line)
@@ -81,7 +84,7 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
         preemption=PreemptionWatcher(rank),
         trackers=trackers,
         trace=trace,
-        meter=Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - begin),
+        meter=Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - started),
         watchdog=watchdog,
         log=log,
         progress=progress,

@@ -15,7 +15,7 @@ from pipeline.config.choices import OnCorrupt
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe, check_batch
 from pipeline.core.errors import RecipeError
-from pipeline.core.progress import Progress, silent
+from pipeline.core.progress import Progress, begin, silent
 from pipeline.dataset import manifest
 from pipeline.dataset.api import Dataset
 from pipeline.ingestion.prepare import prepare_dataset
@@ -187,11 +187,14 @@ def training_session(job: TrainJob, wait_minutes: float = 0, progress: Progress 
     to join. Raises ClusterError if the cluster has no room.
     """
     if not job.num_workers and job.recipe.residency == "resident":
+        begin(progress, "loading PyTorch")
         with ray_in_process():
             yield replace(job, progress=progress)
         return
+    begin(progress, "starting Ray")
     with ray_session(job.num_workers), ExitStack() as stack:
         job = fit_to_cluster(job, wait_minutes, progress)
+        begin(progress, f"starting {job.num_workers} workers" if job.num_workers else "loading PyTorch")
         yield replace(job, progress=stack.enter_context(remote_progress(progress)) if job.num_workers else progress)
 
 
@@ -209,6 +212,7 @@ def _train_and_report(job: TrainJob) -> dict[str, Any]:
         _log.info("this run is finished already; give another run directory or name to train again")
         return finished
     run_training(job)
+    begin(job.progress, "writing the report")
     result = build_result(job, data)
     write_report(job.run, job.dataset, data, result, read_predictions(job.run)[0])
     write_result(job.run, result)  # last: a run with a result is finished

@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 
 from pipeline.core.errors import SourceError
-from pipeline.core.progress import Progress
+from pipeline.core.progress import Bytes, Progress
 from pipeline.ingestion.sources.cifar import BINARY_MD5, BINARY_URL
 
 _TIMEOUT_SECONDS = 10
@@ -34,7 +34,7 @@ def cifar10_archive(cache: str, progress: Progress) -> str | None:
                 out.write(chunk)
                 md5.update(chunk)
                 done += len(chunk)
-                progress("download", done, total, "CIFAR-10")
+                progress("download", Bytes(done), Bytes(total), "CIFAR-10")
         if md5.hexdigest() != BINARY_MD5:
             raise SourceError(
                 f"{BINARY_URL}: md5 is {md5.hexdigest()}, expected {BINARY_MD5}; try again, or give --data"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.errors import SourceError
-from pipeline.core.progress import Progress, silent
+from pipeline.core.progress import Bytes, Progress, silent
 from pipeline.ingestion.sources import tars
 from pipeline.ingestion.sources.tars import Tar
 from pipeline.storage import files
@@ -190,7 +190,7 @@ def _spool_if_compressed(uri: str, spool: str, progress: Progress) -> tuple[str,
     # compression=None: by default pyarrow decompresses by the name of the file.
     raw_stream = filesystem.open_input_stream(path, compression=None)
     with raw_stream as raw, out_filesystem.open_output_stream(out_path, compression=None) as out:
-        hashing = _Hashing(raw, lambda done: progress("decompress", done, size))
+        hashing = _Hashing(raw, lambda done: progress("decompress", Bytes(done), Bytes(size)))
         try:
             with opener(hashing) as plain:
                 while chunk := plain.read(_CHUNK_BYTES):

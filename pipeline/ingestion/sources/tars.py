@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.cluster.ray_tasks import map_tables
 from pipeline.core.errors import SourceError
-from pipeline.core.progress import Progress, silent
+from pipeline.core.progress import Bytes, Progress, silent
 from pipeline.storage import files
 
 SCHEMA = pa.schema(
@@ -99,7 +99,7 @@ def scan(tars: list[Tar], keep: tuple[str, ...] = (), progress: Progress = silen
     total = sum(tar.length for tar in tars)
 
     def report(count: int) -> None:
-        progress("index", sum(stretch.stop - stretch.start for stretch in stretches[:count]), total)
+        progress("index", Bytes(sum(stretch.stop - stretch.start for stretch in stretches[:count])), Bytes(total))
 
     found = map_tables(_walk_from_first_header, stretches, SCHEMA, report)
     by_tar: dict[Tar, list[tuple[_Stretch, pa.Table]]] = {}
