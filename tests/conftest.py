@@ -9,6 +9,7 @@ import pytest
 from pipeline.ingestion.sources import digits, open_source
 from pipeline.storage.local_s3 import local_s3
 from tests.support.datasets import ingest_here
+from tests.support.dev_packages import missing_packages, restart_with_them
 from tests.support.images import make_tree
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -16,6 +17,12 @@ sys.dont_write_bytecode = False
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 os.environ["RAY_metrics_report_interval_ms"] = "500"  # noqa: SIM112 - Ray's own name
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Brings the packages that only tests need: a fresh clone has pytest alone. The first hook: before -n is read."""
+    if missing := missing_packages():
+        restart_with_them(pluginmanager, missing)
 
 
 @pytest.fixture(scope="session")

@@ -72,5 +72,5 @@ def check_installed(what: str, *packages: str) -> None:
     if missing:
         raise MissingPackageError(
             f"{what} needs {' and '.join(missing)}; install them: pip install 'image-pipeline[evaluation]', or, in "
-            "a checkout, uv sync --extra evaluation"
+            "a checkout, uv sync --inexact --extra evaluation"
         )

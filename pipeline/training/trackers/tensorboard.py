@@ -1,4 +1,4 @@
-"""Event files for TensorBoard, in RUN/tensorboard."""
+"""Event files for TensorBoard, in RUN/tensorboard, by tensorboardX: it comes with Ray and loads no TensorFlow."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ _UPLOAD_SECONDS = 60
 
 def make_tensorboard(job: TrackedRun, step: int) -> Tracker | None:
     """Returns a `TensorBoard`, or None where the package isn't installed."""
-    return TensorBoard(job, step) if importlib.util.find_spec("tensorboard") else None
+    return TensorBoard(job, step) if importlib.util.find_spec("tensorboardX") else None
 
 
 class TensorBoard:
@@ -28,14 +28,14 @@ class TensorBoard:
     """
 
     def __init__(self, job: TrackedRun, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboardX import SummaryWriter
 
         self._target, self._scratch = files.join(job.run, FOLDER), None
         folder = self._target
         if not files.is_local(job.run):
             self._scratch = tempfile.TemporaryDirectory(prefix="tensorboard-")
             folder = self._scratch.name
-        self._writer: Any = SummaryWriter(folder, purge_step=step + 1 if step else None)
+        self._writer: Any = SummaryWriter(folder, purge_step=step + 1 if step else None, filename_suffix=f".{step}")
         self._uploaded = time.monotonic()
         self._writer.add_text("recipe", f"```\n{json.dumps(asdict(job.recipe), indent=1)}\n```", step)
 
