@@ -34,7 +34,7 @@ class SourceArgs:
     """The raw images. URIs may be paths, s3://bucket/key or gs://bucket/key."""
 
     source: Annotated[
-        str | None, command.option("a folder, a tar (.gz, .xz), a folder of tars, or the word digits", "URI")
+        str | None, command.option("a folder, an archive (tar, zip), a folder of archives, or the word digits", "URI")
     ] = None
     layout: Annotated[str, command.option(f"auto, {', '.join(LAYOUTS)}", "NAME", "auto")] = "auto"
     md5: Annotated[

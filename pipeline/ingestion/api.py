@@ -61,10 +61,10 @@ def ingest(
         data = ingest("photos/", "data/photos", max_quarantined=0.01)
         image, label = data["train"][0]
 
-    source: a folder of class folders, a tar (.gz, .xz), a folder of tars, or "digits"; a path, or a URI such as
-    s3://bucket/key. `Source` names the layout where it can't be recognised. out: a new or empty folder. settings: what
-    the bytes depend on besides the source. max_quarantined: damaged files that may be left out; below 1, a share of
-    all. workers: shards written at a time, None for one a CPU. progress: called with stage, rows done and rows in all.
+    source: a folder of class folders, an archive (tar, zip), a folder of archives, or "digits"; a path, or a URI such
+    as s3://bucket/key. `Source` names the layout where it can't be recognised. out: a new or empty folder. settings:
+    what the bytes depend on besides the source. max_quarantined: damaged files that may be left out; below 1, a share
+    of all. workers: shards written at a time, None for one a CPU. progress: called with stage, rows done and in all.
 
     Starts Ray on this machine, or joins the cluster of RAY_ADDRESS, unless Ray runs already. An interrupted ingest goes
     on where it stopped when it is called again. Raises SourceError if the source can't be used, DatasetError if `out`

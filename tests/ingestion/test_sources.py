@@ -136,7 +136,7 @@ def test_a_missing_path_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"hello world" * 100)
-    with pytest.raises(SourceError, match=r"neither a folder nor a tar .* begins with b'hello"):
+    with pytest.raises(SourceError, match=r"neither a folder nor an archive .* begins with b'hello"):
         open_here(tmp_path / "x.tar", tmp_path)
 
 

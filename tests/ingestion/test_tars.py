@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.cluster import ray_tasks
 from pipeline.core.errors import SourceError
-from pipeline.ingestion.sources import tars
-from pipeline.ingestion.sources.tars import Tar, scan
+from pipeline.ingestion.sources.archives import tars
+from pipeline.ingestion.sources.archives.ranged import Place
+from pipeline.ingestion.sources.archives.tars import scan
 from pipeline.storage import files
 from tests.support.images import make_tar
 
@@ -50,7 +51,7 @@ def reference(path: Path) -> list[tuple[str, int, int]]:
 
 
 def found(path: Path, offset: int = 0, length: int | None = None) -> list[tuple[str, int, int]]:
-    tar = Tar(str(path), str(path), offset, path.stat().st_size if length is None else length)
+    tar = Place(str(path), str(path), offset, path.stat().st_size if length is None else length)
     return [(row["name"], row["offset"], row["length"]) for row in scan([tar])[0].to_pylist()]
 
 
@@ -98,7 +99,7 @@ def test_damage_anywhere_is_found_by_any_number_of_walks(
 
 def test_contents_of_small_files_are_returned_on_request(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.cls": b"7\n", "b.cls": b"x" * 5000})
-    table = scan([Tar("a", str(path), 0, path.stat().st_size)], keep=(".cls",))[0]
+    table = scan([Place("a", str(path), 0, path.stat().st_size)], keep=(".cls",))[0]
     assert table["content"].to_pylist() == [None, b"7\n", None]
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.ingestion.source_reader import gather
+from pipeline.ingestion.sources import Index
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -56,6 +57,14 @@ def make_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
     return path
 
 
+def write_tree(root: Path, files: dict[str, bytes]) -> Path:
+    """Writes files below `root` by their relative names, and returns `root`."""
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
 def tree_files(root: Path) -> dict[str, bytes]:
     """Returns {relative name: bytes} of a folder."""
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
@@ -82,3 +91,12 @@ def webdataset(root: Path, label: str = "{}") -> Path:
                 files[f"{sample:04d}.json"] = b"{}"
             make_tar(root / f"imagenet-{split}-{shard:06d}.tar", files)
     return root
+
+
+def rows_of(index: Index) -> dict[str, list[tuple[str, str, bytes]]]:
+    """Returns {split: (key, class name, stored bytes) of each row} of an index of a source."""
+    found = {}
+    for split, table in index.splits.items():
+        names = [index.classes[label] for label in table["label"].to_pylist()]
+        found[split] = list(zip(table["key"].to_pylist(), names, sample_bytes(table), strict=True))
+    return found

@@ -48,7 +48,7 @@ def build_binary_index(listing: Listing, name: str, md5: str | None) -> Index:
     found = ((row, _BINARY_BATCH.search(each)) for row, each in enumerate(listing.names))
     batches = {match.group(1)[:-4]: listing.member(row) for row, match in found if match}
     index = _index(name, "cifar-binary", batches, listing)
-    _check_md5(listing, md5 or BINARY_MD5)
+    check_md5(listing, md5 or BINARY_MD5)
     return index
 
 
@@ -60,16 +60,18 @@ def build_python_index(listing: Listing, name: str, md5: str | None, spool: str)
     batches = {}
     for row, each in enumerate(listing.names):
         if match := _PYTHON_BATCH.search(each):
-            records = _records(listing.member(row).read(), f"{listing.uri}: {each}")
+            place = f"{listing.uri}: {each}"
+            batch = records(unpickled(listing.member(row).read(), place), place)
             uri = files.join(spool, match.group(1) + ".bin")
-            files.write_bytes(uri, records)
-            batches[match.group(1)] = Member(each, uri, 0, len(records))
+            files.write_bytes(uri, batch)
+            batches[match.group(1)] = Member(each, uri, 0, len(batch))
     index = _index(name, "cifar-python", batches, listing)
-    _check_md5(listing, md5 or PYTHON_MD5)
+    check_md5(listing, md5 or PYTHON_MD5)
     return index
 
 
-def _check_md5(listing: Listing, expected: str) -> None:
+def check_md5(listing: Listing, expected: str) -> None:
+    """Raises SourceError if a compressed archive has another MD5 (hex) than expected. "any": no check."""
     # Called after the content was read, so that the message for a truncated or hostile archive says so.
     if expected != "any" and listing.md5 is not None and listing.md5 != expected:
         raise SourceError(
@@ -92,26 +94,30 @@ def _index(name: str, layout: str, batches: dict[str, Member], listing: Listing)
     return Index(name, layout, CLASSES, "cifar", tables, listing.fingerprint, ignored={**ignored, **listing.ignored})
 
 
-def record_table(batches: dict[str, Member], num_classes: int = len(CLASSES)) -> pa.Table:
+def record_table(batches: dict[str, Member], num_classes: int = len(CLASSES), label_bytes: int = 1) -> pa.Table:
     """Returns a table of INDEX_SCHEMA for batches of binary records; keys are `BATCH/NUMBER`.
 
-    Raises SourceError if a batch isn't made of whole records, or if a label isn't below `num_classes`.
+    label_bytes: before the pixels of each record; the last of them is the label. Raises SourceError if a batch isn't
+    made of whole records, or if a label isn't below `num_classes`.
     """
     keys, labels, objects, offsets = [], [], [], []
+    record_bytes = label_bytes + PIXEL_BYTES
     for batch, member in batches.items():
-        num_records, rest = divmod(member.length, RECORD_BYTES)
+        num_records, rest = divmod(member.length, record_bytes)
         if rest or not num_records:
             raise SourceError(
-                f"{member.name}: {member.length} bytes is no whole number of {RECORD_BYTES}-byte records; "
+                f"{member.name}: {member.length} bytes is no whole number of {record_bytes}-byte records; "
                 "the batch is truncated: download the archive again"
             )
-        batch_labels = np.frombuffer(member.read(), dtype=np.uint8)[::RECORD_BYTES]
+        batch_labels = np.frombuffer(member.read(), dtype=np.uint8)[label_bytes - 1 :: record_bytes]
         if batch_labels.max() >= num_classes:
-            raise SourceError(f"{member.name}: label {batch_labels.max()} is not below {num_classes}; not CIFAR-10")
+            raise SourceError(
+                f"{member.name}: label {batch_labels.max()} is not below {num_classes}; not CIFAR-{num_classes}"
+            )
         keys += [f"{batch}/{number:05d}" for number in range(num_records)]
         labels += batch_labels.tolist()
         objects += [member.object] * num_records
-        offsets += [member.offset + number * RECORD_BYTES + 1 for number in range(num_records)]
+        offsets += [member.offset + number * record_bytes + label_bytes for number in range(num_records)]
     return sample_table(keys, labels, objects, offsets, [PIXEL_BYTES] * len(keys))
 
 
@@ -147,18 +153,25 @@ class _ArrayUnpickler(pickle.Unpickler):
         return allowed[module, name]
 
 
-def _records(data: bytes, place: str) -> bytes:
-    """Returns a pickled batch as binary records. place: for messages. Raises SourceError."""
+def unpickled(data: bytes, place: str) -> dict[str, Any]:
+    """Returns the dictionary in a pickle of CIFAR, with keys as str. place: for messages. Raises SourceError."""
     try:
         batch = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # a hostile pickle can raise anything
         raise SourceError(f"{place}: the pickle is refused, {error}; use the binary archive instead") from error
     if not isinstance(batch, dict):
-        raise SourceError(f"{place}: the pickle holds no dictionary; not a CIFAR-10 batch")
-    values = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-    pixels, labels = values.get("data"), values.get("labels")
+        raise SourceError(f"{place}: the pickle holds no dictionary; not a CIFAR batch")
+    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in batch.items()}
+
+
+def records(batch: dict[str, Any], place: str, label_key: str = "labels", num_classes: int = len(CLASSES)) -> bytes:
+    """Returns an unpickled batch as binary records of one label byte. place: for messages. Raises SourceError."""
+    what = f"not a CIFAR-{num_classes} batch"
+    pixels, labels = batch.get("data"), batch.get(label_key)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (PIXEL_BYTES,):
-        raise SourceError(f"{place}: 'data' is not uint8 [N, {PIXEL_BYTES}]; not a CIFAR-10 batch")
-    if not isinstance(labels, list) or len(labels) != len(pixels) or not all(l in range(10) for l in labels):
-        raise SourceError(f"{place}: 'labels' is not a list of {len(pixels)} classes in 0..9; not a CIFAR-10 batch")
+        raise SourceError(f"{place}: 'data' is not uint8 [N, {PIXEL_BYTES}]; {what}")
+    if not isinstance(labels, list) or len(labels) != len(pixels) or not all(l in range(num_classes) for l in labels):
+        raise SourceError(
+            f"{place}: {label_key!r} is not a list of {len(pixels)} classes in 0..{num_classes - 1}; {what}"
+        )
     return np.concatenate([np.array(labels, np.uint8)[:, None], pixels], axis=1).tobytes()

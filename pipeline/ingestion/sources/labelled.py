@@ -15,6 +15,17 @@ from pipeline.ingestion.sources.source import VAL_SHARE
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """An image that can't be used before it is looked at: it has no label, or is named by a table and isn't there."""
+
+    key: str
+    split: str  # as in `LabelledFiles`
+    reason: str  # KIND or KIND: DETAIL
+    class_name: str | None = None  # None where it isn't known
+    row: int | None = None  # index in the listing; None where there is no such file
+
+
+@dataclass(frozen=True)
 class LabelledFiles:
     """Files of a listing that are labelled images: columns of equal length, and what there is to say about them."""
 
@@ -24,6 +35,7 @@ class LabelledFiles:
     class_names: Sequence[str]
     notes: Sequence[str] = ()  # lines for the user: how splits and classes were recognised
     aside: Mapping[str, int] = field(default_factory=dict)  # images that were left aside: how many, by a description
+    refusals: Sequence[Refusal] = ()  # images that aren't in the columns and go to quarantine
 
 
 def labelled_index(
@@ -67,7 +79,7 @@ def labelled_index(
         tables,
         listing.fingerprint,
         ignored=_ignored(listing, labelled),
-        unusable=_unusable(listing, labelled, keys, splits, labels),
+        unusable=_unusable(listing, labelled, keys, splits, labels) + _refused(listing, labelled, label, val_share),
         notes=(*labelled.notes, *notes),
         val_share=val_share if _lacks_val(labelled.splits) else 0.0,
     )
@@ -128,7 +140,9 @@ def _check_splits(uri: str, tables: dict[str, Any], label: dict[str, int], needs
 
 def _ignored(listing: Listing, labelled: LabelledFiles) -> dict[str, int]:
     """Returns the files that are neither labelled nor left aside with a description: how many of each kind."""
-    used = set(labelled.rows) | (set(listing.image_rows) if labelled.aside else set())
+    used = {*labelled.rows, *(each.row for each in labelled.refusals)} | (
+        set(listing.image_rows) if labelled.aside else set()
+    )
     rest = Counter(kind_of(name) for row, name in enumerate(listing.names) if row not in used)
     return {**dict(labelled.aside), **dict(rest.most_common()), **listing.ignored}
 
@@ -146,4 +160,24 @@ def _unusable(
         Unusable(splits[position], keys[position], int(labels[position]), listing.unreadable[row], listing.objects[row])
         for position, row in enumerate(labelled.rows)
         if row in listing.unreadable
+    )
+
+
+def _refused(
+    listing: Listing, labelled: LabelledFiles, label: Mapping[str, int], val_share: float
+) -> tuple[Unusable, ...]:
+    """Returns the refusals, with the splits that `_final_splits` gives to the images; a label of -1 is unknown."""
+    found = set(labelled.splits)
+    final = {"": "train", "test": "test" if "val" in found else "val"}
+    if _lacks_val(labelled.splits):
+        final = dict.fromkeys(("", "train", "test", "val"), "val" if val_share >= 1 else "train")
+    return tuple(
+        Unusable(
+            final.get(each.split, each.split),
+            each.key,
+            label.get(each.class_name or "", -1),
+            each.reason,
+            listing.uri if each.row is None else listing.objects[each.row],
+        )
+        for each in labelled.refusals
     )

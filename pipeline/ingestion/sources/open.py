@@ -1,6 +1,5 @@
 """Recognises the layout of a source and returns its index. A new layout is one entry in the table below."""
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
 from pipeline.ingestion.sources import cifar, digits, folders, imagenet, webdataset
 from pipeline.ingestion.sources.index import Index
-from pipeline.ingestion.sources.members import Listing, list_members
+from pipeline.ingestion.sources.members import Listing, list_members, stem_of
+from pipeline.ingestion.sources.published import cifar100, tiny_imagenet
 from pipeline.ingestion.sources.source import Source
 from pipeline.storage import files
 
@@ -45,6 +45,21 @@ _LAYOUTS = {
         "CIFAR-10 Python: data_batch_N, test_batch (restricted unpickling)",
         cifar.matches_python,
         lambda listing, options: cifar.build_python_index(listing, options.name, options.md5, options.spool),
+    ),
+    "cifar100-binary": _Layout(
+        "CIFAR-100 binary: train.bin, test.bin, fine_label_names.txt",
+        cifar100.matches_binary,
+        lambda listing, options: cifar100.build_binary_index(listing, options.name, options.md5),
+    ),
+    "cifar100-python": _Layout(
+        "CIFAR-100 Python: train, test, meta (restricted unpickling)",
+        cifar100.matches_python,
+        lambda listing, options: cifar100.build_python_index(listing, options.name, options.md5, options.spool),
+    ),
+    "tiny-imagenet": _Layout(
+        "Tiny ImageNet: train/WNID/images, val/images, val/val_annotations.txt",
+        tiny_imagenet.matches,
+        lambda listing, options: tiny_imagenet.build_index(listing, options.name),
     ),
     "imagenet-archives": _Layout(
         "ImageNet's archives: ILSVRC2012_img_train.tar, _img_val.tar, _devkit_t12.tar.gz",
@@ -84,7 +99,7 @@ def open_source(source: Source | str, *, spool: str, progress: Progress = silent
     if source.layout == "digits":
         return digits.build_index(spool)
     listing = list_members(source.uri, spool, progress)
-    name = re.sub(r"\.(tar|tgz|txz|gz|xz)$", "", re.sub(r"\.(gz|xz)$", "", files.basename(source.uri)))
+    name = stem_of(files.basename(source.uri))
     val_share = 1.0 if source.for_evaluation else source.val_share
     layout = _layout_of(listing, source.layout)
     return layout.build(listing, _Options(name, source.md5, val_share, spool, progress))

@@ -14,7 +14,7 @@ class Source:
     """Raw images: where they lie, and how they are to be read."""
 
     uri: str
-    """A folder, a tar (.gz, .xz) or a folder of tars: a path, or a URI such as s3://bucket/key. Or "digits"."""
+    """A folder, an archive (tar, zip) or a folder of archives: a path, or a URI (s3://bucket/key). Or "digits"."""
 
     layout: str = "auto"
     """"auto" recognises the layout by the names of the files; else one of `ingestion.sources.LAYOUTS`."""

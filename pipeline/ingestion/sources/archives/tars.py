@@ -7,7 +7,6 @@ place isn't among its headers (image bytes looked like a header), the stretch is
 is exactly that of one walk from the start.
 """
 
-import io
 import itertools
 import tarfile
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import pyarrow as pa
 from pipeline.cluster.ray_tasks import map_tables
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Bytes, Progress, silent
+from pipeline.ingestion.sources.archives.ranged import Place, RangedFile
 from pipeline.storage import files
 
 SCHEMA = pa.schema(
@@ -31,65 +31,21 @@ SCHEMA = pa.schema(
 )
 STRETCH_BYTES = 64 << 20
 _BLOCK = tarfile.BLOCKSIZE
-_SMALL_WINDOW, _LARGE_WINDOW = 4 << 10, 1 << 20
-_MAX_KEPT_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class Tar:
-    """A tar: `length` bytes at `offset` of an object."""
-
-    name: str  # for messages
-    object: str  # absolute URI
-    offset: int
-    length: int
+MAX_KEPT_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class _Stretch:
     """The part of a tar that one walk covers: the headers that begin in [start, stop)."""
 
-    tar: Tar
+    tar: Place
     start: int
     stop: int
     at_header: bool  # whether `start` is known to be the first byte of a header
     keep: tuple[str, ...]
 
 
-class _Window(io.RawIOBase):
-    """A file whose reads are ranged reads: small ones while headers are far apart, growing ones while they are near."""
-
-    def __init__(self, tar: Tar) -> None:
-        self._tar, self._position = tar, 0
-        self._data, self._start, self._size = memoryview(b""), 0, _SMALL_WINDOW
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._tar.length}[whence]
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        """Returns `size` bytes, fewer only at the end of the tar."""
-        size = max(0, min(size if size >= 0 else self._tar.length, self._tar.length - self._position))
-        if not size:
-            return b""
-        if not self._start <= self._position <= self._position + size <= self._start + len(self._data):
-            near = self._position - (self._start + len(self._data)) < _SMALL_WINDOW
-            self._size = min(_LARGE_WINDOW, 2 * self._size) if near else _SMALL_WINDOW
-            length = min(max(size, self._size), self._tar.length - self._position)
-            self._data = files.read_range(self._tar.object, self._tar.offset + self._position, length)
-            self._start = self._position
-        start = self._position - self._start
-        self._position += size
-        return bytes(self._data[start : start + size])
-
-
-def scan(tars: list[Tar], keep: tuple[str, ...] = (), progress: Progress = silent) -> list[pa.Table]:
+def scan(tars: list[Place], keep: tuple[str, ...] = (), progress: Progress = silent) -> list[pa.Table]:
     """Returns a table of SCHEMA for each tar; offsets count from the start of the object. Uses Ray if it runs.
 
     keep: suffixes of small members whose content is wanted. Raises SourceError if a tar is damaged or truncated, or if
@@ -102,19 +58,19 @@ def scan(tars: list[Tar], keep: tuple[str, ...] = (), progress: Progress = silen
         progress("index", Bytes(sum(stretch.stop - stretch.start for stretch in stretches[:count])), Bytes(total))
 
     found = map_tables(_walk_from_first_header, stretches, SCHEMA, report)
-    by_tar: dict[Tar, list[tuple[_Stretch, pa.Table]]] = {}
+    by_tar: dict[Place, list[tuple[_Stretch, pa.Table]]] = {}
     for stretch, table in zip(stretches, found, strict=True):
         by_tar.setdefault(stretch.tar, []).append((stretch, table))
     return [_absolute(tar, _joined(by_tar[tar])) for tar in tars]
 
 
-def stretch_bytes(tar: Tar) -> int:
+def stretch_bytes(tar: Place) -> int:
     """Returns the bytes of a tar that one walk covers."""
     # On a local disk there are no round trips to hide: one walk.
     return max(1, tar.length) if files.is_local(tar.object) else STRETCH_BYTES
 
 
-def _stretches(tar: Tar, keep: tuple[str, ...]) -> list[_Stretch]:
+def _stretches(tar: Place, keep: tuple[str, ...]) -> list[_Stretch]:
     count = max(1, tar.length // stretch_bytes(tar))
     cuts = [tar.length * part // count // _BLOCK * _BLOCK for part in range(count)] + [tar.length]
     return [
@@ -137,7 +93,7 @@ def _walk_from_first_header(stretch: _Stretch) -> pa.Table:
 
 def _first_header(stretch: _Stretch) -> int | None:
     """Returns the first byte of the first block that is a header by its checksum, or None."""
-    window = _Window(stretch.tar)
+    window = RangedFile(stretch.tar)
     for position in range(stretch.start, stretch.stop, _BLOCK):
         window.seek(position)
         block = window.read(_BLOCK)
@@ -152,7 +108,7 @@ def _first_header(stretch: _Stretch) -> int | None:
 
 def _walk(stretch: _Stretch) -> pa.Table:
     """Returns a table of SCHEMA: the members whose headers begin in a stretch. Raises SourceError."""
-    tar, window = stretch.tar, _Window(stretch.tar)
+    tar, window = stretch.tar, RangedFile(stretch.tar)
     window.seek(stretch.start)
     rows: list[tuple[object, ...]] = []
     try:
@@ -177,13 +133,13 @@ def _walk(stretch: _Stretch) -> pa.Table:
 
 
 def _content(info: tarfile.TarInfo, archive: tarfile.TarFile, stretch: _Stretch) -> bytes | None:
-    if not stretch.keep or not info.name.endswith(stretch.keep) or info.size > _MAX_KEPT_BYTES:
+    if not stretch.keep or not info.name.endswith(stretch.keep) or info.size > MAX_KEPT_BYTES:
         return None
     stream = archive.extractfile(info)
     return stream.read() if stream else None
 
 
-def _check_end(window: _Window, offset: int, tar: Tar) -> None:
+def _check_end(window: RangedFile, offset: int, tar: Place) -> None:
     # tarfile ends without an error at a damaged header and at a cut between two members. A whole archive ends in zeros.
     window.seek(offset)
     block = window.read(_BLOCK)
@@ -214,7 +170,7 @@ def _joined(walks: list[tuple[_Stretch, pa.Table]]) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def _absolute(tar: Tar, table: pa.Table) -> pa.Table:
+def _absolute(tar: Place, table: pa.Table) -> pa.Table:
     """Returns a table without directories, whose offsets count from the start of the object."""
     table = table.filter(pa.compute.not_equal(table["name"], ""))
     return table.set_column(1, "offset", pa.compute.add(table["offset"], tar.offset))

@@ -1,0 +1,1 @@
+"""Archives of raw images, listed and read without unpacking them where that is possible."""
