@@ -15,22 +15,29 @@ from pipeline.training.workflow import default_recipe, new_run, train
 
 @dataclass(frozen=True)
 class DataArgs:
-    """What to train on, and where the run is written."""
+    """What to train on."""
 
     data: Annotated[
         str | None,
         command.option("raw images (folder, tar, CIFAR archive) or a data set", "URI", "CIFAR-10, downloaded once"),
     ] = None
+
+
+@dataclass(frozen=True)
+class OutputArgs:
+    """Where the run is written and reported."""
+
     run_dir: Annotated[
         str | None, command.option("folder of the run; the same again continues it", "DIR", "a new one in runs/")
     ] = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Args(training.TrainingArgs):
     """Without --data: the cached CIFAR-10, else a download, else (offline) scikit-learn's digits."""
 
     data: Annotated[DataArgs, command.group("data")] = DataArgs()
+    output: Annotated[OutputArgs, command.group("output")] = OutputArgs()
 
 
 def main(args: Args) -> None:
@@ -41,7 +48,7 @@ def main(args: Args) -> None:
     data = training.describe_dataset(dataset)
     if args.recipe.recipe is None:
         recipe = args.recipe.make(default_recipe(data.name))
-    run = args.data.run_dir or new_run(recipe, data.name)
+    run = args.output.run_dir or new_run(recipe, data.name)
     with command.Display() as display:
         result = train(dataset, run, recipe, workers=args.workers.workers, options=options, progress=display)
     training.print_result(run, data, result)

@@ -2,14 +2,12 @@
 
 import logging
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
 
-import tyro
-
+from jobs.arguments.flags import examples, group, option, parse
 from jobs.console import Display, ToConsole, console, print_table
 from pipeline.cluster.ray_errors import user_error, user_message
 from pipeline.core.errors import BudgetError, UnavailableError
@@ -98,51 +96,3 @@ def _allow_bytecode() -> None:
     """Lets this process and its children cache bytecode, which halves the time that Ray's workers take to start."""
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
-
-# --- flags and help ----------------------------------------------------------------------------------------------
-
-_EXAMPLES = "\nExamples:\n"
-_SCRIPT = re.compile(r"\buv run jobs/\w+\.py")
-
-
-def parse(args_type: type[Args], doc: str, program: str | None = None, arguments: Sequence[str] | None = None) -> Args:
-    """Returns the flags as an `args_type`; nested dataclasses are groups of flags.
-
-    Ends the process with status 0 after `--help`, whose last lines are the examples of `doc`, and with 2 for flags that
-    can't be parsed.
-    """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    description = doc.partition(_EXAMPLES)[0].strip()
-    try:
-        return tyro.cli(args_type, prog=program, description=description, args=arguments, config=config)
-    except SystemExit as end:
-        if not end.code and (lines := examples(doc, program)):
-            print("\nexamples:", *(f"  {line}" for line in lines), sep="\n")
-        raise
-
-
-def examples(doc: str, program: str | None = None) -> list[str]:
-    """Returns the command lines below "Examples:" at the end of a module's docstring, each as one line.
-
-    program: replaces `uv run jobs/NAME.py` at their beginning.
-    """
-    lines = doc.partition(_EXAMPLES)[2].replace("\\\n", " ").splitlines()
-    shown = (" ".join(line.split()) for line in lines if line.strip())
-    return [_SCRIPT.sub(program, line) if program else line for line in shown]
-
-
-def option(text: str, value: str, default: str = "") -> Any:
-    """Returns the annotation of a flag: its help, a name for its value, and the default that `--help` shows."""
-    return tyro.conf.arg(help=text, metavar=value, help_behavior_hint=f"(default: {default})" if default else "")
-
-
-def group(title: str) -> Any:
-    """Returns the annotation of a nested dataclass whose flags `--help` shows together, below "TITLE options".
-
-    The first line of the dataclass's docstring is shown below the title:
-
-        data: Annotated[DataArgs, command.group("data")] = DataArgs()
-    """
-    return tyro.conf.arg(name=title)

@@ -77,7 +77,7 @@ class Args:
     md5: Annotated[str | None, command.option("expected MD5 of a CIFAR archive; any: don't check", "HEX", "none")] = (
         None
     )
-    worker: Annotated[WorkerArgs, command.group("worker")] = WorkerArgs()
+    worker: Annotated[WorkerArgs, command.group("hardware")] = WorkerArgs()
     analysis: Annotated[AnalysisArgs, command.group("analysis")] = AnalysisArgs()
     instead: Annotated[InsteadArgs, command.group("other")] = InsteadArgs()
 

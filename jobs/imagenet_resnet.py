@@ -18,10 +18,15 @@ from pipeline.training.workflow import train
 
 @dataclass(frozen=True, kw_only=True)
 class DataArgs:
-    """What to train on, and where data sets and runs are written. On several nodes: s3://bucket/prefix or a shared
-    folder."""
+    """What to train on."""
 
     data: Annotated[str, command.option("raw images (ingested into the storage first) or a data set", "URI")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputArgs:
+    """Where data sets and runs are written and reported. On several nodes: s3://bucket/prefix or a shared folder."""
+
     storage: Annotated[
         str, command.option("folder of runs and data sets; all nodes must reach it", "URI", "~/image-pipeline")
     ] = "~/image-pipeline"
@@ -35,12 +40,13 @@ class Args(training.TrainingArgs):
     """Flags of a training job on a cluster."""
 
     data: Annotated[DataArgs, command.group("data")]
+    output: Annotated[OutputArgs, command.group("output")] = OutputArgs()
 
 
 def main(args: Args) -> None:
     """Trains, from raw images to the report, on the cluster that RAY_ADDRESS names, else on this machine."""
     recipe, options = args.check("resnet50")
-    root = files.absolute(args.data.storage)
+    root = files.absolute(args.output.storage)
     with ray_session(args.workers.workers or 1):
         import ray
 
@@ -50,7 +56,7 @@ def main(args: Args) -> None:
         with command.Display() as display:
             dataset = prepare_dataset(args.raw.source(args.data.data), parent, progress=display)
         data = training.describe_dataset(dataset)
-        name = args.data.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = args.output.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = files.join(root, "runs", name)
         with command.Display() as display:
             result = train(dataset, run, recipe, workers=workers, options=options, progress=display)

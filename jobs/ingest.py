@@ -86,7 +86,7 @@ class ContentArgs:
 class Args:
     """Ingests, or with --dry-run or --diff looks without writing."""
 
-    raw: Annotated[SourceArgs, command.group("source")] = SourceArgs()
+    raw: Annotated[SourceArgs, command.group("data")] = SourceArgs()
     content: Annotated[ContentArgs, command.group("content")] = ContentArgs()
     out: Annotated[str | None, command.option("the data set's folder, new or empty", "URI")] = None
     workers: Annotated[int | None, command.option("shards written at a time", "N", "one per CPU")] = None

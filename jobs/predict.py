@@ -37,7 +37,7 @@ class Args:
     input: Annotated[str, command.option("a folder, a prefix of a bucket, a tar, or one image", "URI")]
     out: Annotated[str, command.option("folder for the predictions, as Parquet", "URI")]
     views: Annotated[TestViews | None, command.option("test views of each image", "NAME", "the recipe's")] = None
-    worker: Annotated[WorkerArgs, command.group("worker")] = WorkerArgs()
+    worker: Annotated[WorkerArgs, command.group("hardware")] = WorkerArgs()
 
 
 def main(args: Args) -> None:

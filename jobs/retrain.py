@@ -31,15 +31,22 @@ RESUME_HINT = "the same command continues where it stopped"
 
 @dataclass(frozen=True)
 class DataArgs:
-    """Where the images come from, and where everything is written."""
+    """Where the images come from."""
 
     source: Annotated[str | None, command.option("raw images, as jobs/ingest.py takes them", "URI")] = None
-    workspace: Annotated[
-        str | None, command.option("folder or prefix of a bucket for data sets, runs and the registry", "URI")
-    ] = None
     max_quarantined: Annotated[
         float, command.option("damaged files that may be left out; below 1: a share of all files", "N", "0")
     ] = 0.0
+
+
+@dataclass(frozen=True)
+class OutputArgs:
+    """Where everything is written and reported."""
+
+    workspace: Annotated[
+        str | None, command.option("folder or prefix of a bucket for data sets, runs and the registry", "URI")
+    ] = None
+    webhook: Annotated[str | None, command.option("URL that gets the decision as JSON, by POST", "URL", "none")] = None
 
 
 @dataclass(frozen=True)
@@ -81,24 +88,24 @@ class BudgetArgs:
 
 @dataclass(frozen=True)
 class RetrainArgs:
-    """When to run, what training starts from, and who gets the decision."""
+    """When to run, and what training starts from."""
 
     force: Annotated[bool, command.option("run although nothing has changed", "")] = False
     wait: Annotated[bool, command.option("wait for a concurrent run to end instead of exiting", "")] = False
     dry_run: Annotated[bool, command.option("show the plan; do nothing", "")] = False
     from_champion: Annotated[bool, command.option("start training from the champion's weights", "")] = False
     kept_is_ok: Annotated[bool, command.option("exit status 0 instead of 3 if the champion is kept", "")] = False
-    webhook: Annotated[str | None, command.option("URL that gets the decision as JSON, by POST", "URL", "none")] = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Args(training.TrainingArgs):
     """Runs once; a schedule (infra/schedules/) runs it every night. --mlflow mirrors the registry, too."""
 
     data: Annotated[DataArgs, command.group("data")] = DataArgs()
+    output: Annotated[OutputArgs, command.group("output")] = OutputArgs()
     promotion: Annotated[GateArgs, command.group("promotion gate")] = GateArgs()
-    budget: Annotated[BudgetArgs, command.group("budget")] = BudgetArgs()
-    retraining: Annotated[RetrainArgs, command.group("retraining")] = RetrainArgs()
+    budget: Annotated[BudgetArgs, command.group("advanced")] = BudgetArgs()
+    retraining: Annotated[RetrainArgs, command.group("advanced")] = RetrainArgs()
 
     def retrain_options(self, train_options: "TrainOptions") -> "RetrainOptions":
         """Returns the options of the run. Raises RecipeError for a value out of range."""
@@ -117,8 +124,8 @@ class Args(training.TrainingArgs):
             force=self.retraining.force,
             wait=self.retraining.wait,
             max_hours=self.budget.hours(),
-            mlflow=self.run.mlflow,
-            webhook=self.retraining.webhook,
+            mlflow=self.track.mlflow,
+            webhook=self.output.webhook,
         )
 
 
@@ -129,9 +136,9 @@ def main(args: Args) -> None:
 
     recipe, train_options = args.check("cifar10")
     options = args.retrain_options(train_options)
-    if args.data.source is None or args.data.workspace is None:
+    if args.data.source is None or args.output.workspace is None:
         raise RecipeError(f"--{'source' if args.data.source is None else 'workspace'} URI is missing")
-    source, workspace = args.data.source, args.data.workspace
+    source, workspace = args.data.source, args.output.workspace
     if args.retraining.dry_run:
         print_plan(plan_retraining(source, workspace, recipe, options), options.max_hours)
         return

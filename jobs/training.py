@@ -1,13 +1,13 @@
 """What the training jobs share: groups of flags, and the table of results."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+from jobs.arguments.recipe import RecipeArgs
 from jobs.command import console, group, option, print_table
 from pipeline.cluster import resources
-from pipeline.config.choices import MODELS, LossName, OnCorrupt, OptimizerName, ScheduleName
+from pipeline.config.choices import OnCorrupt
 from pipeline.config.documentation import field_help
-from pipeline.config.presets import make_recipe, recipes
 from pipeline.config.recipe import Recipe
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.manifest import load as load_manifest
@@ -18,44 +18,10 @@ from pipeline.storage import files
 from pipeline.training.trackers.defaults import default_trackers
 from pipeline.training.workflow import TrainOptions, check_workers
 
-OF_RECIPE = "the recipe's"
-
-
-def _names(literal: Any) -> str:
-    return ", ".join(get_args(literal))
-
-
-def _recipe_option(name: str, value: str, choices: str = "") -> Any:
-    """Returns the annotation of a flag that changes a field of the recipe; its help is the field's docstring."""
-    text = field_help(Recipe, name)
-    return option(f"{text}: {choices}" if choices else text, value, OF_RECIPE)
-
 
 def _option(name: str, value: str, default: str = "") -> Any:
     """Returns the annotation of a flag that sets a field of TrainOptions; its help is the field's docstring."""
     return option(field_help(TrainOptions, name), value, default)
-
-
-@dataclass(frozen=True)
-class RecipeArgs:
-    """The recipe, and changes to it."""
-
-    recipe: Annotated[
-        str | None, option(f"name, or a .json file with one: {', '.join(recipes)}", "NAME", "by the job")
-    ] = None
-    epochs: Annotated[int | None, _recipe_option("epochs", "N")] = None
-    global_batch_size: Annotated[int | None, _recipe_option("global_batch_size", "N")] = None
-    learning_rate: Annotated[float | None, _recipe_option("learning_rate", "RATE")] = None
-    model: Annotated[str | None, option(f"{', '.join(MODELS)}, or timm:NAME", "NAME", OF_RECIPE)] = None
-    optimizer: Annotated[str | None, option(f"one of {_names(OptimizerName)}", "NAME", OF_RECIPE)] = None
-    schedule: Annotated[str | None, option(f"of the learning rate: {_names(ScheduleName)}", "NAME", OF_RECIPE)] = None
-    loss: Annotated[str | None, option(f"one of {_names(LossName)}", "NAME", OF_RECIPE)] = None
-    shuffle_run_rows: Annotated[int | None, _recipe_option("shuffle_run_rows", "N")] = None
-
-    def make(self, default: str) -> Recipe:
-        """Returns the recipe with the flags' changes. default: its name where no flag gives one. Raises RecipeError."""
-        changes = {name: value for name, value in vars(self).items() if name != "recipe"}
-        return make_recipe(self.recipe or default, **changes)
 
 
 @dataclass(frozen=True)
@@ -66,21 +32,33 @@ class WorkerArgs:
     max_workers: Annotated[int | None, _option("max_workers", "N", "--workers")] = None
     device: Annotated[resources.Device, _option("device", "KIND", "auto")] = "auto"
     wait_minutes: Annotated[float, _option("wait_minutes", "N", "0")] = 0
-    hang_minutes: Annotated[float, _option("hang_minutes", "N", "30")] = 30
     cache: Annotated[str | None, _option("cache", "DIR", "none")] = None
 
 
 @dataclass(frozen=True)
-class RunArgs:
-    """What the run starts from and evaluates on, what it tolerates, and what it writes."""
+class StartArgs:
+    """What the run starts from."""
 
-    seed: Annotated[int, _option("seed", "N", "0")] = 0
     pretrained: Annotated[str | None, _option("pretrained", "URI", "none")] = None
+    seed: Annotated[int, _option("seed", "N", "0")] = 0
+
+
+@dataclass(frozen=True)
+class TrackArgs:
+    """Where the run is reported."""
+
+    mlflow: Annotated[str | None, option("URI of an MLflow tracking server to log to", "URI", "none")] = None
+
+
+@dataclass(frozen=True)
+class AdvancedArgs:
+    """What few runs need."""
+
     teacher: Annotated[str | None, _option("teacher", "URI", "none")] = None
     hold_out: Annotated[float, _option("hold_out", "X", "0")] = 0.0
     on_corrupt: Annotated[OnCorrupt, _option("on_corrupt", "WHAT", "stop")] = "stop"
     max_skipped_steps: Annotated[int, _option("max_skipped_steps", "N", "0")] = 0
-    mlflow: Annotated[str | None, option("URI of an MLflow tracking server to log to", "URI", "none")] = None
+    hang_minutes: Annotated[float, _option("hang_minutes", "N", "30")] = 30
     trace_rows: Annotated[bool, _option("trace_rows", "")] = False
 
 
@@ -99,17 +77,20 @@ class RawArgs:
         return None if data is None else Source(data, self.layout, self.md5, self.val_share)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingArgs:
-    """Flags of every training job."""
+    """Flags of every training job, in the order of --help; `data` and `output` are each job's own."""
 
-    data: Any  # each job has flags of its own for data; named here, they come first in --help
-    recipe: Annotated[RecipeArgs, group("recipe")] = RecipeArgs()
-    workers: Annotated[WorkerArgs, group("worker")] = WorkerArgs()
-    run: Annotated[RunArgs, group("run")] = RunArgs()
-    raw: Annotated[RawArgs, group("raw image")] = RawArgs()
+    data: Any
+    raw: Annotated[RawArgs, group("data")] = RawArgs()
+    recipe: Annotated[RecipeArgs, group("recipe")] = field(default_factory=RecipeArgs)
+    start: Annotated[StartArgs, group("recipe")] = StartArgs()
+    workers: Annotated[WorkerArgs, group("hardware")] = WorkerArgs()
+    output: Any
+    track: Annotated[TrackArgs, group("output")] = TrackArgs()
+    advanced: Annotated[AdvancedArgs, group("advanced")] = AdvancedArgs()
 
-    def check(self, default_recipe: str) -> tuple[Recipe, TrainOptions]:
+    def check(self, default_recipe: str | Recipe) -> tuple[Recipe, TrainOptions]:
         """Returns recipe and options. Raises RecipeError for values that can't work, before any data is read."""
         recipe = self.recipe.make(default_recipe)
         check_workers(recipe, self.workers.workers, self.workers.max_workers)
@@ -117,9 +98,9 @@ class TrainingArgs:
 
     def options(self) -> TrainOptions:
         """Returns the options. Raises RecipeError for values that can't work."""
-        of_run = {name: value for name, value in vars(self.run).items() if name != "mlflow"}
         of_workers = {name: value for name, value in vars(self.workers).items() if name != "workers"}
-        return TrainOptions(**of_run, **of_workers, trackers=default_trackers(self.run.mlflow))
+        given = {**vars(self.start), **of_workers, **vars(self.advanced)}
+        return TrainOptions(**given, trackers=default_trackers(self.track.mlflow))
 
 
 # --- the result --------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from jobs import command, training
+from jobs.arguments.recipe import RecipeArgs
 from jobs.training import RawArgs
 from pipeline.cluster.session import ray_session
-from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.ingestion.prepare import prepare_dataset
@@ -33,21 +33,32 @@ class DataArgs:
 class TrialArgs:
     """How a trial is trained, compared and stopped."""
 
-    epochs: Annotated[int | None, command.option("epochs of a trial that isn't stopped", "N", "the recipe's")] = None
     hold_out: Annotated[float, command.option("share of train that trials are compared on", "X", "0.1")] = 0.1
     grace_epochs: Annotated[float, command.option("epochs before a trial may be stopped", "N", "1")] = 1
     keep_one_of: Annotated[
         int, command.option("at each milestone, the best one of N trials continues (ASHA's reduction factor)", "N", "3")
     ] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareArgs:
+    """What a trial runs on."""
+
     workers: Annotated[int, command.option("training processes of a trial; 0: its own", "N", "0; 1 on GPUs")] = -1
     cpus_per_trial: Annotated[int, command.option("CPUs of each of its processes", "N", "1")] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputArgs:
+    """Where the search is written."""
+
+    out: Annotated[str | None, command.option("folder of the search", "DIR", "runs/tune-RECIPE-DATA")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
     """Flags. The same command continues a search that was interrupted."""
 
-    recipe: Annotated[str, command.option("recipe to start from: a name, or a .json file", "NAME")]
     trials: Annotated[int, command.option("trials to start; most are stopped early. The first is the recipe", "N")]
     space: Annotated[
         tuple[str, ...],
@@ -58,25 +69,29 @@ class Args:
             "learning rate, weight decay, label smoothing",
         ),
     ] = ()
-    out: Annotated[str | None, command.option("folder of the search", "DIR", "runs/tune-RECIPE-DATA")] = None
     seed: Annotated[int, command.option("seed of the drawn values and of each training", "N", "0")] = 0
-    trial: Annotated[TrialArgs, command.group("trial")] = TrialArgs()
     source: Annotated[DataArgs, command.group("data")] = DataArgs()
-    raw: Annotated[RawArgs, command.group("raw image")] = field(default_factory=RawArgs)
+    raw: Annotated[RawArgs, command.group("data")] = field(default_factory=RawArgs)
+    recipe: Annotated[RecipeArgs, command.group("recipe")] = field(default_factory=RecipeArgs)
+    trial: Annotated[TrialArgs, command.group("trial")] = TrialArgs()
+    hardware: Annotated[HardwareArgs, command.group("hardware")] = HardwareArgs()
+    output: Annotated[OutputArgs, command.group("output")] = OutputArgs()
 
 
 def main(args: Args) -> None:
     """Searches, and prints the best values."""
-    recipe = make_recipe(args.recipe, epochs=args.trial.epochs)
+    if args.recipe.recipe is None:
+        raise RecipeError("recipe is missing; give --recipe NAME to search around (--list-recipes shows them)")
+    recipe = args.recipe.make(args.recipe.recipe)
     settings = _settings(args, recipe)
     settings.draw(recipe)  # values that no recipe can have are an error now, and not after the data are prepared
-    with ray_session(max(1, args.trial.workers)):
+    with ray_session(max(1, args.hardware.workers)):
         from pipeline.training.search import search
 
         with command.Display() as display:
             dataset = prepare_dataset(args.raw.source(args.source.data), progress=display)
         data = training.describe_dataset(dataset)
-        out = files.absolute(args.out or f"runs/tune-{recipe.name}-{data.name}")
+        out = files.absolute(args.output.out or f"runs/tune-{recipe.name}-{data.name}")
         with command.Display() as display:
             result = search(dataset, out, recipe, settings, display)
     _print_result(recipe.name, result)
@@ -92,8 +107,8 @@ def _settings(args: Args, recipe: Recipe) -> "SearchSettings":
         hold_out=args.trial.hold_out,
         grace_epochs=args.trial.grace_epochs,
         reduction_factor=args.trial.keep_one_of,
-        num_workers=None if args.trial.workers < 0 else args.trial.workers,
-        cpus_per_worker=args.trial.cpus_per_trial,
+        num_workers=None if args.hardware.workers < 0 else args.hardware.workers,
+        cpus_per_worker=args.hardware.cpus_per_trial,
     )
 
 

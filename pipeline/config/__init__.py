@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from pipeline.config.documentation import field_docs, field_help
     from pipeline.config.presets import make_recipe, recipes
     from pipeline.config.recipe import Recipe, SizeRamp
-    from pipeline.config.recipe_json import read_recipe, recipe_from_json
+    from pipeline.config.recipe_file import read_recipe
+    from pipeline.config.recipe_json import recipe_from_json
 
 __all__ = [
     "Augment",
@@ -33,6 +34,7 @@ __getattr__ = lazy(
         "documentation": ("field_docs", "field_help"),
         "presets": ("make_recipe", "recipes"),
         "recipe": ("Recipe", "SizeRamp"),
-        "recipe_json": ("read_recipe", "recipe_from_json"),
+        "recipe_file": ("read_recipe",),
+        "recipe_json": ("recipe_from_json",),
     },
 )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from pipeline.config.choices import AutoName, check_choice
+from pipeline.config.choices import AutoName, check_choice, check_finite
 from pipeline.core.errors import RecipeError
 
 
@@ -84,6 +84,7 @@ class Augment:
     no CutMix; 1.0 is usual."""
 
     def __post_init__(self) -> None:
+        check_finite("augment.", vars(self))
         check_choice("augment.auto", self.auto, get_args(AutoName))
         if self.rand_ops < 1 or not 0 <= self.rand_strength <= 30:
             raise RecipeError(

@@ -1,7 +1,9 @@
 """Names that a recipe chooses among, and the check that reports the nearest one for a misspelt name."""
 
 import difflib
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pipeline.core.errors import RecipeError
 
@@ -37,3 +39,11 @@ def check_choice(field_name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises RecipeError, with the nearest names first, unless `value` is one of `choices`."""
     if value not in choices:
         raise RecipeError(unknown_choice(field_name, value, choices))
+
+
+def check_finite(prefix: str, values: Mapping[str, Any]) -> None:
+    """Raises RecipeError if a number, or one in a tuple, is infinite or not a number. prefix: of the names."""
+    for name, value in values.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise RecipeError(f"{prefix}{name}={value} must be finite")

@@ -1,234 +1,38 @@
-"""The recipes that come with the package, by name."""
+"""Recipes by name or by file, with fields changed."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config.augment import Augment
-from pipeline.config.choices import CIFAR_MEAN, CIFAR_STD, check_choice, unknown_choice
-from pipeline.config.recipe import Recipe, SizeRamp
-from pipeline.config.recipe_json import read_recipe
-from pipeline.core.errors import RecipeError
+from pipeline.config.builtin import UnknownRecipeError, recipes
+from pipeline.config.choices import check_choice
+from pipeline.config.fields import field_names
+from pipeline.config.recipe import Recipe
+from pipeline.config.recipe_file import change, is_file, read_recipe
 from pipeline.storage import files
 
-
-def cifar10() -> Recipe:
-    """Best accuracy on CIFAR-10 in five minutes on 2 CPU cores; a GPU trains all 16 epochs.
-
-    Source: our own search (docs/log.md) around Jordan's speed runs (arXiv 2404.00498): `cifar10-94` with a narrower
-    network, smaller batches and two test views. Measured: see the README's results.
-    """
-    return replace(
-        cifar10_94(), name="cifar10", model="airbench-small", epochs=16, fit_seconds=300, global_batch_size=1000,
-        accumulate_steps=2, head_rate=0.67 * 1000, bias_rate=0.053 * 1000, test_views="flip", checkpoint_every_steps=50,
-    )  # fmt: skip
-
-
-def cifar10_94() -> Recipe:
-    """94 % on CIFAR-10 with the fewest operations: the public record's recipe, 8 epochs, 0.29 PFLOP.
-
-    Source: Jordan's airbench with Muon (arXiv 2404.00498 and its repository's README): 94.01 %, mean of 200 runs, with
-    six test views. Its loss is a sum over 2,000 images, ours a mean, so the learning rates and weight decays of the
-    parameters outside Muon are converted. Measured: see the README's results.
-    """
-    return Recipe(
-        name="cifar10-94", model="airbench94", image_size_px=32, epochs=8, global_batch_size=2000, optimizer="muon",
-        learning_rate=0.24, momentum=0.6, head_rate=0.67 * 2000, bias_rate=0.053 * 2000, rest_momentum=0.85,
-        weight_decay=2e-6 / 0.67, bias_weight_decay=2e-6 / 0.053, whitening_bias_epochs=3, schedule="one-cycle",
-        label_smoothing=0.2, test_views="flip-and-shift", residency="resident", shuffle_window_row_groups=None,
-        augment=Augment(crop_padding_px=2, flip_probability=0.5, flip_alternates=True), pixel_mean=CIFAR_MEAN,
-        pixel_std=CIFAR_STD, checkpoint_every_steps=25,
-    )  # fmt: skip
-
-
-def cifar10_96() -> Recipe:
-    """96 % on CIFAR-10: their larger network, 31 epochs, 7.5 PFLOP. Published: 96.01 %, mean of 400 runs."""
-    step = 1 + 1 / (1 - 0.85)  # length of a Nesterov step for a constant gradient of 1
-    rate, decay = 9.0 / step, 0.012 / step
-    return replace(
-        cifar10_94(), name="cifar10-96", model="airbench96", epochs=31, global_batch_size=1024, optimizer="nesterov",
-        learning_rate=rate, momentum=0.85, head_rate=0.0, bias_rate=64 * rate, weight_decay=decay / rate,
-        bias_weight_decay=decay / (64 * rate), warmup_epochs=3.1, warmup_from=0.2, look_ahead_every_steps=5,
-        augment=Augment(crop_padding_px=4, flip_probability=0.5, flip_alternates=True, cutout_px=12),
-        checkpoint_every_steps=100,
-    )  # fmt: skip
-
-
-def seed_cnn() -> Recipe:
-    """TensorFlow's CNN tutorial on CIFAR-10: ten epochs of Adam, no augmentation. Published: "over 70 %"."""
-    return Recipe(
-        name="seed-cnn", model="seed-cnn", image_size_px=32, epochs=10, global_batch_size=64, optimizer="adam",
-        learning_rate=1e-3, schedule="constant", residency="resident", shuffle_window_row_groups=None,
-        pixel_mean=(0.0, 0.0, 0.0), pixel_std=(1.0, 1.0, 1.0), checkpoint_every_steps=200, precision="float32",
-    )  # fmt: skip
-
-
-def digits() -> Recipe:
-    """scikit-learn's digits, for machines without CIFAR-10: a small ResNet; no flips, since a mirrored 2 is no 2."""
-    return Recipe(
-        name="digits", model="fast-resnet", image_size_px=32, epochs=16, global_batch_size=128, optimizer="muon",
-        learning_rate=0.24, head_rate=2.0, bias_rate=0.2, momentum=0.6, weight_decay=5e-4, schedule="one-cycle",
-        label_smoothing=0.1, augment=Augment(crop_padding_px=2), residency="resident", shuffle_window_row_groups=None,
-        pixel_mean=(0.3, 0.3, 0.3), pixel_std=(0.35, 0.35, 0.35), checkpoint_every_steps=50,
-    )  # fmt: skip
-
-
-def _cifar_classic(name: str, model: str, **changes: Any) -> Recipe:
-    """A classic network for images of 32 px, trained as in He et al. (arXiv 1512.03385, section 4.2); slow on a CPU."""
-    base = Recipe(
-        name=name, model=model, image_size_px=32, epochs=30, global_batch_size=128, optimizer="momentum",
-        learning_rate=0.1, weight_decay=5e-4, schedule="cosine", warmup_epochs=1, residency="resident",
-        augment=Augment(crop_padding_px=4, flip_probability=0.5), shuffle_window_row_groups=None,
-        pixel_mean=CIFAR_MEAN, pixel_std=CIFAR_STD, checkpoint_every_steps=100,
-    )  # fmt: skip
-    return replace(base, **changes)
-
-
-def _imagenet(name: str, model: str, **changes: Any) -> Recipe:
-    """Classic networks for ImageNet-like data: crops of 8 to 100 % and flips (arXiv 1409.4842, 1512.03385)."""
-    base = Recipe(
-        name=name, model=model, image_size_px=224, evaluate_resize_px=256, epochs=90, global_batch_size=256,
-        optimizer="nesterov", learning_rate=0.1, weight_decay=1e-4, schedule="cosine", warmup_epochs=5,
-        augment=Augment(resized_crop_area=(0.08, 1.0), flip_probability=0.5), residency="stream",
-    )  # fmt: skip
-    return replace(base, **changes)
-
-
-def _ffcv(model: str, epochs: int, first_ramp: int, last_ramp: int) -> Recipe:
-    """ResNets on ImageNet by FFCV's published settings (Leclerc et al., arXiv 2306.12517, repository ffcv-imagenet).
-
-    Published top-1: ResNet-18 66.9 % in 16 epochs and 72.4 % in 88; ResNet-50 73.8 % and 78.4 %. Batches of 1,024; the
-    learning rate rises for two epochs and falls linearly to zero; 160 to 192 px, evaluated at 256 px with mirror
-    images. Measured: none yet.
-    """
-    name = f"{model}-{epochs}"
-    rate, decay = (1.7, 1e-4) if model == "resnet50" else (0.5, 5e-5)
-    return _imagenet(
-        name, model, image_size_px=192, size_ramp=SizeRamp(160, first_ramp, last_ramp), epochs=epochs,
-        evaluate_size_px=256, evaluate_resize_px=293, test_views="flip", blur_pool=True, optimizer="momentum",
-        global_batch_size=1024, learning_rate=rate, weight_decay=decay, warmup_epochs=2, schedule="one-cycle",
-        label_smoothing=0.1, augment=Augment(resized_crop_area=(0.08, 1.0), flip_probability=0.5),
-    )  # fmt: skip
-
-
-def resnet50_v2() -> Recipe:
-    """ResNet-50 by torchvision's second recipe: 80.86 % published (blog post "How to Train State-Of-The-Art Models").
-
-    600 epochs at 176 px in batches of 1,024, four versions of an image in a batch, TrivialAugment, MixUp or CutMix,
-    erasing, an average of the weights, evaluated at 224 px. The average's decay is 0.9989, which is their 0.99998
-    scaled by batch size and epochs. Unlike theirs, the last layer's bias has no weight decay. Measured: none yet.
-    """
-    augment = Augment(
-        resized_crop_area=(0.08, 1.0), flip_probability=0.5, auto="trivial", erase_probability=0.1, mixup_alpha=0.2,
-        cutmix_alpha=1.0,
-    )  # fmt: skip
-    return _imagenet(
-        "resnet50-v2", "resnet50", image_size_px=176, evaluate_size_px=224, evaluate_resize_px=232, epochs=600,
-        global_batch_size=1024, optimizer="momentum", learning_rate=0.5, weight_decay=2e-5, warmup_epochs=5,
-        warmup_from=0.01, schedule="cosine", label_smoothing=0.1, ema_decay=0.9989, ema_every_steps=32, repeats=4,
-        augment=augment,
-    )  # fmt: skip
-
-
-def _imagenette(epochs: int) -> Recipe:
-    """A ResNet-18 with blur pooling on Imagenette, ten easy classes of ImageNet, at 128 px.
-
-    Published by the leaderboard, with other networks: 87.4 % (5 epochs), 91.6 % (20), 93.6 % (80). Measured: 46.50 % in
-    5 epochs on 1,200 of the 9,469 training images (README); on all of them none yet.
-    """
-    return _imagenet(
-        f"imagenette-{epochs}", "resnet18", image_size_px=128, evaluate_resize_px=146, epochs=epochs, blur_pool=True,
-        global_batch_size=64, optimizer="nesterov", learning_rate=0.05, weight_decay=5e-4, warmup_epochs=epochs / 10,
-        schedule="one-cycle", label_smoothing=0.1, test_views="flip",
-        augment=Augment(resized_crop_area=(0.35, 1.0), flip_probability=0.5), checkpoint_every_steps=50,
-    )  # fmt: skip
-
-
-def _imagenet_smoke() -> Recipe:
-    """One epoch of a ResNet-18 at 128 px: a smoke test of a cluster, its storage and a data set."""
-    return _imagenet(
-        "resnet18-smoke", "resnet18", image_size_px=128, evaluate_resize_px=144, epochs=1, global_batch_size=64,
-        optimizer="adamw", learning_rate=1e-3, warmup_epochs=0.25, checkpoint_every_steps=50,
-    )  # fmt: skip
-
-
-_PRESETS: dict[str, Callable[[], Recipe]] = {
-    "cifar10": cifar10,
-    "cifar10-94": cifar10_94,
-    "cifar10-96": cifar10_96,
-    "seed-cnn": seed_cnn,
-    "digits": digits,
-    "cifar10-alexnet": lambda: _cifar_classic("cifar10-alexnet", "alexnet", learning_rate=0.02),
-    "cifar10-vgg11": lambda: _cifar_classic("cifar10-vgg11", "vgg11_bn", learning_rate=0.05),
-    "cifar10-resnet18": lambda: _cifar_classic("cifar10-resnet18", "resnet18"),
-    "cifar10-densenet121": lambda: _cifar_classic("cifar10-densenet121", "densenet121"),
-    "resnet18-smoke": _imagenet_smoke,
-    "imagenette-5": lambda: _imagenette(5),
-    "imagenette-20": lambda: _imagenette(20),
-    "imagenette-80": lambda: _imagenette(80),
-    "resnet18-16": lambda: _ffcv("resnet18", 16, 11, 13),
-    "resnet18-32": lambda: _ffcv("resnet18", 32, 23, 27),
-    "resnet18-88": lambda: _ffcv("resnet18", 88, 65, 76),
-    "resnet50-16": lambda: _ffcv("resnet50", 16, 11, 13),
-    "resnet50-32": lambda: _ffcv("resnet50", 32, 23, 27),
-    "resnet50-88": lambda: _ffcv("resnet50", 88, 65, 76),
-    "resnet50-v2": resnet50_v2,
-    "resnet18": lambda: _imagenet("resnet18", "resnet18"),
-    "resnet50": lambda: _imagenet("resnet50", "resnet50"),
-    "alexnet": lambda: _imagenet("alexnet", "alexnet", learning_rate=0.01, weight_decay=5e-4),
-    "vgg16": lambda: _imagenet("vgg16", "vgg16_bn", learning_rate=0.02, weight_decay=5e-4),
-    "densenet121": lambda: _imagenet("densenet121", "densenet121"),
-}
-
-
-class UnknownRecipeError(RecipeError, KeyError):
-    """Raised for a name that no recipe has; the message names the nearest ones."""
-
-    __str__ = Exception.__str__  # KeyError's would quote the message
-
-
-class Recipes(Mapping[str, Recipe]):
-    """The recipes by name: `recipes["cifar10"]` returns a Recipe, iteration yields the names.
-
-    Raises UnknownRecipeError, a RecipeError and a KeyError, for an unknown name.
-    """
-
-    def __getitem__(self, name: str) -> Recipe:
-        if name not in _PRESETS:
-            raise UnknownRecipeError(unknown_choice("recipe", name, tuple(_PRESETS)))
-        return _PRESETS[name]()
-
-    def __contains__(self, name: object) -> bool:
-        return name in _PRESETS
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_PRESETS)
-
-    def __len__(self) -> int:
-        return len(_PRESETS)
-
-
-recipes = Recipes()
+__all__ = ["UnknownRecipeError", "make_recipe", "recipes", "with_changes"]
 
 
 def make_recipe(name: str, **changes: Any) -> Recipe:
     """Returns a recipe with fields changed, for example `make_recipe("resnet50", epochs=18, model="resnet18")`.
 
-    name: a preset's, or the URI of a .json file that holds a recipe (a run's config.json, or one that jobs/tune.py has
-    written). changes: fields of Recipe; None leaves a field as it is. Setting `epochs` switches `fit_seconds` off and
-    shortens a warm-up that would take more than a quarter of them.
+    name: a preset's, or the path or URI of a file that holds a recipe or says what differs from another (`.yaml`,
+    `.json`), or of a run. changes: as for `with_changes`.
 
     Raises RecipeError for an unknown name or field, with the nearest ones, or a value that can't work.
     """
-    return with_changes(read_recipe(files.absolute(name)) if name.endswith(".json") else recipes[name], **changes)
+    recipe = recipes[name] if name in recipes or not is_file(name) else read_recipe(files.absolute(name))
+    return with_changes(recipe, **changes)
 
 
 def with_changes(recipe: Recipe, **changes: Any) -> Recipe:
-    """Returns a recipe with fields changed, as `make_recipe` does."""
-    given = {key: value for key, value in changes.items() if value is not None}
+    """Returns a recipe with fields changed, as `make_recipe` does.
+
+    changes: fields of Recipe, or of what it holds, `**{"augment.hue": 0.1}`; None leaves a field as it is. `epochs`
+    switches `fit_seconds` off and shortens a warm-up that would take more than a quarter of them; `image_size_px` and
+    `evaluate_size_px` take the sizes of evaluation along in proportion. A field that is given stays as given.
+    """
+    given: Mapping[str, Any] = {key: value for key, value in changes.items() if value is not None}
     for key in given:
-        check_choice("field", key, tuple(each.name for each in fields(Recipe)))
-    if "epochs" in given:
-        given["fit_seconds"] = 0.0
-        given.setdefault("warmup_epochs", min(recipe.warmup_epochs, given["epochs"] / 4))
-    return replace(recipe, **given) if given else recipe
+        check_choice("field", key, field_names())
+    return change(recipe, given)

@@ -12,7 +12,6 @@ from pipeline.config.augment import Augment
 from pipeline.config.choices import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    MODELS,
     LossName,
     OptimizerName,
     Precision,
@@ -20,7 +19,9 @@ from pipeline.config.choices import (
     ScheduleName,
     TestViews,
     check_choice,
+    check_finite,
 )
+from pipeline.config.model_names import check_model
 from pipeline.core.errors import RecipeError
 
 
@@ -213,6 +214,7 @@ class Recipe:
     is resumed."""
 
     def __post_init__(self) -> None:
+        check_finite("", vars(self))
         for name, minimum in (
             ("image_size_px", 8),
             ("epochs", 1),
@@ -250,8 +252,7 @@ class Recipe:
         hints = typing.get_type_hints(type(self))
         for name in ("optimizer", "schedule", "loss", "precision", "residency", "test_views"):
             check_choice(name, getattr(self, name), get_args(hints[name]))
-        if not self.model.startswith("timm:"):
-            check_choice("model", self.model, MODELS)
+        check_model(self.model)
         if self.size_ramp is not None and (self.residency != "stream" or self.size_ramp.from_px > self.image_size_px):
             raise RecipeError("size_ramp needs residency='stream' and a from_px of at most image_size_px")
         if not self.evaluate_resize_px:

@@ -1,4 +1,4 @@
-"""Recipes as JSON: in a run's config.json, in files written by the hyper-parameter search, or written by hand."""
+"""Recipes as the values of their fields, as in JSON: checked, and made with the same numbers as were written."""
 
 import re
 import typing
@@ -11,7 +11,6 @@ from pipeline.config.augment import Augment
 from pipeline.config.choices import check_choice
 from pipeline.config.recipe import Recipe, SizeRamp
 from pipeline.core.errors import RecipeError
-from pipeline.storage import files
 
 _PATH = re.compile(r" - at `\$\.([\w.]+)")
 
@@ -64,20 +63,3 @@ def _explained(error: msgspec.ValidationError, values: Any) -> RecipeError:
         except RecipeError as unknown:
             return unknown
     return RecipeError(f"{found[1]}={value!r}: {text.partition(' - at ')[0].lower()}; correct the recipe's JSON")
-
-
-def read_recipe(uri: str) -> Recipe:
-    """Returns the recipe in a .json file: a recipe by itself, or a run's config.json with one.
-
-    Raises RecipeError with the file and what is wrong with it.
-    """
-    if not files.exists(uri):
-        raise RecipeError(f"recipe={uri}: no such file")
-    try:
-        values = files.read_json(uri)
-    except ValueError as error:
-        raise RecipeError(f"recipe={uri}: holds no recipe: not JSON ({error})") from error
-    try:
-        return recipe_from_json(values.get("recipe", values) if isinstance(values, dict) else values)
-    except RecipeError as error:
-        raise RecipeError(f"recipe={uri}: holds no recipe of this version: {error}") from error

@@ -1,0 +1,1 @@
+"""Flags of the commands: parsing, help, errors in one line, and completion in shells."""
