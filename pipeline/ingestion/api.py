@@ -5,13 +5,12 @@ import os
 import tempfile
 from dataclasses import dataclass
 
-import numpy as np
-
 from pipeline.cluster.ray_tasks import usable_cpus
 from pipeline.cluster.session import ray_session
 from pipeline.core.errors import PipelineError
 from pipeline.core.progress import Progress, begin, silent
 from pipeline.ingestion.cost import Estimate, estimate
+from pipeline.ingestion.found import found_lines
 from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_shards
 from pipeline.ingestion.run import Ingested, planned_ingest, write_dataset
 from pipeline.ingestion.shard_task import task_memory_bytes
@@ -20,7 +19,6 @@ from pipeline.ingestion.target import check_target
 from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent
 
-_SHOWN_CLASSES = 8
 _log = logging.getLogger(__name__)
 
 
@@ -116,12 +114,5 @@ def _resolved(source: str | os.PathLike[str] | Source) -> Source:
 
 def _log_found(index: Index) -> None:
     """Tells, before anything is written, how the source was understood."""
-    counts = np.bincount(np.concatenate([table["label"].to_numpy() for table in index.splits.values()]))
-    shown = [f"{name} {count:,}" for name, count in zip(index.classes, counts.tolist(), strict=True)]
-    more = f" ... and {len(shown) - _SHOWN_CLASSES:,} more" if len(shown) > _SHOWN_CLASSES else ""
-    _log.info("%s classes: %s%s", f"{len(shown):,}", ", ".join(shown[:_SHOWN_CLASSES]), more)
-    for note in index.notes:
-        _log.info("%s", note)
-    if index.ignored:
-        kinds = ", ".join(f"{count:,} x {kind}" for kind, count in index.ignored.items())
-        _log.info("left out: %s files that aren't labelled images (%s)", f"{index.num_ignored:,}", kinds)
+    for line in found_lines(index):
+        _log.info("%s", line)

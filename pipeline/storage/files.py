@@ -21,6 +21,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.storage import object_store
 from pipeline.storage.listing import (
     Entry,
+    Tree,
     exists,
     fingerprint,
     fingerprint_of,
@@ -28,6 +29,7 @@ from pipeline.storage.listing import (
     list_directories,
     list_entries,
     list_files,
+    list_tree,
     size,
 )
 from pipeline.storage.local_files import MappedFile, map_file, read_local_range, temporary_beside, write_direct
@@ -37,6 +39,7 @@ from pipeline.storage.uris import absolute, basename, in_store, is_local, join, 
 __all__ = [
     "Entry",
     "MappedFile",
+    "Tree",
     "absolute",
     "basename",
     "delete_files",
@@ -51,6 +54,7 @@ __all__ = [
     "list_directories",
     "list_entries",
     "list_files",
+    "list_tree",
     "map_file",
     "open_filesystem",
     "read_bytes",

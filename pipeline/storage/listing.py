@@ -1,8 +1,11 @@
 """List and look up files on local disks and objects in stores."""
 
+import errno
 import hashlib
+import os
 import posixpath
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +14,11 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from pipeline.storage import object_store
-from pipeline.storage.uris import in_store, object_uri, open_filesystem
+from pipeline.storage.file_names import escaped, printable
+from pipeline.storage.uris import in_store, is_local, join, object_uri, open_filesystem
 
 LISTING_THREADS = 32
+_CLOSED = "folder not readable"
 
 
 @dataclass(frozen=True, order=True)
@@ -63,15 +68,90 @@ def size(uri: str) -> int:
     return int(info.size)
 
 
-def list_entries(uri: str) -> list[Entry]:
-    """Returns every file below `uri`, sorted by name; a bucket is listed by many prefixes at once."""
+@dataclass(frozen=True)
+class Tree:
+    """Everything below a directory. Names are relative to it; such that aren't UTF-8 are `file_names.escaped`."""
+
+    entries: list[Entry]  # files that can be read, sorted by name
+    unreadable: dict[str, str]  # {name: KIND: DETAIL} of links to nothing, files and folders without permission, pipes
+    empty_folders: list[str]  # on local disks: folders that hold neither files nor folders
+
+
+def list_tree(uri: str) -> Tree:
+    """Returns the files below `uri`, those that can't be read included; a bucket is listed by many prefixes at once.
+
+    On local disks links are followed, to folders as well. Nothing is left out: each directory entry is a folder that is
+    listed, an entry, or named as unreadable.
+    """
+    if is_local(uri):
+        return _list_local(uri)
     if in_store(uri):
-        return _list_store(uri)
+        return Tree(_list_store(uri), {}, [])
     filesystem, path = open_filesystem(uri)
     infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     prefix = path.rstrip("/") + "/"
     files = (info for info in infos if info.type == fs.FileType.File)
-    return sorted(Entry(info.path.removeprefix(prefix), info.size, info.mtime_ns or 0) for info in files)
+    return Tree(sorted(Entry(info.path.removeprefix(prefix), info.size, info.mtime_ns or 0) for info in files), {}, [])
+
+
+def list_entries(uri: str) -> list[Entry]:
+    """Returns every file below `uri` that can be read, sorted by name. Raises PermissionError for a closed folder."""
+    tree = list_tree(uri)
+    closed = next((name for name, reason in tree.unreadable.items() if reason.startswith(_CLOSED)), None)
+    if closed is not None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), join(uri, printable(closed)))
+    return tree.entries
+
+
+def _list_local(root: str) -> Tree:
+    entries: list[Entry] = []
+    unreadable: dict[str, str] = {}
+    empty: list[str] = []
+    try:
+        found = os.stat(root)
+    except FileNotFoundError:
+        return Tree([], {}, [])
+    # (name of a folder, with "/" at its end; the folders that it lies in, so that a link to one of them ends the walk)
+    todo: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ((found.st_dev, found.st_ino),))]
+    while todo:
+        folder, above = todo.pop()
+        try:
+            with os.scandir(os.path.join(root, folder)) as listed:
+                inside = list(listed)
+        except OSError as error:
+            if not folder:
+                raise
+            if error.errno != errno.ENOENT:  # else it has gone since its parent was listed
+                unreadable[escaped(folder.rstrip("/"))] = f"{_CLOSED}: {error.strerror}"
+            continue
+        if not inside and folder:
+            empty.append(escaped(folder.rstrip("/")))
+        for each in inside:
+            name = folder + each.name
+            try:
+                found = each.stat()
+            except OSError as error:
+                unreadable[escaped(name)] = _why_unreadable(each, error)
+                continue
+            if stat.S_ISDIR(found.st_mode):
+                place = (found.st_dev, found.st_ino)
+                if place in above:
+                    unreadable[escaped(name)] = "link to a folder that it lies in"
+                else:
+                    todo.append((f"{name}/", (*above, place)))
+            elif not stat.S_ISREG(found.st_mode):
+                unreadable[escaped(name)] = "not a file: a pipe, socket or device"
+            elif not os.access(each.path, os.R_OK):
+                unreadable[escaped(name)] = f"file not readable: {os.strerror(errno.EACCES)}"
+            else:
+                entries.append(Entry(escaped(name), found.st_size, found.st_mtime_ns))
+    return Tree(sorted(entries), dict(sorted(unreadable.items())), sorted(empty))
+
+
+def _why_unreadable(entry: os.DirEntry[str], error: OSError) -> str:
+    if entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        return f"dangling link: {printable(escaped(os.readlink(entry.path)))} is not there"
+    return f"file not readable: {error.strerror}"
 
 
 def _list_store(uri: str) -> list[Entry]:
@@ -121,12 +201,16 @@ def list_directories(uri: str) -> list[str]:
 
 def fingerprint(uri: str) -> str:
     """Returns a hash of the names, sizes and times of a file or of all files below a directory."""
-    return fingerprint_of(uri, list_entries(uri) if kind(uri) == "directory" else [_entry(uri)])
+    if kind(uri) != "directory":
+        return fingerprint_of(uri, [_entry(uri)])
+    tree = list_tree(uri)
+    return fingerprint_of(uri, tree.entries, tree.unreadable)
 
 
-def fingerprint_of(uri: str, entries: list[Entry]) -> str:
-    """Returns the fingerprint of `uri` from an existing listing of its files."""
+def fingerprint_of(uri: str, entries: list[Entry], unreadable: Mapping[str, str] | None = None) -> str:
+    """Returns the fingerprint of `uri` from an existing listing of its files: fields of `Tree`."""
     lines = [f"{entry.name} {entry.size} {entry.modified_ns}" for entry in sorted(entries)]
+    lines += [f"{name} {reason}" for name, reason in (unreadable or {}).items()]
     return hashlib.sha256("\n".join([uri, *lines]).encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.core.errors import StorageError
+from pipeline.storage.file_names import real_path
 
 _WRITE_BYTES = 8 << 20
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
@@ -57,6 +58,7 @@ def _map_file(path: str, inode: int, size: int, modified_ns: int) -> MappedFile:
 
 def read_local_range(path: str, offset: int, length: int) -> bytes:
     """Returns up to `length` bytes at `offset`; the last 64 files stay open."""
+    path = real_path(path)
     found = os.stat(path)
     stream = _open_local(path, found.st_ino, found.st_mtime_ns)
     return os.pread(stream.fileno(), length, offset)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from pipeline.core.errors import PipelineError
+from pipeline.storage.file_names import escaped, printable
 from pipeline.storage.store_clients import google_filesystem
 
 _SCHEMES = ("s3", "gs", "hdfs", "abfs", "abfss")
@@ -30,7 +31,7 @@ def absolute(uri: str) -> str:
             "AWS_SECRET_ACCESS_KEY or AWS_PROFILE instead"
         )
     if parts.scheme == "file":
-        return str(Path(parts.path).resolve())
+        return _absolute_path(parts.path)
     if parts.scheme not in _SCHEMES:
         raise PipelineError(f"{uri}: unknown scheme {parts.scheme!r}; use a path, s3://bucket/key or gs://bucket/key")
     return uri
@@ -39,6 +40,8 @@ def absolute(uri: str) -> str:
 def _absolute_path(path: str) -> str:
     if "\0" in path:
         raise PipelineError(f"{path!r}: a path can't hold a zero byte; give another path")
+    if not path.isascii() and (shown := printable(escaped(path))) != path:
+        raise PipelineError(f"{shown}: the path isn't valid UTF-8; rename it, or give a symbolic link to it")
     try:
         return str(Path(path).expanduser().resolve())
     except RuntimeError as error:  # no such user, or a user without a home folder; or a circle of links
@@ -57,7 +60,7 @@ def in_store(uri: str) -> bool:
 
 def join(uri: str, *names: str) -> str:
     """Returns the URI of a file below `uri`; names: folders and file. A query stays at the end."""
-    if "?" in uri:
+    if "?" in uri and not is_local(uri):  # a folder's name may hold one
         base, query = uri.split("?", 1)
         return f"{posixpath.join(base, *names)}?{query}"
     return posixpath.join(uri, *names)
@@ -65,7 +68,7 @@ def join(uri: str, *names: str) -> str:
 
 def basename(uri: str) -> str:
     """Returns the last part of the path, without a query."""
-    return posixpath.basename(uri.split("?", 1)[0].rstrip("/"))
+    return posixpath.basename((uri if is_local(uri) else uri.split("?", 1)[0]).rstrip("/"))
 
 
 def object_uri(uri: str, key: str) -> str:

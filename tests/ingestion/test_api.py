@@ -84,7 +84,9 @@ class TestOnRay:
         assert isinstance(done, Dataset)
         assert (done.uri, done.manifest) == (str(tmp_path / "out"), open_dataset(tmp_path / "out").manifest)
         assert (len(done["train"]), done.manifest.quarantined, done.trusted_shards) == (17, {"no image": 1}, 0)
-        assert "left out: 1 files that aren't labelled images by their names" in caplog.text
+        assert "found 37 files (folders): 36 labelled images (18 train, 18 val), 1 left out" in caplog.text
+        assert "3 classes: ant 12, bee 12, cow 12" in caplog.text
+        assert "left out: 1 x .txt" in caplog.text
         assert verify_dataset(tmp_path / "out") == []
         index = open_source(str(tree), spool="")
         assert ingest_here(index, str(tmp_path / "here"), shard_size=9000).digest == done.manifest.digest

@@ -106,7 +106,7 @@ def remove_class(tree: Path) -> None:
         (lambda tree: [path.unlink() for path in tree.rglob("*.jpg")], "holds no file"),
         (lambda tree: [path.rename(path.with_suffix(".txt")) for path in tree.rglob("*.jpg")], r"36 x \.txt"),
         (remove_class, "class 'bee' has no training image"),
-        (lambda tree: (tree / "train" / "x.jpg").write_bytes(b""), "isn't in a class folder"),
+        (lambda tree: (tree / "train" / "x.jpg").write_bytes(b""), "1 images of train aren't in a class folder"),
         (lambda tree: shutil.copytree(tree / "train", tree / "other"), "none of the splits"),
         (lambda tree: (tree / "train").rename(tree / "valid"), "no train split"),
     ],
@@ -164,14 +164,33 @@ def test_a_member_that_points_outside_is_refused(tmp_path: Path, name: str) -> N
         open_here(tmp_path / "a.tar", tmp_path)
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
-def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        info = tarfile.TarInfo("train/ant/1.jpg")
-        info.type, info.linkname = kind, "/etc/passwd"
-        tar.addfile(info)
-    with pytest.raises(SourceError, match="is a link or a device"):
-        open_here(tmp_path / "a.tar", tmp_path)
+def test_links_in_a_tar_lead_to_its_members_and_to_nothing_else(tmp_path: Path) -> None:
+    files = {
+        f"{split}/{name}/{n}.jpg": jpeg(n) for split in ("train", "val") for name in ("ant", "bee") for n in (1, 2)
+    }
+    make_tar(tmp_path / "a.tar", files)
+    links = [
+        ("train/ant/hard.jpg", tarfile.LNKTYPE, "train/bee/1.jpg"),
+        ("train/ant/soft.jpg", tarfile.SYMTYPE, "../bee/2.jpg"),
+        ("train/ant/twice.jpg", tarfile.SYMTYPE, "soft.jpg"),
+        ("train/ant/out.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+        ("train/ant/circle.jpg", tarfile.SYMTYPE, "circle.jpg"),
+        ("val/bee/device.jpg", tarfile.CHRTYPE, ""),
+    ]
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        for name, kind, target in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    index = open_here(tmp_path / "a.tar", tmp_path)
+    train = dict(zip(index.splits["train"]["key"].to_pylist(), sample_bytes(index.splits["train"]), strict=True))
+    assert [train[f"train/ant/{name}.jpg"] for name in ("hard", "soft", "twice")] == [jpeg(1), jpeg(2), jpeg(2)]
+    assert {each.key: each.reason for each in index.unusable} == {
+        "train/ant/circle.jpg": "dangling link: train/ant/circle.jpg is not in the archive",
+        "train/ant/out.jpg": "dangling link: /etc/passwd is not in the archive",
+        "val/bee/device.jpg": "not a file: a pipe or device",
+    }
+    assert (index.num_rows, index.num_labelled) == (11, 14)
 
 
 # --- CIFAR-10 ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
-from pipeline.ingestion.sources.members import Listing, is_image, list_members
+from pipeline.ingestion.sources.members import Listing, list_members
+from pipeline.ingestion.sources.recognise.file_kinds import is_image
 from pipeline.storage import files
 
 

@@ -16,7 +16,8 @@ from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
 from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.labelled import LabelledFiles, labelled_index
-from pipeline.ingestion.sources.members import Listing, is_image, open_tars
+from pipeline.ingestion.sources.members import Listing, open_tars
+from pipeline.ingestion.sources.recognise.file_kinds import is_image
 
 TRAIN_NAME, VAL_NAME = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _DEVKIT = re.compile(r"(?:^|/)ILSVRC2012_devkit_t12\.tar(\.gz)?$")

@@ -1,6 +1,5 @@
 """From labelled files to an index: classes become labels, and splits that a source lacks are made."""
 
-import posixpath
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import numpy as np
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources.index import Index, Unusable, below_share, sample_table
 from pipeline.ingestion.sources.members import Listing
+from pipeline.ingestion.sources.recognise.file_kinds import kind_of
 from pipeline.ingestion.sources.source import VAL_SHARE
 
 
@@ -129,7 +129,10 @@ def _final_splits(
 def _check_splits(uri: str, tables: dict[str, Any], label: dict[str, int], needs_train: bool) -> None:
     for needed in ("train", "val") if needs_train else ("val",):
         if needed not in tables:
-            raise SourceError(f"{uri}: no {needed} split among {sorted(tables)}; add a {needed}/ folder")
+            raise SourceError(
+                f"{uri}: no {needed} split among {sorted(tables)}; add a {needed}/ folder, or give the folder that "
+                "holds the class folders"
+            )
     if not needs_train:
         return
     trained = set(np.unique(tables["train"]["label"].to_numpy()).tolist())
@@ -139,18 +142,14 @@ def _check_splits(uri: str, tables: dict[str, Any], label: dict[str, int], needs
 
 
 def _ignored(listing: Listing, labelled: LabelledFiles) -> dict[str, int]:
-    """Returns the files that are neither labelled nor left aside with a description: how many of each kind."""
-    used = {*labelled.rows, *(each.row for each in labelled.refusals)} | (
-        set(listing.image_rows) if labelled.aside else set()
-    )
-    rest = Counter(kind_of(name) for row, name in enumerate(listing.names) if row not in used)
-    return {**dict(labelled.aside), **dict(rest.most_common()), **listing.ignored}
-
-
-def kind_of(name: str) -> str:
-    """Returns the kind of a file by its name: its suffix in lower case, or "no suffix"."""
-    suffix = posixpath.splitext(name.rsplit("/", 1)[-1])[1]
-    return suffix.lower() or "no suffix"
+    """Returns the files that are neither labelled nor refused: how many of each kind."""
+    used = {*labelled.rows, *(each.row for each in labelled.refusals)}
+    rest = [row for row in range(len(listing)) if row not in used]
+    images = set(listing.image_rows) if rest else set()
+    kinds = Counter(kind_of(listing.names[row]) for row in rest if row not in images)
+    without_label = sum(row in images for row in rest) - sum(labelled.aside.values())
+    others = {"images without a label": without_label} if without_label > 0 else {}
+    return {**labelled.aside, **others, **dict(kinds.most_common()), **listing.ignored}
 
 
 def _unusable(

@@ -5,7 +5,8 @@ read at random, so they are decompressed into the spool folder once.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,22 +18,19 @@ from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
 from pipeline.ingestion.sources.archives import compressed, tars, zips
 from pipeline.ingestion.sources.archives.ranged import Place
+from pipeline.ingestion.sources.recognise.contents import find_images
+from pipeline.ingestion.sources.recognise.file_kinds import kind_of, left_behind
 from pipeline.storage import files
+from pipeline.storage.file_names import printable
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|txz|tbz2?|tzst|tar\.(gz|xz|bz2|zst|zstd))$", re.IGNORECASE)
+_OLDER = "older versions of files in an archive"
 _COMPRESSION = re.compile(r"\.(gz|xz|bz2|zst|zstd)$", re.IGNORECASE)
 
 
-def is_image(name: str) -> bool:
-    """Whether a file is an image, by its name. Hidden files, such as the `._x.jpg` of macOS, aren't."""
-    base = name.rsplit("/", 1)[-1]
-    return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith(".")
-
-
 def is_archive(name: str) -> bool:
-    """Whether a file is a tar, compressed or not, or a zip, by its name. Hidden files aren't."""
-    return bool(_ARCHIVE.search(name)) and not name.rsplit("/", 1)[-1].startswith(".")
+    """Whether a file is a tar, compressed or not, or a zip, by its name."""
+    return bool(_ARCHIVE.search(name))
 
 
 def stem_of(name: str) -> str:
@@ -68,14 +66,20 @@ class Listing:
     contents: dict[str, bytes] = field(default_factory=dict)  # of the small files that were asked for, by name
     unreadable: dict[int, str] = field(default_factory=dict)  # files that can't be read: {index: the reason}
     ignored: dict[str, int] = field(default_factory=dict)  # files that aren't listed: how many of each kind
+    empty_folders: list[str] = field(default_factory=list)  # on local disks
 
     def __len__(self) -> int:
         return len(self.names)
 
     @cached_property
     def image_rows(self) -> list[int]:
-        """The indices of the files that are images."""
-        return [row for row, name in enumerate(self.names) if is_image(name)]
+        """The indices of the files that are images, by name or content; files that can't be read may be among them."""
+        return find_images(self.names, self.objects, self.offsets, self.lengths, self.unreadable)
+
+    @property
+    def num_ignored(self) -> int:
+        """Files that aren't listed."""
+        return sum(self.ignored.values())
 
     def member(self, index: int) -> Member:
         """Returns one file."""
@@ -96,21 +100,30 @@ def list_members(uri: str, spool: str, progress: Progress) -> Listing:
     kind = files.kind(uri)
     if kind == "missing":
         raise SourceError(f"{uri}: no such file or directory; give an existing path or URI")
-    if kind == "directory":
-        entries = files.list_entries(uri)
-        listing = Listing(
-            uri,
-            [entry.name for entry in entries],
-            [files.join(uri, entry.name) for entry in entries],
-            np.zeros(len(entries), dtype=np.int64),
-            np.array([entry.size for entry in entries], dtype=np.int64),
-            files.fingerprint_of(uri, entries),
-        )
-    else:
-        listing = _list_archive(uri, spool, progress)
+    listing = _list_folder(uri) if kind == "directory" else _list_archive(uri, spool, progress)
     if not len(listing):
-        raise SourceError(f"{uri}: holds no file; give a folder or an archive with images")
+        what = f"no file but {listing.num_ignored:,} that systems leave behind" if listing.ignored else "no file"
+        raise SourceError(f"{uri}: holds {what}; give a folder or an archive with images")
     return listing
+
+
+def _list_folder(uri: str) -> Listing:
+    tree = files.list_tree(uri)
+    names = [*(entry.name for entry in tree.entries), *tree.unreadable]
+    sizes = [entry.size for entry in tree.entries] + [0] * len(tree.unreadable)
+    return _listing(
+        uri,
+        _Part(
+            list(map(printable, names)),
+            [files.join(uri, name) for name in names],
+            [0] * len(names),
+            sizes,
+            {},
+            {printable(name): reason for name, reason in tree.unreadable.items()},
+        ),
+        files.fingerprint_of(uri, tree.entries, tree.unreadable),
+        empty_folders=[folder for each in tree.empty_folders if not left_behind(folder := printable(each))],
+    )
 
 
 def _list_archive(uri: str, spool: str, progress: Progress) -> Listing:
@@ -130,7 +143,7 @@ def _list_archive(uri: str, spool: str, progress: Progress) -> Listing:
                 f"with {head[:16]!r}"
             )
         part = _tar_part("", archive, tars.scan([archive], progress=progress)[0])
-    listing = _joined(uri, [part], files.fingerprint(uri), md5)
+    listing = _joined(uri, [part], files.fingerprint(uri), md5, {})
     if len(listing) and all(map(is_archive, listing.names)):
         return open_archives(listing, range(len(listing)), spool, progress=progress)
     return listing
@@ -159,7 +172,9 @@ def open_archives(
             plain.append((stem, Place(archive.name, target, 0, files.size(target))))
     found = tars.scan([archive for _, archive in plain], keep, progress)
     parts += [_tar_part(stem, archive, table) for (stem, archive), table in zip(plain, found, strict=True)]
-    return _joined(listing.uri, parts, listing.fingerprint, listing.md5)
+    opened = set(which)
+    others = Counter(kind_of(name) for row, name in enumerate(listing.names) if row not in opened)
+    return _joined(listing.uri, parts, listing.fingerprint, listing.md5, others + Counter(listing.ignored))
 
 
 def open_tars(
@@ -187,8 +202,12 @@ def _tar_part(stem: str, archive: Place, table: pa.Table) -> _Part:
     if table["content"].null_count < table.num_rows:
         pairs = zip(names, table["content"].to_pylist(), strict=True)
         contents = {name: content for name, content in pairs if content is not None}
+    damages = {}
+    if table["damage"].null_count < table.num_rows:
+        pairs = zip(names, table["damage"].to_pylist(), strict=True)
+        damages = {name: damage for name, damage in pairs if damage is not None}
     objects = [archive.object] * len(names)
-    return _Part(names, objects, table["offset"].to_numpy(), table["length"].to_numpy(), contents, {})
+    return _Part(names, objects, table["offset"].to_numpy(), table["length"].to_numpy(), contents, damages)
 
 
 def _zip_part(stem: str, members: Sequence[zips.ZipMember], keep: tuple[str, ...] = ()) -> _Part:
@@ -205,23 +224,54 @@ def _zip_part(stem: str, members: Sequence[zips.ZipMember], keep: tuple[str, ...
     )
 
 
-def _joined(uri: str, parts: Sequence[_Part], fingerprint: str, md5: str | None) -> Listing:
-    """Returns the files of some archives as one listing, sorted by name."""
-    names = [name for part in parts for name in part.names]
-    objects = [each for part in parts for each in part.objects]
-    damages = {name: damage for part in parts for name, damage in part.damages.items()}
-    order = sorted(range(len(names)), key=names.__getitem__)
-    index = np.array(order, dtype=np.int64)
-    columns = ([part.offsets for part in parts], [part.lengths for part in parts])
-    offsets, lengths = (np.concatenate([np.empty(0, np.int64), *map(np.asarray, each)])[index] for each in columns)
+def _joined(uri: str, parts: Sequence[_Part], fingerprint: str, md5: str | None, ignored: Mapping[str, int]) -> Listing:
+    """Returns the files of some archives as one listing."""
+    together = _Part(
+        [name for part in parts for name in part.names],
+        [each for part in parts for each in part.objects],
+        np.concatenate([np.empty(0, np.int64), *(np.asarray(part.offsets) for part in parts)]),
+        np.concatenate([np.empty(0, np.int64), *(np.asarray(part.lengths) for part in parts)]),
+        {name: content for part in parts for name, content in part.contents.items()},
+        {name: damage for part in parts for name, damage in part.damages.items()},
+    )
+    return _listing(uri, together, fingerprint, md5, ignored)
+
+
+def _listing(
+    uri: str,
+    found: _Part,
+    fingerprint: str,
+    md5: str | None = None,
+    ignored: Mapping[str, int] | None = None,
+    empty_folders: Sequence[str] = (),
+) -> Listing:
+    """Returns the files sorted by name, without those that systems leave behind, and counts these.
+
+    Of several files with one name, as in a tar that was appended to, the last one counts.
+    """
+    left_out = Counter(ignored or {})
+    order = sorted(range(len(found.names)), key=found.names.__getitem__)
+    chosen = []
+    for at, row in enumerate(order):
+        name = found.names[row]
+        if (part := left_behind(name)) is not None:
+            left_out[part] += 1
+        elif at + 1 < len(order) and found.names[order[at + 1]] == name:
+            left_out[_OLDER] += 1
+        else:
+            chosen.append(row)
+    index = np.array(chosen, dtype=np.int64)
+    names = [found.names[row] for row in chosen]
     return Listing(
         uri,
-        [names[row] for row in order],
-        [objects[row] for row in order],
-        offsets.astype(np.int64),
-        lengths.astype(np.int64),
+        names,
+        [found.objects[row] for row in chosen],
+        np.asarray(found.offsets, np.int64)[index],
+        np.asarray(found.lengths, np.int64)[index],
         fingerprint,
         md5,
-        {name: content for part in parts for name, content in part.contents.items()},
-        {at: damages[names[row]] for at, row in enumerate(order) if names[row] in damages},
+        found.contents,
+        {at: found.damages[name] for at, name in enumerate(names) if name in found.damages} if found.damages else {},
+        dict(left_out),
+        list(empty_folders),
     )

@@ -71,15 +71,34 @@ _LAYOUTS = {
         imagenet.matches_kaggle,
         lambda listing, options: imagenet.build_kaggle_index(listing, options.name),
     ),
+    "archives": _Layout(
+        "archives (tar, zip) of class folders: one for each class or split, or one of all",
+        webdataset.holds_archives,
+        lambda listing, options: webdataset.build_archives_index(
+            listing, options.name, options.val_share, options.spool, options.progress
+        ),
+    ),
     "webdataset": _Layout(
         "WebDataset: tars of NAME.jpg and NAME.cls",
         webdataset.matches,
-        lambda listing, options: webdataset.build_index(listing, options.name, options.val_share, options.progress),
+        lambda listing, options: webdataset.build_index(
+            listing, options.name, options.val_share, options.spool, options.progress
+        ),
     ),
     "folders": _Layout(
-        "class folders: [SPLIT/]CLASS/NAME.jpg|jpeg|png|webp|bmp",
+        "class folders: [SPLIT/]CLASS/NAME.jpg|png|webp|bmp|gif|tif|...",
         folders.matches,
         lambda listing, options: folders.build_index(listing, options.name, options.val_share),
+    ),
+    "folders-first": _Layout(
+        "class folders with folders below them: the first folder below the split is the class",
+        folders.matches,
+        lambda listing, options: folders.build_index(listing, options.name, options.val_share, "first"),
+    ),
+    "folders-last": _Layout(
+        "class folders below other folders: the last folder is the class",
+        folders.matches,
+        lambda listing, options: folders.build_index(listing, options.name, options.val_share, "last"),
     ),
 }
 LAYOUTS = {name: layout.description for name, layout in _LAYOUTS.items()} | {

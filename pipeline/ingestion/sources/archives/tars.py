@@ -8,6 +8,7 @@ is exactly that of one walk from the start.
 """
 
 import itertools
+import posixpath
 import tarfile
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from pipeline.core.errors import SourceError
 from pipeline.core.progress import Bytes, Progress, silent
 from pipeline.ingestion.sources.archives.ranged import Place, RangedFile
 from pipeline.storage import files
+from pipeline.storage.file_names import escaped, printable
 
 SCHEMA = pa.schema(
     [
@@ -27,11 +29,14 @@ SCHEMA = pa.schema(
         ("header", pa.int64()),  # first byte of its header, extended headers included
         ("next", pa.int64()),  # first byte of the next header
         ("content", pa.binary()),  # only of members with a suffix in `keep`
+        ("link", pa.string()),  # of a link: the name of the member that it leads to
+        ("damage", pa.string()),  # why the member can't be read, null if it can
     ]
 )
 STRETCH_BYTES = 64 << 20
 _BLOCK = tarfile.BLOCKSIZE
 MAX_KEPT_BYTES = 4096
+_MOST_HOPS = 8  # from link to link
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,9 @@ class _Stretch:
 def scan(tars: list[Place], keep: tuple[str, ...] = (), progress: Progress = silent) -> list[pa.Table]:
     """Returns a table of SCHEMA for each tar; offsets count from the start of the object. Uses Ray if it runs.
 
-    keep: suffixes of small members whose content is wanted. Raises SourceError if a tar is damaged or truncated, or if
-    a member is a link or a device, or points outside the archive.
+    keep: suffixes of small members whose content is wanted. A link has the place of the member that it leads to; a link
+    to nothing in the tar, or a device, has its `damage`. Raises SourceError if a tar is damaged or truncated, or if a
+    member's name points outside the archive.
     """
     stretches = [stretch for tar in tars for stretch in _stretches(tar, keep)]
     total = sum(tar.length for tar in tars)
@@ -117,7 +123,8 @@ def _walk(stretch: _Stretch) -> pa.Table:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep millions of them
                 name = "" if info.isdir() else _safe_name(info, tar.name)
                 after, content = archive.offset, _content(info, archive, stretch)
-                rows.append((name, info.offset_data, info.size, info.offset, after, content))
+                place = (info.offset_data, info.size if info.isfile() else 0, info.offset, after)
+                rows.append((name, *place, content, _target(info), _damage(info)))
                 if after >= stretch.stop and stretch.stop < tar.length:
                     break
             if info is None:
@@ -133,7 +140,7 @@ def _walk(stretch: _Stretch) -> pa.Table:
 
 
 def _content(info: tarfile.TarInfo, archive: tarfile.TarFile, stretch: _Stretch) -> bytes | None:
-    if not stretch.keep or not info.name.endswith(stretch.keep) or info.size > MAX_KEPT_BYTES:
+    if not info.isfile() or not stretch.keep or not info.name.endswith(stretch.keep) or info.size > MAX_KEPT_BYTES:
         return None
     stream = archive.extractfile(info)
     return stream.read() if stream else None
@@ -172,15 +179,53 @@ def _joined(walks: list[tuple[_Stretch, pa.Table]]) -> pa.Table:
 
 def _absolute(tar: Place, table: pa.Table) -> pa.Table:
     """Returns a table without directories, whose offsets count from the start of the object."""
-    table = table.filter(pa.compute.not_equal(table["name"], ""))
+    table = _with_links(table.filter(pa.compute.not_equal(table["name"], "")))
     return table.set_column(1, "offset", pa.compute.add(table["offset"], tar.offset))
 
 
+def _with_links(table: pa.Table) -> pa.Table:
+    """Returns a table whose links have offset and length of the members that they lead to, or their damage."""
+    links = table["link"].to_pylist() if table["link"].null_count < table.num_rows else []
+    if not links:
+        return table
+    columns = {name: table[name].to_pylist() for name in ("name", "offset", "length", "damage")}
+    last = {name: row for row, name in enumerate(columns["name"])}
+    for row, link in enumerate(links):
+        target, hops = link, 0
+        while target is not None and hops < _MOST_HOPS and target in last and links[last[target]] is not None:
+            target, hops = links[last[target]], hops + 1
+        if link is None:
+            continue
+        if target not in last or links[last[target]] is not None:
+            columns["damage"][row] = f"dangling link: {link} is not in the archive"
+            continue
+        for name in ("offset", "length", "damage"):
+            columns[name][row] = columns[name][last[target]]
+    for name in ("offset", "length", "damage"):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(name), pa.array(columns[name], table.schema.field(name).type))
+    return table
+
+
+def _target(info: tarfile.TarInfo) -> str | None:
+    """Returns the name that a link leads to, None if the member is no link."""
+    if not (info.islnk() or info.issym()):
+        return None
+    start = posixpath.dirname(info.name) if info.issym() else ""  # of a hard link the name counts from the root
+    return _utf8(posixpath.normpath(posixpath.join(start, info.linkname)))
+
+
+def _damage(info: tarfile.TarInfo) -> str | None:
+    return None if info.isfile() or info.isdir() or info.islnk() or info.issym() else "not a file: a pipe or device"
+
+
+def _utf8(name: str) -> str:
+    return name if name.isascii() else printable(escaped(name))
+
+
 def _safe_name(info: tarfile.TarInfo, uri: str) -> str:
-    """Returns the name of a member. Raises SourceError if it isn't a file, or points outside the archive."""
-    if not info.isfile():
-        raise SourceError(f"{uri}: member {info.name!r} is a link or a device; an archive of images holds files only")
-    name = info.name.removeprefix("./")
+    """Returns the name of a member, as UTF-8. Raises SourceError if it points outside the archive."""
+    name = _utf8(info.name).removeprefix("./")
     if name.startswith("/") or ".." in name.split("/"):
-        raise SourceError(f"{uri}: member {info.name!r} points outside the archive; don't use this archive")
-    return name
+        raise SourceError(f"{uri}: member {name!r} points outside the archive; don't use this archive")
+    return name if "//" not in name and "/./" not in name else posixpath.normpath(name)
