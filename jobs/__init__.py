@@ -1,1 +1,5 @@
-"""What people run. Each job parses its arguments, starts or joins Ray, calls `pipeline`, and prints."""
+"""Programs that people run."""
+
+from jobs import early
+
+early.begin()

@@ -49,12 +49,13 @@ def main(args: Args) -> None:
     if args.recipe.recipe is None:
         recipe = args.recipe.make(default_recipe(data.name))
     run = args.output.run_dir or new_run(recipe, data.name)
+    command.goes_on_with("--run-dir", run)
     with command.Display() as display:
         result = train(dataset, run, recipe, workers=args.workers.workers, options=options, progress=display)
     training.print_result(run, data, result)
 
 
-RESUME_HINT = "the same command with the same --run-dir continues from the last checkpoint"
+RESUME_HINT = "the same run goes on, from its last checkpoint, with"
 
 if __name__ == "__main__":
     command.run(main, Args, __doc__ or "", RESUME_HINT)

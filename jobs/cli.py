@@ -10,6 +10,8 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
+from jobs import early
+
 _USER_ERROR = 2
 # {subcommand: (module, one line for the list)}
 SUBCOMMANDS = {
@@ -34,6 +36,7 @@ def run() -> None:
 
         command.run_process(lambda: main(words))
     else:
+        early.end_of_start()
         sys.exit(main(words))
 
 
@@ -52,6 +55,7 @@ def main(words: Sequence[str]) -> int:
     job = importlib.import_module(SUBCOMMANDS[name][0])
     from jobs import command
 
+    early.end_of_start()
     args = command.parse(job.Args, job.__doc__ or "", f"image-pipeline {name}", rest)
     return command.call(job.main, args, getattr(job, "RESUME_HINT", ""))
 

@@ -1,5 +1,6 @@
 """What all commands share: parsing of flags, exit statuses, and errors in one line."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -7,17 +8,21 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
+from jobs import continuation, early
 from jobs.arguments.flags import examples, group, option, parse
 from jobs.console import Display, ToConsole, console, print_table
+from jobs.continuation import goes_on_with
 from pipeline.cluster.ray_errors import user_error, user_message
 from pipeline.core.errors import BudgetError, UnavailableError
 from pipeline.core.processes import ended_by, exit_on_signals
 from pipeline.core.user_folders import account_variables
 
 __all__ = [
-    "Display", "call", "console", "examples", "group", "option", "parse", "print_table", "run", "run_process",
+    "Display", "call", "console", "examples", "goes_on_with", "group", "option", "parse", "print_table", "run",
+    "run_process",
 ]  # fmt: skip
 Args = TypeVar("Args")
+_CTRL_C = 130
 
 
 def run(main: Callable[[Args], None], args_type: type[Args], doc: str, resume_hint: str = "") -> None:
@@ -26,9 +31,10 @@ def run(main: Callable[[Args], None], args_type: type[Args], doc: str, resume_hi
     Exit status: 2 for a user error, 1 for storage that doesn't answer or a budget that is used up, 130 after Ctrl-C,
     143 after SIGTERM, 129 after SIGHUP. Other exceptions are defects and keep their traceback.
 
-    doc: the description for `--help`, with examples at its end (`examples`). resume_hint: printed after Ctrl-C: what
-    the same command does when it is run again.
+    doc: the description for `--help`, with examples at its end (`examples`). resume_hint: printed after Ctrl-C, before
+    the command that goes on: what it does.
     """
+    early.end_of_start()
     run_process(lambda: call(main, parse(args_type, doc), resume_hint))
 
 
@@ -44,10 +50,11 @@ def run_process(main: Callable[[], int]) -> None:
     except BrokenPipeError:  # `image-pipeline registry list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
-    except BaseException:
-        if ended_by() is None:
+    except BaseException as error:
+        if ended_by() is None and not isinstance(error, KeyboardInterrupt):
             raise
-        status = 0
+        say_interrupted("")
+        status = _CTRL_C
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is written and given back: let the interpreter end
     _end(ended_by() or status)
 
@@ -74,22 +81,39 @@ def call(main: Callable[[Args], None], args: Args, resume_hint: str = "") -> int
     log.setLevel(logging.INFO)
     try:
         main(args)
-    except KeyboardInterrupt:
-        console.print(f"interrupted; {resume_hint}" if resume_hint else "interrupted")
-        return 130
-    except BudgetError as error:
-        console.print(str(error))
-        return 1
-    except Exception as error:
-        known = user_error(error)
-        if known is None:
+    except BaseException as error:
+        status = _status(error, resume_hint)
+        if status is None:
             raise
-        print(f"error: {user_message(known)}", file=sys.stderr)
-        return 1 if isinstance(known, UnavailableError) else 2
+        return status
     finally:
+        continuation.forget()
         log.setLevel(level)
         log.removeHandler(handler)
     return 0
+
+
+def _status(error: BaseException, resume_hint: str) -> int | None:
+    """Returns the exit status of an error, after telling the user; None for a defect, which keeps its traceback."""
+    if isinstance(error, KeyboardInterrupt) or early.was_interrupted() or ended_by() is not None:
+        say_interrupted(resume_hint)
+        return ended_by() or _CTRL_C
+    if isinstance(error, BudgetError):
+        console.print(str(error))
+        return 1
+    known = user_error(error) if isinstance(error, Exception) else None
+    if known is None:
+        return None
+    print(f"error: {user_message(known)}", file=sys.stderr)
+    return 1 if isinstance(known, UnavailableError) else 2
+
+
+def say_interrupted(resume_hint: str) -> None:
+    """Prints that the command was interrupted and, in the last line, the command that goes on."""
+    with contextlib.suppress(OSError):  # after SIGHUP there is no terminal any more
+        console.print(f"interrupted; {resume_hint}:" if resume_hint else "interrupted")
+        if resume_hint:
+            console.print(continuation.command_to_go_on(), markup=False)
 
 
 def _allow_bytecode() -> None:

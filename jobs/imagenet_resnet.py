@@ -6,11 +6,13 @@ uv run jobs/imagenet_resnet.py --data photos.tar --recipe imagenette-5 --workers
 """
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated
 
 from jobs import command, training
 from pipeline.cluster.session import ray_session
+from pipeline.core.progress import begin
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
 from pipeline.training.workflow import train
@@ -47,7 +49,10 @@ def main(args: Args) -> None:
     """Trains, from raw images to the report, on the cluster that RAY_ADDRESS names, else on this machine."""
     recipe, options = args.check("resnet50")
     root = files.absolute(args.output.storage)
-    with ray_session(args.workers.workers or 1):
+    with ExitStack() as stack:
+        with command.Display() as display:
+            begin(display, "starting Ray")
+            stack.enter_context(ray_session(args.workers.workers or 1))
         import ray
 
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -57,13 +62,14 @@ def main(args: Args) -> None:
             dataset = prepare_dataset(args.raw.source(args.data.data), parent, progress=display)
         data = training.describe_dataset(dataset)
         name = args.output.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        command.goes_on_with("--run-name", name)
         run = files.join(root, "runs", name)
         with command.Display() as display:
             result = train(dataset, run, recipe, workers=workers, options=options, progress=display)
         training.print_result(run, data, result)
 
 
-RESUME_HINT = "the same command with the same --run-name continues from the last checkpoint"
+RESUME_HINT = "the same run goes on, from its last checkpoint, with"
 
 if __name__ == "__main__":
     command.run(main, Args, __doc__ or "", RESUME_HINT)

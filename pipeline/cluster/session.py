@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.cluster.address import check_cluster, cluster_address, refuse
 from pipeline.cluster.ray_tasks import ray_is_initialized, usable_cpus
 from pipeline.cluster.session_folder import session_folder
+from pipeline.core.interrupts import hold_signals
 from pipeline.core.processes import ENDING_SIGNALS, exit_on_signals
 from pipeline.core.user_folders import account_variables
 from pipeline.core.variables import environment_variables
@@ -106,9 +107,9 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
     import ray
 
     folder = stack.enter_context(session_folder())  # a session leaves its logs behind
-    stack.callback(ray.shutdown)
+    stack.callback(_shut_down)
     # Ray's processes leave temporary files when they are ended.
-    with environment_variables({"TMPDIR": folder}):
+    with environment_variables({"TMPDIR": folder}), hold_signals():
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),
@@ -117,6 +118,14 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
             logging_level=logging.WARNING,
             _temp_dir=folder,
         )
+
+
+def _shut_down() -> None:
+    """Ends Ray; an impatient second Ctrl-C must not leave its processes and files behind."""
+    import ray
+
+    with hold_signals():
+        ray.shutdown()
 
 
 # --- state of the process ----------------------------------------------------------------------------------------

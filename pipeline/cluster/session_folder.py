@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.core.interrupts import hold_signals
+
 # The path of a socket has 107 bytes at most, and temporary folders have long names on some machines.
 _PARENT = Path("/tmp")
 _LOCK = "owner.lock"
@@ -32,8 +34,9 @@ def session_folder() -> Iterator[str]:
         os.rename(unlocked, folder)
         yield folder
     finally:
-        _remove(folder)
-        os.close(lock)
+        with hold_signals():
+            _remove(folder)
+            os.close(lock)
 
 
 def _remove(folder: str) -> None:

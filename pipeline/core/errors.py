@@ -51,6 +51,10 @@ class DivergedError(PipelineError):
     """A loss or a gradient isn't finite."""
 
 
+class StoppedError(PipelineError):
+    """A run was asked to stop; its state is saved, and the same run can go on."""
+
+
 class ClusterError(PipelineError):
     """The Ray cluster lacks resources that the job needs."""
 

@@ -9,6 +9,7 @@ from pipeline.cluster.resources import check_stream_resources, node_cpus, wait_f
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import CheckpointError
+from pipeline.core.interrupts import StopRequest
 from pipeline.core.progress import Progress, silent
 from pipeline.loader.decode import DecoderName, best_decoder
 from pipeline.storage import files
@@ -86,6 +87,8 @@ class TrainJob:
     """JPEG decoder on all nodes. Decoders differ in a few pixel values, so a run keeps the one it was started with."""
     trackers: tuple[MakeTracker, ...] = ()
     """Functions that make a tracker each (`pipeline.training.trackers`); called in the process of rank 0."""
+    stop: StopRequest = field(default_factory=StopRequest, compare=False, repr=False)
+    """Called by rank 0 after each step: whether the run is to save its state and stop."""
     label: str = ""
     """Name of the run in logs and trackers; empty for the last part of its URI."""
     progress: Progress = silent

@@ -1,11 +1,14 @@
 """Start of a training run on Ray Train: checks the job, claims the run's folder, and runs the workers."""
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 from pipeline.cluster.ray_train import fit_trainer, scaling_config
 from pipeline.config.recipe import check_batch
+from pipeline.core.errors import StoppedError
+from pipeline.core.progress import message
 from pipeline.core.variables import environment_variables
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
@@ -17,6 +20,8 @@ from pipeline.storage.claim import claim_folder
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import train_loop
 from pipeline.training.safeguards.restart_policy import RestartPolicy
+
+_log = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.json"
 # An elastic run also asks for places on nodes that have just gone, and waits this long for them; Ray's default is 60 s.
@@ -43,7 +48,8 @@ def run_training(job: TrainJob, loop: Callable[[dict[str, Any]], None] = train_l
     """Runs the workers of a job; returns when the outputs lie in the run.
 
     Needs a Ray session, unless the job has no workers and its data are resident. loop: what each worker calls with
-    {"job": job, **config}. Raises the PipelineError that a worker raised, if it is one.
+    {"job": job, **config}. Raises the PipelineError that a worker raised, if it is one. Ctrl-C,
+    SIGTERM and SIGHUP end the run after its running step, with a checkpoint; then they have their usual effect.
     """
     import ray.train
     import ray.train.torch
@@ -64,9 +70,18 @@ def run_training(job: TrainJob, loop: Callable[[dict[str, Any]], None] = train_l
             callbacks=[RestartPolicy(job.run).as_callback()] if job.num_workers else [],
         ),
     )
-    if not job.num_workers:
-        trainer.fit()
-        return
     # Ray Train copies its variables to the controller when the run starts; this process doesn't keep them.
     with environment_variables(_ELASTIC_START_SECONDS if elastic else {}, keep=True):
-        fit_trainer(trainer)
+        _fit_or_stop(job, fit_trainer if job.num_workers else lambda trainer: trainer.fit(), trainer)
+
+
+def _fit_or_stop(job: TrainJob, fit: Callable[[Any], None], trainer: Any) -> None:
+    """Runs a trainer. A run that a signal has stopped says where, and the signal then has its usual effect."""
+    line = "stopping after this step, with a checkpoint; Ctrl-C again leaves at once"
+    try:
+        with job.stop.on_signals(lambda: message(job.progress, line)):
+            fit(trainer)
+    except StoppedError as stopped:
+        _log.info("%s", stopped)
+        job.stop.deliver()
+        raise

@@ -16,7 +16,8 @@ from pipeline.core.errors import DivergedError
 from pipeline.core.progress import message
 from pipeline.loader.augment import dropout_seed
 from pipeline.loader.batch import Batch
-from pipeline.models.run_state import is_rank_local
+from pipeline.models.checkpoint_writer import record_score
+from pipeline.models.run_state import RunState, is_rank_local
 from pipeline.training.finish import finish
 from pipeline.training.outputs.lines import evaluation_line, progress_line
 from pipeline.training.safeguards.divergence import explain_divergence
@@ -31,7 +32,10 @@ def train_loop(config: dict[str, Any]) -> None:
     """Trains and evaluates, as one worker of Ray Train. config: {"job": TrainJob}."""
     with contextlib.ExitStack() as exits:
         worker = set_up(config["job"], exits)
-        run_steps(worker, TrainingSchedule.of(worker))
+        schedule = TrainingSchedule.of(worker)
+        if schedule.owes_validation(worker.state):
+            evaluate(worker)
+        run_steps(worker, schedule)
         finish(worker)
 
 
@@ -39,14 +43,17 @@ def run_steps(worker: Worker, schedule: "Schedule") -> None:
     """Trains until the schedule's last step. All ranks together."""
     for batch in batches_until(worker, schedule.last_step):
         rate = step(worker, batch)
-        due = schedule.due(worker.state.step)
+        due, stops = schedule.due(worker.state.step), worker.interruption.is_due()
         if due.report:
             report(worker, rate, schedule)
-        score = validation_score(worker) if due.validation else None
-        if due.checkpoint:
-            save_checkpoint(worker, score)
+        if due.checkpoint or stops:
+            save_checkpoint(worker)
         elif due.preemption_check:
             save_if_preempted(worker)
+        if stops:
+            worker.interruption.leave()
+        if due.validation:
+            evaluate(worker)
         if due.epoch_end:
             end_epoch(worker)
 
@@ -157,6 +164,11 @@ class TrainingSchedule:
             epoch_end=epoch_end,
         )
 
+    def owes_validation(self, state: RunState) -> bool:
+        """Returns whether the validation that was due after the last step is missing: the run was ended before it."""
+        done = [scores["step"] for scores in state.evaluations]
+        return 0 < state.step not in done and self.due(state.step).validation
+
     def progress(self, step: int) -> tuple[int, int]:
         """Returns the steps done and the steps in all."""
         return step, self.last_step
@@ -173,8 +185,12 @@ def report(worker: Worker, rate: float, schedule: Schedule) -> None:
     worker.log.event("train", **state.history[-1], quarantined_rows=len(state.quarantined))
 
 
-def validation_score(worker: Worker) -> float:
-    """Evaluates on the validation split, records the scores, and returns top-1."""
+def evaluate(worker: Worker) -> None:
+    """Evaluates on the validation split, and records the scores, top-1 for the checkpoint that was just saved, too.
+
+    The checkpoint comes first, so that a run that is ended meanwhile loses no step; a run that goes on from it makes up
+    for the evaluation (`owes_validation`).
+    """
     state, meter = worker.state, worker.meter
     meter.mark("other")
     scores = scores_of(validate(worker), worker.data.classes)
@@ -183,19 +199,21 @@ def validation_score(worker: Worker) -> float:
     worker.log.event("evaluation", state.step, **scores)
     message(worker.progress, evaluation_line(state.evaluations, worker.batches.order.steps_per_epoch))
     meter.mark("evaluate")
-    top1: float = scores["top1"]
-    return top1
+    worker.writer.wait()
+    if worker.batches.rank == 0:
+        record_score(worker.job.run, state.step, scores["top1"])
+    meter.mark("checkpoint")
 
 
-def save_checkpoint(worker: Worker, score: float | None) -> None:
-    """Begins to write a checkpoint, while steps go on. score: of the validation just done. All ranks together."""
+def save_checkpoint(worker: Worker) -> None:
+    """Begins to write a checkpoint, while steps go on. All ranks together."""
     worker.meter.settle()
     worker.state.quarantined = worker.batches.quarantined(worker.state.quarantined)
-    write_checkpoint(worker, score)
+    write_checkpoint(worker)
     worker.meter.mark("checkpoint")
 
 
-def write_checkpoint(worker: Worker, score: float | None = None, alone: bool = False) -> None:
+def write_checkpoint(worker: Worker, alone: bool = False) -> None:
     """Hands what a resumed run needs to the checkpoint writer. alone: this rank writes the parts of all ranks."""
     state, job = worker.state, worker.job
     if worker.trace:
@@ -206,7 +224,7 @@ def write_checkpoint(worker: Worker, score: float | None = None, alone: bool = F
         "world_size": worker.batches.world_size,
         "classes": list(worker.data.classes),
     }
-    worker.writer.save(state.step, worker.learner.tensors(state), values, score, is_rank_local, alone)
+    worker.writer.save(state.step, worker.learner.tensors(state), values, is_rank_local=is_rank_local, alone=alone)
 
 
 def save_if_preempted(worker: Worker) -> None:

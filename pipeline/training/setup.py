@@ -27,6 +27,7 @@ from pipeline.training.outputs.lines import start_line
 from pipeline.training.resume import note_start, resume
 from pipeline.training.row_trace import RowTrace
 from pipeline.training.safeguards.divergence import FiniteGuard
+from pipeline.training.safeguards.interruption import Interruption
 from pipeline.training.safeguards.preemption import PreemptionWatcher
 from pipeline.training.safeguards.watchdog import Watchdog
 from pipeline.training.step_meter import Meter
@@ -86,6 +87,7 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
         trace=trace,
         meter=Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - started),
         watchdog=watchdog,
+        interruption=Interruption(job, batches, writer, last_step),
         log=log,
         progress=progress,
         warn=warn,

@@ -23,6 +23,7 @@ def validate(worker: Worker) -> Predictions:
 
     def progress(stage: str, done: int, total: int, remark: str = "") -> None:
         worker.watchdog.beat(f"evaluation batch {done}")
+        worker.interruption.leave_validation()
         worker.progress(stage, done, total, remark)
 
     def left_out() -> list[int]:

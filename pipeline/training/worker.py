@@ -17,6 +17,7 @@ from pipeline.models.weight_averages import LookAhead, WeightAverage
 from pipeline.training.job import TrainJob
 from pipeline.training.row_trace import RowTrace
 from pipeline.training.safeguards.divergence import FiniteGuard
+from pipeline.training.safeguards.interruption import Interruption
 from pipeline.training.safeguards.preemption import PreemptionWatcher
 from pipeline.training.safeguards.watchdog import Watchdog
 from pipeline.training.step_meter import Meter
@@ -79,6 +80,7 @@ class Worker:
     trace: RowTrace | None
     meter: Meter
     watchdog: Watchdog
+    interruption: Interruption
     log: RunLog
     progress: Progress
     """Reports progress to the display; silent on all ranks but 0."""

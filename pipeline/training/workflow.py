@@ -15,6 +15,7 @@ from pipeline.config.choices import OnCorrupt
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe, check_batch
 from pipeline.core.errors import RecipeError
+from pipeline.core.interrupts import StopRequest
 from pipeline.core.progress import Progress, begin, silent
 from pipeline.dataset import manifest
 from pipeline.dataset.api import Dataset
@@ -189,13 +190,15 @@ def training_session(job: TrainJob, wait_minutes: float = 0, progress: Progress 
     if not job.num_workers and job.recipe.residency == "resident":
         begin(progress, "loading PyTorch")
         with ray_in_process():
-            yield replace(job, progress=progress)
+            yield replace(job, progress=progress, stop=StopRequest())
         return
     begin(progress, "starting Ray")
     with ray_session(job.num_workers), ExitStack() as stack:
         job = fit_to_cluster(job, wait_minutes, progress)
         begin(progress, f"starting {job.num_workers} workers" if job.num_workers else "loading PyTorch")
-        yield replace(job, progress=stack.enter_context(remote_progress(progress)) if job.num_workers else progress)
+        stop = StopRequest()
+        remote = stack.enter_context(remote_progress(progress, stop)) if job.num_workers else progress
+        yield replace(job, progress=remote, stop=stop)
 
 
 def _train_and_report(job: TrainJob) -> dict[str, Any]:

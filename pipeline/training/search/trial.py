@@ -150,7 +150,8 @@ class ScoresFile:
         """Ignores the training history: trials are compared by their evaluations."""
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
-        """Appends an evaluation and rewrites the file."""
+        """Appends an evaluation and rewrites the file. One of the same step, before a restart, is replaced."""
+        self._scores = [line for line in self._scores if line["step"] < step]
         self._scores.append({"step": step, "epoch": step / self._steps_per_epoch, **scores})
         files.write_json(self._uri, self._scores)
 

@@ -1,0 +1,69 @@
+"""The command that goes on with what was interrupted, as it can be pasted into the same shell."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+_given: dict[str, str] = {}
+
+
+def goes_on_with(flag: str, value: str) -> None:
+    """Notes a flag that the command needs to go on with what it is doing: `--run-dir`, the folder that was made up."""
+    _given[flag] = value
+
+
+def forget() -> None:
+    """Forgets the flags of the command before, in a process that runs several."""
+    _given.clear()
+
+
+def command_to_go_on(arguments: Sequence[str] | None = None) -> str:
+    """Returns this process's command line with the flags of `goes_on_with`, quoted for a shell.
+
+    arguments: of the program; None for this process's. A flag that was given stays as it is.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    added = [word for flag, value in _given.items() if not _has(words, flag) for word in (flag, value)]
+    if _given:
+        words = [word for word in words if word != "--resume"]  # the run is named now
+    return shlex.join([*program(), *words, *added])
+
+
+def _has(words: Sequence[str], flag: str) -> bool:
+    names = (flag, flag.replace("-", "_").replace("__", "--", 1))
+    return any(word == name or word.startswith(f"{name}=") for word in words for name in names)
+
+
+def program() -> list[str]:
+    """Returns the words before the arguments, as they were typed: `uv run jobs/cifar10.py`, `image-pipeline train`."""
+    typed = list(sys.orig_argv)
+    if (count := len(sys.argv) - 1) and typed[-count:] == sys.argv[1:]:
+        typed = typed[:-count]
+    script = typed[-1] if typed else sys.argv[0]
+    if _is_started_by_uv():
+        return ["uv", "run", *_of_script(script, typed)]
+    if os.path.isabs(script) and Path(script).name == "image-pipeline":
+        found = shutil.which("image-pipeline")
+        return ["image-pipeline"] if found and os.path.samefile(found, script) else [script]
+    return typed
+
+
+def _of_script(script: str, typed: list[str]) -> list[str]:
+    """Returns what follows `uv run`: a script, an entry point of the environment, or python with its own words."""
+    if Path(script).name == "image-pipeline":
+        return ["image-pipeline"]
+    return [script] if len(typed) == 2 and script.endswith(".py") else ["python", *typed[1:]]
+
+
+def _is_started_by_uv() -> bool:
+    try:
+        parent = psutil.Process().parent()
+        return parent is not None and re.fullmatch(r"uv(\.exe)?", parent.name()) is not None
+    except psutil.Error:
+        return False

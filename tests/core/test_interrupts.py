@@ -1,0 +1,122 @@
+"""Ctrl-C and signals: a request that work takes note of, and a hold for what must not be cut in two."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import pytest
+
+from pipeline.core import interrupts
+from pipeline.core.interrupts import StopRequest, hold_signals
+
+
+def _always() -> bool:
+    return True
+
+
+class TerminatedError(Exception):
+    """SIGTERM had its usual effect in a test."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise TerminatedError
+
+
+@contextmanager
+def handlers() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt and SIGTERM TerminatedError in the block, and nothing has changed after it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is _terminate
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "usual"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminatedError)])
+def test_a_signal_requests_a_stop_of_work_that_looks_and_has_its_usual_effect_afterwards(
+    number: signal.Signals, usual: type[BaseException]
+) -> None:
+    stop, told = StopRequest(), []
+    with handlers():
+        with stop.on_signals(lambda: told.append("stopping")):
+            assert not stop()
+            signal.raise_signal(number)
+            assert stop()
+        with pytest.raises(usual):
+            stop.deliver()
+    deadline = time.monotonic() + 5
+    while not told and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert told == ["stopping"]
+
+
+@pytest.mark.parametrize(("number", "usual"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminatedError)])
+def test_a_signal_has_its_usual_effect_while_nobody_looks(number: signal.Signals, usual: type[BaseException]) -> None:
+    stop = StopRequest()
+    with handlers(), pytest.raises(usual), stop.on_signals(lambda: None):
+        signal.raise_signal(number)
+    assert stop.signal is None
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_a_repeated_signal_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequest()
+    with handlers(), pytest.raises(KeyboardInterrupt), stop.on_signals(lambda: None):  # noqa: PT012
+        stop()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # a scheduler repeats it
+        signal.raise_signal(signal.SIGINT)  # `uv run` and the terminal both deliver one Ctrl-C
+        assert stop.signal == signal.SIGTERM
+        monkeypatch.setattr(interrupts, "_SAME_KEY_SECONDS", 0.0)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    stop = StopRequest()
+    with handlers():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with stop.on_signals(lambda: None):
+            stop()
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.signal is None
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def test_a_request_is_pickled_as_what_workers_call() -> None:
+    stop = StopRequest()
+    assert not pickle.loads(pickle.dumps(stop))()  # noqa: S301
+    stop.remote = _always
+    assert pickle.loads(pickle.dumps(stop)) is _always  # noqa: S301
+
+
+def test_signals_are_held_until_the_block_has_ended() -> None:
+    done = []
+    with handlers(), pytest.raises(KeyboardInterrupt):  # noqa: PT012 - what comes before the end is the point
+        with hold_signals():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            done.append("all of it")
+        done.append("not reached")
+    assert done == ["all of it"]
+
+
+def test_a_third_signal_ends_a_block_that_hangs() -> None:
+    program = (
+        "import os, signal; from pipeline.core.interrupts import hold_signals\n"
+        "with hold_signals():\n    [os.kill(os.getpid(), signal.SIGINT) for _ in range(3)]\n    print('hangs')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (130, "")
