@@ -92,7 +92,8 @@ def verify(out: str, dataset: str, data: Manifest, model: TrainedModel) -> Certi
     signed = Certificate(**values["certificate"])
     scope = (signed.split, signed.views, signed.first_row, signed.rows)
     found, predictions = certify(EvaluateJob(model.uri, dataset, out, *scope), data, model)
-    metrics = finite(full_metrics(predictions, data.classes))
+    method = values["metrics"].get("interval_method", "bootstrap")
+    metrics = finite(full_metrics(predictions, data.classes, method=method))
     # The metrics are not part of the digest; an edited number is found by computing it again.
     different = list(differences(asdict(signed), asdict(found)))
     different += differences(_rounded(finite(values["metrics"])), _rounded(metrics))

@@ -4,15 +4,16 @@ All of them are computed by scikit-learn, scipy or torchmetrics; here they are o
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.significance import Floats, bootstrap_interval
+from pipeline.evaluation.significance import Floats, bootstrap_interval, wilson_interval
 
 BINS = 15  # of the reliability diagram, as in Guo et al., arXiv 1706.04599
+IntervalMethod = Literal["wilson", "bootstrap"]
 
 
 def basic_metrics(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -43,10 +44,14 @@ def basic_metrics(predictions: Predictions, classes: tuple[str, ...]) -> dict[st
     }
 
 
-def full_metrics(predictions: Predictions, classes: tuple[str, ...], seed: int = 0) -> dict[str, Any]:
+def full_metrics(
+    predictions: Predictions, classes: tuple[str, ...], seed: int = 0, method: IntervalMethod = "wilson"
+) -> dict[str, Any]:
     """Returns `basic_metrics` with precision and F1 of each class, macro means, 95 % intervals and calibration.
 
-    Macro means are over the classes that have rows. seed: of the bootstrap intervals.
+    Macro means are over the classes that have rows. seed: of the bootstrap, which gives the interval of the loss.
+    method: of the intervals of top1 and top5; evaluations that don't name it in `interval_method` were made by the
+    bootstrap, which gives an interval of no width where all rows are right.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -62,8 +67,13 @@ def full_metrics(predictions: Predictions, classes: tuple[str, ...], seed: int =
     hits = predictions.classes == labels[:, None]
     columns = {"top1": hits[:, 0], "top5": hits.any(axis=1), "loss": predictions.loss}
     values["intervals"] = {
-        name: bootstrap_interval(column.astype(np.float64), seed) for name, column in columns.items()
+        name: list(wilson_interval(int(column.sum()), len(column)))
+        if method == "wilson" and name != "loss"
+        else bootstrap_interval(column.astype(np.float64), seed)
+        for name, column in columns.items()
     }
+    if method != "bootstrap":
+        values["interval_method"] = method
     values["calibration"] = calibration(predictions.probabilities[:, 0], hits[:, 0])
     return values
 

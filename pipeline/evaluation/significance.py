@@ -8,9 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.core.shares import CONFIDENCE as CONFIDENCE
+from pipeline.core.shares import wilson_interval as wilson_interval
+
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-CONFIDENCE = 0.95
 _RESAMPLES = 2000
 
 
@@ -28,14 +30,6 @@ def bootstrap_interval(values: Floats, seed: int = 0) -> list[float]:
         rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return [float(found.low), float(found.high)]
-
-
-def wilson_interval(correct: int, rows: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Returns (low, high), Wilson's interval of the share `correct / rows` (Wilson, JASA 22, 1927)."""
-    from scipy.stats import binomtest
-
-    found = binomtest(correct, rows).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
 
 
 def mcnemar(first: Bools, second: Bools, alternative: Literal["two-sided", "greater"] = "two-sided") -> dict[str, Any]:

@@ -123,8 +123,9 @@ def decide_without_champion(challenger: Predictions, num_classes: int, gate: Gat
     p = float(binomtest(right, rows, min(frequent, 1 - 1e-9), alternative="greater").pvalue)
     text = f"{100 * right / rows:.2f} % of {rows:,} images, {100 * frequent:.2f} % are of the most frequent class"
     text += "" if p <= gate.level else f": no better than that (p = {p:.2g})"
-    check = Check("better than a guess", p <= gate.level, p, gate.level, text)
-    return Decision(check.passed, (check,))
+    rule = f"fails unless it beats guessing the most frequent class, with p at most {gate.level:g}"
+    check = Check("better than a guess", p <= gate.level, p, gate.level, text, rule)
+    return Decision(check.passed, (check,), {"challenger": right})
 
 
 def decide_promotion(

@@ -4,7 +4,7 @@ Both models are compared on the same rows, which neither was trained on. The cha
 and may not get worse in any class, in calibration or in latency by more than the gate allows.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,15 +48,37 @@ class Check:
     passed: bool
     found: float  # the statistic that was tested: a p-value, a difference or a ratio
     allowed: float  # its limit, in the same unit
-    text: str  # for people
+    text: str  # for people: what was found
+    rule: str = ""  # for people: when the check fails
+
+
+@dataclass(frozen=True)
+class RecallChange:
+    """The change of one class's recall, challenger minus champion, with its interval.
+
+    low, high: the one-sided bounds, each at the gate's level divided by the number of classes (Bonferroni), by Agresti
+    and Min (Statistics in Medicine 24, 2005) for differences of paired proportions. All are shares, not points.
+    """
+
+    name: str
+    rows: int
+    change: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the challenger is promoted, and the checks that decided it."""
+    """Whether the challenger is promoted, and the checks that decided it.
+
+    correct: {"champion": rows, "challenger": rows} that each classifies correctly, of those compared; without a
+    champion only the challenger's. changes: of each class's recall, the most doubtful first.
+    """
 
     promote: bool
     checks: tuple[Check, ...]
+    correct: dict[str, int] = field(default_factory=dict)
+    changes: tuple[RecallChange, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -68,7 +90,8 @@ class Decision:
 
     def as_json(self) -> dict[str, Any]:
         """Returns the decision as JSON values."""
-        return {"promote": self.promote, "reason": self.reason, "checks": [asdict(check) for check in self.checks]}
+        checks = [asdict(check) for check in self.checks]
+        return {"promote": self.promote, "reason": self.reason, "checks": checks, "correct": self.correct}
 
 
 def decide(
@@ -82,14 +105,13 @@ def decide(
     """
     if not np.array_equal(champion.row, challenger.row) or not np.array_equal(champion.label, challenger.label):
         raise ValueError("the predictions of champion and challenger are of different rows")
-    checks = [
-        check_gain(champion.correct, challenger.correct, gate),
-        check_recall(champion.correct, challenger.correct, champion.label, classes, gate),
-        _check_calibration(champion, challenger, gate),
-    ]
+    rights = champion.correct, challenger.correct
+    changes = recall_changes(*rights, champion.label, classes, gate)
+    checks = [check_gain(*rights, gate), _check_recall(changes, gate), _check_calibration(champion, challenger, gate)]
     if latency_seconds is not None:
         checks.append(_check_latency(latency_seconds, gate))
-    return Decision(all(check.passed for check in checks), tuple(checks))
+    correct = {"champion": int(rights[0].sum()), "challenger": int(rights[1].sum())}
+    return Decision(all(check.passed for check in checks), tuple(checks), correct, changes)
 
 
 def check_gain(champion: Bools, challenger: Bools, gate: Gate) -> Check:
@@ -103,11 +125,15 @@ def check_gain(champion: Bools, challenger: Bools, gate: Gate) -> Check:
     gain = (won - lost) / len(champion)
     passed = p <= gate.level and gain >= gate.minimum_gain
     text = f"{100 * gain:+.2f} points on {len(champion):,} images ({won:,} won, {lost:,} lost, p = {p:.2g})"
-    if p > gate.level:
+    if won <= lost:
+        text += ", no gain"
+    elif p > gate.level:
         text += f", which may be chance (level {gate.level:g})"
     elif gain < gate.minimum_gain:
         text += f", less than the {100 * gate.minimum_gain:g} points asked for"
-    return Check("gain", passed, p, gate.level, text)
+    rule = f"fails unless p is at most {gate.level:g}"
+    rule += f" and the gain at least {100 * gate.minimum_gain:g} points" if gate.minimum_gain else ""
+    return Check("gain", passed, p, gate.level, text, rule)
 
 
 def check_recall(
@@ -115,15 +141,21 @@ def check_recall(
 ) -> Check:
     """Returns whether no class's recall has fallen by more than the gate allows; names the worst class.
 
-    The statistic of a class is the one-sided lower bound of its fall, at the gate's level divided by the number of
-    classes (Bonferroni). The bound is Agresti and Min's for differences of paired proportions (Statistics in Medicine
-    24, 2005). champion, challenger: bool [N], whether each is right about a row. labels: int64 [N].
+    The statistic of a class is the one-sided lower bound of its fall: `RecallChange.high` with the sign reversed.
+    champion, challenger: bool [N], whether each is right about a row. labels: int64 [N].
     """
+    return _check_recall(recall_changes(champion, challenger, labels, classes, gate), gate)
+
+
+def recall_changes(
+    champion: Bools, challenger: Bools, labels: npt.NDArray[np.int64], classes: tuple[str, ...], gate: Gate
+) -> tuple[RecallChange, ...]:
+    """Returns the change of each class's recall, the most likely fall first. Arguments: as for `check_recall`."""
     from scipy.stats import norm
 
     present = np.unique(labels)
     z = float(norm.ppf(1 - gate.level / len(present)))
-    worst: tuple[float, float, str] = (-np.inf, 0.0, "")
+    changes = list[RecallChange]()
     for label in present:
         of_class = labels == label
         rows = int(of_class.sum())
@@ -131,12 +163,19 @@ def check_recall(
         won = float((~champion & challenger)[of_class].sum())
         fall = (lost - won) / (rows + 2)  # Agresti and Min add half a row to each of the four cells
         spread = np.sqrt((won + lost + 1) - (lost - won) ** 2 / (rows + 2)) / (rows + 2)
-        worst = max(worst, (fall - z * spread, (lost - won) / rows, classes[label]))
-    bound, fall, name = worst
-    passed = bool(bound <= gate.recall_drop)
-    text = f"recall of {name} {100 * -fall:+.1f} points"
+        bounds = max(-1.0, float(-(fall + z * spread))), float(-(fall - z * spread))
+        changes.append(RecallChange(classes[label], rows, (won - lost) / rows, *bounds))
+    return tuple(sorted(changes, key=lambda each: (each.high, each.change)))
+
+
+def _check_recall(changes: tuple[RecallChange, ...], gate: Gate) -> Check:
+    worst = changes[0]
+    passed = -worst.high <= gate.recall_drop
+    text = f"recall of {worst.name} {100 * worst.change:+.1f} points, interval "
+    text += f"[{100 * worst.low:+.1f}, {100 * worst.high:+.1f}]"
     text += "" if passed else f", a significant fall of more than the {100 * gate.recall_drop:g} points allowed"
-    return Check("recall of each class", passed, float(bound), gate.recall_drop, text)
+    rule = f"fails only if the whole interval of a class lies below {-100 * gate.recall_drop:+g} points"
+    return Check("recall of each class", passed, -worst.high, gate.recall_drop, text, rule)
 
 
 def _check_calibration(champion: Predictions, challenger: Predictions, gate: Gate) -> Check:
@@ -144,7 +183,8 @@ def _check_calibration(champion: Predictions, challenger: Predictions, gate: Gat
     passed = after <= before + gate.calibration_rise
     text = f"calibration error {before:.3f} -> {after:.3f}"
     text += "" if passed else f", a rise of more than {gate.calibration_rise:g}"
-    return Check("calibration", passed, after - before, gate.calibration_rise, text)
+    rule = f"fails if it rises by more than {gate.calibration_rise:g}"
+    return Check("calibration", passed, after - before, gate.calibration_rise, text, rule)
 
 
 def _check_latency(seconds: tuple[float, float], gate: Gate) -> Check:
@@ -152,4 +192,5 @@ def _check_latency(seconds: tuple[float, float], gate: Gate) -> Check:
     passed = ratio <= gate.latency_ratio
     text = f"{1e3 * seconds[0]:.2f} -> {1e3 * seconds[1]:.2f} ms an image"
     text += "" if passed else f", more than {gate.latency_ratio:g} times as long"
-    return Check("latency", passed, ratio, gate.latency_ratio, text)
+    rule = f"fails if the challenger takes more than {gate.latency_ratio:g} times as long"
+    return Check("latency", passed, ratio, gate.latency_ratio, text, rule)

@@ -18,8 +18,8 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.reporting.charts import render_page
 from pipeline.retraining import registry
+from pipeline.retraining.page import render_decision
 from pipeline.retraining.promotion_gate import Decision, Gate
 from pipeline.storage import files
 from pipeline.storage.claim import claim_folder
@@ -149,7 +149,8 @@ def publish(
         **details,
     }
     files.write_json(files.join(run.folder, DECISION_NAME), values, pretty=True)
-    files.write_bytes(files.join(run.folder, PAGE_NAME), render_page("decision.html", values=values).encode())
+    page = render_decision(run.folder, values, decision.changes)
+    files.write_bytes(files.join(run.folder, PAGE_NAME), page.encode())
     files.write_json(files.join(run.workspace, LATEST_NAME), values, pretty=True)
     files.delete_files(run.workspace, [ACTIVE_NAME])
     return values

@@ -13,6 +13,7 @@ from pipeline.evaluation.pages.mistakes import confident_mistakes
 from pipeline.evaluation.predictions import Predictions
 from pipeline.reporting.charts import BLUE, GREY, ORANGE, chart_style, new_axes, render_page, svg_data_uri, thumbnail
 from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, confusion_matrix_chart
+from pipeline.reporting.links import existing
 from pipeline.storage import files
 
 REPORT_NAME = "evaluation.html"
@@ -30,19 +31,21 @@ def write_report(
     values: the content of `metrics.json`. explained: of `explain.explain`. issues: of `label_issue_pictures`.
     """
     uri = files.join(out, REPORT_NAME)
-    files.write_bytes(uri, _render(data, values, predictions, explained, issues).encode())
+    files.write_bytes(uri, _render(out, data, values, predictions, explained, issues).encode())
     return uri
 
 
 def _render(
-    data: Manifest, values: dict[str, Any], predictions: Predictions,
+    out: str, data: Manifest, values: dict[str, Any], predictions: Predictions,
     explained: dict[str, Any] | None, issues: list[dict[str, Any]] | None,
 ) -> str:  # fmt: skip
     found, split = values["metrics"], values["certificate"]["split"]
     matrix = np.array(found["confusion_matrix"])
     return render_page(
         "evaluation.html",
+        out,
         values=values,
+        links=_links(out, values),
         found=found,
         certificate=values["certificate"],
         classes=sorted(found["per_class"].items(), key=lambda item: item[1]["f1"])[:_TABLE_LINES],
@@ -56,6 +59,19 @@ def _render(
         explained=explained,
         problems=issues,
     )
+
+
+def _links(out: str, values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns (URI, text) of the files that belong to the evaluation, as far as they exist."""
+    texts = {
+        files.join(values["model"]["uri"], "report.html"): "Training of the model",
+        files.join(values["dataset"]["uri"], "quality.html"): "The data set",
+        files.join(out, "MODEL_CARD.md"): "Model card",
+        files.join(out, "predictions.parquet"): "Predictions, image by image",
+        files.join(out, "metrics.json"): "All numbers, as JSON",
+        (values["label_problems"] or {}).get("table"): "Training labels in doubt",
+    }
+    return [(place, texts[place]) for place in existing(*texts)]
 
 
 @chart_style()
@@ -111,7 +127,8 @@ def _robustness(lines: list[dict[str, Any]] | None) -> dict[str, Any] | None:
     clean, mean = robustness_means(lines)
     severities = sorted({line["severity"] for line in lines if line["severity"]})
     cells = {
-        (line["corruption"], line["severity"]): (line["correct"] / line["rows"], line["strength"]) for line in lines
+        (line["corruption"], line["severity"]): (line["correct"] / line["rows"], line["strength"], line["correct"])
+        for line in lines
     }
     table = [
         {
@@ -127,7 +144,7 @@ def _robustness(lines: list[dict[str, Any]] | None) -> dict[str, Any] | None:
         f"{lines[0]['rows']:,} images with one view each. {worst['name']} does the most harm: "
         f"{100 * worst['cells'][-1][0]:.1f} % at severity {severities[-1]}"
     )
-    return {"severities": severities, "lines": table, "text": text, "mean": mean}
+    return {"severities": severities, "lines": table, "text": text, "mean": mean, "rows": lines[0]["rows"]}
 
 
 def label_issue_pictures(

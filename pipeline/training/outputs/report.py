@@ -17,9 +17,12 @@ from pipeline.loader.stage_times import (
     training_seconds,
     waiting_seconds,
 )
+from pipeline.models.checkpoint import MODEL_NAME
 from pipeline.reporting.charts import BLUE, GREY, ORANGE, chart_style, new_axes, render_page, svg_data_uri
 from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, confusion_matrix_chart
+from pipeline.reporting.links import existing
 from pipeline.storage import files
+from pipeline.training.outputs.result import RESULT_NAME
 
 REPORT_NAME = "report.html"
 
@@ -27,16 +30,18 @@ REPORT_NAME = "report.html"
 def write_report(run: str, dataset: str, data: Manifest, result: dict[str, Any], predictions: Predictions) -> str:
     """Writes `report.html` into the run and returns its URI. run, dataset: absolute URIs."""
     uri = files.join(run, REPORT_NAME)
-    files.write_bytes(uri, render(dataset, data, result, predictions).encode())
+    files.write_bytes(uri, render(dataset, data, result, predictions, run).encode())
     return uri
 
 
-def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Predictions) -> str:
-    """Returns the report as HTML."""
+def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Predictions, run: str = "") -> str:
+    """Returns the report as HTML. run: the folder that the page is for, to which its links are relative."""
     matrix = np.array(result["val"]["confusion_matrix"])
     return render_page(
         "report.html",
+        run,
         result=result,
+        links=_links(run, dataset) if run else [],
         stand_in=data.name == digits.NAME,
         pairs=confused_pairs(matrix, data.classes),
         classes=sorted(((v["recall"], v["rows"], name) for name, v in result["val"]["per_class"].items())),
@@ -51,6 +56,18 @@ def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Pr
         mistakes=confident_mistakes(dataset, data, result["evaluated"]["split"], predictions),
         recipe=_flat(result["recipe"]),
     )
+
+
+def _links(run: str, dataset: str) -> list[tuple[str, str]]:
+    """Returns (URI, text) of the files that belong to the run, as far as they exist."""
+    texts = {
+        files.join(dataset, "quality.html"): "The data set",
+        files.join(run, "predictions.parquet"): "Predictions, image by image",
+        files.join(run, "config.json"): "Recipe and settings",
+        files.join(run, RESULT_NAME): "All numbers, as JSON",
+        files.join(run, MODEL_NAME): "Weights",
+    }
+    return [(place, texts[place]) for place in existing(*texts)]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """The page of a search: ranked trials, their learning curves, and top-1 against each searched field."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -14,21 +15,39 @@ REPORT_NAME = "report.html"
 _STATUSES = ("finished", "stopped", "failed", "running", "waiting")
 
 
-def write_report(out: str, recipe: Recipe, space: Space, trials: list[TrialResult], about: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class Place:
+    """Where the page lies, and what it needs beside the trials."""
+
+    out: str = ""
+    """URI of the search's folder."""
+    held_out_rows: int = 0
+    """Number of images that the trials were compared on; 0 if unknown."""
+    links: tuple[tuple[str, str], ...] = ()
+    """(URI, text) of files that belong to the search."""
+
+
+def write_report(place: Place, recipe: Recipe, space: Space, trials: list[TrialResult], about: dict[str, Any]) -> str:
     """Writes the search's `report.html` and returns its URI. about: facts for the end of the page, by name."""
-    uri = files.join(out, REPORT_NAME)
-    files.write_bytes(uri, render(recipe, space, trials, about).encode())
+    uri = files.join(place.out, REPORT_NAME)
+    files.write_bytes(uri, render(recipe, space, trials, about, place).encode())
     return uri
 
 
-def render(recipe: Recipe, space: Space, trials: list[TrialResult], about: dict[str, Any]) -> str:
+def render(
+    recipe: Recipe, space: Space, trials: list[TrialResult], about: dict[str, Any], place: Place | None = None
+) -> str:
     """Returns the report as HTML. trials: the first is the recipe itself."""
+    place = place or Place()
     ranked = sorted(trials, key=lambda trial: (trial.status != "finished", -trial.top1, trial.number))
     best, unchanged = best_trial(trials), trials[0]
     statuses = [trial.status for trial in trials]
     return render_page(
         "tune.html",
+        place.out,
         recipe=recipe,
+        links=place.links,
+        held_out_rows=place.held_out_rows,
         names=list(space),
         trials=ranked,
         best=best,

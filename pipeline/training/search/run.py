@@ -18,12 +18,13 @@ from pipeline.dataset import manifest
 from pipeline.loader.sample_order import num_steps
 from pipeline.loader.samplers import train_eval_split
 from pipeline.models.identity import check_identity
+from pipeline.reporting.links import existing
 from pipeline.storage import files
 from pipeline.storage.claim import claim_folder
 from pipeline.training.job import TrainJob
 from pipeline.training.search.settings import SearchSettings
 from pipeline.training.search.space import Space, Values, default_space, with_values
-from pipeline.training.search.trial import TrialResult, best_trial, read_trials
+from pipeline.training.search.trial import TrialResult, best_trial, read_trials, trial_run
 
 SEARCH_NAME, BEST_NAME = "search.json", "best-recipe.json"
 _logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def search(
         from pipeline.training.search.tuner import run_trials
 
         run_trials(_template(dataset_uri, recipe, settings), out_uri, drawn, settings, progress)
-    return _write_result(out_uri, recipe, space, drawn, identity)
+    return _write_result(out_uri, recipe, space, drawn, identity, parts.rows)
 
 
 def claim_search(out: str, identity: dict[str, Any]) -> None:
@@ -126,9 +127,9 @@ def _template(dataset: str, recipe: Recipe, settings: SearchSettings) -> TrainJo
 
 
 def _write_result(
-    out: str, recipe: Recipe, space: Space, drawn: list[Values], identity: dict[str, Any]
+    out: str, recipe: Recipe, space: Space, drawn: list[Values], identity: dict[str, Any], held_out_rows: int
 ) -> SearchResult:
-    from pipeline.training.search.report import write_report
+    from pipeline.training.search.report import Place, write_report
 
     trials = read_trials(out, drawn)
     recipe_uri = write_best(out, recipe, trials)
@@ -140,5 +141,9 @@ def _write_result(
         "commit": git_commit(),
         **{f"space of {name}": text for name, text in identity["space"].items()},
     }
-    report_uri = write_report(out, recipe, space, trials, about)
-    return SearchResult(trials, best_trial(trials), recipe_uri, report_uri)
+    best = best_trial(trials)
+    texts = {recipe_uri: "Recipe of the best trial"}
+    texts[best and files.join(trial_run(out, best.number), "report.html")] = "Report of the best trial"
+    place = Place(out, held_out_rows, tuple((uri, texts[uri]) for uri in existing(*texts)))
+    report_uri = write_report(place, recipe, space, trials, about)
+    return SearchResult(trials, best, recipe_uri, report_uri)

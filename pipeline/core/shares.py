@@ -1,0 +1,30 @@
+"""Shares of rows, such as accuracies: Wilson's confidence interval, and both as text, in one form everywhere."""
+
+CONFIDENCE = 0.95
+
+
+def wilson_interval(correct: int, rows: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Returns (low, high), Wilson's interval of the share `correct / rows` (Wilson, JASA 22, 1927)."""
+    from scipy.stats import binomtest  # half a second
+
+    found = binomtest(correct, rows).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def share_text(correct: int, rows: int) -> str:
+    """Returns a share with its 95 % interval, for consoles and tables of numbers: `0.4583 [0.3717, 0.5475]`."""
+    if not rows:
+        return "no rows"
+    low, high = wilson_interval(correct, rows)
+    return f"{correct / rows:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def percent_text(correct: int, rows: int) -> str:
+    """Returns a share with its 95 % interval, in per cent: `45.8 % [37.2, 54.8]`."""
+    return f"{100 * correct / rows:.1f} % {interval_text(correct, rows)}" if rows else "no rows"
+
+
+def interval_text(correct: int, rows: int) -> str:
+    """Returns the 95 % interval of a share alone, in per cent: `[37.2, 54.8]`."""
+    low, high = wilson_interval(correct, rows)
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"

@@ -1,0 +1,19 @@
+import pytest
+
+from pipeline.core.shares import interval_text, percent_text, share_text, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("correct", "rows", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilsons_interval_is_that_of_newcombes_table(correct: int, rows: int, low: float, high: float) -> None:
+    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
+    assert wilson_interval(correct, rows) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_a_share_is_written_with_its_interval_also_where_all_rows_are_right() -> None:
+    assert share_text(55, 120) == "0.4583 [0.3719, 0.5474]"
+    assert percent_text(40, 40) == "100.0 % [91.2, 100.0]"
+    assert interval_text(0, 20) == "[0.0, 16.1]"
+    assert percent_text(0, 0) == share_text(0, 0) == "no rows"
