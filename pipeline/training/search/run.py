@@ -142,8 +142,9 @@ def _write_result(
         **{f"space of {name}": text for name, text in identity["space"].items()},
     }
     best = best_trial(trials)
-    texts = {recipe_uri: "Recipe of the best trial"}
-    texts[best and files.join(trial_run(out, best.number), "report.html")] = "Report of the best trial"
+    texts = {recipe_uri or "": "Recipe of the best trial"}
+    if best:
+        texts[files.join(trial_run(out, best.number), "report.html")] = "Report of the best trial"
     place = Place(out, held_out_rows, tuple((uri, texts[uri]) for uri in existing(*texts)))
     report_uri = write_report(place, recipe, space, trials, about)
     return SearchResult(trials, best, recipe_uri, report_uri)
