@@ -22,7 +22,7 @@ from pipeline.ingestion.image_check import DEFAULT_SHRUNK_QUALITY, Checks, Image
 from pipeline.ingestion.plan import SHARD_BYTES, IngestSettings
 from pipeline.ingestion.run import Ingested
 from pipeline.ingestion.sources import LAYOUTS, Source
-from pipeline.ingestion.sources.source import VAL_SHARE, VAL_SHARE_HELP
+from pipeline.ingestion.sources.source import IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP, VAL_SHARE, VAL_SHARE_HELP
 from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent
 
@@ -31,10 +31,11 @@ RESUME_HINT = "the same command continues where it stopped"
 
 @dataclass(frozen=True)
 class SourceArgs:
-    """The raw images. URIs may be paths, s3://bucket/key or gs://bucket/key."""
+    """The raw images. Paths, or s3://bucket/key, gs://bucket/key, hf://datasets/OWNER/NAME."""
 
     source: Annotated[
-        str | None, command.option("a folder, an archive (tar, zip), a folder of archives, or the word digits", "URI")
+        str | None,
+        command.option("a folder, an archive (tar, zip), a table of files and labels, or the word digits", "URI"),
     ] = None
     layout: Annotated[str, command.option(f"auto, {', '.join(LAYOUTS)}", "NAME", "auto")] = "auto"
     md5: Annotated[
@@ -42,10 +43,14 @@ class SourceArgs:
         command.option("expected MD5 of a CIFAR archive; any: no check", "HEX", "the published archive's"),
     ] = None
     val_share: Annotated[float, command.option(VAL_SHARE_HELP, "X", "0.1")] = VAL_SHARE
+    image_column: Annotated[str | None, command.option(IMAGE_COLUMN_HELP, "NAME", "by content")] = None
+    label_column: Annotated[str | None, command.option(LABEL_COLUMN_HELP, "NAME", "by content and name")] = None
 
     def make(self) -> Source | None:
         """Returns the source, None if no flag names it. Raises PipelineError for a value out of range."""
-        return Source(self.source, self.layout, self.md5, self.val_share) if self.source is not None else None
+        if self.source is None:
+            return None
+        return Source(self.source, self.layout, self.md5, self.val_share, self.image_column, self.label_column)
 
 
 @dataclass(frozen=True)

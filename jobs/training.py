@@ -12,7 +12,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.manifest import load as load_manifest
 from pipeline.ingestion.sources import LAYOUTS, Source, digits
-from pipeline.ingestion.sources.source import VAL_SHARE, VAL_SHARE_HELP
+from pipeline.ingestion.sources.source import IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP, VAL_SHARE, VAL_SHARE_HELP
 from pipeline.loader import stage_times
 from pipeline.storage import files
 from pipeline.training.trackers.defaults import default_trackers
@@ -71,10 +71,14 @@ class RawArgs:
         str | None, option("expected MD5 of a CIFAR archive; any: don't check", "HEX", "the official one")
     ] = None
     val_share: Annotated[float, option(VAL_SHARE_HELP, "X", "0.1")] = VAL_SHARE
+    image_column: Annotated[str | None, option(IMAGE_COLUMN_HELP, "NAME", "by content")] = None
+    label_column: Annotated[str | None, option(LABEL_COLUMN_HELP, "NAME", "by content and name")] = None
 
     def source(self, data: str | None) -> Source | None:
         """Returns the value of --data as a source, None for CIFAR-10. Raises PipelineError for a value out of range."""
-        return None if data is None else Source(data, self.layout, self.md5, self.val_share)
+        if data is None:
+            return None
+        return Source(data, self.layout, self.md5, self.val_share, self.image_column, self.label_column)
 
 
 @dataclass(frozen=True, kw_only=True)

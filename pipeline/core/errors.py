@@ -67,14 +67,14 @@ class ExactnessError(AssertionError):
     """Rows were lost, repeated or out of order: a defect of ours, never to be caught."""
 
 
-def check_installed(what: str, *packages: str) -> None:
+def check_installed(what: str, *packages: str, extra: str = "evaluation") -> None:
     """Raises MissingPackageError, with the remedy, unless all the packages are installed.
 
-    what: the feature that needs them, for the message. packages: names of modules from the extra `evaluation`.
+    what: the feature that needs them, for the message. packages: names of modules from the extra.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingPackageError(
-            f"{what} needs {' and '.join(missing)}; install them: pip install 'image-pipeline[evaluation]', or, in "
-            "a checkout, uv sync --inexact --extra evaluation"
+            f"{what} needs {' and '.join(missing)}; install them: pip install 'image-pipeline[{extra}]', or, in "
+            f"a checkout, uv sync --inexact --extra {extra}"
         )

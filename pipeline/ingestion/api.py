@@ -14,7 +14,7 @@ from pipeline.ingestion.found import found_lines
 from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_shards
 from pipeline.ingestion.run import Ingested, planned_ingest, write_dataset
 from pipeline.ingestion.shard_task import task_memory_bytes
-from pipeline.ingestion.sources import Index, Source, open_source
+from pipeline.ingestion.sources import Index, Source, hub, open_source
 from pipeline.ingestion.target import check_target
 from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent
@@ -73,7 +73,7 @@ def ingest(
         raise PipelineError(f"workers={workers} must be 1 or more")
     if max_quarantined < 0:
         raise PipelineError(f"max_quarantined={max_quarantined} must not be negative")
-    if source.layout != "digits" and not files.is_local(source.uri):
+    if source.layout != "digits" and not files.is_local(source.uri) and not hub.is_hub(source.uri):
         begin(progress, "starting Ray")
         with ray_session(workers or 0), planned_ingest(source, target, settings, progress) as plan:
             _log_found(plan.index)

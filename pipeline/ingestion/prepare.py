@@ -4,14 +4,13 @@ import hashlib
 import logging
 import os
 import time
-from dataclasses import replace
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
 from pipeline.core.user_folders import cache_folder
 from pipeline.dataset.manifest import is_dataset
 from pipeline.ingestion.api import ingest
-from pipeline.ingestion.sources import Source
+from pipeline.ingestion.sources import Source, hub, located
 from pipeline.ingestion.sources.download import cifar10_archive
 from pipeline.storage import files
 
@@ -39,22 +38,25 @@ def prepare_dataset(
     else:
         source = data if isinstance(data, Source) else Source(os.fspath(data))
         if source.layout != "digits":  # the word digits may be a folder's name here
-            source = replace(source, uri=files.absolute(source.uri))
-            if is_dataset(source.uri):
+            source = source.resolved()
+            if not hub.is_hub(source.uri) and is_dataset(source.uri):
                 return source.uri
             _check_exists(source.uri)
     return _ingested_once(source, parent, progress)
 
 
 def _check_exists(uri: str) -> None:
-    if not files.exists(uri):
+    if not located.exists(uri):
         where = f" (relative paths start from {os.getcwd()})" if files.is_local(uri) else ""
         raise SourceError(f"data={uri}: no such file, folder or data set{where}; give an existing path or URI")
 
 
 def _ingested_once(source: Source, parent: str, progress: Progress) -> str:
     splitting = "evaluation" if source.for_evaluation else f"{source.val_share:g}"
-    identity = "\n".join([files.fingerprint(source.uri), source.layout, source.md5 or "", splitting, _RULES])
+    columns = [each for each in (source.image_column, source.label_column) if each]
+    identity = "\n".join(
+        [located.fingerprint(source.uri), source.layout, source.md5 or "", splitting, _RULES, *columns]
+    )
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     target = files.join(parent, f"{files.basename(source.uri).split('.')[0]}-{digest}")
     if is_dataset(target):

@@ -17,7 +17,7 @@ from pipeline.dataset.parquet import parquet_bytes
 from pipeline.ingestion.plan import IngestSettings, plan_id, plan_shards
 from pipeline.ingestion.publish import IngestPlan, check_counts, check_quarantined, publish, quarantine_table
 from pipeline.ingestion.shard_task import Receipt, ShardContext, ShardTask, task_memory_bytes
-from pipeline.ingestion.sources import Source, open_source
+from pipeline.ingestion.sources import Source, located, open_source
 from pipeline.ingestion.target import QUARANTINE_NAME, WORK, check_target, clean_up, record_plan
 from pipeline.storage import files, lease
 from pipeline.storage.request_counts import RequestCounts
@@ -50,9 +50,10 @@ def planned_ingest(
     """
     settings = settings or IngestSettings()
     check_target(out)
-    if f"{out}/".startswith(f"{source.uri}/"):
-        raise DatasetError(f"{out}: lies inside the source {source.uri}, and would be ingested too; give another --out")
-    if source.layout != "digits" and files.kind(source.uri) == "missing":
+    folder = source.uri if source.layout == "digits" else located.folder_of(source.uri)
+    if f"{out}/".startswith(f"{folder}/"):
+        raise DatasetError(f"{out}: lies inside the source {folder}, and would be ingested too; give another --out")
+    if source.layout != "digits" and not located.exists(source.uri):
         open_source(source, spool=out)  # raises before anything is written
     claimed = False
     try:

@@ -7,7 +7,7 @@ read at random, so they are decompressed into the spool folder once.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -84,6 +84,19 @@ class Listing:
     def member(self, index: int) -> Member:
         """Returns one file."""
         return Member(self.names[index], self.objects[index], int(self.offsets[index]), int(self.lengths[index]))
+
+    def only(self, rows: Sequence[int]) -> "Listing":
+        """Returns some of the files, as a listing of their own."""
+        chosen = np.array(rows, dtype=np.int64)
+        return replace(
+            self,
+            names=[self.names[row] for row in rows],
+            objects=[self.objects[row] for row in rows],
+            offsets=self.offsets[chosen],
+            lengths=self.lengths[chosen],
+            contents={},
+            unreadable={at: self.unreadable[row] for at, row in enumerate(rows) if row in self.unreadable},
+        )
 
     def place(self, index: int) -> Place:
         """Returns one file, to be read as an archive or as Parquet."""

@@ -8,10 +8,12 @@ from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
 from pipeline.ingestion.sources import cifar, digits, folders, imagenet, webdataset
 from pipeline.ingestion.sources.index import Index
-from pipeline.ingestion.sources.members import Listing, list_members, stem_of
+from pipeline.ingestion.sources.located import list_source
+from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.published import cifar100, tiny_imagenet
 from pipeline.ingestion.sources.source import Source
-from pipeline.storage import files
+from pipeline.ingestion.sources.tables import image_parquet, labels
+from pipeline.ingestion.sources.tables.labels import TableOptions
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class _Options:
     val_share: float  # 1: every image of a source without val
     spool: str  # folder for files that can't be read in place
     progress: Progress
+    tables: TableOptions
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class _Layout:
     description: str
     matches: Callable[[Listing], bool]
     build: Callable[[Listing, _Options], Index]
+    may_be: Callable[[Listing], bool] | None = None  # the test where the user names the layout; None: `matches`
 
 
 # In the order in which "auto" tries them: the first that matches is taken, and class folders match almost anything.
@@ -85,6 +89,19 @@ _LAYOUTS = {
             listing, options.name, options.val_share, options.spool, options.progress
         ),
     ),
+    "parquet": _Layout(
+        "Parquet with a column of images, as Hugging Face's data sets: data/train-00000-of-00002.parquet",
+        image_parquet.matches,
+        lambda listing, options: image_parquet.build_index(
+            listing, options.name, options.tables, options.spool, options.progress
+        ),
+    ),
+    "table": _Layout(
+        "a table of (file, label[, split]) with a folder of images: labels.csv, train.csv, .tsv, .parquet, .jsonl",
+        labels.matches,
+        lambda listing, options: labels.build_index(listing, options.name, options.tables),
+        labels.has_table,
+    ),
     "folders": _Layout(
         "class folders: [SPLIT/]CLASS/NAME.jpg|png|webp|bmp|gif|tif|...",
         folders.matches,
@@ -117,23 +134,30 @@ def open_source(source: Source | str, *, spool: str, progress: Progress = silent
         raise SourceError(f"layout {source.layout!r} is unknown; use auto or one of {', '.join(LAYOUTS)}")
     if source.layout == "digits":
         return digits.build_index(spool)
-    listing = list_members(source.uri, spool, progress)
-    name = stem_of(files.basename(source.uri))
+    found = list_source(source.uri, spool, progress)
     val_share = 1.0 if source.for_evaluation else source.val_share
-    layout = _layout_of(listing, source.layout)
-    return layout.build(listing, _Options(name, source.md5, val_share, spool, progress))
+    tables = TableOptions(found.table, source.image_column, source.label_column, val_share)
+    by_column = found.table is not None or source.image_column is not None or source.label_column is not None
+    layout = _layout_of(found.listing, source.layout, by_column)
+    return layout.build(found.listing, _Options(found.name, source.md5, val_share, spool, progress, tables))
 
 
-def _layout_of(listing: Listing, name: str) -> _Layout:
-    """Returns the layout of this name, or for "auto" the first that matches. Raises SourceError if it doesn't match."""
+def _layout_of(listing: Listing, name: str, by_column: bool) -> _Layout:
+    """Returns the layout of this name, or for "auto" the first that matches. Raises SourceError if it doesn't match.
+
+    by_column: whether the user names a table or a column of it.
+    """
+    if name == "auto" and by_column:
+        return _LAYOUTS["parquet" if image_parquet.matches(listing) else "table"]
     if name == "auto":
         for layout in _LAYOUTS.values():
             if layout.matches(listing):
                 return layout
         raise SourceError(_unknown(listing, "is of no known layout"))
-    if not _LAYOUTS[name].matches(listing):
+    layout = _LAYOUTS[name]
+    if not (layout.may_be or layout.matches)(listing):
         raise SourceError(_unknown(listing, f"is not of the layout {name}"))
-    return _LAYOUTS[name]
+    return layout
 
 
 def _unknown(listing: Listing, problem: str) -> str:

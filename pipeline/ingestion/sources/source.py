@@ -3,10 +3,14 @@
 from dataclasses import dataclass, replace
 
 from pipeline.core.errors import PipelineError
+from pipeline.ingestion.sources import hub
 from pipeline.storage import files
 
 VAL_SHARE = 0.1
 VAL_SHARE_HELP = "share of each class held out as val where the images have neither val nor test"
+
+IMAGE_COLUMN_HELP = "column of a table (CSV, Parquet) that names the files, or holds the images"
+LABEL_COLUMN_HELP = "column of a table that holds the labels"
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,10 @@ class Source:
     """Raw images: where they lie, and how they are to be read."""
 
     uri: str
-    """A folder, an archive (tar, zip) or a folder of archives: a path, or a URI (s3://bucket/key). Or "digits"."""
+    """A folder, an archive (tar, zip), a table of files and labels (CSV, Parquet), or a folder with any of these.
+
+    A path, or a URI: s3://bucket/key, gs://bucket/key, hf://datasets/OWNER/NAME. Or the word digits.
+    """
 
     layout: str = "auto"
     """"auto" recognises the layout by the names of the files; else one of `ingestion.sources.LAYOUTS`."""
@@ -24,6 +31,12 @@ class Source:
 
     val_share: float = VAL_SHARE
     """Share of each class that is held out as val where the source has neither val nor test, above 0 and below 1."""
+
+    image_column: str | None = None
+    """Column of a table that names the files, or holds the images; None finds it by its content."""
+
+    label_column: str | None = None
+    """Column of a table that holds the labels; None finds it by its content and its name."""
 
     for_evaluation: bool = False
     """Of a source with neither val nor test every image becomes val, and train may be missing."""
@@ -36,4 +49,6 @@ class Source:
         """Returns the source with an absolute URI. Raises PipelineError if the URI can't be used."""
         if self.layout == "digits" or (self.layout, self.uri) == ("auto", "digits"):
             return replace(self, layout="digits")
+        if self.uri.startswith(hub.SCHEME):
+            return self
         return replace(self, uri=files.absolute(self.uri))

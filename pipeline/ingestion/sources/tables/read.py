@@ -1,0 +1,135 @@
+"""Reads a table of file names and labels as text: CSV, TSV, JSON lines, Parquet, or a list in plain text."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.core.errors import SourceError
+from pipeline.ingestion.sources.members import Member
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+LIST_SUFFIX = ".txt"
+MAX_BYTES = 1 << 30
+_MAX_COLUMNS = 4096
+_DELIMITERS = ",;\t|"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The columns of a table, each value as text. A table without a header has columns "1", "2" and so on."""
+
+    name: str  # relative to the source, for messages
+    columns: dict[str, list[str]]
+
+    @property
+    def folder(self) -> str:
+        """The folder of the table, relative to the source; "" for the source itself."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows."""
+        return len(next(iter(self.columns.values()), []))
+
+
+def is_table(name: str) -> bool:
+    """Whether a file is a table by its name. Hidden files and samples of a submission (Kaggle) aren't."""
+    base = name.rsplit("/", 1)[-1].lower()
+    return base.endswith(SUFFIXES) and not base.startswith(".") and "submission" not in base
+
+
+def is_table_file(name: str) -> bool:
+    """Whether a file that is given as a source is a table by its name."""
+    return name.lower().endswith((*SUFFIXES, LIST_SUFFIX))
+
+
+def read_table(member: Member, uri: str, names_file: Callable[[str], bool]) -> Table:
+    """Returns a table. Raises SourceError, naming it, if it is empty, damaged or not UTF-8.
+
+    uri: of the source, for messages. names_file: whether a value names a file of the source; a first row that does is
+    no header.
+    """
+    place = f"{uri}: {member.name}"
+    if not member.length:
+        raise SourceError(f"{place}: the table is empty; it needs a column of file names and one of labels")
+    if member.length > MAX_BYTES:
+        raise SourceError(f"{place}: the table has {member.length:,} bytes, the limit is {MAX_BYTES:,}; split it")
+    data = member.read()
+    try:
+        if member.name.lower().endswith(".parquet"):
+            columns = _parquet_columns(data)
+        elif member.name.lower().endswith(".jsonl"):
+            columns = _json_columns(data)
+        elif member.name.lower().endswith(LIST_SUFFIX):
+            columns = _list_columns(data)
+        else:
+            columns = _csv_columns(data, names_file)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{place}: the table isn't UTF-8 ({error}); save it as UTF-8") from error
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError) as error:
+        reason = re.sub(r"\s+", " ", str(error))[:200]
+        remedy = "save it as UTF-8" if "UTF8" in reason else "mend it or download it again"
+        raise SourceError(f"{place}: the table can't be read ({reason}); {remedy}") from error
+    if not columns or not len(next(iter(columns.values()))):
+        raise SourceError(f"{place}: the table has no rows; it needs a column of file names and one of labels")
+    return Table(member.name, columns)
+
+
+def _csv_columns(data: bytes, names_file: Callable[[str], bool]) -> dict[str, list[str]]:
+    from pyarrow import csv
+
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise pa.ArrowInvalid("it is UTF16, not UTF8")
+    line = data.split(b"\n", 1)[0].decode("utf-8", "replace")
+    delimiter = max(_DELIMITERS, key=line.count)
+    text = {f"f{number}": pa.string() for number in range(_MAX_COLUMNS)}
+    table = csv.read_csv(
+        io.BytesIO(data),
+        csv.ReadOptions(autogenerate_column_names=True),
+        csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        csv.ConvertOptions(column_types=text, strings_can_be_null=False),
+    )
+    columns = [column.to_pylist() for column in table.columns]
+    first = [column[0].strip() for column in columns]
+    if any(map(names_file, first)):
+        return {str(number + 1): column for number, column in enumerate(columns)}
+    names = [name or f"column {number + 1}" for number, name in enumerate(first)]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two columns are named {twice!r}")
+    return {name: column[1:] for name, column in zip(names, columns, strict=True)}
+
+
+def _parquet_columns(data: bytes) -> dict[str, list[str]]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(data))
+    return {name: column for name in table.column_names if (column := _as_text(table[name])) is not None}
+
+
+def _as_text(column: pa.ChunkedArray) -> list[str] | None:
+    """Returns a column as text, null as ""; None for columns of bytes, lists or structs."""
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return None
+    return ["" if value is None else str(value) for value in column.to_pylist()]
+
+
+def _json_columns(data: bytes) -> dict[str, list[str]]:
+    rows = [json.loads(line) for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a line isn't an object with names and values")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    plain = [name for name in names if not any(isinstance(row.get(name), (dict, list)) for row in rows)]
+    return {name: ["" if row.get(name) is None else str(row[name]) for row in rows] for name in plain}
+
+
+def _list_columns(data: bytes) -> dict[str, list[str]]:
+    """Returns the columns "1" and "2" of a list with a file name and a label in each line, as Caffe reads them."""
+    pairs = [line.rsplit(None, 1) for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("not every line has a file name and a label")
+    return {"1": [pair[0] for pair in pairs], "2": [pair[1] for pair in pairs]}

@@ -1,0 +1,17 @@
+"""Split words inside longer names: `trainLabels.csv`, `train_images/`, `data/Test-Set`."""
+
+from pipeline.ingestion.sources.recognise.split_words import UNLABELLED, is_generic, split_name, split_of
+
+
+def split_in(path: str) -> str:
+    """Returns the split that a word of a path stands for, that of its last part first; "" for none."""
+    for part in reversed(path.split("/")):
+        found = split_name(part)
+        if found and not found.short and found.split != UNLABELLED:
+            return found.split
+    return ""
+
+
+def is_class_folder(name: str) -> bool:
+    """Whether a folder's name may be a class: neither a split, as `train_images` is, nor a word such as `images`."""
+    return bool(name) and not split_of(name) and not is_generic(name)

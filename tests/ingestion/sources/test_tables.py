@@ -1,0 +1,344 @@
+"""Tables of (file, label[, split]) with a folder of images: the rows of class folders of the same images."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.core.errors import SourceError
+from pipeline.ingestion.sources import Index, Source, open_source
+from tests.support.images import jpeg, make_tar, rows_of, write_tree
+
+CLASSES = ("ant", "bee", "cow")
+Files = dict[str, bytes]
+
+
+def images(start: int = 0, count: int = 12) -> dict[str, tuple[str, bytes]]:
+    """Returns {stem: (class, bytes)}."""
+    return {f"im{start + n:03d}": (CLASSES[n % 3], jpeg(start + n)) for n in range(count)}
+
+
+TRAIN, VAL, TEST = images(), images(100, 6), images(200, 6)
+
+
+def csv(rows: list[tuple[str, ...]], delimiter: str = ",") -> bytes:
+    return "".join(delimiter.join(row) + "\n" for row in rows).encode()
+
+
+def opened(path: Path | str, tmp_path: Path, **options: object) -> Index:
+    return open_source(Source(str(path), **options), spool=str(tmp_path / "spool"))
+
+
+def table(found: dict[str, tuple[str, bytes]], *, suffix: str = ".jpg", below: str = "") -> list[tuple[str, ...]]:
+    return [(f"{below}{stem}{suffix}", label) for stem, (label, _) in found.items()]
+
+
+def flat(found: dict[str, tuple[str, bytes]], below: str = "") -> Files:
+    return {f"{below}{stem}.jpg": data for stem, (_, data) in found.items()}
+
+
+def class_folders(splits: dict[str, dict[str, tuple[str, bytes]]]) -> Files:
+    return {
+        f"{split}/{label}/{stem}.jpg".removeprefix("/"): data
+        for split, found in splits.items()
+        for stem, (label, data) in found.items()
+    }
+
+
+def parquet(rows: list[tuple[str, ...]]) -> bytes:
+    out = io.BytesIO()
+    columns = list(zip(*rows, strict=True))
+    pq.write_table(pa.table({column[0]: list(column[1:]) for column in columns}), out)
+    return out.getvalue()
+
+
+HEADER = [("file", "label")]
+ONE = {"": TRAIN}
+SPLIT = {"train": TRAIN, "val": VAL}
+THREE = {"train": TRAIN, "val": VAL, "test": TEST}
+by_split = [(*row, split) for split, found in THREE.items() for row in table(found)]
+ALL = {**TRAIN, **VAL, **TEST}
+
+# {name: (files, the class folders that they are like)}
+LAYOUTS: dict[str, tuple[Files, dict[str, dict[str, tuple[str, bytes]]]]] = {
+    "beside": ({"labels.csv": csv(HEADER + table(TRAIN)), **flat(TRAIN)}, ONE),
+    "above": ({"labels.csv": csv(HEADER + table(TRAIN)), **flat(TRAIN, "images/")}, ONE),
+    "one level down": ({"data/labels.csv": csv(HEADER + table(TRAIN)), **flat(TRAIN, "data/images/")}, ONE),
+    "in a folder of its own": ({"meta/labels.csv": csv(HEADER + table(TRAIN)), **flat(TRAIN, "images/")}, ONE),
+    "with folders": ({"a.csv": csv(HEADER + table(TRAIN, below="images/")), **flat(TRAIN, "images/")}, ONE),
+    "paths of another machine": (
+        {"a.csv": csv(HEADER + table(TRAIN, below="/home/me/kaggle/images/")), **flat(TRAIN, "images/")},
+        ONE,
+    ),
+    "windows paths": ({"a.csv": csv(HEADER + table(TRAIN, below=".\\images\\")), **flat(TRAIN, "images/")}, ONE),
+    "without suffix": ({"a.csv": csv([("id", "breed"), *table(TRAIN, suffix="")]), **flat(TRAIN, "train/")}, ONE),
+    "columns in another order": (
+        {"a.csv": csv([("kind", "picture"), *((b, a) for a, b in table(TRAIN))]), **flat(TRAIN)},
+        ONE,
+    ),
+    "no header": ({"a.csv": csv(table(TRAIN)), **flat(TRAIN)}, ONE),
+    "semicolons": ({"a.csv": csv(HEADER + table(TRAIN), ";"), **flat(TRAIN)}, ONE),
+    "tabs": ({"a.tsv": csv(HEADER + table(TRAIN), "\t"), **flat(TRAIN)}, ONE),
+    "byte order mark": ({"a.csv": b"\xef\xbb\xbf" + csv(HEADER + table(TRAIN)), **flat(TRAIN)}, ONE),
+    "quotes": (
+        {"a.csv": csv([("file", "label"), *((f'"{a}"', f'"{b}"') for a, b in table(TRAIN))]), **flat(TRAIN)},
+        ONE,
+    ),
+    "parquet": ({"labels.parquet": parquet(HEADER + table(TRAIN)), **flat(TRAIN, "images/")}, ONE),
+    "jsonl": (
+        {
+            "metadata.jsonl": "".join(f'{{"file_name": "{a}", "label": "{b}"}}\n' for a, b in table(TRAIN)).encode(),
+            **flat(TRAIN),
+        },
+        ONE,
+    ),
+    "list in plain text": ({"all.txt": csv(table(TRAIN, below="images/"), " "), **flat(TRAIN, "images/")}, ONE),
+    "numbers and names": (
+        {
+            "a.csv": csv([("file", "label", "class_name"), *((a, str(CLASSES.index(b)), b) for a, b in table(TRAIN))]),
+            **flat(TRAIN),
+        },
+        ONE,
+    ),
+    "boxes and sizes": (
+        {
+            "a.csv": csv(
+                [("file", "width", "height", "class", "x"), *((a, "32", "30", b, "0.5") for a, b in table(TRAIN))]
+            ),
+            **flat(TRAIN),
+        },
+        ONE,
+    ),
+    "one hot": (
+        {
+            "a.csv": csv(
+                [("image", *CLASSES), *((a, *(str(float(b == c)) for c in CLASSES)) for a, b in table(TRAIN))]
+            ),
+            **flat(TRAIN),
+        },
+        ONE,
+    ),
+    "column of splits": ({"a.csv": csv([("file", "label", "split"), *by_split]), **flat(ALL, "images/")}, THREE),
+    "column is_valid": (
+        {
+            "a.csv": csv(
+                [
+                    ("file", "label", "is_valid"),
+                    *((*row, "False") for row in table(TRAIN)),
+                    *((*row, "True") for row in table(VAL)),
+                ]
+            ),
+            **flat({**TRAIN, **VAL}),
+        },
+        SPLIT,
+    ),
+    "a table a split": (
+        {
+            "train.csv": csv(HEADER + table(TRAIN)),
+            "valid.csv": csv(HEADER + table(VAL)),
+            "test.csv": csv(HEADER + table(TEST)),
+            **flat(ALL, "images/"),
+        },
+        THREE,
+    ),
+    "a list a split": (
+        {"train.txt": csv(table(TRAIN), " "), "val.txt": csv(table(VAL), " "), **flat({**TRAIN, **VAL}, "images/")},
+        SPLIT,
+    ),
+    "a folder a split": (
+        {"labels.csv": csv(HEADER + table({**TRAIN, **VAL})), **flat(TRAIN, "train/"), **flat(VAL, "val/")},
+        SPLIT,
+    ),
+    "a table in each split": (
+        {
+            "train/labels.csv": csv(HEADER + table(TRAIN)),
+            "val/labels.csv": csv(HEADER + table(VAL)),
+            **flat(TRAIN, "train/images/"),
+            **flat(VAL, "val/images/"),
+        },
+        SPLIT,
+    ),
+    "parts": (
+        {
+            "a_metadata.csv": csv([("image_id", "dx", "age"), *((a, b, "40") for a, b in table(TRAIN, suffix=""))]),
+            **{f"part_1/{n}": d for n, d in list(flat(TRAIN).items())[:6]},
+            **{f"part_1/more/{n}": d for n, d in list(flat(TRAIN).items())[6:]},
+        },
+        ONE,
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_table_gives_the_rows_of_class_folders(tmp_path: Path, layout: str) -> None:
+    files, like = LAYOUTS[layout]
+    source = write_tree(tmp_path / "source", files)
+    options = {"layout": "table"} if layout == "parts" else {}
+    index = opened(source, tmp_path, **options)
+    expected = opened(write_tree(tmp_path / "like", class_folders(like)), tmp_path)
+    assert index.layout == "table"
+    assert index.classes == CLASSES
+    assert rows_of(index) == rows_of(expected)
+    assert index.num_labelled + index.num_ignored == len(files)
+    assert not index.unusable
+
+
+@pytest.mark.parametrize("packing", ["tar", "the table itself"])
+def test_a_table_is_read_in_an_archive_and_by_its_own_name(tmp_path: Path, packing: str) -> None:
+    files, _ = LAYOUTS["above"]
+    source = write_tree(tmp_path / "photos", files)
+    expected = opened(source, tmp_path)
+    path = make_tar(tmp_path / "photos.tar", files) if packing == "tar" else source / "labels.csv"
+    index = opened(path, tmp_path)
+    assert rows_of(index) == rows_of(expected)
+    assert index.name == expected.name == "photos"
+
+
+def kaggle_cifar10() -> Files:
+    """As Kaggle hands out CIFAR-10: test images have the numbers of training images, and a sample of a submission."""
+    labels = [("id", "label"), *((str(n + 1), label) for n, (label, _) in enumerate(TRAIN.values()))]
+    return {
+        "trainLabels.csv": csv(labels),
+        "sampleSubmission.csv": csv([("id", "label"), *((str(n + 1), "cat") for n in range(20))]),
+        **{f"train/{n + 1}.png": data for n, (_, data) in enumerate(TRAIN.values())},
+        **{f"test/{n + 1}.png": jpeg(900 + n) for n in range(20)},
+    }
+
+
+def test_kaggles_cifar10_leaves_the_unlabelled_test_images_aside(tmp_path: Path) -> None:
+    index = opened(write_tree(tmp_path / "cifar-10", kaggle_cifar10()), tmp_path)
+    found = {key: (label, data) for each in rows_of(index).values() for key, label, data in each}
+    assert found == {f"{label}/{n + 1}.png": (label, data) for n, (label, data) in enumerate(TRAIN.values())}
+    assert index.ignored["images of test without labels"] == 20
+    assert "trainLabels.csv: files from column 'id', labels from column 'label'" in index.notes
+    assert index.num_labelled + index.num_ignored == len(kaggle_cifar10())
+
+
+def test_a_test_table_without_labels_is_left_aside_and_said(tmp_path: Path) -> None:
+    files = {
+        "train.csv": csv([("image", "class"), *table(TRAIN)]),
+        "test.csv": csv([("image",), *((f"{stem}.jpg",) for stem in TEST)]),
+        **flat(TRAIN, "train_images/"),
+        **flat(TEST, "test_images/"),
+    }
+    index = opened(write_tree(tmp_path / "s", files), tmp_path)
+    assert sum(map(len, rows_of(index).values())) == 12
+    assert "test.csv: files from column 'image', no labels; left aside" in index.notes
+    assert index.ignored == {"images of test.csv, which has no labels": 6, ".csv": 2}
+
+
+def test_what_a_table_lacks_or_has_too_much_is_named(tmp_path: Path) -> None:
+    rows = [*table(TRAIN), ("gone.jpg", "bee"), ("empty.jpg", ""), ("both.jpg", "ant"), ("both.jpg", "cow")]
+    files = {"a.csv": csv(HEADER + rows), **flat(TRAIN)}
+    files |= {"empty.jpg": jpeg(1), "both.jpg": jpeg(2), "unnamed.jpg": jpeg(3), "notes.txt": b"x"}
+    index = opened(write_tree(tmp_path / "s", files), tmp_path)
+    assert {(each.key, each.label, each.reason) for each in index.unusable} == {
+        ("bee/gone.jpg", 1, "missing: a.csv names it"),
+        ("empty.jpg", -1, "no label: a.csv has none for it"),
+        ("both.jpg", -1, "two labels: 'ant', 'cow' in a.csv"),
+    }
+    assert index.ignored == {"images that no table names": 1, ".csv": 1, ".txt": 1}
+    assert sum(map(len, rows_of(index).values())) == 12
+
+
+def test_a_missing_file_is_never_taken_for_one_of_another_folder(tmp_path: Path) -> None:
+    files = {f"photos/{label}s/{stem}.jpg": data for stem, (label, data) in TRAIN.items()}
+    rows = [(name.removeprefix("photos/"), name.split("/")[1][:3]) for name in files]
+    source = write_tree(tmp_path / "s", {"a.csv": csv([*HEADER, *rows, ("cows/im000.jpg", "cow")]), **files})
+    index = opened(source / "a.csv", tmp_path)
+    assert [each.key for each in index.unusable] == ["cow/cows/im000.jpg"]
+
+
+def test_two_files_of_one_name_and_class_keep_their_folders(tmp_path: Path) -> None:
+    files = {f"{folder}/{stem}.jpg": data for folder in ("images", "img") for stem, (_, data) in TRAIN.items()}
+    rows = [(name, TRAIN[name.split("/")[1][:-4]][0]) for name in files]
+    index = opened(write_tree(tmp_path / "s", {"a.csv": csv(HEADER + rows), **files}), tmp_path)
+    keys = {key for each in rows_of(index).values() for key, _, _ in each}
+    assert len(keys) == 24
+    assert "ant/images/im000.jpg" in keys
+
+
+def test_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    rows = [(f"{n:03d}.jpg", str(n % 12)) for n in range(48)]
+    files = {"a.csv": csv(HEADER + rows), **{f"{n:03d}.jpg": jpeg(n) for n in range(48)}}
+    assert opened(write_tree(tmp_path / "s", files), tmp_path).classes == tuple(map(str, range(12)))
+
+
+def test_class_folders_with_a_table_stay_class_folders(tmp_path: Path) -> None:
+    files = {f"{label}/{stem}.jpg": data for stem, (label, data) in TRAIN.items()}
+    files["meta.csv"] = csv([("file", "label"), *((name, "x" if "0." in name else "y") for name in files)])
+    source = write_tree(tmp_path / "s", files)
+    assert opened(source, tmp_path).layout == "folders"
+    assert opened(source, tmp_path, layout="table").classes == ("x", "y")
+
+
+def test_the_user_names_the_columns(tmp_path: Path) -> None:
+    sizes = ("small", "big")
+    rows = [(f"{stem}.jpg", sizes[n % 2], label) for n, (stem, (label, _)) in enumerate(TRAIN.items())]
+    content = csv([("file", "size", "colour"), *rows])
+    source = write_tree(tmp_path / "s", {"a.csv": content, **flat(TRAIN)})
+    with pytest.raises(
+        SourceError, match="may be in any of the columns 'size', 'colour'; choose one with --label-column"
+    ):
+        opened(source, tmp_path)
+    assert opened(source, tmp_path, label_column="size").classes == ("big", "small")
+    assert opened(source, tmp_path, label_column="colour", image_column="file").classes == CLASSES
+    with pytest.raises(SourceError, match="no column 'color' among 'file', 'size', 'colour'"):
+        opened(source, tmp_path, label_column="color")
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", r"a\.csv: the table is empty"),
+    "header only": (b"file,label\n", r"a\.csv: the table has no rows"),
+    "latin-1": ("file,label\nim000.jpg,caf\xe9\n".encode("latin-1"), r"a\.csv: the table can't be read .*UTF-8"),
+    "utf-16": ("file,label\nim000.jpg,x\n".encode("utf-16"), r"a\.csv: the table can't be read .*save it as UTF-8"),
+    "ragged": (b"file,label\nim000.jpg,x\nim001.jpg,y,z\n", r"a\.csv: .*Expected 2 columns, got 3"),
+    "no names": (
+        b"size,label\n3,x\n4,y\n",
+        r"no column of a table names files that are there \(a\.csv has 'size', 'label'\)",
+    ),
+    "no labels": (
+        csv([("file", "score"), *((a, "0.25") for a, _ in table(TRAIN))]),
+        r"column 'file' names files, and no other",
+    ),
+    "one class": (csv(HEADER + [(a, "x") for a, _ in table(TRAIN)]), r"one class only \('x'\)"),
+    "binary": (bytes(range(256)) * 4, r"a\.csv: "),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_table_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    content, message = BAD[kind]
+    source = write_tree(tmp_path / "s", {"a.csv": content, **flat(TRAIN, "images/")})
+    for path in (source, source / "a.csv"):
+        with pytest.raises(SourceError, match=message) as caught:
+            opened(path, tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda data: data[: len(data) // 2],
+            r"labels\.parquet: the table can't be read .*; mend it or download it again",
+        ),
+        (lambda data: b"PAR1" + data[:20], r"labels\.parquet: the table can't be read"),
+    ],
+)
+def test_a_damaged_parquet_table_is_refused(tmp_path: Path, change: Callable[[bytes], bytes], message: str) -> None:
+    files = {"labels.parquet": change(parquet(HEADER + table(TRAIN))), **flat(TRAIN)}
+    with pytest.raises(SourceError, match=message):
+        opened(write_tree(tmp_path / "s", files), tmp_path)
+
+
+def test_files_of_one_name_in_two_folders_must_be_told_apart(tmp_path: Path) -> None:
+    files = {"a.csv": csv(HEADER + table(TRAIN)), **flat(TRAIN, "images/"), **flat(TRAIN, "img/")}
+    with pytest.raises(
+        SourceError, match=r"a\.csv: 'im000\.jpg' names 'images/im000\.jpg' and 'img/im000\.jpg'; write"
+    ):
+        opened(write_tree(tmp_path / "s", files), tmp_path)
