@@ -1,10 +1,10 @@
 """The exception that a task or a worker raised, taken out of what Ray wraps around it."""
 
-import errno
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline.core.errors import PipelineError
+from pipeline.storage.system_errors import describe
 
 _UDF_ADVICE = "Failed to apply UDF transform"  # Ray Data appends a paragraph with these words to a task's message
 
@@ -58,12 +58,8 @@ def _text(error: BaseException) -> str:
 
 
 def _remedy(error: OSError) -> str | None:
-    """Returns one line for a storage that refuses or is full; None for any other error of the system."""
+    """Returns one line for a storage that refuses, fails or is full; None for any other error of the system."""
     text = _text(error)
     if "AWS Error" in text:  # pyarrow's S3
         return f"{text[:300]}; check bucket, endpoint and credentials (the AWS_... variables or profile)"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{text}: the disk is full; free some space and run the same command again"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{text}: not allowed; give a folder that you may write to"
-    return None
+    return describe(error)

@@ -4,7 +4,8 @@ import time
 from typing import Literal
 
 from pipeline.cluster.address import cluster_address
-from pipeline.cluster.session import ray_session
+from pipeline.cluster.ray_tasks import ray_is_initialized
+from pipeline.cluster.session import check_local_workers, ray_session
 from pipeline.core.errors import ClusterError, RecipeError
 from pipeline.core.progress import Progress
 from pipeline.storage import files
@@ -35,6 +36,33 @@ def count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def check_machine(workers: int | None, device: Device = "auto") -> None:
+    """Raises ClusterError at once if this machine alone can't hold the workers, or has no GPU for device "gpu".
+
+    workers: None if their number isn't known yet. Does nothing where RAY_ADDRESS names a cluster or Ray runs already:
+    then `wait_for_resources` decides. Raises RecipeError for GPUs without workers.
+    """
+    if device == "gpu" and workers == 0:
+        workers_use_gpus(device, workers, 0)
+    if cluster_address() or ray_is_initialized():
+        return
+    if device == "gpu" and not (gpus := count_gpus()):
+        raise ClusterError(f"device=gpu: {_no_gpu()}; use --device auto or cpu, or name a cluster in RAY_ADDRESS")
+    if device == "gpu" and workers and workers > gpus:
+        raise ClusterError(
+            f"workers={workers} need a GPU each with device=gpu, this machine has {gpus}; use --workers {gpus}"
+        )
+    check_local_workers(workers or 0)
+
+
+def _no_gpu() -> str:
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built for CPUs only"
+    return f"torch {torch.__version__} finds no GPU on this machine (torch.cuda.device_count() is 0)"
 
 
 def workers_use_gpus(device: Device, workers: int, gpus: int) -> bool:

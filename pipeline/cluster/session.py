@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.cluster.address import check_cluster, cluster_address, refuse
 from pipeline.cluster.ray_tasks import ray_is_initialized, usable_cpus
 from pipeline.cluster.session_folder import session_folder
+from pipeline.core.errors import ClusterError
 from pipeline.core.interrupts import hold_signals
 from pipeline.core.processes import ENDING_SIGNALS, exit_on_signals
 from pipeline.core.user_folders import account_variables
@@ -27,6 +28,7 @@ _VARIABLES = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives a session must not start another one
     "RAY_DATA_LOG_LEVEL": "WARNING",
 }
+_FEW_WORKERS = 4  # are possible on any machine, for trials of what several workers do
 _SET_BY_RAY = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")  # by its start and by its import
 _LOG_LEVELS = {
     "ray": logging.WARNING,
@@ -102,8 +104,28 @@ def _join(address: str) -> None:
         refuse(address, version.group(0) if version else text[:300])
 
 
+def check_local_workers(num_workers: int) -> None:
+    """Raises ClusterError for more workers than a Ray on this machine may have: twice its CPUs, and at least 4.
+
+    Each is a process with a network and libraries of its own, some hundred MB; dozens would fill the memory.
+    """
+    cpus = usable_cpus()
+    if num_workers > max(_FEW_WORKERS, 2 * cpus) and num_workers > _gpus():
+        raise ClusterError(
+            f"workers={num_workers} are too many for the {cpus} CPUs of this machine; use --workers {cpus} or fewer, "
+            "or name a cluster in RAY_ADDRESS"
+        )
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def _start_ray(num_workers: int, stack: ExitStack) -> None:
     """Starts Ray on this machine. stack: gets what ends it and removes its files."""
+    check_local_workers(num_workers)
     import ray
 
     folder = stack.enter_context(session_folder())  # a session leaves its logs behind

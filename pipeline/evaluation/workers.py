@@ -24,6 +24,9 @@ class Workers:
     wait_minutes: float = 0.0
     """Minutes to wait for nodes that an autoscaler has to start."""
 
+    def __post_init__(self) -> None:
+        resources.check_machine(self.num, self.device)  # before the data are looked at
+
 
 def as_workers(workers: "Workers | int | None") -> "Workers":
     """Returns `workers` itself, or that many. None: the default of `Workers`."""

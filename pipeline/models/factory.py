@@ -6,14 +6,16 @@ networks are built for 224 pixels; for images of up to 64 pixels their first lay
 
 import importlib.util
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 
 from pipeline.config.choices import MODELS, check_choice
 from pipeline.config.recipe import Recipe
-from pipeline.core.errors import RecipeError
+from pipeline.core.errors import PipelineError, RecipeError
 from pipeline.models.layers import add_blur_pool
 from pipeline.models.small_networks import Airbench, FastResNet, SeedCnn
 
@@ -99,3 +101,78 @@ def _timm(name: str, num_classes: int) -> nn.Module:
     check_choice("model", f"timm:{name}", tuple(f"timm:{known}" for known in timm.list_models()))
     model: nn.Module = timm.create_model(name, num_classes=num_classes)
     return model
+
+
+# --- does the network take the image size? -------------------------------------------------------------------------
+
+_COMMON_SIZES_PX = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 384, 448, 512)
+
+
+def check_image_size(recipe: Recipe) -> None:
+    """Raises RecipeError, with the nearest size that works, unless the recipe's network takes all of its image sizes.
+
+    The network is built and called on torch's device "meta", which computes shapes alone: in a second at most, without
+    its memory. Takes the import of torch, so call it where the recipe isn't known to work.
+    """
+    sizes = [("image_size_px", recipe.image_size_px, True)]
+    if recipe.size_ramp:
+        sizes.append(("size_ramp.from_px", recipe.size_ramp.from_px, True))
+    if recipe.evaluate_size_px:
+        sizes.append(("evaluate_size_px", recipe.evaluate_size_px, False))
+    for name, size_px, training in sizes:
+        built_for = size_px if name == "image_size_px" else recipe.image_size_px
+        arguments = (recipe.model, recipe.blur_pool, built_for, size_px, training)
+        reason = _shape_error(*arguments)
+        if reason is None:
+            continue
+        nearest = _nearest_size(recipe, name, size_px, training)
+        if (
+            nearest is None
+            and _shape_error(recipe.model, recipe.blur_pool, built_for, size_px, training, "cpu") is None
+        ):
+            continue  # a network that can't be computed on "meta", but for real
+        remedy = f"use {name}={nearest}, or another model" if nearest else "use another size or another model"
+        raise RecipeError(f"{name}={size_px}: {recipe.model} doesn't take images of {size_px} px ({reason}); {remedy}")
+
+
+def _nearest_size(recipe: Recipe, name: str, size_px: int, training: bool) -> int | None:
+    """Returns the size nearest to `size_px` that the network takes, of its own size and common ones, or None."""
+    for size in sorted({*_COMMON_SIZES_PX, *_own_size(recipe.model)} - {size_px}, key=lambda size: abs(size - size_px)):
+        built_for = size if name == "image_size_px" else recipe.image_size_px
+        if _shape_error(recipe.model, recipe.blur_pool, built_for, size, training) is None:
+            return size
+    return None
+
+
+def _own_size(name: str) -> tuple[int, ...]:
+    """Returns the image size that a network of timm was made for, if it is one."""
+    if not name.startswith("timm:"):
+        return ()
+    import timm
+
+    configuration = timm.get_pretrained_cfg(name.removeprefix("timm:"), allow_unregistered=True)
+    return (int(configuration.input_size[-1]),) if configuration else ()
+
+
+def _shape_error(
+    model: str, blur_pool: bool, built_for_px: int, size_px: int, training: bool, device: str = "meta"
+) -> str | None:
+    """Returns what the network raises for two images of `size_px`, as one line, or None. Raises RecipeError."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            net = _built(model, blur_pool, 0 if model.startswith("timm:") else built_for_px, device)
+            net.train(training)(torch.zeros(2, 3, size_px, size_px, device=device))
+    except PipelineError:
+        raise
+    except Exception as error:  # whatever a network raises: RuntimeError, AssertionError, ValueError, IndexError ...
+        return " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
+    return None
+
+
+@lru_cache(maxsize=4)
+def _built(model: str, blur_pool: bool, built_for_px: int, device: str) -> nn.Module:
+    with torch.device(device):
+        net = make_model(model, 10, built_for_px)
+        if blur_pool:
+            add_blur_pool(net)
+    return net

@@ -34,6 +34,7 @@ from pipeline.storage.listing import (
 )
 from pipeline.storage.local_files import MappedFile, map_file, read_local_range, temporary_beside, write_direct
 from pipeline.storage.retries import ConflictError
+from pipeline.storage.system_errors import one_line_errors
 from pipeline.storage.uris import absolute, basename, in_store, is_local, join, open_filesystem
 
 __all__ = [
@@ -75,7 +76,7 @@ def read_bytes(uri: str) -> bytes:
     if in_store(uri):
         return object_store.read(uri)[0]
     filesystem, path = open_filesystem(uri)
-    with filesystem.open_input_file(path) as stream:
+    with one_line_errors(uri), filesystem.open_input_file(path) as stream:
         return bytes(stream.read())
 
 
@@ -182,7 +183,7 @@ def replace(uri: str, data: bytes, version: str) -> str | None:
         except (ConflictError, FileNotFoundError):
             return None
     _check_conditional(uri)
-    with open(f"{uri}.lock", "wb") as lock:
+    with one_line_errors(uri, writing=True), open(f"{uri}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = read_version(uri)
         if found is None or found[1] != version:

@@ -15,6 +15,7 @@ from pyarrow import fs
 
 from pipeline.storage import object_store
 from pipeline.storage.file_names import escaped, printable
+from pipeline.storage.system_errors import one_line_errors
 from pipeline.storage.uris import in_store, is_local, join, object_uri, open_filesystem
 
 LISTING_THREADS = 32
@@ -88,7 +89,8 @@ def list_tree(uri: str) -> Tree:
     if in_store(uri):
         return Tree(_list_store(uri), {}, [])
     filesystem, path = open_filesystem(uri)
-    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    with one_line_errors(uri):
+        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     prefix = path.rstrip("/") + "/"
     files = (info for info in infos if info.type == fs.FileType.File)
     return Tree(sorted(Entry(info.path.removeprefix(prefix), info.size, info.mtime_ns or 0) for info in files), {}, [])
@@ -195,7 +197,8 @@ def list_directories(uri: str) -> list[str]:
     if in_store(uri):
         return sorted(posixpath.basename(prefix.rstrip("/")) for prefix in object_store.list_level(uri)[0])
     filesystem, path = open_filesystem(uri)
-    infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    with one_line_errors(uri):
+        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
 

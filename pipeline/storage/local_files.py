@@ -6,13 +6,13 @@ import mmap
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-from pipeline.core.errors import StorageError
 from pipeline.storage.file_names import real_path
+from pipeline.storage.system_errors import one_line_errors
 
 _WRITE_BYTES = 8 << 20
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
@@ -45,10 +45,11 @@ class MappedFile:
 
 def map_file(path: str) -> MappedFile:
     """Returns a local file mapped into memory; the last 256 files stay open. Raises OSError."""
-    found = os.stat(path)
-    if not found.st_size:
-        raise OSError(f"{path}: the file is empty")
-    return _map_file(path, found.st_ino, found.st_size, found.st_mtime_ns)
+    with one_line_errors(path):
+        found = os.stat(path)
+        if not found.st_size:
+            raise OSError(f"{path}: the file is empty")
+        return _map_file(path, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
@@ -59,8 +60,9 @@ def _map_file(path: str, inode: int, size: int, modified_ns: int) -> MappedFile:
 def read_local_range(path: str, offset: int, length: int) -> bytes:
     """Returns up to `length` bytes at `offset`; the last 64 files stay open."""
     path = real_path(path)
-    found = os.stat(path)
-    stream = _open_local(path, found.st_ino, found.st_mtime_ns)
+    with one_line_errors(path):
+        found = os.stat(path)
+        stream = _open_local(path, found.st_ino, found.st_mtime_ns)
     return os.pread(stream.fileno(), length, offset)
 
 
@@ -74,21 +76,17 @@ def _open_local(path: str, inode: int, modified_ns: int) -> IO[bytes]:
 def temporary_beside(path: str) -> Iterator[str]:
     """Yields the path of a temporary file, which replaces `path` at the end of the block, or is removed on an error.
 
-    Raises StorageError if the disk is full.
+    Raises StorageError if the disk is full or the folder can't be written.
     """
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StorageError(
-            f"{path}: {error.strerror}: the disk is full; free some space and run the same command again"
-        ) from error
+        with one_line_errors(path, writing=True):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that can't be reached, which the block has told
+            Path(temporary).unlink()
 
 
 def write_direct(path: str, memory: mmap.mmap, size: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.cluster.remote_progress import remote_progress
-from pipeline.cluster.resources import Device, count_gpus, resolve_cache_folder, workers_use_gpus
+from pipeline.cluster.resources import Device, check_machine, count_gpus, resolve_cache_folder, workers_use_gpus
 from pipeline.cluster.session import ray_in_process, ray_session
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.presets import make_recipe
@@ -22,6 +22,7 @@ from pipeline.dataset.api import Dataset
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.ingestion.sources import digits
 from pipeline.storage import files
+from pipeline.storage.places import check_folder
 from pipeline.training.job import TrainJob, fit_to_cluster, teacher_weights, weights_of
 from pipeline.training.trackers.base import MakeTracker
 from pipeline.training.trackers.defaults import default_trackers
@@ -135,12 +136,18 @@ def new_run(recipe: Recipe, dataset_name: str) -> str:
 def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, options: TrainOptions) -> TrainJob:
     """Returns the job of a run. dataset, run: absolute URIs; workers: None for one on each GPU.
 
-    Raises RecipeError if workers and batch size don't fit together, CheckpointError if the weights to start from, or
-    the teacher's, don't exist.
+    Raises RecipeError if workers and batch size or network and image size don't fit together, ClusterError for more
+    workers than this machine can hold, StorageError if the run's folder can't be written, CheckpointError if the
+    weights to start from, or the teacher's, don't exist.
     """
+    from pipeline.models.factory import check_image_size  # loads torch
+
+    check_folder(run, "run-dir")
     gpus = count_gpus()
     workers = gpus if workers is None else workers
     check_workers(recipe, workers, options.max_workers)
+    check_machine(workers, options.device)
+    check_image_size(recipe)
     return TrainJob(
         dataset,
         run,

@@ -66,7 +66,16 @@ def test_a_circle_of_causes_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "not allowed"), (errno.EACCES, "write to")]
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "/data/x: the disk is full; free some space"),
+        (errno.EDQUOT, "/data/x: the quota of this user is used up; free some space"),
+        (errno.EROFS, "/data/x: the file system is read-only; give a folder"),
+        (errno.EACCES, "/data/x: may not be read by this user"),
+        (errno.EIO, "/data/x: the disk, or the network"),
+        (errno.ENOENT, "/data/x: no such file or folder"),
+        (errno.EMFILE, "too many open files; raise the limit"),
+    ],
 )
 def test_a_storage_that_refuses_is_the_users_to_mend(number: int, words: str) -> None:
     error = RayTaskError(OSError(number, "No", "/data/x"))
@@ -74,8 +83,8 @@ def test_a_storage_that_refuses_is_the_users_to_mend(number: int, words: str) ->
     assert pipeline_error(error) is None  # but not one of the pipeline's: a run that trains on is tried again
 
 
-def test_any_other_error_is_a_defect() -> None:
-    assert user_message(OSError(errno.EIO, "I/O error", "/data/x")) is None
+def test_an_error_that_names_no_file_is_a_defect() -> None:
+    assert user_message(OSError(errno.EIO, "I/O error")) is None
     assert user_error(KeyError("x")) is None
 
 

@@ -1,0 +1,70 @@
+"""Checks of places that the user gives: can files be written there, does it exist, and which name is nearest?"""
+
+import difflib
+import errno
+import os
+import posixpath
+import tempfile
+
+from pipeline.core.errors import StorageError
+from pipeline.storage import listing
+from pipeline.storage.uris import absolute, basename, is_local
+
+
+def check_folder(uri: str, field_name: str) -> None:
+    """Raises StorageError at once unless files can be written below the folder `uri`, which needn't exist yet.
+
+    field_name: the setting that `uri` was given for, for the message. Leaves nothing behind. In object storage it asks
+    whether the bucket answers; whether writing is allowed, the first write shows.
+    """
+    if not is_local(uri):
+        listing.kind(uri)
+        return
+    place = absolute(uri)
+    while not os.path.lexists(place) and place != os.path.dirname(place):
+        place = os.path.dirname(place)
+    below = "" if place == absolute(uri) else f"{place} "
+    if not os.path.isdir(place):
+        raise StorageError(f"{field_name}={uri}: {below}is a file, not a folder; give another path")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".check-", dir=place))
+    except OSError as error:
+        raise StorageError(f"{field_name}={uri}: {below or 'it '}{_refusal(error)}") from error
+    _check_name(uri, field_name)
+
+
+def _check_name(uri: str, field_name: str) -> None:
+    try:
+        os.path.lexists(uri) or os.stat(uri)
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a name of more than 255 bytes
+        raise StorageError(f"{field_name}={uri[:80]}...: {error.strerror}; give a shorter path") from error
+
+
+def _refusal(error: OSError) -> str:
+    if error.errno == errno.EROFS:
+        return "lies on a read-only file system; give a folder that you may write to"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "has no room left: the disk is full; free some space, or give a folder on another disk"
+    return f"can't be written ({error.strerror}); give a folder that you may write to"
+
+
+def nearest(uri: str) -> str:
+    """Returns "; did you mean NAME?" with the existing name nearest to a path that doesn't exist, or "".
+
+    Only local paths are looked up: the first part that is missing is compared with what lies beside it.
+    """
+    if not is_local(uri):
+        return ""
+    place = absolute(uri)
+    while not os.path.isdir(os.path.dirname(place)) and place != os.path.dirname(place):
+        place = os.path.dirname(place)
+    try:
+        names = os.listdir(os.path.dirname(place))
+    except OSError:
+        return ""
+    found = difflib.get_close_matches(basename(place), names, n=1, cutoff=0.7)
+    if not found or found[0] == basename(place):
+        return ""
+    return f"; did you mean {posixpath.join(os.path.dirname(place), found[0])}?"
