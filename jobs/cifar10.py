@@ -10,6 +10,7 @@ from typing import Annotated
 
 from jobs import command, training
 from pipeline.ingestion.prepare import prepare_dataset
+from pipeline.storage.places import check_folder
 from pipeline.training.workflow import default_recipe, new_run, train
 
 
@@ -43,6 +44,7 @@ class Args(training.TrainingArgs):
 def main(args: Args) -> None:
     """Trains, from raw images to the report."""
     recipe, options = args.check("cifar10")
+    check_folder(args.output.run_dir or "runs", "run-dir")
     with command.Display() as display:
         dataset = prepare_dataset(args.raw.source(args.data.data), progress=display)
     data = training.describe_dataset(dataset)

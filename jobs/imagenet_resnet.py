@@ -15,6 +15,7 @@ from pipeline.cluster.session import ray_session
 from pipeline.core.progress import begin
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
+from pipeline.storage.places import check_folder
 from pipeline.training.workflow import train
 
 
@@ -49,6 +50,7 @@ def main(args: Args) -> None:
     """Trains, from raw images to the report, on the cluster that RAY_ADDRESS names, else on this machine."""
     recipe, options = args.check("resnet50")
     root = files.absolute(args.output.storage)
+    check_folder(root, "storage")
     with ExitStack() as stack:
         with command.Display() as display:
             begin(display, "starting Ray")

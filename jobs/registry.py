@@ -18,6 +18,7 @@ from rich.table import Table
 from jobs import command
 from pipeline.core.errors import RegistryError
 from pipeline.storage import files
+from pipeline.storage.places import check_folder
 
 Action = Literal["list", "show", "add", "promote", "rollback", "verify"]
 
@@ -64,6 +65,7 @@ def main(args: Args) -> None:
     if args.registry is None:
         raise RegistryError("registry is missing; give --registry URI, a folder or a prefix of a bucket")
     place = files.absolute(args.registry)
+    _check_place(args.action, place)
     actions = {
         "list": print_versions,
         "show": print_version,
@@ -78,6 +80,15 @@ def main(args: Args) -> None:
 
         added = mirror(place, args.mlflow)
         command.console.print(f"MLflow's model {MODEL_NAME}: {added} version(s) added, aliases as here")
+
+
+def _check_place(action: Action, place: str) -> None:
+    if action == "add":
+        check_folder(place, "registry")
+        return
+    from pipeline.retraining.registry_check import check_place
+
+    check_place(place)
 
 
 def print_versions(args: Args, place: str) -> None:

@@ -29,6 +29,7 @@ from pipeline.loader.samplers import EvaluationSampler
 from pipeline.loader.transform import Transform, evaluation_transform
 from pipeline.models.load import TrainedModel, check_classes, find_model, load_net
 from pipeline.storage import files
+from pipeline.storage.places import check_folder
 
 ONNX_NAME, TORCH_NAME, META_NAME = "model.onnx", "model.pt2", "model.json"
 _OPSET = 20  # of ONNX
@@ -96,6 +97,7 @@ def export_model(
     check_installed("export", "onnx", "onnxscript", "onnxruntime")
     model = find_model(absolute_uri(run))
     folder = files.join(model.uri, "export") if out is None else absolute_uri(out)
+    check_folder(folder, "out")
     view = evaluation_transform(model.recipe, best_decoder())
     if data is None:
         batches = _random_batches(view.size_px)

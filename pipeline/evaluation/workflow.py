@@ -23,6 +23,7 @@ from pipeline.evaluation.runner import HELD_OUT, EvaluateJob, run_evaluation, sp
 from pipeline.evaluation.workers import Workers, as_workers, evaluation_session
 from pipeline.models.load import TrainedModel, check_classes, find_model
 from pipeline.storage import files
+from pipeline.storage.places import check_folder
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def evaluate(
     options = options or EvaluateOptions()
     options.check_packages()
     model = find_model(absolute_uri(run))
+    check_folder(model.uri if out is None else absolute_uri(out), "out")
     dataset = dataset_uri(data, progress)
     contents = manifest.load(dataset)
     check_classes(model, contents.classes)

@@ -8,20 +8,22 @@ from pipeline.core.errors import DatasetError
 from pipeline.dataset.manifest import is_dataset
 from pipeline.storage import files
 from pipeline.storage.claim import claim_folder
+from pipeline.storage.places import check_folder
 
 CARD_NAME, QUARANTINE_NAME, QUALITY_NAME = "README.md", "quarantine.parquet", "quality.html"
 WORK = "_ingest"  # receipts, the lease, the plan, and unpacked archives; removed when the data set is published
 
 
 def check_target(out: str) -> None:
-    """Raises DatasetError if the folder `out` holds anything but an unfinished ingest."""
+    """Raises DatasetError if the folder `out` holds anything but an unfinished ingest, StorageError if it can't be."""
+    if files.kind(out) == "missing":
+        check_folder(out, "out")
+        return
     if is_dataset(out):
         raise DatasetError(f"{out}: holds a finished data set already; give another --out, or delete it first")
     kind = files.kind(out)
     if kind == "file":
         raise DatasetError(f"{out}: is a file; give a folder for --out")
-    if kind == "missing":
-        return
     names = [name for name, _ in files.list_files(out)]
     ours = (".parquet", ".tmp", CARD_NAME, QUALITY_NAME)
     strangers = [name for name in names if not name.endswith(ours) and not name.startswith(f"{WORK}/")]

@@ -15,6 +15,7 @@ from pipeline.models.factory import recipe_model
 from pipeline.models.run_state import AVERAGE, MODEL, select_prefix
 from pipeline.models.tensor_file import read_tensors
 from pipeline.storage import files
+from pipeline.storage.places import nearest
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def find_model(uri: str, field_name: str = "checkpoint") -> TrainedModel:
     identity: dict[str, Any]
     if checkpoint.is_checkpoint(uri):
         if not files.exists(files.join(uri, checkpoint.STATE_NAME)):
-            raise CheckpointError(f"{field_name}={uri}: no such checkpoint; give RUN or one of RUN/checkpoints/")
+            raise CheckpointError(
+                f"{field_name}={uri}: no such checkpoint; give RUN or one of RUN/checkpoints/{nearest(uri)}"
+            )
         meta = checkpoint.read_state(uri)
         identity, classes = meta["state"]["identity"], meta["state"]["classes"]
         names = meta["parts"]
@@ -53,7 +56,7 @@ def find_model(uri: str, field_name: str = "checkpoint") -> TrainedModel:
         if not files.exists(output):
             raise CheckpointError(
                 f"{field_name}={uri}: no finished run ({checkpoint.OUTPUT_NAME}); give the folder of one, or "
-                "RUN/checkpoints/STEP"
+                f"RUN/checkpoints/STEP{nearest(uri)}"
             )
         identity = files.read_json(output)
         classes, names = identity["classes"], [checkpoint.MODEL_NAME]

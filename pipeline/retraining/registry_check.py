@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 
+from pipeline.core.errors import RegistryError
 from pipeline.retraining.registry import (
     VERSION_NAME,
     aliases,
@@ -13,6 +14,29 @@ from pipeline.retraining.registry import (
     version_uri,
 )
 from pipeline.storage import files
+from pipeline.storage.places import nearest
+
+
+def check_place(registry: str) -> None:
+    """Raises RegistryError unless a registry, or an empty folder, lies at the URI `registry`.
+
+    A mistyped path would look like a registry without versions.
+    """
+    kind = files.kind(registry)
+    if kind == "file":
+        raise RegistryError(f"registry={registry}: is a file; give the folder of a registry")
+    if kind == "missing":
+        raise RegistryError(f"registry={registry}: no such folder; give the folder of one{nearest(registry)}")
+    if (
+        files.list_directories(files.join(registry, "versions"))
+        or files.kind(files.join(registry, "aliases")) != "missing"
+    ):
+        return
+    inside = files.join(registry, "registry")
+    if files.exists(files.join(inside, "versions")):
+        raise RegistryError(f"registry={registry}: is no registry, but holds one; give --registry {inside}")
+    if files.list_directories(registry) or files.list_files(registry):
+        raise RegistryError(f"registry={registry}: is no registry (it has no versions/); give the folder of one")
 
 
 def verify(registry: str) -> list[str]:

@@ -17,6 +17,7 @@ from pipeline.retraining.plan import Plan, RetrainOptions, StrPath, plan_retrain
 from pipeline.retraining.stages import Stages
 from pipeline.retraining.workspace import RetrainingRun, resume_or_start
 from pipeline.storage import files, lease
+from pipeline.storage.places import check_folder
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def retrain(
     options = options or RetrainOptions()
     # Bad arguments fail here, before anything is written.
     source, workspace = resolve_uris(source, workspace)
+    check_folder(workspace, "workspace")
     recipe = make_recipe(recipe) if isinstance(recipe, str) else recipe
     with ExitStack() as stack:
         try:

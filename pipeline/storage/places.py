@@ -17,13 +17,13 @@ def check_folder(uri: str, field_name: str) -> None:
     field_name: the setting that `uri` was given for, for the message. Leaves nothing behind. In object storage it asks
     whether the bucket answers; whether writing is allowed, the first write shows.
     """
+    uri = place = absolute(uri)
     if not is_local(uri):
         listing.kind(uri)
         return
-    place = absolute(uri)
     while not os.path.lexists(place) and place != os.path.dirname(place):
         place = os.path.dirname(place)
-    below = "" if place == absolute(uri) else f"{place} "
+    below = "" if place == uri else f"{place} "
     if not os.path.isdir(place):
         raise StorageError(f"{field_name}={uri}: {below}is a file, not a folder; give another path")
     try:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipeline.cluster import resources
+from pipeline.cluster import resources, session
 from pipeline.cluster.ray_train import scaling_config
 from pipeline.core.errors import ClusterError, RecipeError
 from pipeline.evaluation.runner import EvaluateJob
@@ -46,6 +46,38 @@ def test_who_gets_gpus(device: resources.Device, workers: int, gpus: int, expect
 def test_gpus_for_nobody_are_refused() -> None:
     with pytest.raises(RecipeError, match="device=gpu needs workers"):
         resources.workers_use_gpus("gpu", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "words"),
+    [
+        (99, "auto", "workers=99 are too many for the 2 CPUs of this machine; use --workers 2 or fewer"),
+        (5, "cpu", "workers=5 are too many"),
+        (1, "gpu", "device=gpu: torch .*; use --device auto or cpu"),
+        (None, "gpu", "device=gpu: torch .*; use --device auto or cpu"),
+    ],
+)
+def test_what_this_machine_cannot_hold_is_refused_before_anything_starts(
+    workers: int | None, device: resources.Device, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(resources, "ray_is_initialized", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match=words):
+        resources.check_machine(workers, device)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    resources.check_machine(workers, device)  # the cluster may have them
+
+
+def test_few_workers_and_workers_with_a_gpu_each_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(resources, "ray_is_initialized", lambda: False)
+    resources.check_machine(4)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    resources.check_machine(8, "gpu")
+    with pytest.raises(ClusterError, match="workers=9 need a GPU each with device=gpu, this machine has 8"):
+        resources.check_machine(9, "gpu")
 
 
 def test_gpus_for_an_evaluation_in_this_process_are_refused() -> None:

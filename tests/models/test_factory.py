@@ -1,13 +1,17 @@
 """Networks by name: logits for every recipe, published sizes, whitening, and the blur before strides."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from pipeline.config.choices import MODELS
-from pipeline.config.presets import recipes
+from pipeline.config.presets import make_recipe, recipes
 from pipeline.core.errors import RecipeError
-from pipeline.models.factory import make_model, recipe_model
+from pipeline.models import factory
+from pipeline.models.factory import check_image_size, make_model, recipe_model
 from pipeline.models.layers import add_blur_pool, num_parameters
 from pipeline.models.small_networks import Airbench, FastResNet, SeedCnn
 
@@ -101,3 +105,49 @@ def test_any_model_of_timm_is_made_by_name() -> None:
     assert make_model("timm:resnet10t", 7, 224)(torch.randn(2, 3, 64, 64)).shape == (2, 7)
     with pytest.raises(Exception, match="did you mean timm:resnet"):
         make_model("timm:resnet10q", 7, 224)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "words"),
+    [
+        ("vgg11_bn", {"image_size_px": 24}, r"=24: vgg11_bn doesn't take images of 24 px .*; use image_size_px=32"),
+        ("seed-cnn", {"image_size_px": 12}, "use image_size_px=32"),
+        ("seed-cnn", {"image_size_px": 32, "evaluate_size_px": 96}, "evaluate_size_px=96: .*use evaluate_size_px=32"),
+        ("timm:vit_tiny_patch16_224", {"image_size_px": 64}, r"doesn't match model \(224\)\); use image_size_px=224"),
+        ("timm:vit_tiny_patch16_224", {"image_size_px": 224, "evaluate_size_px": 256}, "use evaluate_size_px=224"),
+        ("timm:swin_tiny_patch4_window7_224", {"image_size_px": 64}, "use image_size_px=224"),
+    ],
+)  # fmt: skip
+def test_a_network_that_does_not_take_the_size_is_one_line_with_a_size_that_works(
+    model: str, changes: dict[str, int], words: str
+) -> None:
+    before = torch.random.get_rng_state()
+    recipe = replace(make_recipe("cifar10"), model=model, evaluate_resize_px=0, **changes)
+    with pytest.raises(RecipeError, match=words) as caught:
+        check_image_size(recipe)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(before, torch.random.get_rng_state())
+    sizes = {**changes, **{str(name): int(size) for name, size in re.findall(r"use (\w+)=(\d+)", str(caught.value))}}
+    check_image_size(replace(recipe, **sizes))  # as the message says
+
+
+@pytest.mark.parametrize("name", recipes)
+def test_every_recipe_fits_its_network(name: str) -> None:
+    check_image_size(make_recipe(name))
+
+
+def test_a_network_that_only_computes_for_real_is_tried_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reads(torch.nn.Module):
+        """A network that looks at values, which tensors on "meta" don't have."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if images.shape[-1] != 32:
+                raise AssertionError("32 pixels only")
+            return images.mean((2, 3)) * float(images.sum())
+
+    monkeypatch.setattr(factory, "make_model", lambda *_: Reads())
+    factory._built.cache_clear()
+    check_image_size(replace(make_recipe("cifar10"), image_size_px=32))
+    with pytest.raises(RecipeError, match=r"image_size_px=40: .*32 pixels only.*; use another size or another model"):
+        check_image_size(replace(make_recipe("cifar10"), image_size_px=40, evaluate_resize_px=0))
+    factory._built.cache_clear()

@@ -29,6 +29,7 @@ from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import find_model
 from pipeline.storage import files
 from pipeline.storage.claim import claim_folder
+from pipeline.storage.places import check_folder
 
 PLAN_NAME = "plan.json"
 
@@ -64,6 +65,7 @@ def predict(
         raise RecipeError(f"workers={num} must be 1 or more")
     model = find_model(absolute_uri(run))
     source, folder = absolute_uri(input), absolute_uri(out)
+    check_folder(folder, "out")
     with tempfile.TemporaryDirectory() as spool:
         images, skipped = find_images(source, spool, progress)
         with ray_session(num):
