@@ -7,8 +7,7 @@ from typing import Any
 from pipeline.core.errors import DatasetError
 from pipeline.dataset.manifest import is_dataset
 from pipeline.storage import files
-from pipeline.storage.claim import claim_folder
-from pipeline.storage.places import check_folder
+from pipeline.storage.places import check_folder, claim_folder
 
 CARD_NAME, QUARANTINE_NAME, QUALITY_NAME = "README.md", "quarantine.parquet", "quality.html"
 WORK = "_ingest"  # receipts, the lease, the plan, and unpacked archives; removed when the data set is published

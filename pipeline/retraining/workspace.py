@@ -22,7 +22,7 @@ from pipeline.retraining import registry
 from pipeline.retraining.page import render_decision
 from pipeline.retraining.promotion_gate import Decision, Gate
 from pipeline.storage import files
-from pipeline.storage.claim import claim_folder
+from pipeline.storage.places import claim_folder
 
 LATEST_NAME, ACTIVE_NAME = "latest.json", "active.json"
 DECISION_NAME, PAGE_NAME = "decision.json", "decision.html"

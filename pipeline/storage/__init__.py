@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pipeline.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from pipeline.storage.claim import claim_folder
     from pipeline.storage.files import (
         Entry,
         absolute,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
         write_once,
     )
     from pipeline.storage.lease import Lease, hold_lease
+    from pipeline.storage.places import claim_folder
     from pipeline.storage.ranges import Range, coalesce
     from pipeline.storage.request_counts import RequestCounts, requests_sent
 
@@ -52,7 +52,6 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "claim": ("claim_folder",),
         "files": (
             "Entry",
             "absolute",
@@ -68,6 +67,7 @@ __getattr__ = lazy(
             "write_once",
         ),
         "lease": ("Lease", "hold_lease"),
+        "places": ("claim_folder",),
         "request_counts": ("RequestCounts", "requests_sent"),
         "ranges": ("Range", "coalesce"),
     },

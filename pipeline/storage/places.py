@@ -1,13 +1,15 @@
-"""Checks of places that the user gives: can files be written there, does it exist, and which name is nearest?"""
+"""Folders that a user gives: can files be written there, whose are they, and which existing name is nearest?"""
 
 import difflib
 import errno
+import json
 import os
 import posixpath
 import tempfile
+from typing import Any
 
 from pipeline.core.errors import StorageError
-from pipeline.storage import listing
+from pipeline.storage import files
 from pipeline.storage.uris import absolute, basename, is_local
 
 
@@ -19,7 +21,7 @@ def check_folder(uri: str, field_name: str) -> None:
     """
     uri = place = absolute(uri)
     if not is_local(uri):
-        listing.kind(uri)
+        files.kind(uri)
         return
     while not os.path.lexists(place) and place != os.path.dirname(place):
         place = os.path.dirname(place)
@@ -68,3 +70,15 @@ def nearest(uri: str) -> str:
     if not found or found[0] == basename(place):
         return ""
     return f"; did you mean {posixpath.join(os.path.dirname(place), found[0])}?"
+
+
+def claim_folder(uri: str, identity: dict[str, Any], indent: int | None = 1, end: str = "") -> dict[str, Any]:
+    """Writes a JSON file at `uri` unless there is one, and returns the identity that the file holds.
+
+    Of several processes that call it at a time one writes, and all get what that one wrote. A folder is free for the
+    caller, or has been its own before, if what it gets equals `json.loads(json.dumps(identity))`; otherwise it should
+    raise an error that shows both. indent, end: the layout of the file, as of `json.dumps`.
+    """
+    data = (json.dumps(identity, indent=indent) + end).encode()
+    claimed: dict[str, Any] = json.loads(data) if files.write_once(uri, data) else files.read_json(uri)
+    return claimed

@@ -16,7 +16,7 @@ from pipeline.loader.samplers import train_eval_split
 from pipeline.models.distillation import Teacher
 from pipeline.models.identity import check_identity
 from pipeline.storage import files
-from pipeline.storage.claim import claim_folder
+from pipeline.storage.places import claim_folder
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import train_loop
 from pipeline.training.safeguards.restart_policy import RestartPolicy

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.storage import files
-from pipeline.storage.claim import claim_folder
+from pipeline.storage.places import claim_folder
 
 
 def test_the_first_claim_stays_and_every_later_one_gets_it(tmp_path: Path) -> None:

@@ -28,8 +28,7 @@ from pipeline.loader.decode import best_decoder
 from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import find_model
 from pipeline.storage import files
-from pipeline.storage.claim import claim_folder
-from pipeline.storage.places import check_folder
+from pipeline.storage.places import check_folder, claim_folder
 
 PLAN_NAME = "plan.json"
 

@@ -20,7 +20,7 @@ from pipeline.loader.samplers import train_eval_split
 from pipeline.models.identity import check_identity
 from pipeline.reporting.links import existing
 from pipeline.storage import files
-from pipeline.storage.claim import claim_folder
+from pipeline.storage.places import claim_folder
 from pipeline.training.job import TrainJob
 from pipeline.training.search.settings import SearchSettings
 from pipeline.training.search.space import Space, Values, default_space, with_values
