@@ -85,7 +85,8 @@ def list_tree(uri: str) -> Tree:
     listed, an entry, or named as unreadable.
     """
     if is_local(uri):
-        return _list_local(uri)
+        with one_line_errors(uri):
+            return _list_local(uri)
     if in_store(uri):
         return Tree(_list_store(uri), {}, [])
     filesystem, path = open_filesystem(uri)
@@ -101,7 +102,9 @@ def list_entries(uri: str) -> list[Entry]:
     tree = list_tree(uri)
     closed = next((name for name, reason in tree.unreadable.items() if reason.startswith(_CLOSED)), None)
     if closed is not None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), join(uri, printable(closed)))
+        place = join(uri, printable(closed))
+        with one_line_errors(place):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), place)
     return tree.entries
 
 
