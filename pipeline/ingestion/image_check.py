@@ -1,14 +1,17 @@
 """Checks one image of a source: store it as it is, repair it, or refuse it with a reason.
 
-An image that decodes in full is kept. A JPEG in RGB or YCbCr is stored byte for byte, and so is an 8-bit RGB PNG whose
-name ends in .png. Every other image that decodes (grey, CMYK and YCCK JPEGs, 16-bit, palette and grey PNGs, WebP, BMP,
-PNGs named .JPEG) is stored as an RGB JPEG of quality 95 without chroma subsampling, or as an RGB PNG if its name ends
-in .png. EXIF that can't be parsed is cut out; the pixels stay as they were. EXIF's rotation is not applied.
+An image that decodes in full is kept. A JPEG in RGB or YCbCr that every decoder reads (Huffman-coded, baseline or
+progressive, of 8 bits) is stored byte for byte, and so is an 8-bit RGB PNG whose name ends in .png. Every other image
+that decodes (arithmetic-coded, lossless, grey, CMYK and YCCK JPEGs, 16-bit, palette and grey PNGs, WebP, BMP, PNGs
+named .JPEG) is stored as an RGB JPEG of quality 95 without chroma subsampling, or as an RGB PNG if its name ends in
+.png. EXIF that can't be parsed is cut out; the pixels stay as they were. EXIF's rotation is not applied.
+
+Whatever a library raises while it looks at an image makes that image a refusal.
 """
 
 import hashlib
 import io
-from collections.abc import Iterator
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,12 +26,14 @@ from pipeline.dataset.image_codec import (
     Buffer,
     Pixels,
     decode,
+    describe,
     encode_jpeg,
     encode_planes,
     encode_png,
     read_header,
     read_jpeg_header,
 )
+from pipeline.dataset.jpeg_segments import APP1, read_frame, segments
 from pipeline.dataset.thread_warnings import thread_warnings
 from pipeline.ingestion.quality.pixel_facts import PixelFacts, pixel_facts
 
@@ -36,9 +41,9 @@ REPAIR_QUALITY = 95
 DEFAULT_SHRUNK_QUALITY = 90
 _JPEG_END = b"\xff\xd9"
 _JPEG_END_WITHIN_BYTES = 4096  # some cameras write a few bytes after the end mark
-_APP1, _START_OF_SCAN = 0xE1, 0xDA
 
 Checks = Literal["decode", "header"]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,17 +101,24 @@ def check_image(data: Buffer, name: str, handling: ImageHandling) -> Stored | Re
     """
     digest = hashlib.sha256(data).hexdigest()
     try:
-        stored, repair, size = _repaired(data, name, handling)
-        pixels = None
-        if handling.checks == "decode" or handling.reencodes:
-            pixels = decode(stored)
-        if pixels is not None and handling.reencodes:
-            smaller, change = _reencoded(pixels, stored, handling)
-            if change:
-                repair = "; ".join(filter(None, (repair, change)))
-                stored, pixels = smaller, decode(smaller)
+        return _checked(data, digest, name, handling)
     except BadImageError as bad:
         return Refused(str(bad), digest)
+    except Exception as error:  # one image never ends an ingest; the reason names the error, and its kind is counted
+        _log.warning("%s: can't be looked at; it is refused", name, exc_info=True)
+        return Refused(f"unexpected error: {describe(error)}", digest)
+
+
+def _checked(data: Buffer, digest: str, name: str, handling: ImageHandling) -> Stored:
+    stored, repair, size = _repaired(data, name, handling)
+    pixels = None
+    if handling.checks == "decode" or handling.reencodes:
+        pixels = decode(stored)
+    if pixels is not None and handling.reencodes:
+        smaller, change = _reencoded(pixels, stored, handling)
+        if change:
+            repair = "; ".join(filter(None, (repair, change)))
+            stored, pixels = smaller, decode(smaller)
     height, width = size if pixels is None else pixels.shape[:2]
     return Stored(stored, height, width, digest, repair, None if pixels is None else pixel_facts(pixels))
 
@@ -127,12 +139,14 @@ def _repaired(data: Buffer, name: str, handling: ImageHandling) -> tuple[Buffer,
     is_png_by_name = name.lower().endswith(".png")
     if data[:2] == JPEG_START:
         height, width, space = read_jpeg_header(data)
-        if space in ("YCbCr", "RGB"):
+        frame = read_frame(data)
+        oddity = frame.oddity if frame else "unusual"
+        if space in ("YCbCr", "RGB") and not oddity:
             whole, repair = _without_broken_exif(data)
             if handling.checks == "header" and _JPEG_END not in bytes(data[-_JPEG_END_WITHIN_BYTES:]):
                 decode(data)  # no end mark: raises if the file is truncated
             return whole, repair, (height, width)
-        kind = f"{space} JPEG"
+        kind = f"{oddity} {space} JPEG".lstrip()
     else:
         kind, mode, (height, width) = read_header(data)
         if kind == "PNG" and mode == "RGB" and is_png_by_name:
@@ -165,25 +179,15 @@ def _reencoded(pixels: Pixels, stored: Buffer, handling: ImageHandling) -> tuple
 # --- EXIF --------------------------------------------------------------------------------------------------------
 
 
-def _segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
-    """Yields (marker, start, end) of each segment of a JPEG before its scan."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != _START_OF_SCAN:
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        yield data[position + 1], position, end
-        position = end
-
-
 def _without_broken_exif(data: Buffer) -> tuple[Buffer, str]:
     """Returns (JPEG without EXIF segments that PIL can't parse, what was done)."""
-    exif = [
-        (start, end) for kind, start, end in _segments(data) if kind == _APP1 and data[start + 4 : start + 8] == b"Exif"
-    ]
+    app1 = [segment for segment in segments(data) if segment.marker == APP1]
+    exif = [segment for segment in app1 if data[segment.start + 4 : segment.start + 8] == b"Exif"]
     if not exif or _is_readable_exif(data):
         return data, ""
     whole = bytes(data)
-    for start, end in reversed(exif):
-        whole = whole[:start] + whole[end:]
+    for segment in reversed(exif):
+        whole = whole[: segment.start] + whole[segment.end :]
     return whole, "unreadable EXIF removed"
 
 

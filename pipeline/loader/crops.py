@@ -46,6 +46,7 @@ def _central_boxes(heights: Ints, widths: Ints, ratios: tuple[float, float]) -> 
     ratio = widths / heights
     h = np.where(ratio < ratios[0], np.rint(widths / ratios[0]), heights).astype(np.int64)
     w = np.where(ratio > ratios[1], np.rint(heights * ratios[1]), widths).astype(np.int64)
+    h, w = np.maximum(h, 1), np.maximum(w, 1)  # torchvision fails there: 1x3000 and a ratio of 0.3, say
     return np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
 
 

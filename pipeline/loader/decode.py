@@ -11,6 +11,7 @@ don't give the same pixels, though, so a run uses one of them on all nodes and r
 
 import ctypes
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from pipeline.core.errors import ClusterError, DatasetError
 from pipeline.dataset import image_codec
@@ -32,6 +34,7 @@ _REMEDY = "install gcc and libjpeg-dev on every node, or set IMAGE_DECODER=simpl
 
 Ints = npt.NDArray[np.int32]
 Batch = npt.NDArray[np.uint8]
+_MOST_RESIZED_PIXELS = 25_000_000  # of a whole image in memory after its resize; more only for sides like 1 to 400
 logger = logging.getLogger(__name__)
 
 
@@ -104,7 +107,8 @@ def decode_batch(
     for index in np.flatnonzero(status).tolist():
         try:
             if corrupt is None or index not in corrupt:
-                if status[index] != _UNSUPPORTED:
+                # What the kernel's libjpeg can't decode the library may, which ingest has decoded it with.
+                if status[index] not in (_UNSUPPORTED, _DAMAGED):
                     raise _CorruptError(_REASONS[status[index]])
                 out[index] = _by_library(encoded[index], geometry, index)
         except _CorruptError as error:
@@ -121,7 +125,6 @@ class _CorruptError(Exception):
 
 
 _REASONS = {
-    _DAMAGED: "the JPEG can't be decoded in full",
     _OTHER_SIZE: "the image has another size than its row says",
     _NO_MEMORY: "no memory to decode it",
     _BAD_BOX: "a crop that doesn't lie in the image",
@@ -215,7 +218,23 @@ def resize_and_crop(pixels: Batch, geometry: CropGeometry, index: int) -> Batch:
 
     top, left, height, width = geometry.boxes[index].tolist()
     y, x = geometry.window[index].tolist()
+    if math.prod(geometry.full[index].tolist()) > _MOST_RESIZED_PIXELS:
+        return _resized_window(pixels, geometry, index)
     box = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1)
     full = F.resize(box, geometry.full[index].tolist(), interpolation=InterpolationMode.BILINEAR, antialias=True)
     shown = full.permute(1, 2, 0).numpy()[y : y + geometry.size_px, x : x + geometry.size_px]
+    return shown[:, ::-1] if geometry.flip[index] else shown
+
+
+def _resized_window(pixels: Batch, geometry: CropGeometry, index: int) -> Batch:
+    """Returns what `resize_and_crop` does, by PIL, which computes only the window of the resized image.
+
+    For images of extreme shape: 3800x1 pixels, of which the shorter side becomes 256, would have 249 million.
+    """
+    top, left, height, width = geometry.boxes[index].tolist()
+    (full_height, full_width), (y, x) = geometry.full[index].tolist(), geometry.window[index].tolist()
+    down, across, size = height / full_height, width / full_width, geometry.size_px
+    box = (x * across, y * down, (x + size) * across, (y + size) * down)
+    image = Image.fromarray(pixels[top : top + height, left : left + width])
+    shown = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
     return shown[:, ::-1] if geometry.flip[index] else shown

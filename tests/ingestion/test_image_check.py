@@ -12,9 +12,11 @@ import simplejpeg
 from PIL import Image
 
 from pipeline.dataset.image_codec import decode
+from pipeline.ingestion import image_check
 from pipeline.ingestion.image_check import ImageHandling, Refused, Stored, check_image
 from pipeline.ingestion.quality.pixel_facts import perceptual_hash, pixel_facts
 from tests.support.images import jpeg, picture, shared
+from tests.support.rare_jpegs import arithmetic_jpeg, lossless_jpeg, with_frame_marker, with_segment
 
 DECODE, HEADER = ImageHandling(), ImageHandling(checks="header")
 
@@ -27,10 +29,6 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def rgb() -> Image.Image:
     return picture(7, 40, 60)
-
-
-def with_segment(data: bytes, marker: int, content: bytes) -> bytes:
-    return data[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content + data[2:]
 
 
 def grey16() -> bytes:
@@ -193,6 +191,111 @@ def test_superfluous_bytes_change_no_pixel_and_are_kept() -> None:
     found = check_image(data, "x.jpg", DECODE)
     assert isinstance(found, Stored)
     assert np.array_equal(decode(found.data), decode(WHOLE))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        WHOLE[:20] + b"stray" + WHOLE[20:],
+        WHOLE[:20] + b"\xff" + WHOLE[20:],
+        with_segment(WHOLE, 0xE2, b"ICC_PROFILE\0\x09\x02"),
+        WHOLE[:11] + b"\x02\x01" + WHOLE[13:],
+    ],
+    ids=["between segments", "fill bytes", "bad ICC", "JFIF 2.1"],
+)
+def test_odd_metadata_change_no_pixel_and_are_kept(data: bytes) -> None:
+    for handling in (DECODE, HEADER):
+        found = check_image(data, "x.jpg", handling)
+        assert isinstance(found, Stored), found.reason
+        assert (found.data, found.repair) == (data, "")
+    assert np.array_equal(decode(data), decode(WHOLE))
+
+
+def test_superfluous_bytes_do_not_hide_that_others_are_missing() -> None:
+    """libjpeg tells of the superfluous bytes only, and fills the rest with grey."""
+    out = io.BytesIO()
+    noise().save(out, format="JPEG", restart_marker_rows=1)
+    restarts = out.getvalue()
+    first, second = (restarts.index(bytes([0xFF, 0xD0 + number])) for number in (0, 1))
+    stray = restarts[:first] + b"\0" * 9 + restarts[first:]
+    assert isinstance(check_image(stray, "x.jpg", DECODE), Stored)
+    assert np.array_equal(decode(stray), decode(restarts))
+    found = check_image(stray[: second - 60] + stray[second:], "x.jpg", DECODE)
+    assert isinstance(found, Refused)
+    two = restarts[:first] + b"\0" * 9 + restarts[first:second] + b"\0" * 7 + restarts[second:]
+    assert np.array_equal(decode(two), decode(restarts))
+
+
+# --- what not every decoder reads --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("handling", [DECODE, HEADER])
+@pytest.mark.parametrize(("bits", "channels"), [(2, 3), (3, 1), (4, 3), (7, 1), (8, 3), (8, 1)])
+def test_a_lossless_jpeg_is_converted_in_its_full_range(bits: int, channels: int, handling: ImageHandling) -> None:
+    values = np.asarray(rgb())[:, :, :channels] >> (8 - bits)
+    data, space = lossless_jpeg(values, bits), "Gray" if channels == 1 else "RGB"
+    expected = np.broadcast_to(np.round(values / (2**bits - 1) * 255), (*values.shape[:2], 3))
+    assert np.array_equal(decode(data), expected)
+    found = check_image(data, "x.jpg", handling)
+    assert isinstance(found, Stored)
+    assert found.repair == f"lossless {space} JPEG converted to RGB JPEG of quality 95"
+    assert np.abs(decode(found.data) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("handling", [DECODE, HEADER])
+def test_an_arithmetic_coded_jpeg_is_converted(handling: ImageHandling) -> None:
+    data, baseline = arithmetic_jpeg()
+    found = check_image(data, "x.jpg", handling)
+    assert isinstance(found, Stored)
+    assert found.repair == "arithmetic YCbCr JPEG converted to RGB JPEG of quality 95"
+    assert np.abs(decode(found.data).astype(int) - decode(baseline)).mean() < 3
+
+
+@pytest.mark.parametrize("handling", [DECODE, HEADER])
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (lossless_jpeg(np.asarray(rgb()), 12), "unsupported: lossless JPEG (Unsupported JPEG data precision 12"),
+        (with_frame_marker(WHOLE, 0xC5), "unsupported: hierarchical JPEG ("),
+        (encoded(Image.fromarray(np.zeros((4, 5), np.float32)), "TIFF"), "unsupported: floating-point pixels"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "unsupported: an image of a kind that PIL can't read"),
+        (encoded(Image.new("RGB", (65_501, 1)), "PNG"), "too long: 65501x1 pixels, the limit of a side is 65,500"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no image: "),
+    ],
+)
+def test_what_cannot_be_converted_is_refused(data: bytes, reason: str, handling: ImageHandling) -> None:
+    found = check_image(data, "x.jpg", handling)
+    assert isinstance(found, Refused)
+    assert found.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), RuntimeError("x"), struct.error("x"), MemoryError(), RecursionError("x"), zlib.error("x")]
+)
+@pytest.mark.parametrize("place", ["decode", "pixel_facts", "encode_jpeg", "_without_broken_exif"])
+def test_whatever_a_library_raises_costs_one_image(
+    error: Exception, place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(image_check, place, fail)
+    data = encoded(rgb(), "WEBP") if place == "encode_jpeg" else WHOLE
+    found = check_image(data, "val/a.jpg", DECODE)
+    assert isinstance(found, Refused)
+    assert found.reason.startswith(f"unexpected error: {type(error).__name__}")
+    assert "val/a.jpg" in caplog.text  # with its traceback: it may be an error of ours
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("x"), struct.error("x"), RecursionError("x")])
+def test_whatever_pil_raises_says_that_the_file_is_damaged(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(image: Image.Image, mode: str) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    found = check_image(encoded(rgb(), "WEBP"), "a.webp", DECODE)
+    assert isinstance(found, Refused)
+    assert found.reason.startswith(f"damaged: {type(error).__name__}: ")
 
 
 def test_a_large_image_is_shrunk_to_its_shorter_side() -> None:

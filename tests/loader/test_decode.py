@@ -1,4 +1,5 @@
 import io
+import itertools
 import shutil
 import subprocess
 import tarfile
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 from torchvision.io import ImageReadMode
@@ -24,7 +26,9 @@ from pipeline.loader.crops import crop_boxes
 from pipeline.loader.decode import MAX_ERROR, CropGeometry, DecoderName, best_decoder, decode_batch
 from pipeline.loader.native import kernel
 from tests.support.images import picture, shared
+from tests.support.rare_jpegs import lossless_jpeg
 
+SAMPLINGS = ("444", "422", "420", "440", "411", "Gray")
 BILINEAR: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
 
 
@@ -134,6 +138,60 @@ def test_tiny_images_become_samples(decoder: DecoderName, shape: tuple[int, int]
         [image], CropGeometry.resized_crops(32, sizes_of([image]), box, np.zeros(1, np.int32)), name, decoder
     )
     assert errors(ours, [F.resize(in_full(image), [32, 32], **BILINEAR)]).max() < 1
+
+
+def test_small_images_have_the_colours_of_libjpeg(decoder: DecoderName) -> None:
+    """All sizes from 1x1 to 20x20: libjpeg doubles chroma of one or two columns in another way than that of more."""
+    generator = np.random.default_rng(0)
+    worst: dict[str, tuple[int, int, int]] = {}
+    for sampling, height, width in itertools.product(SAMPLINGS, range(1, 21), range(1, 21)):
+        few = generator.integers(60, 200, (3, 3, 3), dtype=np.uint8)
+        pixels = np.asarray(Image.fromarray(few).resize((width, height), Image.Resampling.BICUBIC))
+        colours = {"colorspace": "GRAY"} if sampling == "Gray" else {"colorspace": "RGB", "colorsubsampling": sampling}
+        shown = pixels[:, :, :1] if sampling == "Gray" else pixels
+        image = simplejpeg.encode_jpeg(np.ascontiguousarray(shown), quality=95, **colours)
+        whole, side = simplejpeg.decode_jpeg(image).astype(int), min(height, width)
+        for top, left in {(0, 0), (height - side, width - side)}:
+            box = np.array([[top, left, side, side]], np.int32)
+            views = CropGeometry.resized_crops(side, np.array([[height, width]], np.int32), box, np.zeros(1, np.int32))
+            ours = decode_batch([image], views, name, decoder)[0].astype(int)
+            error = int(np.abs(ours - whole[top : top + side, left : left + side]).max())
+            worst[sampling] = max(worst.get(sampling, (0, 0, 0)), (error, height, width))
+    assert max(error for error, _, _ in worst.values()) <= (3 if decoder == "kernel" else 0), worst
+
+
+@pytest.mark.parametrize("shape", [(3800, 1), (1, 3800), (1, 1), (2, 2), (65_500, 1), (1, 65_500), (3, 60_000)])
+def test_images_of_extreme_shape_become_samples(shape: tuple[int, int]) -> None:
+    """By every decoder alike, in evaluation and in training; none computes the whole of the resized image."""
+    image, sizes = encoded(*shape, quality=95), np.array([shape], np.int32)
+    crops = [random_crops([image], 64, seed) for seed in range(3)]
+    for views in [CropGeometry.centre_crops(224, 256, sizes), CropGeometry.centre_crops(32, 32, sizes), *crops]:
+        reference = decode_batch([image], views, name, "simplejpeg").astype(int)
+        for which in ("kernel", "libjpeg") if best_decoder() == "kernel" else ():
+            assert np.abs(decode_batch([image], views, name, which) - reference).max() <= 4
+
+
+def test_a_part_of_a_large_resize_is_the_part_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [in_full(image).permute(1, 2, 0).numpy() for image in MADE]
+    for size, resize in ((64, 73), (224, 256)):
+        views = CropGeometry.centre_crops(size, resize, np.array([pixels.shape[:2] for pixels in images]))
+        whole = [decode.resize_and_crop(pixels, views, n).astype(int) for n, pixels in enumerate(images)]
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, "_MOST_RESIZED_PIXELS", 0)
+            parts = [decode.resize_and_crop(pixels, views, n) for n, pixels in enumerate(images)]
+        assert max(np.abs(part - all_of_it).max() for part, all_of_it in zip(parts, whole, strict=True)) <= 1
+
+
+def test_what_the_kernel_cannot_decode_the_library_may(decoder: DecoderName) -> None:
+    """An old data set may hold JPEGs that the system's libjpeg can't decode and the one that comes with us can."""
+    pixels = np.asarray(picture(3, 40, 50))
+    rare = lossless_jpeg(pixels)
+    views = CropGeometry.centre_crops(32, 32, np.array([(40, 50)] * 2, np.int32))
+    corrupt: set[int] = set()
+    found = decode_batch([rare, rare[:500]], views, name, decoder, corrupt)
+    assert corrupt == {1}
+    assert np.array_equal(found[0], decode.resize_and_crop(pixels, views, 0))
+    assert not found[1].any()
 
 
 def test_a_png_beside_jpegs(decoder: DecoderName) -> None:

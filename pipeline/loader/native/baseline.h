@@ -405,9 +405,10 @@ FAST static int read_scan(baseline *s, const uint8_t *at, const uint8_t *end, in
 
 static int clamped(int value, int limit) { return value < 0 ? 0 : value < limit ? value : limit - 1; }
 
-/* The filter for a plane of half the resolution: as if it were first doubled the way libjpeg does ("fancy": three quarters
- * of the nearer sample, one of the farther), then filtered by `full`. */
-static int halve_filter(filter *half, const filter *full, int size, int limit) {
+/* The filter for a plane of half the resolution: as if it were first doubled the way libjpeg does, then filtered by `full`.
+ * is_fancy: three quarters of the nearer sample and one of the farther, else each sample twice. */
+static int halve_filter(filter *half, const filter *full, int size, int limit, int is_fancy) {
+    const float nearer = is_fancy ? 0.75f : 1.0f;
     half->most = full->most / 2 + 3;
     half->start = malloc(sizeof(int) * size);
     half->count = malloc(sizeof(int) * size);
@@ -421,8 +422,8 @@ static int halve_filter(filter *half, const filter *full, int size, int limit) {
         float *weight = half->weight + (size_t)i * half->most;
         for (int k = from; k < to; k++) {
             float share = full->weight[(size_t)i * full->most + k - from];
-            weight[clamped(k >> 1, limit) - first] += 0.75f * share;
-            weight[clamped(k & 1 ? (k >> 1) + 1 : (k >> 1) - 1, limit) - first] += 0.25f * share;
+            weight[clamped(k >> 1, limit) - first] += nearer * share;
+            weight[clamped(k & 1 ? (k >> 1) + 1 : (k >> 1) - 1, limit) - first] += (1 - nearer) * share;
         }
         half->start[i] = first;
         half->count[i] = last - first + 1;
@@ -498,10 +499,11 @@ static int decode_baseline(baseline *s, const uint8_t *data, size_t length, cons
     for (int i = 0; i < PARTS; i++) {
         part *p = &s->parts[i];
         int halves_width = s->h != p->h, halves_height = s->v != p->v;
-        if (halves_width ? halve_filter(&across[i], &across[0], size, (v->width + 1) / 2)
+        int is_fancy = !halves_width || (v->width + 1) / 2 > 2; /* jdsample.c: planes of one or two columns aren't */
+        if (halves_width ? halve_filter(&across[i], &across[0], size, (v->width + 1) / 2, is_fancy)
                          : make_filter(&across[i], v->left, v->box_width, v->full_width, v->out_left, size, v->width))
             goto end;
-        if (halves_height ? halve_filter(&down[i], &down[0], size, (v->height + 1) / 2)
+        if (halves_height ? halve_filter(&down[i], &down[0], size, (v->height + 1) / 2, is_fancy)
                           : make_filter(&down[i], v->top, v->box_height, v->full_height, v->out_top, size, v->height))
             goto end;
         p->block_left = across[i].first / 8, p->block_right = (across[i].last + 7) / 8;

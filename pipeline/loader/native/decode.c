@@ -24,7 +24,9 @@
 #endif
 
 enum { OK = 0, DAMAGED = 1, UNSUPPORTED = 2, OTHER_SIZE = 3, NO_MEMORY = 4, BAD_BOX = 5 };
-enum { CHANNELS = 3, MAX_SIDE = 65500 };
+enum { CHANNELS = 3, MAX_SIDE = 65500, MAX_SIZE = 8192, SMALL = 32 };
+/* An image of MAX_SIDE x 1 whose shorter side is resized to MAX_SIZE; only the output's part of it is ever computed. */
+enum { MAX_FULL = MAX_SIDE * MAX_SIZE };
 typedef float pixel __attribute__((vector_size(16)));
 typedef int32_t integers __attribute__((vector_size(16)));
 
@@ -148,15 +150,15 @@ FAST static void resize_row(uint8_t *restrict out, const float *restrict row, co
 static int is_bad(const view *v, int size) {
     return v->height < 1 || v->width < 1 || v->height > MAX_SIDE || v->width > MAX_SIDE || v->top < 0 || v->left < 0 ||
            v->box_height < 1 || v->box_width < 1 || v->top > v->height - v->box_height ||
-           v->left > v->width - v->box_width || size < 1 || size > 8192 || v->full_height > MAX_SIDE ||
-           v->full_width > MAX_SIDE || v->out_top < 0 || v->out_left < 0 || v->out_top > v->full_height - size ||
+           v->left > v->width - v->box_width || size < 1 || size > MAX_SIZE || v->full_height > MAX_FULL ||
+           v->full_width > MAX_FULL || v->out_top < 0 || v->out_left < 0 || v->out_top > v->full_height - size ||
            v->out_left > v->full_width - size;
 }
 
 /* Returns 1, 2, 4 or 8: the largest reduction at which the box keeps 1.5 times the size that it is resized to. */
 static int shrink_of(const view *v) {
     int shrink = 1;
-    while (shrink < 8 && v->box_height >= 3 * shrink * v->full_height && v->box_width >= 3 * shrink * v->full_width)
+    while (shrink < 8 && v->box_height / (3 * shrink) >= v->full_height && v->box_width / (3 * shrink) >= v->full_width)
         shrink *= 2;
     return shrink;
 }
@@ -215,6 +217,9 @@ static int decode_one(baseline *state, const uint8_t *data, size_t length, const
         goto end;
 
     JDIMENSION left = across->first, width = across->last - across->first;
+    /* At the edge of a crop libjpeg upsamples chroma as at that of an image, and of a narrow crop not smoothly at all. So
+     * small images, in which a crop's edge matters and which cost nothing, are decoded in full. */
+    if (info.output_width <= SMALL) left = 0, width = info.output_width;
     if (width < info.output_width) jpeg_crop_scanline(&info, &left, &width); /* moves `left` to a block's edge */
     int count = down->last - down->first, skip = across->first - (int)left;
     size_t stride = (size_t)info.output_width * CHANNELS;
