@@ -20,6 +20,14 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def task_attempt() -> int:
+    """Returns how often Ray has started the task in which this is called before: 0 unless its process has died."""
+    from ray._private.worker import global_worker  # Ray has no public function for it
+
+    attempt: int = global_worker.core_worker.get_current_task_attempt_number()
+    return attempt
+
+
 def run_in_thread(call: Callable[[], Any]) -> None:
     """Calls a function in a thread of its own, waits for it, and raises its exception.
 

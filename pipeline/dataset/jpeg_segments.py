@@ -3,17 +3,18 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Buffer = bytes | memoryview
 
 APP1, START_OF_SCAN = 0xE1, 0xDA
-_TABLES = (0xC4, 0xC8, 0xCC)  # the markers of C0 to CF that don't begin a frame
 _PROCESSES = {
     0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC3: "lossless", 0xC5: "hierarchical",
     0xC6: "hierarchical", 0xC7: "hierarchical", 0xC9: "arithmetic", 0xCA: "arithmetic", 0xCB: "arithmetic",
     0xCD: "hierarchical", 0xCE: "hierarchical", 0xCF: "hierarchical",
 }  # fmt: skip
 _COMMON_PROCESSES = ("baseline", "extended", "progressive")
+_NO_LENGTH = (0x00, 0x01, *range(0xD0, 0xD8))  # no marker but a stuffed byte; a marker without content; restarts
 _APP0, _APP14, _COMMENT = 0xE0, 0xEE, 0xFE
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")  # libjpeg's JWRN_EXTRANEOUS_DATA
 
@@ -26,7 +27,6 @@ class Frame:
     """How it is coded: "baseline", "extended" or "progressive", all three by Huffman codes, or a rarer process."""
 
     precision_bits: int
-    components: int
 
     @property
     def oddity(self) -> str:
@@ -39,8 +39,7 @@ class Frame:
         return "" if self.precision_bits == 8 else f"{self.precision_bits}-bit"
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """One segment, data[start:end], marker and length included."""
 
     marker: int
@@ -58,12 +57,12 @@ def segments(data: Buffer) -> Iterator[Segment]:
         marker = data[position + 1]
         if data[position] != 0xFF or marker == 0xFF:  # a stray byte, or one that fills up
             position += 1
-        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD7:  # no markers, or markers without a length
+        elif marker in _NO_LENGTH:
             position += 2
         elif marker in (0xD8, 0xD9):  # a second start, or the end
             return
         else:
-            end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+            end = position + 2 + (data[position + 2] << 8) + data[position + 3]
             yield Segment(marker, position, min(end, size))
             if marker == START_OF_SCAN:
                 return
@@ -72,10 +71,9 @@ def segments(data: Buffer) -> Iterator[Segment]:
 
 def read_frame(data: Buffer) -> Frame | None:
     """Returns the frame header of a JPEG, or None if there is none before the first scan."""
-    for segment in segments(data):
-        if 0xC0 <= segment.marker <= 0xCF and segment.marker not in _TABLES:
-            body = data[segment.start + 4 : segment.end]
-            return Frame(_PROCESSES[segment.marker], body[0], body[5]) if len(body) >= 6 else None
+    for marker, start, end in segments(data):
+        if marker in _PROCESSES:
+            return Frame(_PROCESSES[marker], data[start + 4]) if end - start > 4 else None
     return None
 
 

@@ -9,15 +9,17 @@ import json
 import resource
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.cluster.ray_tasks import task_attempt
 from pipeline.dataset.image_codec import MAX_IMAGE_BYTES, Buffer
 from pipeline.dataset.parquet import parquet_bytes
 from pipeline.ingestion.image_check import Refused, Stored, check_image, check_planes
+from pipeline.ingestion.isolated_check import IMAGE_SECONDS, check_isolated, limit_time
 from pipeline.ingestion.plan import IngestSettings, ShardPlan
 from pipeline.ingestion.shard_writer import ImageMemory, Row, provenance_table, write_shard
 from pipeline.ingestion.source_reader import gather
@@ -32,6 +34,10 @@ TASK_OVERHEAD_BYTES = 400 << 20
 def task_memory_bytes(settings: IngestSettings) -> int:
     """Returns the most memory that one task takes: its shard as rows, and once more on its way to a store."""
     return 2 * settings.shard_bytes + TASK_OVERHEAD_BYTES
+
+
+Guard = Literal["none", "time", "process"]
+""""time": the process ends if an image takes too long. "process": images are checked in child processes."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,8 @@ class ShardContext:
 class _ShardRows:
     """The rows of one shard, added as their images arrive, in any order."""
 
-    def __init__(self, samples: pa.Table, context: ShardContext) -> None:
-        self._context = context
+    def __init__(self, samples: pa.Table, context: ShardContext, guard: Guard) -> None:
+        self._context, self._guard = context, guard
         self._keys, self._labels, self._lengths = (samples[name].to_pylist() for name in ("key", "label", "length"))
         self._rows: list[Row | None] = [None] * samples.num_rows
         self.memory = ImageMemory([min(length, MAX_IMAGE_BYTES) for length in self._lengths])
@@ -104,19 +110,31 @@ class _ShardRows:
         """Reads and adds all rows. Files that are empty or too large to be stored are refused without a read."""
         for position, length in enumerate(self._lengths):
             if length == 0:
-                self._add(position, b"")
+                self._add(position, b"", self._check(b"", position))
             elif length > MAX_IMAGE_BYTES:
                 self._refuse(position, f"too large: {length:,} bytes, the limit is {MAX_IMAGE_BYTES:,}", "")
-        for position, data in gather(samples):
-            self._add(position, data)
+        if self._guard == "process":
+            for (position, data), image in check_isolated(samples, self._check):
+                self._add(position, data, image)
+        else:
+            for position, data in gather(samples):
+                self._add(position, data, self._check(data, position))
         self.quarantined.sort(key=lambda entry: str(entry["key"]))
 
     def kept(self) -> list[Row]:
         """Returns the rows to be written, in the order of the plan."""
         return [row for row in self._rows if row is not None]
 
-    def _add(self, position: int, data: Buffer) -> None:
-        image = self._context.check(data, self._keys[position])
+    def _check(self, data: Buffer, position: int) -> Stored | Refused:
+        if self._guard != "time":
+            return self._context.check(data, self._keys[position])
+        limit_time(IMAGE_SECONDS)
+        try:
+            return self._context.check(data, self._keys[position])
+        finally:
+            limit_time(0)
+
+    def _add(self, position: int, data: Buffer, image: Stored | Refused) -> None:
         if isinstance(image, Refused):
             self._refuse(position, image.reason, image.source_sha256)
             return
@@ -136,10 +154,13 @@ class _ShardRows:
         self.quarantined.append({**entry, "bytes": self._lengths[position]})
 
 
-def make_shard(samples: pa.Table, plan: ShardPlan, context: ShardContext) -> Receipt:
-    """Reads, checks and writes the rows of one shard and their provenance. samples: rows of the index table."""
+def make_shard(samples: pa.Table, plan: ShardPlan, context: ShardContext, guard: Guard = "none") -> Receipt:
+    """Reads, checks and writes the rows of one shard and their provenance. samples: rows of the index table.
+
+    guard: what protects the task from an image that a library doesn't survive. The bytes are the same with each.
+    """
     before = requests_sent()
-    rows = _ShardRows(samples, context)
+    rows = _ShardRows(samples, context, guard)
     rows.read(samples)
     kept = rows.kept()
     place = files.join(context.out, plan.path)
@@ -189,6 +210,7 @@ class ShardTask:
         receipt = self.context.trusted_receipt(plan) if plan.path in self.with_receipt else None
         if receipt is None:
             samples = ray.get(self.tables)[plan.split].take(pa.array(plan.rows))
-            receipt = make_shard(samples, plan, self.context)
+            # A task whose process has died is tried again by Ray. It may have died of an image: find out which.
+            receipt = make_shard(samples, plan, self.context, "process" if task_attempt() else "time")
             files.write_json(self.context.receipt_uri(plan.path), asdict(receipt))
         return {"id": np.array([number]), "receipt": np.array([json.dumps(asdict(receipt))])}
