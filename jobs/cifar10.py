@@ -2,7 +2,7 @@
 
 Examples:
 uv run jobs/cifar10.py --run-dir runs/first
-uv run jobs/cifar10.py --data photos/ --recipe imagenette-5 --workers 2 --run-dir runs/photos
+uv run jobs/cifar10.py --data photos/ --run-dir runs/photos
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from typing import Annotated
 
 from jobs import command, training
 from pipeline.ingestion.prepare import prepare_dataset
+from pipeline.storage import files
 from pipeline.storage.places import check_folder
-from pipeline.training.workflow import default_recipe, new_run, train
+from pipeline.training.workflow import choose_settings, new_run, train
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,15 @@ class Args(training.TrainingArgs):
 
 def main(args: Args) -> None:
     """Trains, from raw images to the report."""
-    recipe, options = args.check("cifar10")
+    recipe, options = args.check(training.UNKNOWN_YET)
     check_folder(args.output.run_dir or "runs", "run-dir")
     with command.Display() as display:
         dataset = prepare_dataset(args.raw.source(args.data.data), progress=display)
     data = training.describe_dataset(dataset)
+    run = args.output.run_dir
     if args.recipe.recipe is None:
-        recipe = args.recipe.make(default_recipe(data.name))
-    run = args.output.run_dir or new_run(recipe, data.name)
+        recipe, options = choose_settings(dataset, run and files.absolute(run), options, args.recipe.make)
+    run = run or new_run(recipe, data.name)
     command.goes_on_with("--run-dir", run)
     with command.Display() as display:
         result = train(dataset, run, recipe, workers=args.workers.workers, options=options, progress=display)

@@ -2,7 +2,7 @@
 
 Examples:
 ray job submit --working-dir . -- python jobs/imagenet_resnet.py --data s3://bucket/imagenet --storage s3://bucket/work
-uv run jobs/imagenet_resnet.py --data photos.tar --recipe imagenette-5 --workers 1 --run-name photos
+uv run jobs/imagenet_resnet.py --data photos.tar --workers 1 --run-name photos
 """
 
 import time
@@ -16,7 +16,7 @@ from pipeline.core.progress import begin
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
-from pipeline.training.workflow import train
+from pipeline.training.workflow import choose_settings, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Args(training.TrainingArgs):
 
 def main(args: Args) -> None:
     """Trains, from raw images to the report, on the cluster that RAY_ADDRESS names, else on this machine."""
-    recipe, options = args.check("resnet50")
+    recipe, options = args.check(training.UNKNOWN_YET)
     root = files.absolute(args.output.storage)
     check_folder(root, "storage")
     with ExitStack() as stack:
@@ -63,9 +63,12 @@ def main(args: Args) -> None:
         with command.Display() as display:
             dataset = prepare_dataset(args.raw.source(args.data.data), parent, progress=display)
         data = training.describe_dataset(dataset)
-        name = args.output.run_name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        runs, name = files.join(root, "runs"), args.output.run_name
+        if args.recipe.recipe is None:
+            recipe, options = choose_settings(dataset, name and files.join(runs, name), options, args.recipe.make)
+        name = name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         command.goes_on_with("--run-name", name)
-        run = files.join(root, "runs", name)
+        run = files.join(runs, name)
         with command.Display() as display:
             result = train(dataset, run, recipe, workers=workers, options=options, progress=display)
         training.print_result(run, data, result)

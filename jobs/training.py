@@ -18,6 +18,9 @@ from pipeline.storage import files
 from pipeline.training.trackers.defaults import default_trackers
 from pipeline.training.workflow import TrainOptions, check_workers
 
+UNKNOWN_YET = "imagenette-5"
+"""Recipe that stands in, in the first check of flags, for the one that is chosen once the data are known."""
+
 
 def _option(name: str, value: str, default: str = "") -> Any:
     """Returns the annotation of a flag that sets a field of TrainOptions; its help is the field's docstring."""
@@ -39,7 +42,7 @@ class WorkerArgs:
 class StartArgs:
     """What the run starts from."""
 
-    pretrained: Annotated[str | None, _option("pretrained", "URI", "none")] = None
+    pretrained: Annotated[str | None, _option("pretrained", "WHAT", "by the data, or none with --recipe")] = None
     seed: Annotated[int, _option("seed", "N", "0")] = 0
 
 

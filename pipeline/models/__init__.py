@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.models.factory import make_model, recipe_model
     from pipeline.models.load import TrainedModel, find_model, load_net
     from pipeline.models.losses import sample_losses
-    from pipeline.models.pretrained import load_pretrained
+    from pipeline.models.pretrained.fit import load_pretrained
     from pipeline.models.tensor_file import read_tensors
 
 __all__ = [
@@ -34,7 +34,7 @@ __getattr__ = lazy(
         "factory": ("make_model", "recipe_model"),
         "load": ("TrainedModel", "find_model", "load_net"),
         "losses": ("sample_losses",),
-        "pretrained": ("load_pretrained",),
+        "pretrained.fit": ("load_pretrained",),
         "tensor_file": ("read_tensors",),
     },
 )

@@ -16,7 +16,7 @@ from pipeline.models import checkpoint
 from pipeline.models.checkpoint_writer import CheckpointWriter
 from pipeline.models.distillation import Teacher
 from pipeline.models.factory import recipe_model
-from pipeline.models.pretrained import load_pretrained
+from pipeline.models.pretrained.fit import follow_quickly, load_pretrained
 from pipeline.models.run_state import Average, RunState
 from pipeline.models.small_networks import Whitened
 from pipeline.models.weight_averages import LookAhead, WeightAverage
@@ -55,6 +55,8 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
     net = recipe_model(job.recipe, len(data.classes))
     batches = Batches(job, data, world_size, rank, device, progress)
     resumed = checkpoint.latest(job.run)
+    if job.pretrained:
+        follow_quickly(net)
     if resumed is None:
         _initialise(net, job, batches)
     learner = _make_learner(net, job, batches)

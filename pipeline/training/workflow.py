@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,10 +20,9 @@ from pipeline.core.progress import Progress, begin, silent
 from pipeline.dataset import manifest
 from pipeline.dataset.api import Dataset
 from pipeline.ingestion.prepare import prepare_dataset
-from pipeline.ingestion.sources import digits
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
-from pipeline.training.job import TrainJob, fit_to_cluster, teacher_weights, weights_of
+from pipeline.training.job import TrainJob, fit_to_cluster, teacher_weights
 from pipeline.training.trackers.base import MakeTracker
 from pipeline.training.trackers.defaults import default_trackers
 
@@ -56,8 +55,10 @@ class TrainOptions:
     on. For searches: the validation split stays untouched."""
 
     pretrained: str | None = None
-    """Weights to start from: path or URI of a .safetensors file, or of a .pt file without pickled code. A last layer
-    for other classes is replaced by a new one."""
+    """Weights to start from: "timm" for the published ones of the recipe's network, by timm or torchvision; NAME of a
+    network of theirs; path or URI of a .safetensors file, or of a .pt file without pickled code; "none". Without it, a
+    recipe that is given starts from none, and one that is chosen from what suits it. A last layer for other classes is
+    replaced by a new one."""
 
     teacher: str | None = None
     """Finished run to learn from, beside the labels: path or URI (knowledge distillation, Hinton et al.,
@@ -97,35 +98,45 @@ def train(
 ) -> dict[str, Any]:
     """Trains and evaluates a model, writes the run, and returns the content of its `result.json`.
 
-        result = train("photos/", "runs/photos", "imagenette-5")
+        result = train("photos/", "runs/photos")
         print(result["val"]["top1"])
 
     data: a data set, or raw images (class folders, a tar, an archive), which are ingested once; None for CIFAR-10,
     downloaded once. run: folder for weights, checkpoints, report; the same again continues a run that was interrupted,
     and returns the result of a finished one; None for a new one in runs/. Paths or URIs, which all nodes must reach.
-    recipe: a name of `pipeline.recipes`, a .json file, or a `Recipe`; None for "cifar10". workers: training processes;
-    0 for this process, None for one on each GPU. options: seed, held-out share and the like. progress: called with each
-    stage's progress.
+    recipe: a name of `pipeline.recipes`, a file, or a `Recipe`; None for the one that `run` was begun with, or else one
+    that is chosen for the data and this machine. workers: training processes; 0 for this process, None for one on each
+    GPU. options: seed, held-out share and the like. progress: called with each stage's progress.
 
     Ray is started, or the cluster of RAY_ADDRESS joined, if workers or streaming need it, and ended after. In a script,
     call it below `if __name__ == "__main__":`, as with every library that starts processes. Raises a PipelineError,
     with the remedy, for what the user can mend.
     """
     options = options or TrainOptions()
-    if isinstance(recipe, str):
-        recipe = make_recipe(recipe)
+    chosen = make_recipe(recipe) if isinstance(recipe, str) else recipe
     dataset = data.uri if isinstance(data, Dataset) else data
     uri = prepare_dataset(None if dataset is None else os.fspath(dataset), progress=progress)
-    name = manifest.load(uri).name
-    chosen = recipe or make_recipe(default_recipe(name))
-    place = new_run(chosen, name) if run is None else os.fspath(run)
-    job = make_job(uri, files.absolute(place), chosen, workers, options)
+    place = None if run is None else files.absolute(os.fspath(run))
+    if chosen is None:
+        chosen, options = choose_settings(uri, place, options)
+    place = place or files.absolute(new_run(chosen, manifest.load(uri).name))
+    job = make_job(uri, place, chosen, workers, options)
     return train_job(job, options.wait_minutes, progress)
 
 
-def default_recipe(dataset_name: str) -> str:
-    """Returns the name of the recipe to use when none is given: "cifar10", or "digits" where CIFAR-10 isn't there."""
-    return "digits" if dataset_name == digits.NAME else "cifar10"
+def choose_settings(
+    dataset: str, run: str | None, options: TrainOptions, change: Callable[[Recipe], Recipe] = lambda recipe: recipe
+) -> tuple[Recipe, TrainOptions]:
+    """Returns recipe and options of a run that isn't given a recipe, and logs what was chosen and why.
+
+    dataset, run: absolute URIs. A run that was begun before keeps its recipe. change: what flags change of a recipe.
+    """
+    from pipeline.training.automatic.settings import automatic_recipe
+
+    recipe, pretrained = automatic_recipe(
+        dataset, manifest.load(dataset), run, options.pretrained, change, options.device, options.hold_out
+    )
+    return recipe, replace(options, pretrained=pretrained)
 
 
 def new_run(recipe: Recipe, dataset_name: str) -> str:
@@ -141,6 +152,7 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
     weights to start from, or the teacher's, don't exist.
     """
     from pipeline.models.factory import check_image_size  # loads torch
+    from pipeline.training.automatic.weights import start_weights
 
     check_folder(run, "run-dir")
     gpus = count_gpus()
@@ -148,6 +160,7 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
     check_workers(recipe, workers, options.max_workers)
     check_machine(workers, options.device)
     check_image_size(recipe)
+    recipe, first = start_weights(options.pretrained, recipe, run)
     return TrainJob(
         dataset,
         run,
@@ -161,7 +174,7 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
         cache=resolve_cache_folder(options.cache),
         on_corrupt=options.on_corrupt,
         max_skipped_steps=options.max_skipped_steps,
-        pretrained=weights_of("pretrained", files.absolute(options.pretrained)) if options.pretrained else None,
+        pretrained=first,
         teacher=teacher_weights(options.teacher) if options.teacher else None,
         hang_seconds=60 * options.hang_minutes,
         trackers=options.trackers,
@@ -210,6 +223,7 @@ def training_session(job: TrainJob, wait_minutes: float = 0, progress: Progress 
 
 def _train_and_report(job: TrainJob) -> dict[str, Any]:
     from pipeline.evaluation.predictions import read_predictions
+    from pipeline.training.automatic import data_facts, run_warnings
     from pipeline.training.launch import check_job, claim_run, run_training
     from pipeline.training.outputs.report import write_report
     from pipeline.training.outputs.result import build_result, read_result, write_result
@@ -221,9 +235,12 @@ def _train_and_report(job: TrainJob) -> dict[str, Any]:
     if finished is not None:
         _log.info("this run is finished already; give another run directory or name to train again")
         return finished
+    warnings = run_warnings(job.recipe, data_facts(job.dataset, data, job.hold_out))
+    for line in warnings:
+        _log.warning("warning: %s", line)
     run_training(job)
     begin(job.progress, "writing the report")
-    result = build_result(job, data)
+    result = {**build_result(job, data), "warnings": warnings}
     write_report(job.run, job.dataset, data, result, read_predictions(job.run)[0])
     write_result(job.run, result)  # last: a run with a result is finished
     return result

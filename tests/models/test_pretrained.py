@@ -7,7 +7,7 @@ import torch
 
 from pipeline.core.errors import CheckpointError
 from pipeline.models.factory import make_model
-from pipeline.models.pretrained import load_pretrained
+from pipeline.models.pretrained.fit import load_pretrained
 from pipeline.models.tensor_file import serialize_tensors
 
 

@@ -10,7 +10,7 @@ from pipeline.config.presets import make_recipe
 from pipeline.core.errors import CheckpointError, RecipeError, SourceError
 from pipeline.dataset import open_dataset
 from pipeline.training import TrainOptions, make_job, train
-from pipeline.training.workflow import default_recipe, new_run
+from pipeline.training.workflow import new_run
 from tests.support.images import make_tree
 
 RECIPE = make_recipe("seed-cnn", epochs=1, global_batch_size=12)
@@ -63,7 +63,5 @@ def test_options_that_cannot_work_are_an_error(name: str) -> None:
         TrainOptions(**{name: -1})
 
 
-def test_digits_have_a_recipe_of_their_own() -> None:
-    assert default_recipe("digits-not-cifar10") == "digits"
-    assert default_recipe("photos") == "cifar10"
+def test_a_run_without_a_name_is_called_by_recipe_data_and_time() -> None:
     assert new_run(RECIPE, "photos").startswith("runs/seed-cnn-photos-20")

@@ -1,4 +1,4 @@
-"""Weights to start training from."""
+"""Loads the weights of a file into a network."""
 
 import io
 
@@ -31,6 +31,29 @@ def load_pretrained(model: nn.Module, uri: str) -> None:
     # A bias may fit by chance where its matrix doesn't: the last layer is taken as a whole or not at all.
     kept = {name: tensor for name, tensor in weights.items() if not (reshaped and name in head)}
     model.load_state_dict(kept, strict=False)
+    if reshaped:
+        _tame(model.get_submodule(last_module))
+
+
+def _tame(head: nn.Module) -> None:
+    """Draws a new last layer anew, as torch does, if its network draws larger weights than that.
+
+    timm's EfficientNets draw from +-1/sqrt(classes): with five classes the first loss is 5 instead of 1.6, and its
+    gradients spoil the layers below.
+    """
+    if isinstance(head, nn.Linear) and float(head.weight.detach().abs().max()) > 1.001 / head.in_features**0.5:
+        head.reset_parameters()
+
+
+def follow_quickly(model: nn.Module) -> None:
+    """Raises the momentum of BatchNorm's running statistics to torch's default, 0.1, where it is lower.
+
+    Networks that TensorFlow trained have 0.01: after a hundred steps their statistics would still be those of before,
+    and evaluation far worse than training.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.momentum is not None:
+            module.momentum = max(module.momentum, 0.1)
 
 
 def _read_weights(uri: str) -> Tensors:

@@ -1,0 +1,213 @@
+"""Chooses recipe, image size, batch size, epochs and first weights for a data set and a machine, and says why.
+
+The rules, first that fits: scikit-learn's digits and CIFAR-10 keep their recipes; small images are trained at their
+size; photographs start from pretrained weights where there are some; otherwise a network of a size that the machine
+can train is trained from scratch. On CPUs training aims at five minutes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from pipeline.config.presets import recipes
+from pipeline.config.recipe import Recipe
+from pipeline.training.automatic import recipes as own
+from pipeline.training.automatic.facts import DataFacts
+from pipeline.training.automatic.machine import CPU_SECONDS, Machine
+from pipeline.training.automatic.warn import FEW_STEPS
+
+_SMALL_PX = 40  # images up to here are trained at 32 px
+_MEDIUM_PX = 80  # up to here at 64 px
+_MANY_ROWS = 10_000  # of small images: enough for the recipe of CIFAR-10
+_IMAGENET_ROWS = 200_000  # from here on pretrained weights gain little, and a GPU is needed anyhow
+_STEPS = {own.FINE_TUNED: 240, own.PHOTOS: 600, own.SMALL: 400}  # that a small set is trained for
+_LEAST_EPOCHS = {own.FINE_TUNED: 4, own.PHOTOS: 20, own.SMALL: 16}  # of a larger set, if there is time
+_MOST_EPOCHS = 100
+_VALIDATION = 1.25  # its cost, and that of checkpoints, relative to training alone
+
+Operations = Callable[[Recipe, int], float]
+"""(recipe, number of classes) -> operations of a forward and backward pass over one image."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe that was chosen, and what to tell people about it."""
+
+    recipe: Recipe
+    """The recipe."""
+    pretrained: str | None
+    """Weights to start from, as `--pretrained` takes them; None for none."""
+    reasons: tuple[str, ...]
+    """Lines that say what was chosen and why."""
+
+
+def choose_recipe(
+    facts: DataFacts,
+    machine: Machine,
+    weights: Callable[[str | None], tuple[str | None, str]],
+    asked: Mapping[str, Any] | None = None,
+    operations: Operations | None = None,
+) -> Choice:
+    """Returns the choice for a data set on a machine.
+
+    weights: called with the network that is asked for, or None; returns a network whose pretrained weights are to be
+    used, or None, and a line about them. asked: fields of the recipe that are given and stay as given. operations: for
+    tests; the default counts them.
+    """
+    asked = asked or {}
+    if not asked.get("model") and (known := _known(facts)):
+        return known
+    recipe, why, pretrained = _of_kind(facts, machine, weights, asked)
+    recipe = _with(recipe, asked, ("model", "image_size_px"))
+    recipe, amount = _with_amount(recipe, facts, machine, asked, operations or _operations)
+    first = f"recipe {recipe.name}: {recipe.model} at {recipe.image_size_px} px, {why}"
+    return Choice(recipe, "timm" if pretrained else None, (first, *amount))
+
+
+def _known(facts: DataFacts) -> Choice | None:
+    """Returns the choice for a data set that has a recipe of its own."""
+    name = "digits" if facts.is_digits else "cifar10" if facts.is_cifar10 else None
+    return (name and Choice(recipes[name], None, (f"recipe {name}: made for these images",))) or None
+
+
+def _of_kind(
+    facts: DataFacts,
+    machine: Machine,
+    weights: Callable[[str | None], tuple[str | None, str]],
+    asked: Mapping[str, Any],
+) -> tuple[Recipe, str, bool]:
+    """Returns the recipe for images of this kind, why, and whether it starts from pretrained weights."""
+    median = f"the images have a median of {facts.width_px}x{facts.height_px}"
+    side, on_gpu = facts.side_px, machine.gpus > 0
+    if side <= _SMALL_PX:
+        if facts.train_rows >= _MANY_ROWS:
+            return own.many_small_images(facts, on_gpu), f"because {median} and are many", False
+        return own.small_images(32, facts), f"because {median}", False
+    if side <= _MEDIUM_PX and facts.train_rows >= _MANY_ROWS:
+        return own.small_images(64, facts, "resnet18" if on_gpu else "fast-resnet"), f"because {median}", False
+    size = asked.get("image_size_px") or _photo_size(side, on_gpu)
+    if facts.train_rows >= _IMAGENET_ROWS:
+        return replace(recipes["resnet50-16" if on_gpu else "resnet18-16"]), _scale(facts, on_gpu), False
+    model, about = weights(asked.get("model"))
+    if model:
+        return own.fine_tuned(model, size, facts), f"because {median}; weights: {about}", True
+    if on_gpu:
+        return own.photos("resnet18", size, facts), f"because {median}; weights: {about}", False
+    small = asked.get("image_size_px") or 64
+    return own.photos_on_cpu(small, facts), f"what learns from scratch on a CPU; {median}; weights: {about}", False
+
+
+def _scale(facts: DataFacts, on_gpu: bool) -> str:
+    if on_gpu:
+        return f"because {facts.train_rows:,} images are enough to train from scratch"
+    return f"the fastest for {facts.train_rows:,} images, which need days on CPUs; give --workers and GPUs"
+
+
+def _photo_size(side_px: int, on_gpu: bool) -> int:
+    """Returns the side to train photographs at: what they have, up to 128 px on a CPU and 224 px on a GPU."""
+    most = 224 if on_gpu else 128
+    return next((size for size in (224, 192, 160, 128) if size <= min(most, side_px)), 96 if side_px >= 96 else 128)
+
+
+def _with(recipe: Recipe, asked: Mapping[str, Any], names: tuple[str, ...]) -> Recipe:
+    """Returns the recipe with those of its fields that are asked for."""
+    given = {name: asked[name] for name in names if asked.get(name)}
+    if "image_size_px" in given and given["image_size_px"] != recipe.image_size_px:
+        given["evaluate_resize_px"] = round(recipe.evaluate_resize_px * given["image_size_px"] / recipe.image_size_px)
+    return replace(recipe, **given) if given else recipe
+
+
+def _with_amount(
+    recipe: Recipe, facts: DataFacts, machine: Machine, asked: Mapping[str, Any], operations: Operations
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Returns the recipe with batch size and epochs for so many images on this machine, and a line about each."""
+    rows = facts.train_rows
+    batch = asked.get("global_batch_size") or _batch(recipe, rows, machine)
+    recipe = _scaled_batch(recipe, batch)
+    lines = [f"batch {batch} because {rows:,} images" if batch < 64 else f"batch {batch}"]
+    steps = -(-rows // batch)
+    rate = 0.0 if machine.gpus else machine.images_per_second(recipe.model, operations(recipe, len(facts.classes)))
+    if recipe.fit_seconds:
+        lines.append(f"up to {recipe.epochs} epochs in {recipe.fit_seconds:g} s")
+    else:
+        epochs, why = asked.get("epochs") or 0, "as asked"
+        if not epochs:
+            epochs, why = _epochs(recipe, rows, steps, rate, machine)
+        recipe = replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs / 4))
+        lines.append(f"{epochs} epochs {why} ({epochs * steps:,} steps)")
+        if rate:
+            lines.append(f"about {_minutes(epochs * rows * _VALIDATION / rate)} on {machine}")
+    return recipe, (", ".join(lines),)
+
+
+def _batch(recipe: Recipe, rows: int, machine: Machine) -> int:
+    """Returns the images of a step: the recipe's, but so few that an epoch has a dozen steps."""
+    if recipe.global_batch_size > 256:  # made for many images
+        return recipe.global_batch_size
+    most = 64 if machine.gpus or recipe.name != own.FINE_TUNED else 32
+    return next((size for size in (128, 64, 32, 16) if size <= most and size * 12 <= rows), min(rows, 8))
+
+
+def _scaled_batch(recipe: Recipe, batch: int) -> Recipe:
+    """Returns the recipe with another batch size; for SGD and its kin the learning rate changes with it, for Adam and
+    Muon by the square root."""
+    share = batch / recipe.global_batch_size
+    return replace(
+        recipe,
+        global_batch_size=batch,
+        learning_rate=recipe.learning_rate * (share if recipe.optimizer in ("momentum", "nesterov") else 1),
+        accumulate_steps=min(recipe.accumulate_steps, batch),
+    )
+
+
+def _epochs(recipe: Recipe, rows: int, steps: int, rate: float, machine: Machine) -> tuple[int, str]:
+    """Returns the number of epochs and why: enough steps, and on CPUs no more than there is time for."""
+    if recipe.name not in _STEPS:
+        return recipe.epochs, "as the recipe has"
+    target = _STEPS[recipe.name]
+    wanted = max(-(-target // steps), _LEAST_EPOCHS[recipe.name])
+    if machine.gpus:
+        wanted *= 2
+    wanted = min(wanted, _MOST_EPOCHS)
+    if rate:
+        in_time = int(CPU_SECONDS * rate / (rows * _VALIDATION))
+        least = max(1, -(-FEW_STEPS // steps))
+        if in_time < wanted:
+            return max(
+                in_time, least
+            ), f"for about {_minutes(CPU_SECONDS)}" if in_time >= least else "to reach 100 steps"
+    return wanted, f"to reach {target} steps" if wanted * steps < 2 * target else "for a set of this size"
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
+
+
+def _operations(recipe: Recipe, num_classes: int) -> float:
+    """Returns three times the operations of a forward pass: torch's counter overrates the backward pass of depthwise
+    convolutions by the number of their groups."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pipeline.models.factory import recipe_model
+
+    size = recipe.image_size_px
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta"),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as count,
+    ):
+        recipe_model(recipe, num_classes).eval()(torch.empty(1, 3, size, size))
+    return 3.0 * count.get_total_flops()
+
+
+def differing_fields(recipe: Recipe, other: Recipe) -> dict[str, Any]:
+    """Returns the fields of `other` that differ from `recipe`'s: what somebody has asked for."""
+    return {
+        each.name: getattr(other, each.name)
+        for each in fields(Recipe)
+        if getattr(other, each.name) != getattr(recipe, each.name)
+    }

@@ -1,0 +1,147 @@
+"""The recipe that is chosen for data and a machine, its reasons, and the warnings of any recipe."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.config.presets import make_recipe, recipes
+from pipeline.config.recipe import Recipe, check_batch
+from pipeline.dataset.manifest import load
+from pipeline.ingestion.sources import cifar
+from pipeline.training.automatic import Choice, DataFacts, Machine, choose_recipe, data_facts, run_warnings
+
+CPU, GPU = Machine(2), Machine(16, gpus=1)
+COLOURS = (0.48, 0.45, 0.40)
+LITE0 = "timm:tf_efficientnet_lite0"
+
+
+def facts(rows: int = 200, side: int = 375, classes: int = 5, **changes: Any) -> DataFacts:
+    """Returns the facts of a set of photographs."""
+    names = tuple(f"class{number}" for number in range(classes))
+    per_class = tuple([rows // classes] * classes)
+    known = DataFacts("photos", names, rows, max(100, rows // 10), per_class, side * 4 // 3, side, COLOURS)
+    return replace(known, **changes)
+
+
+def choose(known: DataFacts, machine: Machine = CPU, weights: str | None = LITE0, **asked: Any) -> Choice:
+    """Returns the choice where a network's weights are at hand, or none are."""
+
+    def pick(model: str | None) -> tuple[str | None, str]:
+        return (model or weights if weights else None), "at hand"
+
+    return choose_recipe(known, machine, pick, asked, operations=lambda recipe, classes: 1e9)
+
+
+@pytest.mark.parametrize(
+    ("known", "machine", "weights", "expected"),
+    [
+        # few photographs start from weights, at the size that they have, up to 128 px on CPUs and 224 px on GPUs
+        (facts(), CPU, LITE0, (LITE0, 128)),
+        (facts(), GPU, "resnet50", ("resnet50", 224)),
+        (facts(side=100), CPU, LITE0, (LITE0, 96)),
+        (facts(side=180), GPU, LITE0, (LITE0, 160)),
+        (facts(24, classes=2), CPU, LITE0, (LITE0, 128)),
+        # without weights: what learns from scratch
+        (facts(), CPU, None, ("fast-resnet", 64)),
+        (facts(), GPU, None, ("resnet18", 224)),
+        # as many as ImageNet's
+        (facts(1_281_167, classes=1000), GPU, LITE0, ("resnet50", 192)),
+        # small images at their own size
+        (facts(1500, 28), CPU, LITE0, ("fast-resnet", 32)),
+        (facts(50_000, 32, classes=100), CPU, LITE0, ("airbench-small", 32)),
+        (facts(50_000, 32, classes=100), GPU, LITE0, ("airbench96", 32)),
+        (facts(100_000, 64, classes=200), CPU, LITE0, ("fast-resnet", 64)),
+        (facts(100_000, 64, classes=200), GPU, LITE0, ("resnet18", 64)),
+        (facts(2000, 64), CPU, LITE0, (LITE0, 128)),
+        # sets with a recipe of their own
+        (facts(name="digits-not-cifar10"), CPU, LITE0, ("fast-resnet", 32)),
+    ],
+)
+def test_network_and_size_suit_the_images_and_the_machine(
+    known: DataFacts, machine: Machine, weights: str | None, expected: tuple[str, int]
+) -> None:
+    recipe = choose(known, machine, weights).recipe
+    assert (recipe.model, recipe.image_size_px) == expected
+
+
+def test_cifar10_and_the_digits_keep_their_recipes() -> None:
+    known = replace(facts(50_000, 32, classes=10), classes=cifar.CLASSES, width_px=32)
+    assert choose(known).recipe == recipes["cifar10"]
+    assert choose(replace(known, name="digits-not-cifar10")).recipe == recipes["digits"]
+    assert choose(replace(known, height_px=375, width_px=500)).recipe != recipes["cifar10"]
+
+
+@pytest.mark.parametrize("rows", [2, 5, 24, 60, 200, 1_000, 9_000, 40_000, 150_000, 1_281_167])
+@pytest.mark.parametrize("side", [8, 28, 64, 100, 375, 3000])
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=str)
+@pytest.mark.parametrize("weights", [LITE0, None])
+def test_every_choice_can_be_trained_and_takes_a_hundred_steps(
+    rows: int, side: int, machine: Machine, weights: str | None
+) -> None:
+    known = facts(rows, side, classes=2)
+    choice = choose(known, machine, weights)
+    recipe = choice.recipe
+    check_batch(recipe, 1, rows)
+    assert recipe.epochs * -(-rows // recipe.global_batch_size) >= min(100, recipe.epochs * rows)
+    assert not [line for line in run_warnings(recipe, known) if "steps" in line or "shrinks" in line or "batch" in line]
+    assert choice.reasons[0].startswith(f"recipe {recipe.name}: ")
+
+
+def test_more_photographs_get_fewer_epochs_in_the_same_time() -> None:
+    epochs = [choose(facts(rows)).recipe.epochs for rows in (50, 200, 1000, 5000, 20_000)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[0] > 10
+    assert choose(facts(20_000), Machine(64)).recipe.epochs > epochs[-1]
+
+
+def test_what_is_asked_for_stays_and_the_rest_follows() -> None:
+    choice = choose(facts(), model="resnet18", image_size_px=96, epochs=3, global_batch_size=50)
+    recipe = choice.recipe
+    assert (recipe.model, recipe.image_size_px, recipe.epochs, recipe.global_batch_size) == ("resnet18", 96, 3, 50)
+    assert recipe.evaluate_resize_px == 110
+    assert choice.pretrained == "timm"
+    assert "3 epochs as asked (12 steps)" in choice.reasons[1]
+
+
+def test_grey_images_are_not_mirrored() -> None:
+    for known in (facts(1500, 28), facts(), facts(50_000, 32)):
+        assert choose(known).recipe.augment.flip_probability == 0.5
+        assert choose(replace(known, pixel_mean=(0.3,) * 3)).recipe.augment.flip_probability == 0.0
+
+
+GOOD = make_recipe("imagenette-5", epochs=40)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "known", "expected"),
+    [
+        (GOOD, facts(1000), []),
+        (recipes["cifar10"], facts(50_000), ["shrinks the images, 500x375 px in the median, to 32 px"]),
+        (recipes["cifar10"], facts(50_000, 64), []),
+        (make_recipe("imagenette-5", epochs=2), facts(1000), ["32 steps are few to learn from; use --epochs 7"]),
+        (
+            make_recipe("imagenette-5", epochs=50),
+            facts(50),
+            ["global_batch_size=64 is more than the 50", "50 steps are few to learn from; use --global-batch-size 8"],
+        ),
+        (
+            GOOD,
+            facts(1000, rows_per_class=(991, 3, 2, 2, 2)),
+            ["4 of 5 classes have fewer than 10", "class class0 has"],
+        ),
+        (GOOD, facts(1000, val_rows=25), ["25 validation images alone: it is uncertain by up to 20 points"]),
+    ],
+)
+def test_what_cannot_be_good_is_said_with_its_remedy(recipe: Recipe, known: DataFacts, expected: list[str]) -> None:
+    lines = run_warnings(recipe, known)
+    assert len(lines) == len(expected), lines
+    for line, part in zip(lines, expected, strict=True):
+        assert part in line
+
+
+def test_facts_are_those_of_the_data_set(tree_dataset: str) -> None:
+    known = data_facts(tree_dataset, load(tree_dataset))
+    assert (known.train_rows, known.val_rows, known.rows_per_class) == (51, 51, (17, 17, 17))
+    assert 8 <= known.side_px <= 1000
+    assert not known.is_cifar10
