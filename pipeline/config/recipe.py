@@ -208,6 +208,12 @@ class Recipe:
     checkpoint_every_steps: int = 500
     """Steps between two checkpoints, 1 or more. At most so many steps are lost if a run is interrupted."""
 
+    early_stop_epochs: int = 0
+    """Epochs without a better top-1 on the evaluated images after which training stops. The default, 0, never stops
+    early. Otherwise each epoch is evaluated, and the model is that of the best epoch. Such a top-1 is optimistic: keep
+    images apart with `--hold-out` or a test split. Stopping saves most with schedules that don't fall to zero,
+    "constant" and "step"."""
+
     fit_seconds: float = 0.0
     """Time budget in seconds. The default, 0, trains `epochs` epochs. Otherwise a few steps are timed at the start, and
     the largest number of epochs that fits into the budget, at most `epochs`, is chosen, recorded, and kept when the run
@@ -225,6 +231,7 @@ class Recipe:
             ("shuffle_run_rows", 1),
             ("ema_every_steps", 1),
             ("look_ahead_every_steps", 0),
+            ("early_stop_epochs", 0),
             ("clip_norm", 0),
             ("weight_decay", 0),
         ):

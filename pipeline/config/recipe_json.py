@@ -2,7 +2,7 @@
 
 import re
 import typing
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
@@ -12,6 +12,8 @@ from pipeline.config.choices import check_choice
 from pipeline.config.recipe import Recipe, SizeRamp
 from pipeline.core.errors import RecipeError
 
+# Fields that came later. They are left out where they have their default, so that the identities of earlier runs stay.
+_LATER = ("early_stop_epochs",)
 _PATH = re.compile(r" - at `\$\.([\w.]+)")
 
 
@@ -34,6 +36,16 @@ def recipe_from_json(values: dict[str, Any]) -> Recipe:
         raise _explained(error, values) from error
     kept: Recipe = _as_written(recipe, values)
     return kept
+
+
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe's values by name, as a run's files hold them; `recipe_from_json` takes them.
+
+    Fields that didn't exist when the first runs were made are left out where they have their default.
+    """
+    defaults = {each.name: each.default for each in fields(Recipe)}
+    values = asdict(recipe)
+    return {name: value for name, value in values.items() if name not in _LATER or value != defaults[name]}
 
 
 def _as_written(value: Any, written: Any) -> Any:

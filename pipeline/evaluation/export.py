@@ -7,7 +7,7 @@ It normalises the pixels itself, and takes the mean over the test views.
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.choices import TestViews
+from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.errors import ExactnessError, check_installed
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset import manifest
@@ -150,7 +151,7 @@ def write_exports(model: TrainedModel, size_px: int, views: TestViews, folder: P
         "resize_shorter_side_px": model.recipe.evaluate_resize_px,
         "views": views,
         "weights_sha256": model.sha256,
-        "recipe": asdict(model.recipe),
+        "recipe": recipe_to_json(model.recipe),
     }
     (folder / META_NAME).write_text(json.dumps(values, indent=1) + "\n")
     return {"onnx": onnx_runner(folder / ONNX_NAME), "torch.export": torch_runner(folder / TORCH_NAME)}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.environment import git_commit, versions
 from pipeline.core.errors import RecipeError
 from pipeline.dataset.manifest import Manifest
@@ -44,7 +45,7 @@ def build_metrics(
             "uri": model.uri,
             "recipe": model.recipe.name,
             "network": model.recipe.model,
-            "settings": asdict(model.recipe),
+            "settings": recipe_to_json(model.recipe),
             "trained_on": model.dataset_digest,
         },
         "dataset": {

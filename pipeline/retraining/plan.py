@@ -2,11 +2,12 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
+from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.errors import RecipeError, SourceError
 from pipeline.ingestion.sources.source import VAL_SHARE
 from pipeline.retraining import registry
@@ -108,7 +109,7 @@ def plan_retraining(
     source, workspace = resolve_uris(source, workspace)
     recipe = make_recipe(recipe) if isinstance(recipe, str) else recipe
     latest, fingerprint = read_latest(workspace), files.fingerprint(source)
-    values = json.loads(json.dumps(asdict(recipe)))  # as it is read back: lists for tuples
+    values = json.loads(json.dumps(recipe_to_json(recipe)))  # as it is read back: lists for tuples
     attempt = latest.get("attempt", 0) + 1 if latest and is_unchanged(latest, fingerprint, values) else 0
     champion = registry.current(files.join(workspace, "registry"), registry.CHAMPION)
     run = RetrainingRun(workspace, source, fingerprint, values, champion, options.gate, options.from_champion, attempt)

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.finite import finite_or_none
 from pipeline.core.progress import message
 from pipeline.evaluation.predictions import Predictions, write_predictions
@@ -14,42 +15,63 @@ from pipeline.models.tensor_file import serialize_tensors
 from pipeline.storage import files
 from pipeline.training.optim.factory import describe_groups
 from pipeline.training.outputs.lines import evaluation_line
+from pipeline.training.safeguards import early_stop
 from pipeline.training.train_step import uses_bfloat16
 from pipeline.training.validation import scores_of, validate
 from pipeline.training.worker import Worker
 
 
 def finish(worker: Worker) -> None:
-    """Evaluates and writes `predictions.parquet`, `model.safetensors` and `model.json`. All ranks together."""
+    """Evaluates and writes `predictions.parquet`, `model.safetensors` and `model.json`. All ranks together.
+
+    With `early_stop_epochs`, they are those of the best evaluation.
+    """
     import ray.train
 
-    state, meter = worker.state, worker.meter
-    predictions = validate(worker)
+    state, meter, stopped = worker.state, worker.meter, early_stop.is_over(worker)
+    predictions = None if stopped else validate(worker)  # the last evaluation was just before a stop
     meter.mark("evaluate")
     worker.writer.wait()
     meter.mark("checkpoint")
+    scores = None if predictions is None else report_scores(worker, predictions)
+    kept = early_stop.keep_best(worker, scores)
+    if kept or predictions is None:
+        predictions = validate(worker)
+        meter.mark("evaluate")
+    if stopped:
+        state.epochs = state.step // worker.batches.order.steps_per_epoch
     meter.settle()
     state.quarantined = worker.batches.quarantined(state.quarantined)
+    if kept:
+        message(worker.progress, early_stop.line_of(kept))
+        worker.log.event("early stop", state.step, **{name: value for name, value in kept.items() if name != "step"})
     if worker.batches.rank == 0:
-        write_outputs(worker, predictions)
-        scores = scores_of(predictions, worker.data.classes)
-        record_score(worker.job.run, state.step, scores["top1"])
-        worker.trackers.evaluation(state.step, scores)
-        evaluations = [*state.evaluations, {"step": state.step, **scores}]
-        message(worker.progress, evaluation_line(evaluations, worker.batches.order.steps_per_epoch))
+        write_outputs(worker, predictions, kept)
     worker.log.event("end", state.step, seconds={name: round(value, 3) for name, value in state.seconds.items()})
     ray.train.report({"step": state.step})  # a barrier: no worker leaves before the outputs are written
 
 
-def write_outputs(worker: Worker, predictions: Predictions) -> None:
-    """Writes what a finished run leaves. On rank 0 alone."""
+def report_scores(worker: Worker, predictions: Predictions) -> dict[str, Any]:
+    """Returns the scores after the last step, and reports them to the display, trackers and checkpoints."""
+    state = worker.state
+    scores = scores_of(predictions, worker.data.classes)
+    if worker.batches.rank == 0:
+        record_score(worker.job.run, state.step, scores["top1"])
+        worker.trackers.evaluation(state.step, scores)
+        evaluations = [*state.evaluations, {"step": state.step, **scores}]
+        message(worker.progress, evaluation_line(evaluations, worker.batches.order.steps_per_epoch))
+    return scores
+
+
+def write_outputs(worker: Worker, predictions: Predictions, kept: dict[str, Any] | None = None) -> None:
+    """Writes what a finished run leaves. kept: what `early_stop.keep_best` says. On rank 0 alone."""
     job, data = worker.job, worker.data
     split = data.split(train_eval_split(data, job.hold_out).split)
     write_predictions(job.run, job.dataset, split, predictions)
     weights = {name: tensor.detach().cpu() for name, tensor in worker.learner.evaluated_net().state_dict().items()}
     files.write_bytes(files.join(job.run, checkpoint.MODEL_NAME), serialize_tensors(weights))
     values = {
-        "recipe": asdict(job.recipe),
+        "recipe": recipe_to_json(job.recipe),
         "classes": list(data.classes),
         "dataset_digest": data.digest,
         "hold_out": job.hold_out,
@@ -58,6 +80,8 @@ def write_outputs(worker: Worker, predictions: Predictions) -> None:
         "operations": operations(worker),
         "parameter_groups": describe_groups(worker.learner.net, worker.learner.train_step.optimizers),
     }
+    if kept:
+        values["early_stop"] = kept
     files.write_json(files.join(job.run, checkpoint.OUTPUT_NAME), values)
 
 

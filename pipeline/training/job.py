@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.cluster.resources import check_stream_resources, node_cpus, wait_for_resources, worker_cpus
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.recipe import Recipe
+from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.errors import CheckpointError
 from pipeline.core.interrupts import StopRequest
 from pipeline.core.progress import Progress, silent
@@ -106,7 +107,7 @@ class TrainJob:
         digest: of the data set (`Manifest.digest`).
         """
         values = {
-            "recipe": asdict(self.recipe),
+            "recipe": recipe_to_json(self.recipe),
             "seed": self.seed,
             "dataset_digest": digest,
             "decoder": self.decoder,

@@ -20,6 +20,7 @@ from pipeline.models.checkpoint_writer import record_score
 from pipeline.models.run_state import RunState, is_rank_local
 from pipeline.training.finish import finish
 from pipeline.training.outputs.lines import evaluation_line, progress_line
+from pipeline.training.safeguards import early_stop
 from pipeline.training.safeguards.divergence import explain_divergence
 from pipeline.training.setup import set_up
 from pipeline.training.validation import scores_of, validate
@@ -35,12 +36,13 @@ def train_loop(config: dict[str, Any]) -> None:
         schedule = TrainingSchedule.of(worker)
         if schedule.owes_validation(worker.state):
             evaluate(worker)
-        run_steps(worker, schedule)
+        if not early_stop.is_over(worker):  # a run that is resumed after it has stopped
+            run_steps(worker, schedule)
         finish(worker)
 
 
 def run_steps(worker: Worker, schedule: "Schedule") -> None:
-    """Trains until the schedule's last step. All ranks together."""
+    """Trains until the schedule's last step, or until early stopping. All ranks together."""
     for batch in batches_until(worker, schedule.last_step):
         rate = step(worker, batch)
         due, stops = schedule.due(worker.state.step), worker.interruption.is_due()
@@ -56,6 +58,8 @@ def run_steps(worker: Worker, schedule: "Schedule") -> None:
             evaluate(worker)
         if due.epoch_end:
             end_epoch(worker)
+        if due.validation and early_stop.is_over(worker):
+            break
 
 
 def batches_until(worker: Worker, last_step: int) -> Iterator[Batch]:
@@ -143,22 +147,30 @@ class TrainingSchedule:
     steps_per_epoch: int
     checkpoint_every_steps: int
     stage: str = "train"
+    validate_every_epoch: bool = False
 
     @staticmethod
     def of(worker: Worker) -> "TrainingSchedule":
         """Returns the schedule of a worker's run."""
         steps_per_epoch = worker.batches.order.steps_per_epoch
-        return TrainingSchedule(worker.num_steps, steps_per_epoch, worker.job.recipe.checkpoint_every_steps)
+        recipe = worker.job.recipe
+        return TrainingSchedule(
+            worker.num_steps,
+            steps_per_epoch,
+            recipe.checkpoint_every_steps,
+            validate_every_epoch=recipe.early_stop_epochs > 0,
+        )
 
     def due(self, step: int) -> Due:
         """Returns what is due after `step` steps in all."""
         epoch, steps_into_epoch = divmod(step, self.steps_per_epoch)
         epoch_end = steps_into_epoch == 0
+        validated = epoch <= 2 or epoch % 2 == 0 or self.validate_every_epoch
         report_every = max(1, self.steps_per_epoch // _REPORTS_PER_EPOCH)
         return Due(
             report=epoch_end or step % report_every == 0,
             # After each of the first two epochs, then every other. The last step's validation is the final evaluation.
-            validation=epoch_end and step < self.last_step and (epoch <= 2 or epoch % 2 == 0),
+            validation=epoch_end and step < self.last_step and validated,
             checkpoint=epoch_end or step % self.checkpoint_every_steps == 0,
             preemption_check=True,
             epoch_end=epoch_end,

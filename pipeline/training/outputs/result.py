@@ -1,11 +1,11 @@
 """`result.json`: settings, scores, times and history of a finished run, from the files that training left."""
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.environment import git_commit, versions
 from pipeline.core.finite import finite_or_none
 from pipeline.dataset import parquet
@@ -45,7 +45,7 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
             "rows": {name: split.rows for name, split in data.splits.items()},
             "classes": list(data.classes),
         },
-        "recipe": asdict(job.recipe),
+        "recipe": recipe_to_json(job.recipe),
         "seed": job.seed,
         "world_size": output["world_size"],
         "decoder": job.decoder,
@@ -70,6 +70,8 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
         "versions": versions(),
         "git_commit": git_commit(),
     }
+    if "early_stop" in output:
+        result["early_stop"] = output["early_stop"]
     finite: dict[str, Any] = finite_or_none(result)
     return finite
 

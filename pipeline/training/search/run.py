@@ -7,11 +7,12 @@ lies in plain files below OUT: an interrupted search continues when it is starte
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.cluster.session import ray_session
 from pipeline.config.recipe import Recipe
+from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.environment import git_commit
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset import manifest
@@ -90,14 +91,14 @@ def write_best(out: str, recipe: Recipe, trials: list[TrialResult]) -> str | Non
         return None
     uri = files.join(out, BEST_NAME)
     tuned = replace(with_values(recipe, best.values), name=f"{recipe.name}-tuned")
-    files.write_bytes(uri, json.dumps(asdict(tuned), indent=1).encode())
+    files.write_bytes(uri, json.dumps(recipe_to_json(tuned), indent=1).encode())
     return uri
 
 
 def _identity(recipe: Recipe, space: Space, settings: SearchSettings, dataset_digest: str) -> dict[str, Any]:
     # The keys are those of `search.json`, whose names are kept so that older searches can be continued.
     return {
-        "recipe": asdict(recipe),
+        "recipe": recipe_to_json(recipe),
         "space": {name: repr(domain) for name, domain in space.items()},
         "trials": settings.num_trials,
         "seed": settings.seed,
