@@ -51,6 +51,9 @@ class TrackArgs:
     """Where the run is reported."""
 
     mlflow: Annotated[str | None, option("URI of an MLflow tracking server to log to", "URI", "none")] = None
+    wandb: Annotated[
+        str | None, option("project of Weights & Biases to log to; WANDB_MODE=offline: send later", "PROJECT", "none")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class TrainingArgs:
         """Returns the options. Raises RecipeError for values that can't work."""
         of_workers = {name: value for name, value in vars(self.workers).items() if name != "workers"}
         given = {**vars(self.start), **of_workers, **vars(self.advanced)}
-        return TrainOptions(**given, trackers=default_trackers(self.track.mlflow))
+        return TrainOptions(**given, trackers=default_trackers(self.track.mlflow, self.track.wandb))
 
 
 # --- the result --------------------------------------------------------------------------------------------------

@@ -1,17 +1,22 @@
 """What others are told of a run, read back by their own readers; and trackers that fail."""
 
+import importlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config.presets import make_recipe
-from pipeline.core.errors import RecipeError
+from pipeline.core.errors import PipelineError, RecipeError
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
 from pipeline.training.trackers.base import Tracker, Trackers
+from pipeline.training.trackers.defaults import default_trackers
 from pipeline.training.trackers.mlflow import make_mlflow
 from pipeline.training.trackers.tensorboard import TensorBoard, make_tensorboard
+from pipeline.training.trackers.wandb import make_wandb
 from tests.support.runs import scalars
 
 
@@ -125,3 +130,104 @@ def test_without_the_packages_tensorboard_is_left_out_and_mlflow_is_an_error(
     assert make_tensorboard(job_of(str(tmp_path)), 0) is None
     with pytest.raises(RecipeError, match=r"^mlflow=http://x: needs the package mlflow or mlflow-skinny; install it"):
         make_mlflow("http://x")
+
+
+def wandb_records(folder: Path) -> list[Any]:
+    """Returns the records of the file that an offline run of W&B has written: LevelDB's log format, in blocks."""
+    protocol: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    (path,) = folder.glob("*.wandb")
+    data, place, parts, records = path.read_bytes(), 7, b"", []
+    while place < len(data):
+        room = 32768 - place % 32768
+        if room < 7:
+            place += room
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = protocol.Record()
+            record.ParseFromString(parts)
+            records.append(record)
+            parts = b""
+    return records
+
+
+@pytest.fixture
+def fresh_wandb() -> Iterator[None]:
+    """W&B reads its variables once a process; tests have different ones."""
+    import wandb
+
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.slow  # W&B starts a process of its own for each run
+def test_wandb_writes_offline_and_goes_on_with_the_run_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_wandb: None
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    job = job_of(str(tmp_path))
+    first = make_wandb("team/photos")(job, 0)
+    told(first, 1, 4, 2.0)
+    first.end(False)
+    second = make_wandb("team/photos")(job, 2)
+    told(second, 3, 6, 1.0)
+    second.end(True)
+    folders = sorted(tmp_path.glob("wandb/offline-run-*"))
+    assert len(folders) == 2
+    run_id = files.read_json(str(tmp_path / "wandb.json"))["run_id"]
+    points: list[dict[str, Any]] = []
+    for folder, status in zip(folders, (1, 0), strict=True):
+        records = wandb_records(folder)
+        run = next(each.run for each in records if each.run.run_id)
+        assert (run.run_id, run.project, run.entity) == (run_id, "photos", "team")
+        config = {item.key: json.loads(item.value_json) for each in records for item in each.run.config.update}
+        assert (config["optimizer"], config["augment.crop_padding_px"], config["seed"]) == ("muon", 2, 5)
+        assert [each.exit.exit_code for each in records if each.HasField("exit")] == [status]
+        lines = [each.history.item for each in records if each.HasField("history")]
+        points += [{(item.key or item.nested_key[0]): json.loads(item.value_json) for item in line} for line in lines]
+    losses = [(point["step"], point["train.loss"]) for point in points if "train.loss" in point]
+    assert losses == [(1, 2.0), (2, 2.0), (3, 2.0), (4, 2.0), (3, 1.0), (4, 1.0), (5, 1.0), (6, 1.0)]
+    assert [(point["step"], point["val.top1"]) for point in points if "val.top1" in point] == [(4, 0.5), (6, 0.5)]
+
+
+@pytest.mark.slow
+def test_wandb_whose_server_does_not_answer_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_wandb: None
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("pipeline.training.trackers.wandb._INIT_SECONDS", 3.0)
+    said: list[str] = []
+    good = Noting()
+    trackers = Trackers((make_wandb("photos"), lambda *_: good), job_of(str(tmp_path)), 0, said.append)
+    told(trackers, 1, 2, 1.0)
+    trackers.end(True)
+    assert good.steps == [1, 2, -2, 0]
+    (line,) = said
+    assert line.startswith("MakeWandb: ")
+    assert line.endswith("this tracker is left out, training goes on")
+
+
+@pytest.mark.parametrize(
+    ("project", "installed", "message"),
+    [
+        ("photos", False, r"^wandb=photos needs wandb; install them: pip install 'image-pipeline\[wandb\]'"),
+        ("photos", True, r"^wandb=photos: no API key; run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline"),
+        ("a/b/c", True, r"^wandb=a/b/c: give PROJECT, or ENTITY/PROJECT"),
+    ],
+)
+def test_wandb_that_cannot_work_is_an_error_before_training(
+    project: str, installed: bool, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_wandb: None
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    if not installed:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PipelineError, match=message):
+        default_trackers(wandb_project=project)

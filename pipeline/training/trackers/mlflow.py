@@ -7,7 +7,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.core.variables import environment_variables
 from pipeline.storage import files
@@ -73,7 +72,7 @@ class Mlflow:
             return
         self._id = self._create(job)
         files.write_json(place, {"run_id": self._id, "tracking_uri": uri})
-        for name, value in {**_flat(job.recipe), "seed": job.seed}.items():
+        for name, value in parameters(job).items():
             self._client.log_param(self._id, name, value)
 
     def _create(self, job: TrackedRun) -> str:
@@ -92,9 +91,7 @@ class Mlflow:
 
     def line(self, line: dict[str, Any], quarantined: int) -> None:
         """Logs loss, learning rate, speed and quarantined rows; a loss of None isn't logged."""
-        names = ("loss", "learning_rate", "images_per_second", "data_wait")
-        values = {f"train.{name}": line[name] for name in names}
-        self._log(line["step"], {**values, "train.quarantined_rows": quarantined})
+        self._log(line["step"], metrics_of_line(line, quarantined))
 
     def evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Logs the validation scores."""
@@ -107,9 +104,15 @@ class Mlflow:
                 self._client.set_terminated(self._id, "FINISHED")
 
 
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Returns the recipe's values by name; those of a nested value as "NAME.INNER"."""
+def metrics_of_line(line: dict[str, Any], quarantined: int) -> dict[str, Any]:
+    """Returns the metrics of a line of the history by the names that trackers use; the loss may be None."""
+    names = ("loss", "learning_rate", "images_per_second", "data_wait")
+    return {**{f"train.{name}": line[name] for name in names}, "train.quarantined_rows": quarantined}
+
+
+def parameters(job: TrackedRun) -> dict[str, Any]:
+    """Returns the seed and the recipe's values by name; those of a nested value as "NAME.INNER"."""
     flat: dict[str, Any] = {}
-    for name, value in asdict(recipe).items():
+    for name, value in asdict(job.recipe).items():
         flat |= {f"{name}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
+    return {**flat, "seed": job.seed}
