@@ -169,8 +169,10 @@ def test_webdataset_classes_may_be_names(tmp_path: Path) -> None:
 def test_a_webdataset_sample_without_a_class_is_named(tmp_path: Path) -> None:
     root = webdataset(tmp_path / "w")
     make_tar(root / "imagenet-train-000002.tar", {"x.jpg": jpeg(0)})
-    with pytest.raises(SourceError, match=r"imagenet-train-000002/x\.jpg' has no \.cls file"):
-        opened(root, tmp_path)
+    index = opened(root, tmp_path)
+    assert [(each.key, each.split, each.reason) for each in index.unusable] == [
+        ("imagenet-train-000002/x.jpg", "train", "no label: no .cls file with one beside it")
+    ]
 
 
 def test_a_forced_layout_that_does_not_fit_is_refused(tmp_path: Path) -> None:

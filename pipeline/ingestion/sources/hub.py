@@ -19,6 +19,7 @@ SCHEME = "hf://"
 _URI = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
 _DOWNLOADS = 8
 _TIMEOUT_SECONDS = 10
+_SHOWN_CHARACTERS = 160  # of an error of the client
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def download(uri: str, progress: Progress) -> tuple[str, str]:
 @contextmanager
 def _errors(uri: str) -> Iterator[None]:
     """Raises SourceError, in one line with the remedy, for the errors of the hub's client."""
-    import httpx
     from huggingface_hub import errors
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx, in whichever version
 
     try:
         yield
@@ -116,15 +117,10 @@ def _errors(uri: str) -> Iterator[None]:
         raise SourceError(
             f"{uri}: no such data set, or a private one; check the name, and set HF_TOKEN for a private one"
         ) from error
-    except (
-        errors.OfflineModeIsEnabled,
-        errors.LocalEntryNotFoundError,
-        httpx.TransportError,
-        ConnectionError,
-    ) as error:
-        reason = re.sub(r"\s+", " ", str(error))[:160] or type(error).__name__
+    except (errors.LocalEntryNotFoundError, ConnectionError, HTTPError, errors.HFValidationError) as error:
+        reason = re.sub(r"\s+", " ", str(error))[:_SHOWN_CHARACTERS] or type(error).__name__
+        if isinstance(error, (errors.HfHubHTTPError, errors.HFValidationError)):
+            raise SourceError(f"{uri}: the hub refuses ({reason}); look at the name, or try again later") from error
         raise SourceError(
             f"{uri}: the hub can't be reached ({reason}); copy the data set to this machine, and give its folder"
         ) from error
-    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise SourceError(f"{uri}: the hub refuses ({re.sub(chr(10), ' ', str(error))[:160]})") from error

@@ -1,21 +1,45 @@
-"""WebDataset: a sample is two files with one stem, `NAME.jpg` and `NAME.cls`, the class; in tars, in one, or unpacked.
+"""WebDataset: a sample is an image and its label in a file with the same stem; in tars, in one, or unpacked.
 
-Archives without `.cls` files are class folders: one archive for each class or split, or one of them all.
+The label is the text of `NAME.cls`, or of the field `label`, `cls`, `class` or `target` of `NAME.json`.
 """
 
+import json
+import posixpath
 import re
+from bisect import bisect_left
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
 from pipeline.ingestion.sources import folders
 from pipeline.ingestion.sources.index import Index
-from pipeline.ingestion.sources.labelled import LabelledFiles, labelled_index
-from pipeline.ingestion.sources.members import Listing, is_archive, open_archives
+from pipeline.ingestion.sources.labelled import LabelledFiles, Refusal, labelled_index
+from pipeline.ingestion.sources.members import Listing, is_archive, open_archives, stem_of
 from pipeline.ingestion.sources.recognise.split_words import split_of
+from pipeline.ingestion.sources.tables.split_words import in_class_folders
 
-_LABEL_SUFFIX = ".cls"
+_JSON_FIELDS = ("label", "cls", "class", "target", "class_name", "label_name", "class_id", "label_id")
 _READERS = 16
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace").strip()
+
+
+def _json_field(data: bytes) -> str:
+    """Returns the label in a JSON object, "" for none."""
+    try:
+        fields = json.loads(data)
+    except ValueError:
+        return ""
+    found = [fields[name] for name in _JSON_FIELDS if name in fields] if isinstance(fields, dict) else []
+    return next((str(value).strip() for value in found if isinstance(value, (str, int)) and str(value).strip()), "")
+
+
+# Suffixes of the files that hold labels, and how a label is read: the first that a source has is taken.
+_LABELS: dict[str, Callable[[bytes], str]] = {".cls": _text, ".json": _json_field}
 
 
 def holds_archives(listing: Listing) -> bool:
@@ -24,28 +48,55 @@ def holds_archives(listing: Listing) -> bool:
 
 
 def matches(listing: Listing) -> bool:
-    """Whether the source holds archives only, or images with .cls files beside them."""
-    return holds_archives(listing) or _is_labelled(listing)
+    """Whether the source holds archives only, or images with files of labels beside them."""
+    return holds_archives(listing) or _label_suffix(listing) is not None
 
 
-def _is_labelled(listing: Listing) -> bool:
-    labels = {name.removesuffix(_LABEL_SUFFIX) for name in listing.names if name.endswith(_LABEL_SUFFIX)}
-    return bool(labels) and any(_stem(listing.names[row]) in labels for row in listing.image_rows)
+def _label_suffix(listing: Listing) -> str | None:
+    """Returns the suffix of the files of labels, None if there are none.
+
+    A .json file may be anything, so one must have a label, and the images may not lie in class folders.
+    """
+    stems = {stem for row in listing.image_rows for stem in _stems(listing.names[row])}
+    for suffix in _LABELS:
+        beside = (
+            row
+            for row, name in enumerate(listing.names)
+            if name.endswith(suffix) and name.removesuffix(suffix) in stems and row not in listing.unreadable
+        )
+        first = next(beside, None)
+        if first is None:
+            continue
+        if suffix == ".cls" or (_json_field(listing.member(first).read()) and not in_class_folders(listing)):
+            return suffix
+    return None
 
 
 def build_archives_index(listing: Listing, name: str, val_share: float, spool: str, progress: Progress) -> Index:
     """Returns the index of a folder of archives: WebDataset shards, or class folders in archives."""
     inside = _opened(listing, spool, progress)
-    if inside.image_rows and not any(each.endswith(_LABEL_SUFFIX) for each in inside.names):
-        return folders.build_index(inside, name, val_share)
+    if _label_suffix(inside) is None:
+        return folders.build_index(_without_repeats(inside, listing), name, val_share)
     return _labelled_by_files(inside, name, val_share)
+
+
+def _without_repeats(inside: Listing, listing: Listing) -> Listing:
+    """Returns the files of archives, `cat/cat/1.jpg` as `cat/1.jpg` where all files of cat.tar lie in a folder cat."""
+    names = list(inside.names)  # sorted, so that the files of an archive are a slice
+    for stem in {stem_of(name) for name in listing.names if is_archive(name)}:
+        folder = f"{stem}/"
+        repeat = f"{folder}{stem.rpartition('/')[2]}/"
+        chosen = slice(bisect_left(inside.names, folder), bisect_left(inside.names, f"{stem}{chr(ord('/') + 1)}"))
+        if all(name.startswith(repeat) for name in inside.names[chosen]):
+            names[chosen] = [folder + name.removeprefix(repeat) for name in inside.names[chosen]]
+    return replace(inside, names=names)
 
 
 def build_index(listing: Listing, name: str, val_share: float, spool: str, progress: Progress) -> Index:
     """Returns the index. The split of a sample is the word train, val or test in the path of its tar or folder.
 
-    Classes that are all numbers are sorted as numbers. Images of test without .cls files are left aside. Raises
-    SourceError if another image has no .cls file beside it, or if only some of the tars name a split.
+    Classes that are all numbers are sorted as numbers. Images of test without labels are left aside, other images
+    without one are refused by name. Raises SourceError if only some of the tars name a split.
     """
     inside = _opened(listing, spool, progress) if holds_archives(listing) else listing
     return _labelled_by_files(inside, name, val_share)
@@ -53,61 +104,66 @@ def build_index(listing: Listing, name: str, val_share: float, spool: str, progr
 
 def _opened(listing: Listing, spool: str, progress: Progress) -> Listing:
     archives = [row for row, each in enumerate(listing.names) if is_archive(each)]
-    inside = open_archives(listing, archives, spool, (_LABEL_SUFFIX,), progress)
+    inside = open_archives(listing, archives, spool, (".cls",), progress)
     if not inside.image_rows:
         raise SourceError(f"{listing.uri}: {len(archives):,} archives without an image; give a folder of images")
     return inside
 
 
 def _labelled_by_files(listing: Listing, name: str, val_share: float) -> Index:
-    label_of = _label_files(listing)
+    suffix = _label_suffix(listing)
+    if suffix is None:
+        raise SourceError(
+            f"{listing.uri}: no image has a file with its label beside it; add NAME.cls to each, or give class folders"
+        )
+    label_of = _label_files(listing, suffix)
     images = listing.image_rows
-    splits = [_split(listing.names[row]) for row in images]
-    classes = [label_of.get(_stem(listing.names[row])) for row in images]
-    unlabelled = {split for split in set(splits) if split == "test"} - {
-        split for split, label in zip(splits, classes, strict=True) if label is not None
-    }
-    kept = [at for at, split in enumerate(splits) if split not in unlabelled]
-    for at in kept:
-        if classes[at] is None:
-            raise SourceError(
-                f"{listing.uri}: {listing.names[images[at]]!r} has no {_LABEL_SUFFIX} file beside it; add it"
-            )
-    found = {splits[at] for at in kept}
-    if "" in found and len(found) > 1:
-        stray = listing.names[images[splits.index("")]]
-        raise SourceError(f"{listing.uri}: the path of {stray!r} names no split, others do; rename its shard")
-    class_names = [classes[at] or "" for at in kept]
-    aside = {"images of test without .cls files": len(images) - len(kept)} if unlabelled else {}
+    keys = [listing.names[row] for row in images]
+    splits = [_split(key) for key in keys]
+    classes = [next((label_of[stem] for stem in _stems(key) if label_of.get(stem)), "") for key in keys]
+    labelled_splits = {split for split, label in zip(splits, classes, strict=True) if label}
+    if "" in splits and len(set(splits)) > 1:
+        raise SourceError(
+            f"{listing.uri}: the path of {keys[splits.index('')]!r} names no split, others do; rename its shard"
+        )
+    kept, refusals, aside = [], [], 0
+    for at, row in enumerate(images):
+        if classes[at] or row in listing.unreadable:
+            kept.append(at)
+        elif splits[at] == "test" and "test" not in labelled_splits:
+            aside += 1
+        else:
+            refusals.append(Refusal(keys[at], splits[at], f"no label: no {suffix} file with one beside it", None, row))
     labelled = LabelledFiles(
         [images[at] for at in kept],
-        [listing.names[images[at]] for at in kept],
+        [keys[at] for at in kept],
         [splits[at] for at in kept],
-        class_names,
-        aside=aside,
+        [classes[at] for at in kept],
+        aside={f"images of test without {suffix} files": aside} if aside else {},
+        refusals=refusals,
     )
-    numbers = all(each.isdecimal() for each in set(class_names))
+    numbers = all(each.isdecimal() for each in set(labelled.class_names))
     return labelled_index(listing, name, "webdataset", labelled, int if numbers else None, val_share)
 
 
-def _label_files(listing: Listing) -> dict[str, str]:
-    """Returns {stem: text of its .cls file}."""
-    rows = [row for row, each in enumerate(listing.names) if each.endswith(_LABEL_SUFFIX)]
+def _label_files(listing: Listing, suffix: str) -> dict[str, str]:
+    """Returns {stem: label} of the files of labels."""
+    rows = [row for row, each in enumerate(listing.names) if each.endswith(suffix) and row not in listing.unreadable]
     known = listing.contents
 
-    def read(row: int) -> bytes:
+    def read(row: int) -> str:
         content = known.get(listing.names[row])
-        return listing.member(row).read() if content is None else content
+        return _LABELS[suffix](listing.member(row).read() if content is None else content)
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="labels") as pool:
-        texts = list(pool.map(read, (row for row in rows if row not in listing.unreadable)))
-    stems = [listing.names[row].removesuffix(_LABEL_SUFFIX) for row in rows if row not in listing.unreadable]
-    return {stem: text.decode("utf-8", "replace").strip() for stem, text in zip(stems, texts, strict=True)}
+        texts = list(pool.map(read, rows))
+    return {listing.names[row].removesuffix(suffix): text for row, text in zip(rows, texts, strict=True)}
 
 
-def _stem(name: str) -> str:
+def _stems(name: str) -> tuple[str, str]:
+    """Returns the path of an image without its suffix, and without all that follows the first dot, as WebDataset."""
     folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}{base.split('.', 1)[0]}"
+    return posixpath.splitext(name)[0], f"{folder}{slash}{base.split('.', 1)[0]}"
 
 
 def _split(name: str) -> str:

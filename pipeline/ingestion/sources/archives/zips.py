@@ -28,7 +28,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, leng
 _CHUNK_BYTES = 1 << 20
 _READERS = 32
 _MAX_EXPANSION = 200  # deflate can reach 1,032; photographs in any format stay near 1, flat drawings as BMP below 100
-_ALWAYS_ALLOWED_BYTES = 256 << 20
+ALWAYS_ALLOWED_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _check(infos: list[zipfile.ZipInfo], archive: Place) -> None:
                 f"{archive.name}: member {name!r} is encrypted; unpack the zip with its password, and give the folder"
             )
     packed, unpacked = sum(info.compress_size for info in infos), sum(info.file_size for info in infos)
-    if packed > archive.length or unpacked > max(_MAX_EXPANSION * packed, _ALWAYS_ALLOWED_BYTES):
+    if packed > archive.length or unpacked > max(_MAX_EXPANSION * packed, ALWAYS_ALLOWED_BYTES):
         raise SourceError(
             f"{archive.name}: {archive.length:,} bytes would unpack to {unpacked:,}, which is the mark of a zip bomb; "
             "don't use this archive, or unpack it yourself and give the folder"

@@ -17,7 +17,7 @@ from pipeline.ingestion.sources.recognise.split_words import split_of
 from pipeline.ingestion.sources.tables.columns import Choice, choose_columns
 from pipeline.ingestion.sources.tables.finder import Finder
 from pipeline.ingestion.sources.tables.read import LIST_SUFFIX, Table, is_table, read_table
-from pipeline.ingestion.sources.tables.split_words import is_class_folder, split_in
+from pipeline.ingestion.sources.tables.split_words import in_class_folders, is_class_folder, split_in
 
 _MOST_TABLES = 50  # of a source with more, those nearest to its root are read
 
@@ -54,8 +54,7 @@ def matches(listing: Listing) -> bool:
     Where a folder might be a class, a table must name files.
     """
     folders = {listing.names[row].rpartition("/")[0] for row in listing.image_rows}
-    nearest = {folder.rpartition("/")[2] for folder in folders}
-    if not folders or len(list(filter(is_class_folder, nearest))) > 1 or not has_table(listing):
+    if not folders or in_class_folders(listing) or not has_table(listing):
         return False
     return not any(map(is_class_folder, "/".join(folders).split("/"))) or _names_files(listing)
 

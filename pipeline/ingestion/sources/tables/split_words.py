@@ -1,5 +1,6 @@
 """Split words inside longer names: `trainLabels.csv`, `train_images/`, `data/Test-Set`."""
 
+from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.recognise.split_words import UNLABELLED, is_generic, split_name, split_of
 
 
@@ -15,3 +16,9 @@ def split_in(path: str) -> str:
 def is_class_folder(name: str) -> bool:
     """Whether a folder's name may be a class: neither a split, as `train_images` is, nor a word such as `images`."""
     return bool(name) and not split_of(name) and not is_generic(name)
+
+
+def in_class_folders(listing: Listing) -> bool:
+    """Whether the images lie in two or more folders whose names may be classes, such as `cat` and `dog`."""
+    nearest = {listing.names[row].rpartition("/")[0].rpartition("/")[2] for row in listing.image_rows}
+    return len(list(filter(is_class_folder, nearest))) > 1
