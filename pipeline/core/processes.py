@@ -1,5 +1,6 @@
 """Processes of this machine: process trees, their memory and CPU time, and a clean end on SIGTERM and SIGHUP."""
 
+import os
 import signal
 import sys
 import threading
@@ -33,6 +34,11 @@ def cpu_seconds(process: int) -> float:
         return 0.0
     times = psutil.Process(process).cpu_times()
     return float(times.user + times.system)
+
+
+def is_ray_worker() -> bool:
+    """Returns whether Ray started this process, for tasks or actors. Doesn't import Ray."""
+    return os.path.basename(sys.argv[0]) == "default_worker.py"
 
 
 def exit_on_signals() -> None:

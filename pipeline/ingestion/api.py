@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.cluster.ray_tasks import usable_cpus
 from pipeline.cluster.session import ray_session
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, SourceError
 from pipeline.core.progress import Progress, begin, silent
 from pipeline.ingestion.cost import Estimate, estimate
 from pipeline.ingestion.found import found_lines
@@ -74,6 +74,9 @@ def ingest(
     if max_quarantined < 0:
         raise PipelineError(f"max_quarantined={max_quarantined} must not be negative")
     if source.layout != "digits" and not files.is_local(source.uri) and not hub.is_hub(source.uri):
+        if not files.exists(source.uri):  # before Ray starts, and whether the storage answers at all
+            raise SourceError(f"{source.uri}: no such file or directory; give an existing path or URI")
+        check_target(target)
         begin(progress, "starting Ray")
         with ray_session(workers or 0), planned_ingest(source, target, settings, progress) as plan:
             _log_found(plan.index)

@@ -1,6 +1,7 @@
 """Clients of S3 and Google Cloud Storage: endpoint, region and credentials of a URI."""
 
 import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -9,19 +10,62 @@ from urllib.parse import parse_qs, urlsplit
 
 from pyarrow import PythonFile, fs
 
+from pipeline.core.errors import StorageError
+
 REQUESTS_IN_FLIGHT = 64
 READ_TIMEOUT_SECONDS = 20
+# Where users set credentials, by scheme.
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login",
+}
+_ENDPOINT_VARIABLES = "AWS_ENDPOINT_URL, GOOGLE_BASE_URL, or endpoint_override in the URI"
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,221}")
+_ENDPOINT = re.compile(r"https?://[^\s/]+(/\S*)?")
 
 
 def client_and_key(uri: str) -> tuple[Any, str]:
-    """Returns obstore's client for the bucket of a URI, and the key in it. Clients are kept."""
+    """Returns obstore's client for the bucket of a URI, and the key in it. Clients are kept.
+
+    Raises StorageError for what can be no bucket or endpoint, and for credentials that can't be read.
+    """
+    from obstore.exceptions import BaseError
+
     place = _place(uri)
-    return _store(place.scheme, place.bucket, place.endpoint, place.region), place.key
+    if not _BUCKET.fullmatch(place.bucket):
+        raise StorageError(f"{uri}: {place.bucket!r} can be no bucket's name; give {place.scheme}://BUCKET/KEY")
+    if place.endpoint and not _ENDPOINT.fullmatch(place.endpoint):
+        raise StorageError(f"{uri}: its endpoint isn't http(s)://HOST[:PORT]; correct it ({_ENDPOINT_VARIABLES})")
+    try:
+        return _store(place.scheme, place.bucket, place.endpoint, place.region), place.key
+    except Exception as error:
+        if not (isinstance(error, BaseError) or type(error).__module__.startswith("botocore.")):
+            raise
+        reason = " ".join(str(error).split("Debug source")[0].split())
+        raise StorageError(
+            f"{uri.split('?')[0]}: its credentials can't be used ({reason.rstrip(' .:')}); correct them "
+            f"({CREDENTIALS[place.scheme]})"
+        ) from error
+
+
+def bucket_of(uri: str) -> tuple[str, str, str | None]:
+    """Returns scheme, bucket and endpoint of a URI: what one client is for."""
+    place = _place(uri)
+    return place.scheme, place.bucket, place.endpoint
+
+
+def sends_unsigned(uri: str) -> bool:
+    """Returns whether no credentials were found for the bucket of a URI, so that only public data can be read."""
+    return bucket_of(uri) in _unsigned
 
 
 def forget_clients() -> None:
     """Closes all clients, for a process whose endpoint or credentials change."""
     _store.cache_clear()
+    _unsigned.clear()
+
+
+_unsigned: set[tuple[str, str, str | None]] = set()
 
 
 @dataclass(frozen=True)
@@ -68,7 +112,7 @@ def _s3_store(bucket: str, endpoint: str | None, region: str | None) -> Any:
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store
 
-    session = boto3.Session()
+    session, place_endpoint = boto3.Session(), endpoint
     profile = session._session.get_scoped_config()
     endpoint = endpoint or profile.get("endpoint_url")
     options = {**_options(endpoint), "region": region or session.region_name or "us-east-1"}
@@ -76,6 +120,7 @@ def _s3_store(bucket: str, endpoint: str | None, region: str | None) -> Any:
         options["endpoint"] = endpoint
     if session.get_credentials() is None:
         options["skip_signature"] = True  # public data needs no account
+        _unsigned.add(("s3", bucket, place_endpoint))
     else:
         options["credential_provider"] = Boto3CredentialProvider(session)
     return S3Store(bucket, **options)

@@ -34,6 +34,8 @@ def absolute(uri: str) -> str:
         return _absolute_path(parts.path)
     if parts.scheme not in _SCHEMES:
         raise PipelineError(f"{uri}: unknown scheme {parts.scheme!r}; use a path, s3://bucket/key or gs://bucket/key")
+    if not parts.netloc and parts.scheme in ("s3", "gs"):
+        raise PipelineError(f"{uri}: names no bucket; use {parts.scheme}://BUCKET/KEY")
     return uri
 
 

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +104,12 @@ def test_wrong_credentials_are_an_error_in_one_line_without_the_secret(
     assert len(message.splitlines()) == 1
     assert "secret" not in message
     assert os.environ["AWS_ENDPOINT_URL"] not in message
+
+
+@pytest.mark.parametrize("read", [storage.exists, storage.read_bytes, storage.list_files])
+def test_a_bucket_that_is_not_there_is_told_as_such(s3: str, read: Callable[[str], object]) -> None:
+    with pytest.raises(StorageError, match="s3://not-there/x: there is no such bucket; check its name"):
+        read("s3://not-there/x")
 
 
 def upload(files: dict[str, bytes], prefix: str) -> None:
