@@ -139,12 +139,16 @@ def _decode_lossless(data: Buffer, space: str, precision_bits: int) -> Pixels:
 
 def _decode_jpeg(data: Buffer, space: str) -> Pixels:
     try:
-        return _decode_strictly(data, space)
+        return _decode(data, space)
     except ValueError as error:
         # libjpeg warns of missing data, which it replaces by grey, and of things that change no pixel: metadata that it
-        # doesn't understand, and superfluous bytes. Without those the JPEG must decode without any warning.
+        # doesn't understand, and superfluous bytes. Without those the JPEG must decode without any warning, and with
+        # them to the same pixels.
         with suppress(ValueError):
-            return _decode_without_stray(pixel_segments(data), space, iter(range(_MOST_STRAY)))
+            core = pixel_segments(data)
+            pixels = _decode_without_stray(core, space, iter(range(_MOST_STRAY)))
+            if np.array_equal(pixels, _decode(core, space, strict=False)):
+                return pixels
         if _UNSUPPORTED.search(str(error)):
             raise BadImageError(_unsupported(data, error)) from error
         kind = "truncated" if "remature end" in str(error) else "damaged"
@@ -156,16 +160,16 @@ def _unsupported(data: Buffer, error: Exception) -> str:
     return f"unsupported: {frame.oddity if frame else ''} JPEG ({describe(error)})".replace(":  ", ": ")
 
 
-def _decode_strictly(data: Buffer, space: str) -> Pixels:
-    """Returns the pixels. Raises ValueError for the first warning of libjpeg."""
-    pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=space, strict=True)
+def _decode(data: Buffer, space: str, strict: bool = True) -> Pixels:
+    """Returns the pixels. Raises ValueError; strict: for the first warning of libjpeg, too."""
+    pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=space, strict=strict)
     return pixels
 
 
 def _decode_without_stray(data: bytes, space: str, tries: Iterator[int]) -> Pixels:
     """Returns the pixels without superfluous bytes in the scans. Raises ValueError if there is other damage, too."""
     try:
-        return _decode_strictly(data, space)
+        return _decode(data, space)
     except ValueError as error:
         for shorter in without_stray_bytes(data, str(error)):
             if next(tries, None) is None:

@@ -357,7 +357,7 @@ def test_hostile_bytes_do_no_harm(tmp_path: Path) -> None:
     """Cut, overwritten and mislabelled JPEGs, with boxes that may not fit, under the address and UB sanitizers."""
     if best_decoder() != "kernel":
         pytest.skip("no C compiler or no libjpeg-turbo headers here")
-    for number, image in enumerate(MADE):
+    for number, image in enumerate([*MADE, encoded(1, 1), encoded(3, 2, 1), encoded(60, 1, 2), encoded(4, 9, 3)]):
         (tmp_path / f"{number}.jpg").write_bytes(image)
     fuzz = Path(__file__).parents[1] / "support" / "fuzz_decode.c"
     build = [

@@ -57,6 +57,8 @@ int main(int argc, char **argv) {
         v.top = (int)draw(v.height), v.left = (int)draw(v.width);
         v.box_height = 1 + (int)draw(v.height - v.top), v.box_width = 1 + (int)draw(v.width - v.left);
         v.full_height = size + (int)draw(9), v.full_width = size + (int)draw(9);
+        if (!draw(6)) v.full_height = size + (int)draw(MAX_FULL - size + 1); /* of an image of extreme shape */
+        if (!draw(6)) v.full_width = size + (int)draw(MAX_FULL - size + 1);
         v.out_top = (int)draw(v.full_height - size + 1), v.out_left = (int)draw(v.full_width - size + 1);
         v.flip = (int)draw(2);
         if (!draw(20)) v.box_width += (int)draw(3), v.top -= (int)draw(2);
