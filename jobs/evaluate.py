@@ -17,7 +17,7 @@ from jobs import command, training
 from pipeline.cluster import resources
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError
-from pipeline.ingestion.prepare import prepare_dataset
+from pipeline.ingestion.prepare import prepare_dataset, trained_twin
 from pipeline.ingestion.sources import Source
 from pipeline.storage import files
 
@@ -94,11 +94,14 @@ def main(args: Args) -> None:
         _evaluate(args, files.absolute(args.checkpoint).rstrip("/"))
 
 
+def _source(args: Args) -> Source | None:
+    # Of raw images without val every one counts, unless another split is asked for.
+    return Source(args.data, args.layout, args.md5, for_evaluation=args.split == "val") if args.data else None
+
+
 def _dataset(args: Args) -> str:
     with command.Display() as display:
-        # Of raw images without val every one counts, unless another split is asked for.
-        source = args.data and Source(args.data, args.layout, args.md5, for_evaluation=args.split == "val")
-        return prepare_dataset(source or None, progress=display)
+        return prepare_dataset(_source(args), progress=display)
 
 
 def _evaluate(args: Args, uri: str) -> None:
@@ -124,6 +127,11 @@ def _evaluate(args: Args, uri: str) -> None:
     options.check_packages()
     dataset = _dataset(args)
     data = training.describe_dataset(dataset)
+    if twin := trained_twin(_source(args), model.dataset_digest):
+        command.console.print(
+            f"NOTE: the model was trained on most of these images; --data {twin} evaluates those held out of training",
+            style="bold yellow",
+        )
     out = files.absolute(args.out) if args.out else evaluation_folder(model, data, options)
     with command.Display() as display:
         workers = Workers(worker.workers, worker.device, worker.wait_minutes)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from jobs import command
 from pipeline.core.errors import PipelineError
-from pipeline.dataset.manifest import load
+from pipeline.dataset.manifest import Manifest, load
 from pipeline.ingestion.api import ingest, preview_ingest
 from pipeline.ingestion.diff import compare_datasets
 from pipeline.ingestion.image_check import DEFAULT_SHRUNK_QUALITY, Checks, ImageHandling
@@ -26,6 +26,8 @@ from pipeline.ingestion.sources.source import IMAGE_COLUMN_HELP, LABEL_COLUMN_HE
 from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent
 
+_LEAKED = "(duplicates and near duplicates of train)"
+_LEAKED_REMEDY = "; reports give the accuracy without them, quality.html shows them: remove one of each pair to mend it"
 RESUME_HINT = "the same command continues where it stopped"
 
 
@@ -141,14 +143,19 @@ def print_ingested(done: Ingested, seconds: float) -> None:
     command.print_table(
         f"\n{data.name}",
         [
-            *((name, f"{split.rows:,} rows") for name, split in data.splits.items()),
+            *((name, f"{split.rows:,} rows{_rule(name, data)}") for name, split in data.splits.items()),
             ("classes", f"{len(data.classes):,}"),
             ("shards", f"{len(shards):,}, {sum(shard.bytes for shard in shards) / 1e6:,.1f} MB")
             if not done.trusted_shards
             else ("shards", f"{len(shards):,}, {done.trusted_shards:,} of them there already"),
             ("left out", f"{num_quarantined:,} ({reasons}), see quarantine.parquet" if num_quarantined else "none"),
             ("changed", repaired or "none"),
-            ("leaked", f"{leaked} (duplicates and near duplicates of train)" if leaked else "not looked for"),
+            (
+                "leaked",
+                f"{leaked} {_LEAKED}{_LEAKED_REMEDY if any(data.leaked.values()) else ''}"
+                if leaked
+                else "not looked for",
+            ),
             ("requests", str(done.requests.plus(requests_sent())) if done.requests.total else "none"),
             ("time", f"{seconds:.1f} s, {data.rows / seconds:,.0f} images/s with start-up"),
             ("digest", data.digest),
@@ -156,6 +163,10 @@ def print_ingested(done: Ingested, seconds: float) -> None:
             ("quality", files.join(done.uri, "quality.html")),
         ],
     )
+
+
+def _rule(split: str, data: Manifest) -> str:
+    return f" ({data.val_rule})" if split == "val" and data.val_rule else ""
 
 
 def print_preview(source: Source, out: str, settings: IngestSettings, workers: int | None) -> None:

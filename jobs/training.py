@@ -186,6 +186,7 @@ def describe_dataset(uri: str) -> Manifest:
     """Prints one line about a data set and returns its manifest."""
     data = load_manifest(uri)
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in data.splits.items())
+    rows += f" ({data.val_rule})" if data.val_rule else ""
     console.print(f"data set {data.name}: {rows}, {len(data.classes)} classes, digest {data.digest[:16]}")
     if data.name == digits.NAME:
         console.print("NOTE: these are scikit-learn's handwritten digits, NOT CIFAR-10", style="bold yellow")

@@ -109,6 +109,13 @@ class Manifest:
         """Rows of all splits."""
         return sum(split.rows for split in self.splits.values())
 
+    @property
+    def val_rule(self) -> str:
+        """How ingest made val, for people; "" if the source had a val split."""
+        if self.val_share >= 1:
+            return "every image of the source"
+        return f"{self.val_share:.3g} of each class, held out by a hash of the keys" if self.val_share else ""
+
     def split(self, name: str) -> Split:
         """Returns a split. Raises DatasetError, with the names of the splits, if there is none of this name."""
         if name not in self.splits:

@@ -103,7 +103,7 @@ def export_model(
     if data is None:
         batches = _random_batches(view.size_px)
     else:
-        batches = _stored_batches(dataset_uri(data, progress), split, model, view, progress)
+        batches = _stored_batches(dataset_uri(data, progress, split), split, model, view, progress)
     with tempfile.TemporaryDirectory() as temporary:
         progress("export", 0, 1, "ONNX and torch.export")
         forms = write_exports(model, view.size_px, views, Path(temporary))

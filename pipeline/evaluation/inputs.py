@@ -5,6 +5,7 @@ import os
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset.api import Dataset
 from pipeline.ingestion.prepare import prepare_dataset
+from pipeline.ingestion.sources import Source
 from pipeline.storage import files
 
 StrPath = str | os.PathLike[str]
@@ -16,11 +17,13 @@ def absolute_uri(place: StrPath) -> str:
     return files.absolute(os.fspath(place)).rstrip("/") or "/"
 
 
-def dataset_uri(data: Data | None, progress: Progress = silent) -> str:
-    """Returns the URI of a finished data set: of `data`, or ingested from the raw images there, as `train` does.
+def dataset_uri(data: Data | None, progress: Progress = silent, split: str = "val") -> str:
+    """Returns the URI of a finished data set: of `data`, or ingested from the raw images there.
 
-    data: None for CIFAR-10. Raises SourceError if there is nothing.
+    data: None for CIFAR-10. split: the one that will be evaluated; of raw images with neither val nor test every image
+    is val, unless another split is asked for. Raises SourceError if there is nothing.
     """
     if isinstance(data, Dataset):
         return data.uri
-    return prepare_dataset(None if data is None else os.fspath(data), progress=progress)
+    source = None if data is None else Source(os.fspath(data), for_evaluation=split == "val")
+    return prepare_dataset(source, progress=progress)

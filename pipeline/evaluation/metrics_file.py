@@ -54,6 +54,7 @@ def build_metrics(
             "classes": list(data.classes),
             "rows": {name: split.rows for name, split in data.splits.items()},
             "quarantined": data.quarantined,
+            "val_rule": data.val_rule,
         },
         "metrics": metrics,
         "without_leaked": without_leaked(job.dataset, data, predictions) if whole_val else None,

@@ -1,5 +1,6 @@
 """Evaluate a trained model, certify the result and write its files; verify an evaluation; compare two of them."""
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,8 @@ from pipeline.evaluation.workers import Workers, as_workers, evaluation_session
 from pipeline.models.load import TrainedModel, check_classes, find_model
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def evaluate(
     options.check_packages()
     model = find_model(absolute_uri(run))
     check_folder(model.uri if out is None else absolute_uri(out), "out")
-    dataset = dataset_uri(data, progress)
+    dataset = dataset_uri(data, progress, options.split)
     contents = manifest.load(dataset)
     check_classes(model, contents.classes)
     split, first_row, rows = split_rows(options.split, contents, model)
@@ -127,7 +130,9 @@ def _evaluate_and_report(
 
         explained = explain(job, data, model, predictions)
         values["sanity"] = explained["sanity"]
-    if options.label_issues:
+    if options.label_issues and "train" not in data.splits:
+        _log.info("label problems: not looked for, since %s has no train split", data.name)
+    elif options.label_issues:
         values["label_problems"], pictures = _find_label_issues(job, data, options.label_rows)
     # Last but for the pages: a folder with metrics.json has everything that `verify` reads.
     write_metrics(job.out, values)

@@ -8,7 +8,7 @@ import time
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
 from pipeline.core.user_folders import cache_folder
-from pipeline.dataset.manifest import is_dataset
+from pipeline.dataset.manifest import is_dataset, load
 from pipeline.ingestion.api import ingest
 from pipeline.ingestion.sources import Source, hub, located
 from pipeline.ingestion.sources.download import cifar10_archive
@@ -51,14 +51,31 @@ def _check_exists(uri: str) -> None:
         raise SourceError(f"data={uri}: no such file, folder or data set{where}; give an existing path or URI")
 
 
-def _ingested_once(source: Source, parent: str, progress: Progress) -> str:
+def trained_twin(source: Source | None, digest: str) -> str | None:
+    """Returns the data set that was ingested from the same raw images for training, if it has this digest, else None.
+
+    So an evaluation of every image can tell that the model has seen most of them.
+    """
+    if source is None or not source.for_evaluation or source.resolved().layout == "digits":
+        return None
+    if is_dataset(uri := files.absolute(source.uri)):
+        return None
+    twin = _target(replace(source, uri=uri, for_evaluation=False), files.join(cache_folder(), "datasets"))
+    return twin if is_dataset(twin) and load(twin).digest == digest else None
+
+
+def _target(source: Source, parent: str) -> str:
     splitting = "evaluation" if source.for_evaluation else f"{source.val_share:g}"
     columns = [each for each in (source.image_column, source.label_column) if each]
     identity = "\n".join(
         [located.fingerprint(source.uri), source.layout, source.md5 or "", splitting, _RULES, *columns]
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    target = files.join(parent, f"{files.basename(source.uri).split('.')[0]}-{digest}")
+    return files.join(parent, f"{files.basename(source.uri).split('.')[0]}-{digest}")
+
+
+def _ingested_once(source: Source, parent: str, progress: Progress) -> str:
+    target = _target(source, parent)
     if is_dataset(target):
         return target
     start = time.perf_counter()

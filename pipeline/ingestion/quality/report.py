@@ -42,22 +42,24 @@ def render(uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64]) -> st
 @chart_style()
 def _classes(manifest: Manifest) -> tuple[str, str]:
     """Returns (SVG, sentence), as do the charts below."""
-    counts = sorted(zip(manifest.split("train").rows_per_class, manifest.classes, strict=True))
+    split = "train" if "train" in manifest.splits else "val"  # raw images for an evaluation may lack train
+    kind = "training" if split == "train" else "validation"
+    counts = sorted(zip(manifest.split(split).rows_per_class, manifest.classes, strict=True))
     smallest, largest = counts[0], counts[-1]
     text = (
-        f"Every class has {smallest[0]:,} training images"
+        f"Every class has {smallest[0]:,} {kind} images"
         if smallest[0] == largest[0]
-        else f"From {smallest[0]:,} ({smallest[1]}) to {largest[0]:,} ({largest[1]}) training images a class"
+        else f"From {smallest[0]:,} ({smallest[1]}) to {largest[0]:,} ({largest[1]}) {kind} images a class"
     )
     if len(counts) <= _MOST_CLASSES:
         figure, plot = new_axes(5.2, 0.8 + 0.22 * len(counts))
         bars = plot.barh([name for _, name in counts], [count for count, _ in counts], color=BLUE)
         plot.bar_label(bars, fmt="{:,.0f}", padding=3, color=GREY)
-        plot.set(xlabel="training images", xlim=(0, 1.18 * largest[0]))
+        plot.set(xlabel=f"{kind} images", xlim=(0, 1.18 * largest[0]))
     else:
         figure, plot = new_axes()
         plot.hist([count for count, _ in counts], bins=40, color=BLUE)
-        plot.set(xlabel="training images of a class", ylabel="classes")
+        plot.set(xlabel=f"{kind} images of a class", ylabel="classes")
     return svg_data_uri(figure), text
 
 

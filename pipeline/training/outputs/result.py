@@ -44,6 +44,7 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
             "digest": data.digest,
             "rows": {name: split.rows for name, split in data.splits.items()},
             "classes": list(data.classes),
+            "val_rule": data.val_rule,
         },
         "recipe": recipe_to_json(job.recipe),
         "seed": job.seed,
