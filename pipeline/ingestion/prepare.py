@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import time
+from dataclasses import replace
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
@@ -56,11 +57,12 @@ def trained_twin(source: Source | None, digest: str) -> str | None:
 
     So an evaluation of every image can tell that the model has seen most of them.
     """
-    if source is None or not source.for_evaluation or source.resolved().layout == "digits":
+    if source is None or not source.for_evaluation or hub.is_hub(source.uri):
         return None
-    if is_dataset(uri := files.absolute(source.uri)):
+    source = source.resolved()
+    if source.layout == "digits" or is_dataset(source.uri):
         return None
-    twin = _target(replace(source, uri=uri, for_evaluation=False), files.join(cache_folder(), "datasets"))
+    twin = _target(replace(source, for_evaluation=False), files.join(cache_folder(), "datasets"))
     return twin if is_dataset(twin) and load(twin).digest == digest else None
 
 

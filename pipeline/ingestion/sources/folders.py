@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Literal
 
 from pipeline.ingestion.sources.index import Index
-from pipeline.ingestion.sources.labelled import LabelledFiles, labelled_index
+from pipeline.ingestion.sources.labelled import LabelledFiles, Refusal, labelled_index
 from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.recognise.file_kinds import kind_of
 from pipeline.ingestion.sources.recognise.trees import read_tree
@@ -23,10 +23,10 @@ def build_index(listing: Listing, name: str, val_share: float, class_level: Clas
     The label of a class is its rank among the sorted class names, as in ImageNet. Splits that are missing: see
     `labelled_index`. Raises SourceError if the tree can be read in several ways.
     """
-    images = listing.image_rows
+    images, stray = _without_stray(listing)
     counts = Counter(_folder(listing.names[row]) for row in images)
     others: dict[str, Counter[str]] = {folder: Counter() for folder in listing.empty_folders}
-    is_image = set(images)
+    is_image = {*images, *stray}
     for row, each in enumerate(listing.names):
         if row not in is_image:
             others.setdefault(_folder(each), Counter())[kind_of(each)] += 1
@@ -40,8 +40,24 @@ def build_index(listing: Listing, name: str, val_share: float, class_level: Clas
             keys.append(f"{meaning.key}/{base}")
             splits.append(meaning.split)
             class_names.append(meaning.class_name)
-    labelled = LabelledFiles(rows, keys, splits, class_names, reading.notes, reading.aside)
+    refusals = [Refusal(listing.names[row], "", listing.unreadable[row], None, row) for row in stray]
+    labelled = LabelledFiles(rows, keys, splits, class_names, reading.notes, reading.aside, refusals)
     return labelled_index(listing, name, "folders", labelled, val_share=val_share)
+
+
+def _without_stray(listing: Listing) -> tuple[list[int], list[int]]:
+    """Returns (images, stray files): files that can't be read and lie beside class folders, which may be anything."""
+    images = listing.image_rows
+    if not listing.unreadable:
+        return images, []
+    above = set()
+    for folder in {_folder(listing.names[row]) for row in images if row not in listing.unreadable}:
+        while folder:
+            folder = _folder(folder)
+            above.add(folder)
+    stray = [row for row in images if row in listing.unreadable and _folder(listing.names[row]) in above]
+    left_out = set(stray)
+    return [row for row in images if row not in left_out], stray
 
 
 def _folder(name: str) -> str:
