@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+_OF_ONE_RUN = ("--run-dir", "--run-name")
 _given: dict[str, str] = {}
 
 
@@ -33,6 +34,24 @@ def command_to_go_on(arguments: Sequence[str] | None = None) -> str:
     if _given:
         words = [word for word in words if word != "--resume"]  # the run is named now
     return shlex.join([*program(), *words, *added])
+
+
+def command_to_repeat(seed: int) -> str:
+    """Returns the command line of a new run of the same numbers: with absolute paths and the seed, and no folder."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.replace("_", "-") in _OF_ONE_RUN:
+            if not equals:
+                next(words, None)
+        elif word != "--resume":
+            kept.append(f"{flag}={_absolute(value)}" if equals else _absolute(word))
+    return shlex.join([*program(), *kept, *([] if _has(kept, "--seed") else ["--seed", str(seed)])])
+
+
+def _absolute(word: str) -> str:
+    """Returns a path that exists as an absolute one, and any other word as it is."""
+    return os.path.abspath(word) if "/" in word and os.path.exists(word) else word
 
 
 def _has(words: Sequence[str], flag: str) -> bool:

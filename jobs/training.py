@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from jobs.arguments.recipe import RecipeArgs
 from jobs.command import console, group, option, print_table
+from jobs.continuation import command_to_repeat
 from pipeline.cluster import resources
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.documentation import field_help
@@ -115,7 +116,8 @@ class TrainingArgs:
         """Returns the options. Raises RecipeError for values that can't work."""
         of_workers = {name: value for name, value in vars(self.workers).items() if name != "workers"}
         given = {**vars(self.start), **of_workers, **vars(self.advanced)}
-        return TrainOptions(**given, trackers=default_trackers(self.track.mlflow, self.track.wandb))
+        trackers = default_trackers(self.track.mlflow, self.track.wandb)
+        return TrainOptions(**given, trackers=trackers, command=command_to_repeat(self.start.seed))
 
 
 # --- the result --------------------------------------------------------------------------------------------------

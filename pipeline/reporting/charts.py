@@ -6,7 +6,6 @@ backend are the host's own before and after.
 
 import base64
 import io
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,12 +13,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from pipeline.core.environment import git_commit, machine
-from pipeline.core.shares import interval_text, percent_text, share_text
-from pipeline.reporting.links import relative_link
+from pipeline.reporting.page import render_page as render_page
 
 BLUE, ORANGE, GREY = "#3b82c4", "#e08a2c", "#808080"
 _THUMBNAIL_PX, _LOSSLESS_PX = 192, 64
@@ -96,26 +92,3 @@ def heat_picture(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -
     colours = matplotlib.colormaps["viridis"](np.clip(heat / top, 0, 1))[..., :3]
     grey = pixels.mean(axis=2, keepdims=True) / 255
     return pixel_picture((255 * (0.4 * grey + 0.6 * colours)).round().astype(np.uint8))
-
-
-def render_page(template: str, folder: str = "", **values: Any) -> str:
-    """Returns the text of the template `templates/TEMPLATE`, filled with `values`; HTML is escaped in .html templates.
-
-    folder: absolute path or URI of the folder that the page is for; links to files are made relative to it. Templates
-    have the functions percent, interval and share (of correct and rows, with Wilson's interval), href (of a file) and
-    made (when and where the page was written). Raises jinja2.UndefinedError if the template names a value that isn't
-    given.
-    """
-    escape = template.endswith(".html")
-    environment = Environment(
-        loader=PackageLoader("pipeline.reporting"), autoescape=escape, undefined=StrictUndefined, trim_blocks=not escape
-    )
-    environment.globals.update(percent=percent_text, interval=interval_text, share=share_text, made=_made)
-    environment.globals["href"] = lambda target: relative_link(folder, target)
-    return environment.get_template(template).render(**values)
-
-
-def _made() -> str:
-    commit = git_commit()
-    source = "" if commit == "unknown" else f", commit {commit[:8]}{'+changes' if '+' in commit else ''}"
-    return f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, on {machine()}{source}"

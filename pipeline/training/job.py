@@ -90,6 +90,8 @@ class TrainJob:
     """Functions that make a tracker each (`pipeline.training.trackers`); called in the process of rank 0."""
     stop: StopRequest = field(default_factory=StopRequest, compare=False, repr=False)
     """Called by rank 0 after each step: whether the run is to save its state and stop."""
+    command: str = ""
+    """Command line that repeats the run, for its report; empty where the run isn't begun by a command."""
     label: str = ""
     """Name of the run in logs and trackers; empty for the last part of its URI."""
     progress: Progress = silent

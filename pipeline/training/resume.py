@@ -14,6 +14,7 @@ from pipeline.models import checkpoint
 from pipeline.models.identity import check_identity
 from pipeline.models.run_state import Average, RunState, restore
 from pipeline.storage import files
+from pipeline.training.job import TrainJob
 
 STARTS = "starts"
 
@@ -36,16 +37,16 @@ def resume(
     return restore(saved, net, optimizers, average)
 
 
-def note_start(run: str, rank: int, world_size: int, step: int) -> str:
-    """Records that the run starts, or starts again, at a step. All ranks together.
+def note_start(job: TrainJob, rank: int, world_size: int, step: int) -> str:
+    """Records that the run starts, or starts again, at a step, and by which command. All ranks together.
 
     Returns a token that the ranks of this start share with no other start.
     """
     tokens, nodes = zip(*gather_objects((uuid.uuid4().hex[:8], _node()), world_size), strict=True)
     if rank == 0:
         now = time.time()
-        values = {"time": now, "step": step, "world_size": world_size, "nodes": nodes}
-        files.write_json(files.join(run, STARTS, f"{int(1000 * now)}.json"), values)
+        values = {"time": now, "step": step, "world_size": world_size, "nodes": nodes, "command": job.command}
+        files.write_json(files.join(job.run, STARTS, f"{int(1000 * now)}.json"), values)
     return tokens[0]
 
 
@@ -59,7 +60,10 @@ def _node() -> str:
 
 
 def read_starts(run: str) -> list[dict[str, Any]]:
-    """Returns time (seconds since the epoch), step, world_size and the nodes of the ranks, of each start in order."""
+    """Returns time (seconds since the epoch), step, world_size, nodes of the ranks and command of each start in order.
+
+    Starts of earlier versions have no command.
+    """
     folder = files.join(run, STARTS)
     names = sorted(name for name, _ in files.list_files(folder))
     return [files.read_json(files.join(folder, name)) for name in names]

@@ -24,6 +24,7 @@ from pipeline.training.fit_epochs import fit_epochs
 from pipeline.training.job import TrainJob
 from pipeline.training.optim.factory import make_optimizers
 from pipeline.training.outputs.lines import start_line
+from pipeline.training.outputs.live_report import live_report
 from pipeline.training.resume import note_start, resume
 from pipeline.training.row_trace import RowTrace
 from pipeline.training.safeguards.divergence import FiniteGuard
@@ -63,7 +64,7 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
     state = _new_state(job, learner, batches, progress) if resumed is None else _resume(resumed, job, learner, data)
 
     trace = RowTrace(job, data, rank, world_size, state.step) if job.trace_rows else None
-    token = note_start(job.run, rank, world_size, state.step)
+    token = note_start(job, rank, world_size, state.step)
     log = RunLog(job.name, rank, world_size) if job.num_workers else silent_log()
     last_step = state.epochs * batches.order.steps_per_epoch
     log.event("start", state.step, recipe=job.recipe.name, dataset=data.digest, last_step=last_step)
@@ -74,7 +75,8 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
         log.event(stage, state.step, "warning", text=line)
 
     writer = CheckpointWriter(job.run, rank, world_size, token, lambda line: warn("checkpoint", line))
-    trackers = Trackers(() if rank else job.trackers, job, state.step, lambda line: warn("tracking", line))
+    makers = () if rank else (live_report(job, data, state, batches.order.steps_per_epoch), *job.trackers)
+    trackers = Trackers(makers, job, state.step, lambda line: warn("tracking", line))
     exits.push(lambda kind, *_: trackers.end(finished=kind is None))
     return Worker(
         job=job,

@@ -81,6 +81,9 @@ class TrainOptions:
     trackers: tuple[MakeTracker, ...] = field(default_factory=default_trackers)
     """Functions that make a tracker each, `(job, step) -> tracker`. The default: Ray's metrics and TensorBoard."""
 
+    command: str = ""
+    """Command line that repeats the run, for its report; empty where the run isn't begun by a command."""
+
     def __post_init__(self) -> None:
         for name in ("max_skipped_steps", "hang_minutes", "wait_minutes"):
             if getattr(self, name) < 0:
@@ -177,6 +180,7 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
         pretrained=first,
         teacher=teacher_weights(options.teacher) if options.teacher else None,
         hang_seconds=60 * options.hang_minutes,
+        command=options.command,
         trackers=options.trackers,
     )
 
@@ -225,7 +229,7 @@ def _train_and_report(job: TrainJob) -> dict[str, Any]:
     from pipeline.evaluation.predictions import read_predictions
     from pipeline.training.automatic import data_facts, run_warnings
     from pipeline.training.launch import check_job, claim_run, run_training
-    from pipeline.training.outputs.report import write_report
+    from pipeline.training.outputs.report import where_to_look, write_report
     from pipeline.training.outputs.result import build_result, read_result, write_result
 
     _log.info("run %s", job.run)
@@ -238,9 +242,11 @@ def _train_and_report(job: TrainJob) -> dict[str, Any]:
     warnings = run_warnings(job.recipe, data_facts(job.dataset, data, job.hold_out))
     for line in warnings:
         _log.warning("warning: %s", line)
+    for line in where_to_look(job):
+        _log.info("%s", line)
     run_training(job)
     begin(job.progress, "writing the report")
     result = {**build_result(job, data), "warnings": warnings}
-    write_report(job.run, job.dataset, data, result, read_predictions(job.run)[0])
+    write_report(job, data, result, read_predictions(job.run)[0])
     write_result(job.run, result)  # last: a run with a result is finished
     return result

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,22 @@ def test_without_a_run_the_command_is_the_same(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "argv", ["jobs/ingest.py", "--source", "$HOME/x"])
     monkeypatch.setattr(continuation, "_is_started_by_uv", lambda: False)
     assert continuation.command_to_go_on() == "python jobs/ingest.py --source '$HOME/x'"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--data", "./photos", "--run-dir", "runs/x"], "python jobs/cifar10.py --data {here}/photos --seed 7"),
+        (["--data=./photos", "--run-dir=runs/x", "--resume"], "python jobs/cifar10.py --data={here}/photos --seed 7"),
+        (["--seed", "3", "--data", "s3://b/c"], "python jobs/cifar10.py --seed 3 --data s3://b/c"),
+    ],
+)
+def test_the_command_that_repeats_a_run_has_absolute_paths_and_the_seed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], shown: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "jobs/cifar10.py", *words])
+    monkeypatch.setattr(sys, "argv", ["jobs/cifar10.py", *words])
+    monkeypatch.setattr(continuation, "_is_started_by_uv", lambda: False)
+    assert continuation.command_to_repeat(7) == shown.format(here=tmp_path)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -79,7 +80,8 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
     (out / "decision.html").write_text(render_decision(str(out), decided, decision.changes))
     training = TrainJob(digits_dataset, trained, make_recipe("digits", epochs=3), hold_out=0.1)
     made = result.build_result(training, data)
-    trained_page = write_report(str(out), digits_dataset, data, made, read_predictions(trained)[0])
+    shutil.copy(Path(trained) / "machine_use.json", out)
+    trained_page = write_report(replace(training, run=str(out)), data, made, read_predictions(trained)[0])
     space = {"learning_rate": Range(0.1, 1.0, logarithmic=True)}
     trials = [
         TrialResult(0, {"learning_rate": 0.3}, "finished", [{"step": 9, "epoch": 1.0, "top1": 0.7, "loss": 0.9}], ""),

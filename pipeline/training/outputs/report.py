@@ -1,6 +1,7 @@
 """The report: one self-contained HTML file made of `result.json`, the predictions and stored images."""
 
 import math
+import shlex
 from typing import Any
 
 import numpy as np
@@ -22,20 +23,48 @@ from pipeline.reporting.charts import BLUE, GREY, ORANGE, chart_style, new_axes,
 from pipeline.reporting.figures import MAX_MATRIX_CLASSES, confused_pairs, confusion_matrix_chart
 from pipeline.reporting.links import existing
 from pipeline.storage import files
+from pipeline.training.job import TrainJob
+from pipeline.training.outputs.live_report import REPORT_NAME
+from pipeline.training.outputs.machine_use import read_machine_use
+from pipeline.training.outputs.parts import command_of, flat, machine_charts
 from pipeline.training.outputs.result import RESULT_NAME
+from pipeline.training.outputs.samples import sample_pictures
+from pipeline.training.trackers import tensorboard
+from pipeline.training.trackers.tensorboard import make_tensorboard
 
-REPORT_NAME = "report.html"
 
-
-def write_report(run: str, dataset: str, data: Manifest, result: dict[str, Any], predictions: Predictions) -> str:
-    """Writes `report.html` into the run and returns its URI. run, dataset: absolute URIs."""
-    uri = files.join(run, REPORT_NAME)
-    files.write_bytes(uri, render(dataset, data, result, predictions, run).encode())
+def write_report(job: TrainJob, data: Manifest, result: dict[str, Any], predictions: Predictions) -> str:
+    """Writes `report.html` into the run and returns its URI."""
+    uri = files.join(job.run, REPORT_NAME)
+    parts = {
+        "machine_charts": machine_charts(read_machine_use(job.run)),
+        "samples": sample_pictures(job, data),
+        **command_of(job, result["starts"]),
+    }
+    files.write_bytes(uri, render(job.dataset, data, result, predictions, job.run, parts).encode())
     return uri
 
 
-def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Predictions, run: str = "") -> str:
-    """Returns the report as HTML. run: the folder that the page is for, to which its links are relative."""
+def where_to_look(job: TrainJob) -> list[str]:
+    """Returns lines that tell where the run can be followed: its page, and TensorBoard where that is written."""
+    lines = [f"report {files.join(job.run, REPORT_NAME)} (written again after each evaluation)"]
+    if make_tensorboard in job.trackers:
+        lines.append(f"tensorboard --logdir {shlex.quote(files.join(job.run, tensorboard.FOLDER))}")
+    return lines
+
+
+def render(
+    dataset: str,
+    data: Manifest,
+    result: dict[str, Any],
+    predictions: Predictions,
+    run: str = "",
+    parts: dict[str, Any] | None = None,
+) -> str:
+    """Returns the report as HTML. run: the folder that the page is for, to which its links are relative.
+
+    parts: what the templates of the machine's use, samples and the command take.
+    """
     matrix = np.array(result["val"]["confusion_matrix"])
     return render_page(
         "report.html",
@@ -54,7 +83,8 @@ def render(dataset: str, data: Manifest, result: dict[str, Any], predictions: Pr
         bars=_recall_bars(result),
         matrix=confusion_matrix_chart(matrix, data.classes) if len(data.classes) <= MAX_MATRIX_CLASSES else None,
         mistakes=confident_mistakes(dataset, data, result["evaluated"]["split"], predictions),
-        recipe=_flat(result["recipe"]),
+        recipe=flat(result["recipe"]),
+        **({"machine_charts": [], "samples": None, "command": ""} if parts is None else parts),
     )
 
 
@@ -68,14 +98,6 @@ def _links(run: str, dataset: str) -> list[tuple[str, str]]:
         files.join(run, MODEL_NAME): "Weights",
     }
     return [(place, texts[place]) for place in existing(*texts)]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Returns (name, value) of each value; of those in a nested dictionary with the names joined by a dot."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        rows += _flat(value, f"{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return rows
 
 
 @chart_style()
