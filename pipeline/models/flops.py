@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
 
 # Dense bfloat16 operations per second, from NVIDIA's data sheets for SXM cards; PCIe cards are slower.
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "B200": 2250e12}
@@ -22,9 +22,20 @@ def operations_per_image(net: nn.Module, size_px: int) -> float:
     pass runs on the meta device, where shapes are computed but no values.
     """
     twin = copy.deepcopy(net).to("meta").train()
-    with FlopCounterMode(display=False) as counter:
+    custom = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=custom) as counter:
         twin(torch.empty(_COUNTED_IMAGES, 3, size_px, size_px, device="meta")).sum().backward()
     return counter.get_total_flops() / _COUNTED_IMAGES
+
+
+def _convolution_backward(*shapes: Any, out_shape: Any, **_: Any) -> int:
+    """Returns torch's count of a convolution's backward pass, corrected: its own leaves the groups of the weights'
+    gradient out, and counts a depthwise convolution as a hundred times what it is."""
+    *before, groups, mask = shapes
+    count: Any = conv_backward_flop  # wrapped: it takes the shapes of its outputs, too
+    of_input = count(*before, groups, (mask[0], False, False), out_val=out_shape)
+    of_weights = count(*before, groups, (False, mask[1], False), out_val=out_shape)
+    return int(of_input + of_weights // groups)
 
 
 def peak_operations(device: torch.device, bfloat16: bool) -> tuple[float, str]:

@@ -21,3 +21,11 @@ def test_operations_of_a_resnet_50_are_three_times_its_known_forward_pass() -> N
     with torch.device("meta"):
         net = make_model("resnet50", 1000, 224)
     assert operations_per_image(net, 224) == pytest.approx(3 * 2 * 4.09e9, rel=0.02)
+
+
+def test_operations_of_depthwise_convolutions_are_three_times_the_forward_pass() -> None:
+    """EfficientNet-B0 takes 0.39e9 multiply-adds for 224 px (Tan and Le, arXiv 1905.11946, table 2)."""
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        net = make_model("timm:efficientnet_b0", 1000, 224)
+    assert operations_per_image(net, 224) == pytest.approx(3 * 2 * 0.39e9, rel=0.05)

@@ -186,22 +186,14 @@ def _minutes(seconds: float) -> str:
 
 
 def _operations(recipe: Recipe, num_classes: int) -> float:
-    """Returns three times the operations of a forward pass: torch's counter overrates the backward pass of depthwise
-    convolutions by the number of their groups."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from pipeline.models.factory import recipe_model
+    from pipeline.models.flops import operations_per_image
 
-    size = recipe.image_size_px
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.device("meta"),
-        torch.no_grad(),
-        FlopCounterMode(display=False) as count,
-    ):
-        recipe_model(recipe, num_classes).eval()(torch.empty(1, 3, size, size))
-    return 3.0 * count.get_total_flops()
+    with torch.device("meta"):
+        net = recipe_model(recipe, num_classes)
+    return operations_per_image(net, recipe.image_size_px)
 
 
 def differing_fields(recipe: Recipe, other: Recipe) -> dict[str, Any]:
