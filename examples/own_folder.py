@@ -14,11 +14,14 @@ from pipeline import ingest, recipes, train
 
 
 def main(photos: str, run: str, **changes: Any) -> None:
-    """Ingests the images, trains a ResNet-18, and prints the accuracy. changes: fields of the recipe, as epochs=20."""
+    """Ingests the images, trains what suits them and this machine, and prints the accuracy.
+
+    changes: fields of a ResNet-18's recipe to train with instead, as epochs=20.
+    """
     data = ingest(photos, f"{run}-data")
     print(f"{len(data['train'])} training images of {len(data.classes)} classes: {', '.join(data.classes)}")
 
-    result = train(data, run, replace(recipes["imagenette-5"], **changes))
+    result = train(data, run, replace(recipes["imagenette-5"], **changes) if changes else None)
     print(f"top-1 {result['val']['top1']:.1%} of {len(data['val'])} validation images; see {run}/report.html")
 
 

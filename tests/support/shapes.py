@@ -21,7 +21,7 @@ def photographs(per_class: int, classes: int = 3) -> Pictures:
         for member in sorted(tar.getmembers(), key=lambda member: member.name):
             files = found.setdefault(member.name.split("/")[1], []) if member.isfile() else []
             if member.isfile() and len(files) < per_class:
-                files.append(tar.extractfile(member).read())  # type: ignore[union-attr]
+                files.append(tar.extractfile(member).read())
     return dict(sorted(found.items())[:classes])
 
 
