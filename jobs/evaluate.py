@@ -10,13 +10,15 @@ Examples:
     uv run jobs/evaluate.py --verify runs/photos/evaluation-val-none-0123abcd
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from jobs import command, training
-from pipeline.cluster import resources
+from jobs.arguments.evaluation import CHECKPOINT_HELP, WorkerArgs, evaluation_option
+from jobs.training import RawArgs
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError
+from pipeline.core.shares import share_text
 from pipeline.ingestion.prepare import prepare_dataset, trained_twin
 from pipeline.ingestion.sources import Source
 from pipeline.storage import files
@@ -26,30 +28,17 @@ _FULL_SEVERITIES = (1, 3, 5)
 
 
 @dataclass(frozen=True)
-class WorkerArgs:
-    """Processes that hold a copy of the network."""
-
-    workers: Annotated[int | None, command.option("processes; 0: this one, without Ray", "N", "one a GPU")] = None
-    device: Annotated[resources.Device, command.option(resources.DEVICE_HELP, "KIND", "auto")] = "auto"
-    wait_minutes: Annotated[float, command.option(resources.WAIT_HELP, "N", "0")] = 0
-
-
-@dataclass(frozen=True)
 class AnalysisArgs:
     """Analyses beside the metrics; each takes as long as some evaluations."""
 
     full: Annotated[bool, command.option("all three: --robustness --explain --label-problems", "")] = False
     robustness: Annotated[bool, command.option("accuracy under noise, blur, brightness and compression", "")] = False
-    explain: Annotated[bool, command.option("Grad-CAM and integrated gradients of some images", "")] = False
-    label_problems: Annotated[bool, command.option("training images whose label is likely to be wrong", "")] = False
-    severities: Annotated[tuple[int, ...], command.option("severities of the corruptions, 1 to 5", "N...", "1 3 5")] = (
-        _FULL_SEVERITIES
-    )
-    robustness_rows: Annotated[int, command.option("images that are corrupted; 0: all", "N", "2000")] = 2000
-    label_rows: Annotated[int, command.option("training images whose labels are examined", "N", "50000")] = 50_000
-    slice_by: Annotated[
-        tuple[str, ...], command.option("more columns of the provenance to slice by", "NAME...", "none")
-    ] = ()
+    explain: Annotated[bool, evaluation_option("explain", "")] = False
+    label_problems: Annotated[bool, evaluation_option("label_issues", "")] = False
+    severities: Annotated[tuple[int, ...], evaluation_option("severities", "N...", "1 3 5")] = _FULL_SEVERITIES
+    robustness_rows: Annotated[int, evaluation_option("robustness_rows", "N", "2000")] = 2000
+    label_rows: Annotated[int, evaluation_option("label_rows", "N", "50000")] = 50_000
+    slice_by: Annotated[tuple[str, ...], evaluation_option("slice_by", "NAME...", "none")] = ()
 
 
 @dataclass(frozen=True)
@@ -66,18 +55,13 @@ class InsteadArgs:
 class Args:
     """Flags of the command."""
 
-    checkpoint: Annotated[str | None, command.option("a finished run, or RUN/checkpoints/STEP", "URI")] = None
+    checkpoint: Annotated[str | None, command.option(CHECKPOINT_HELP, "URI")] = None
     data: Annotated[str | None, command.option("a data set or raw images", "URI", "CIFAR-10, as in training")] = None
-    split: Annotated[
-        str, command.option("val, train, or held-out: the rows of train not trained on", "NAME", "val")
-    ] = "val"
-    views: Annotated[TestViews | None, command.option("test views of each image", "NAME", "the recipe's")] = None
+    split: Annotated[str, evaluation_option("split", "NAME", "val")] = "val"
+    views: Annotated[TestViews | None, evaluation_option("views", "NAME", "the recipe's")] = None
     out: Annotated[str | None, command.option("folder for the results", "DIR", "below the run")] = None
-    layout: Annotated[str, command.option("layout of raw images", "NAME", "auto")] = "auto"
-    md5: Annotated[str | None, command.option("expected MD5 of a CIFAR archive; any: don't check", "HEX", "none")] = (
-        None
-    )
-    worker: Annotated[WorkerArgs, command.group("hardware")] = WorkerArgs()
+    raw: Annotated[RawArgs, command.group("data")] = field(default_factory=RawArgs)
+    worker: Annotated[WorkerArgs, command.group("hardware")] = field(default_factory=WorkerArgs)
     analysis: Annotated[AnalysisArgs, command.group("analysis")] = AnalysisArgs()
     instead: Annotated[InsteadArgs, command.group("other")] = InsteadArgs()
 
@@ -96,7 +80,8 @@ def main(args: Args) -> None:
 
 def _source(args: Args) -> Source | None:
     # Of raw images without val every one counts, unless another split is asked for.
-    return Source(args.data, args.layout, args.md5, for_evaluation=args.split == "val") if args.data else None
+    source = args.raw.source(args.data)
+    return source and replace(source, for_evaluation=args.split == "val")
 
 
 def _dataset(args: Args) -> str:
@@ -105,11 +90,10 @@ def _dataset(args: Args) -> str:
 
 
 def _evaluate(args: Args, uri: str) -> None:
-    from pipeline.evaluation.workers import Workers
     from pipeline.evaluation.workflow import EvaluateOptions, evaluate, evaluation_folder
     from pipeline.models.load import find_model
 
-    model, more, worker = find_model(uri), args.analysis, args.worker
+    model, more = find_model(uri), args.analysis
     if not more.severities:
         raise RecipeError("severities: give one or more of 1 to 5")
     options = EvaluateOptions(
@@ -134,21 +118,20 @@ def _evaluate(args: Args, uri: str) -> None:
         )
     out = files.absolute(args.out) if args.out else evaluation_folder(model, data, options)
     with command.Display() as display:
-        workers = Workers(worker.workers, worker.device, worker.wait_minutes)
-        values = evaluate(uri, dataset, out, options, workers, display)
+        values = evaluate(uri, dataset, out, options, args.worker.make(), display)
     _print(out, values)
 
 
 def _print(out: str, values: dict[str, Any]) -> None:
     from pipeline.evaluation.analysis.corruptions import robustness_means
+    from pipeline.evaluation.analysis.looks import looks_text
 
     summary, certificate = values["metrics"], values["certificate"]
-    low, high = summary["intervals"]["top1"]
     views = "" if certificate["views"] == "none" else f", test views: {certificate['views']}"
     counts = f"{summary['correct']:,} of {summary['rows']:,}{views}"
     lines = [
-        ("top-1", f"{summary['top1']:.4f}  [{low:.4f}, {high:.4f}]  ({counts})"),
-        ("top-5", f"{summary['top5']:.4f}"),
+        ("top-1", f"{share_text(summary['correct'], summary['rows'])}  ({counts})"),
+        ("top-5", share_text(summary["correct_top5"], summary["rows"])),
         ("macro F1", f"{summary['macro']['f1']:.4f}"),
         ("calibration", f"error {summary['calibration']['ece']:.4f}{_after(values['temperature'])}"),
         ("worst slice", _worst(values["worst_slice"])),
@@ -156,7 +139,10 @@ def _print(out: str, values: dict[str, Any]) -> None:
     clean = values["without_leaked"]
     if clean:
         left_out = summary["rows"] - clean["rows"]
-        lines.insert(1, ("", f"{clean['top1']:.4f}  without the {left_out:,} that have a near duplicate in train"))
+        accuracy = share_text(clean["correct"], clean["rows"])
+        lines.insert(1, ("", f"{accuracy}  without the {left_out:,} that have a near duplicate in train"))
+    if values["earlier_looks"] is not None:
+        lines.insert(1, ("", looks_text(values["earlier_looks"])))
     if values["robustness"]:
         clean, mean = robustness_means(values["robustness"])
         rows = values["robustness"][0]["rows"]
@@ -200,8 +186,8 @@ def _worst(worst: dict[str, Any] | None) -> str:
     if worst is None:
         return "none is significantly below the mean"
     return (
-        f"{worst['column']} {worst['value']}: {worst['top1']:.4f} of {worst['rows']:,} images, "
-        f"{100 * worst['below_mean']:.1f} points below the mean"
+        f"{worst['column']} {worst['value']}: {share_text(worst['correct'], worst['rows'])} of {worst['rows']:,} "
+        f"images, {100 * worst['below_mean']:.1f} points below the mean"
     )
 
 
@@ -226,7 +212,8 @@ def _compare(args: Args, first: str, second: str) -> None:
         f"\nB against A, {values['rows']:,} rows",
         [
             ("", verdict(values)),
-            ("top-1", f"A {values['top1'][0]:.4f}, B {values['top1'][1]:.4f}"),
+            ("top-1 of A", share_text(values["both"] + values["only_first"], values["rows"])),
+            ("top-1 of B", share_text(values["both"] + values["only_second"], values["rows"])),
             ("only A correct", f"{values['only_first']:,}"),
             ("only B correct", f"{values['only_second']:,}"),
             ("both, neither", f"{values['both']:,}, {values['neither']:,}"),

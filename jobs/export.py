@@ -5,14 +5,16 @@ Examples:
     uv run jobs/export.py --checkpoint runs/photos --out export --data data/photos --views flip
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from jobs import command, training
+from jobs.arguments.evaluation import CHECKPOINT_HELP
+from jobs.training import RawArgs
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import check_installed
+from pipeline.core.shares import share_text
 from pipeline.ingestion.prepare import prepare_dataset
-from pipeline.ingestion.sources import Source
 from pipeline.storage import files
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 class Args:
     """Flags of the command."""
 
-    checkpoint: Annotated[str, command.option("a finished run, or RUN/checkpoints/STEP", "URI")]
+    checkpoint: Annotated[str, command.option(CHECKPOINT_HELP, "URI")]
     out: Annotated[str | None, command.option("folder for the files", "URI", "RUN/export")] = None
     data: Annotated[
         str | None, command.option("images to compare on: a data set or raw images", "URI", "random pixels")
@@ -32,7 +34,7 @@ class Args:
     views: Annotated[TestViews, command.option("test views that the exported network averages", "NAME", "none")] = (
         "none"
     )
-    layout: Annotated[str, command.option("layout of raw images", "NAME", "auto")] = "auto"
+    raw: Annotated[RawArgs, command.group("data")] = field(default_factory=RawArgs)
 
 
 def main(args: Args) -> None:
@@ -48,7 +50,7 @@ def main(args: Args) -> None:
     with command.Display() as display:
         dataset = None
         if args.data is not None:
-            dataset = prepare_dataset(Source(args.data, args.layout), progress=display)
+            dataset = prepare_dataset(args.raw.source(args.data), progress=display)
             training.describe_dataset(dataset)
         checks = export_model(model.uri, out, args.views, dataset, args.split, display)
     images = f"{args.split} images" if args.data else "images of random pixels"
@@ -69,7 +71,8 @@ def _agreement(check: "ExportCheck", images: str) -> str:
     text += f"{check.largest_difference:.2g}"
     if check.correct is None:
         return text
-    return f"top-1 {check.correct_exported:,} correct, the network {check.correct:,}; {text}"
+    exported, network = (share_text(correct, check.images) for correct in (check.correct_exported, check.correct))
+    return f"top-1 {exported}, the network {network}; {text}"
 
 
 if __name__ == "__main__":

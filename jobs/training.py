@@ -10,6 +10,7 @@ from pipeline.cluster import resources
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.documentation import field_help
 from pipeline.config.recipe import Recipe
+from pipeline.core.shares import share_text
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.manifest import load as load_manifest
 from pipeline.ingestion.sources import LAYOUTS, Source, digits
@@ -133,7 +134,8 @@ def print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
         [
             (
                 "top-1",
-                f"{val['top1']:.4f}  ({val['correct']:,} of {val['rows']:,} {_evaluated(result)}{_views(result)})",
+                f"{share_text(val['correct'], val['rows'])}  ({val['correct']:,} of {val['rows']:,} "
+                f"{_evaluated(result)}{_views(result)})",
             ),
             *_without_leaked(result),
             ("top-5", f"{val['top5']:.4f}"),
@@ -181,7 +183,8 @@ def _without_leaked(result: dict[str, Any]) -> list[tuple[str, str]]:
     if clean is None:
         return []
     left_out = result["val"]["rows"] - clean["rows"]
-    return [("", f"{clean['top1']:.4f}  without the {left_out:,} that have a duplicate or near duplicate in train")]
+    accuracy = share_text(clean["correct"], clean["rows"])
+    return [("", f"{accuracy}  without the {left_out:,} that have a duplicate or near duplicate in train")]
 
 
 def describe_dataset(uri: str) -> Manifest:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from pipeline.evaluation.batch_predict.run import predict
     from pipeline.evaluation.certificate import Certificate
     from pipeline.evaluation.export import ExportCheck, export_model
+    from pipeline.evaluation.inputs import EvaluateOptions, Workers
     from pipeline.evaluation.loaded_model import ImagePredictions, LoadedModel, load_model
-    from pipeline.evaluation.workers import Workers
-    from pipeline.evaluation.workflow import EvaluateOptions, compare, evaluate, verify
+    from pipeline.evaluation.workflow import compare, evaluate, verify
 
 __all__ = [
     "Certificate",
@@ -39,8 +39,8 @@ __getattr__ = lazy(
         "batch_predict.run": ("predict",),
         "certificate": ("Certificate",),
         "export": ("ExportCheck", "export_model"),
+        "inputs": ("EvaluateOptions", "Workers"),
         "loaded_model": ("ImagePredictions", "LoadedModel", "load_model"),
-        "workers": ("Workers",),
-        "workflow": ("EvaluateOptions", "compare", "evaluate", "verify"),
+        "workflow": ("compare", "evaluate", "verify"),
     },
 )

@@ -2,33 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pipeline.cluster import resources
 from pipeline.cluster.remote_progress import remote_progress
 from pipeline.cluster.session import ray_session
 from pipeline.core.errors import RecipeError
 from pipeline.core.progress import Progress, silent
+from pipeline.evaluation.inputs import Workers
 from pipeline.evaluation.runner import EvaluateJob
 
 
-@dataclass(frozen=True)
-class Workers:
-    """The processes that hold a copy of the network."""
-
-    num: int | None = None
-    """Number of processes. 0 is this process, without Ray. None is one for each GPU of the cluster that RAY_ADDRESS
-    names, else of this machine; without GPUs it is 0 for `evaluate` and 1 for `predict`."""
-    device: resources.Device = "auto"
-    """Device of the processes: "gpu", "cpu", or "auto" for a GPU each if there are enough."""
-    wait_minutes: float = 0.0
-    """Minutes to wait for nodes that an autoscaler has to start."""
-
-    def __post_init__(self) -> None:
-        resources.check_machine(self.num, self.device)  # before the data are looked at
-
-
-def as_workers(workers: "Workers | int | None") -> "Workers":
+def as_workers(workers: Workers | int | None) -> Workers:
     """Returns `workers` itself, or that many. None: the default of `Workers`."""
     return workers if isinstance(workers, Workers) else Workers(workers)
 

@@ -1,19 +1,18 @@
 """Evaluate a trained model, certify the result and write its files; verify an evaluation; compare two of them."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from pipeline.config.choices import TestViews
-from pipeline.core.errors import RecipeError, check_installed
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
 from pipeline.evaluation import certificate
 from pipeline.evaluation.analysis import label_issues
+from pipeline.evaluation.analysis.looks import note_look
 from pipeline.evaluation.certificate import Certificate, certify
 from pipeline.evaluation.comparison import compare_predictions
-from pipeline.evaluation.inputs import Data, StrPath, absolute_uri, dataset_uri
+from pipeline.evaluation.inputs import Data, EvaluateOptions, StrPath, Workers, absolute_uri, dataset_uri
 from pipeline.evaluation.metrics_file import build_metrics, calibrate
 from pipeline.evaluation.output_files import read_kept, read_metrics, read_robustness, write_metrics
 from pipeline.evaluation.pages.comparison import write_comparison
@@ -21,49 +20,12 @@ from pipeline.evaluation.pages.model_card import write_card
 from pipeline.evaluation.pages.report import label_issue_pictures, write_report
 from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.evaluation.runner import HELD_OUT, EvaluateJob, run_evaluation, split_rows
-from pipeline.evaluation.workers import Workers, as_workers, evaluation_session
+from pipeline.evaluation.workers import as_workers, evaluation_session
 from pipeline.models.load import TrainedModel, check_classes, find_model
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What is evaluated, and which analyses are added. Raises RecipeError for a value that is out of range."""
-
-    split: str = "val"
-    """Name of a split, or "held-out": the part of train that the run did not train on."""
-    views: TestViews | None = None
-    """Test views of each image; None takes the recipe's."""
-    slice_by: tuple[str, ...] = ()
-    """Columns of the data set's provenance to slice by, besides class, size and brightness."""
-    severities: tuple[int, ...] = ()
-    """Severities, 1 to 5, of the corruptions to evaluate, such as (1, 3, 5); none by default."""
-    robustness_rows: int = 2000
-    """Number of rows that are corrupted; 0 for all."""
-    explain: bool = False
-    """Adds Grad-CAM and integrated gradients of some images. Needs the extra `evaluation`."""
-    label_issues: bool = False
-    """Adds training images whose label is likely to be wrong. Needs the extra `evaluation`."""
-    label_rows: int = 50_000
-    """Number of training images whose labels are looked at, at most."""
-
-    def __post_init__(self) -> None:
-        if not all(1 <= severity <= 5 for severity in self.severities):
-            raise RecipeError(f"severities={' '.join(map(str, self.severities))} must be 1 to 5")
-        if self.robustness_rows < 0:
-            raise RecipeError(f"robustness-rows={self.robustness_rows} must be 0 (all) or more")
-        if self.label_rows < 1:
-            raise RecipeError(f"label-rows={self.label_rows} must be 1 or more")
-
-    def check_packages(self) -> None:
-        """Raises MissingPackageError if a package is missing that an analysis needs."""
-        if self.explain:
-            check_installed("explain", "captum")
-        if self.label_issues:
-            check_installed("label-problems", "cleanlab")
 
 
 def evaluate(
@@ -134,6 +96,7 @@ def _evaluate_and_report(
         _log.info("label problems: not looked for, since %s has no train split", data.name)
     elif options.label_issues:
         values["label_problems"], pictures = _find_label_issues(job, data, options.label_rows)
+    values["earlier_looks"] = note_look(model.uri, signed)
     # Last but for the pages: a folder with metrics.json has everything that `verify` reads.
     write_metrics(job.out, values)
     write_report(job.out, data, values, predictions, explained, pictures)

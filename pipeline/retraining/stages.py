@@ -11,11 +11,12 @@ from pipeline.core.progress import Progress
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest, is_dataset
 from pipeline.evaluation.comparison import compare_predictions
+from pipeline.evaluation.inputs import Workers
 from pipeline.evaluation.pages.comparison import write_comparison
 from pipeline.evaluation.pages.report import write_report
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
-from pipeline.evaluation.workers import Workers, evaluation_session
+from pipeline.evaluation.workers import evaluation_session
 from pipeline.ingestion.api import ingest
 from pipeline.ingestion.sources import Source
 from pipeline.models import checkpoint

@@ -9,8 +9,9 @@ import pytest
 from pipeline.cluster import resources, session
 from pipeline.cluster.ray_train import scaling_config
 from pipeline.core.errors import ClusterError, RecipeError
+from pipeline.evaluation import Workers
 from pipeline.evaluation.runner import EvaluateJob
-from pipeline.evaluation.workers import Workers, evaluation_session
+from pipeline.evaluation.workers import evaluation_session
 
 
 @pytest.mark.parametrize(

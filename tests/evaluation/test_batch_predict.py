@@ -1,6 +1,8 @@
 """Batch predictions: equal to an evaluation of the same images, with a reason for each image that cannot be used."""
 
+import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.core.errors import CheckpointError, SourceError
+from pipeline.core.progress import silent
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_rows
 from pipeline.evaluation import Workers, predict
@@ -23,7 +26,7 @@ from pipeline.loader.decode import best_decoder
 from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import find_model
 from pipeline.storage import files
-from tests.support.images import jpeg, make_tar, tree_files
+from tests.support.images import jpeg, make_tar, picture, tree_files
 from tests.support.jobs import call_job
 
 
@@ -98,16 +101,16 @@ def test_the_job_prints_a_summary(trained: str, pictures: Path, tmp_path: Path) 
 
 def test_an_archive_gives_what_its_folder_gives(pictures: Path, tmp_path: Path) -> None:
     tar = make_tar(tmp_path / "all.tar.gz", tree_files(pictures), "w:gz")
-    folder, archive = (find_images(str(each), str(tmp_path / "spool"), lambda *_: None) for each in (pictures, tar))
-    assert folder[1] == archive[1] == 1
-    assert folder[0]["name"].to_pylist() == archive[0]["name"].to_pylist()
-    assert folder[0]["length"].to_pylist() == archive[0]["length"].to_pylist()
-    one, others = find_images(str(pictures / "cut.jpg"), "", lambda *_: None)
-    assert (one["name"].to_pylist(), others) == (["cut.jpg"], 0)
+    folder, archive = (find_images([str(each)], str(tmp_path / "spool"), silent) for each in (pictures, tar))
+    assert folder.skipped == archive.skipped == {".txt": 1}
+    for column in ("name", "length"):
+        assert folder.table[column].to_pylist() == archive.table[column].to_pylist()
+    one = find_images([str(pictures / "cut.jpg")], "", silent)
+    assert (one.table["name"].to_pylist(), one.skipped) == (["cut.jpg"], {})
 
 
 def test_what_cannot_be_read_is_reported_and_the_rest_is_read(trained: str, pictures: Path, tmp_path: Path) -> None:
-    samples, _ = find_images(str(pictures), str(tmp_path), lambda *_: None)
+    samples = find_images([str(pictures)], str(tmp_path), silent).table
     gone = files.join(str(pictures), "gone.png")
     lost = image_table(["gone.png"], [gone], [0], [100])
     view = evaluation_transform(find_model(trained).recipe, "simplejpeg")
@@ -120,7 +123,7 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_read(trained: str, pict
 
 
 def test_other_predictions_are_not_mixed_in(trained: str, pictures: Path, tmp_path: Path) -> None:
-    samples, _ = find_images(str(pictures), str(tmp_path), lambda *_: None)
+    samples = find_images([str(pictures)], str(tmp_path), silent).table
     job = PredictJob(find_model(trained), samples, str(tmp_path), "none", "simplejpeg")
     claim(job)
     claim(job)
@@ -128,18 +131,83 @@ def test_other_predictions_are_not_mixed_in(trained: str, pictures: Path, tmp_pa
         claim(PredictJob(job.model, samples.slice(1), str(tmp_path), "none", "simplejpeg"))
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").touch()
-    with pytest.raises(SourceError, match="no file is named like an image"):
-        find_images(str(tmp_path / "texts"), str(tmp_path), lambda *_: None)
+    with pytest.raises(SourceError, match=r"texts: no image among 1 files \(.txt 1\); give images"):
+        find_images([str(tmp_path / "texts")], str(tmp_path), silent)
     with pytest.raises(SourceError, match="no such file or folder"):
-        find_images(str(tmp_path / "nothere"), str(tmp_path), lambda *_: None)
+        find_images([str(tmp_path / "nothere")], str(tmp_path), silent)
+    with pytest.raises(SourceError, match="no file matches"):
+        find_images([str(tmp_path / "*.jpg")], str(tmp_path), silent)
+
+
+def test_names_of_several_inputs_are_their_places_below_the_common_folder(tmp_path: Path) -> None:
+    for name in ("new/a.jpg", "new/b.png", "new/deep/a.jpg", "old/a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg(3))
+
+    def names(*inputs: str) -> list[str]:
+        return find_images([str(tmp_path / each) for each in inputs], str(tmp_path), silent).table["name"].to_pylist()
+
+    assert names("new") == ["a.jpg", "b.png", "deep/a.jpg"]
+    assert names("new/*.jpg") == ["a.jpg"]
+    assert names("new/**/*.jpg") == ["a.jpg", "deep/a.jpg"]
+    assert names("new/a.jpg", "old/a.jpg") == ["new/a.jpg", "old/a.jpg"]
+    assert names("new/deep", "old", "new/b.png") == ["new/deep/a.jpg", "old/a.jpg", "new/b.png"]
+    (tmp_path / "old" / "a[1].jpg").write_bytes(jpeg(4))  # the name of a file, though it looks like a pattern
+    assert names("old/a[1].jpg") == ["a[1].jpg"]
+
+
+def png(height: int, width: int) -> bytes:
+    out = io.BytesIO()
+    picture(1, height, width).save(out, format="PNG")
+    return out.getvalue()
+
+
+ODD = {
+    "empty.jpg": b"",
+    "text.jpg": b"not an image",
+    "nothing-but-zeros.png": bytes(500),
+    "cut.jpg": jpeg(3)[:-200],
+    "two bytes.jpg": b"\xff\xd8",
+    "archive.jpg": b"PK\x03\x04" + bytes(64),
+}
+GOOD = {
+    "line.png": png(1, 3800),
+    "column.png": png(3800, 1),
+    "dot.png": png(1, 1),
+    "no suffix": jpeg(5),
+    "café.jpg": jpeg(6),
+    "UPPER.JPEG": jpeg(7),
+    "wrong-suffix.png": jpeg(8),
+}
+
+
+def test_every_kind_of_odd_file_is_a_row_with_its_reason_and_none_ends_a_prediction(
+    trained: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "odd"
+    (root / "folder.jpg").mkdir(parents=True)
+    for name, data in (ODD | GOOD).items():
+        (root / name).write_bytes(data)
+    (root / "folder.jpg" / "inside.jpg").write_bytes(jpeg(9))
+    Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9.jpg")).write_bytes(jpeg(10))
+    (root / "dangling.jpg").symlink_to(root / "nowhere")
+    (root / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (root / "notes.txt").write_text("no image")
+    found = find_images([str(root)], str(tmp_path), silent)
+    images, errors = decode_unit(found.table, evaluation_transform(find_model(trained).recipe, best_decoder()))
+    reasons = dict(zip(found.table["name"].to_pylist(), errors, strict=True))
+    assert len(images) == len(reasons)
+    assert {name for name, reason in reasons.items() if reason} == ODD.keys() | {"dangling.jpg"}
+    assert reasons.keys() - ODD.keys() == GOOD.keys() | {"folder.jpg/inside.jpg", "caf\\xe9.jpg", "dangling.jpg"}
+    assert found.skipped == {".txt": 1, ".DS_Store": 1}
 
 
 def test_a_buckets_prefix_gives_what_the_folder_gives(trained: str, pictures: Path, s3: str, tmp_path: Path) -> None:
     for name, data in list(tree_files(pictures).items())[:12]:
         files.write_bytes(f"{s3}/pictures/{name}", data)
     view = evaluation_transform(find_model(trained).recipe, best_decoder())
-    bucket, _ = find_images(f"{s3}/pictures", str(tmp_path), lambda *_: None)
-    folder, _ = find_images(str(pictures), str(tmp_path), lambda *_: None)
+    bucket = find_images([f"{s3}/pictures"], str(tmp_path), silent).table
+    folder = find_images([str(pictures)], str(tmp_path), silent).table
     kept = folder.filter(pa.compute.is_in(folder["name"], value_set=bucket["name"].combine_chunks()))
     assert bucket["name"].to_pylist() == kept["name"].to_pylist()
     (images, errors), (same, same_errors) = (decode_unit(samples, view) for samples in (bucket, kept))

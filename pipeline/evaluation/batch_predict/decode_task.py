@@ -48,7 +48,8 @@ def decode_unit(images: pa.Table, view: Transform) -> tuple[npt.NDArray[np.uint8
     images: some rows of the table of `find_images`.
     """
     encoded: list[Any] = [None] * images.num_rows
-    errors = ["" if length else "empty: zero bytes" for length in images["length"].to_pylist()]
+    known = zip(images["error"].to_pylist(), images["length"].to_pylist(), strict=True)
+    errors = [error or ("" if length else "empty: zero bytes") for error, length in known]
     for position, data in _read(images, errors):
         encoded[position] = data
     return decode_images(encoded, images["name"].to_pylist(), view, errors)

@@ -1,43 +1,108 @@
-"""Lists the images of a folder, a prefix of a bucket, an archive, or one file."""
+"""Lists the images of folders, prefixes of a bucket, archives, files, or patterns such as `new/*.jpg`."""
 
-from typing import Any
+import glob
+import posixpath
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
-from pipeline.ingestion.sources.members import Listing, list_members
-from pipeline.ingestion.sources.recognise.file_kinds import is_image
+from pipeline.ingestion.sources.members import Listing, is_archive, list_members
+from pipeline.ingestion.sources.recognise.contents import HEAD_BYTES, looks_like_image
+from pipeline.ingestion.sources.recognise.file_kinds import is_image, kind_of
 from pipeline.storage import files
 
+_PATTERN = frozenset("*?[")
 
-def find_images(uri: str, spool: str, progress: Progress) -> tuple[pa.Table, int]:
-    """Returns the images at an absolute URI, and the number of other files that were skipped.
 
-    uri: a folder or a prefix with everything below it, a tar (plain, .gz or .xz), or one image. spool: an empty local
-    folder for archives that must be unpacked; it has to stay until the images have been read. The table has the columns
-    name, object (URI), offset and length, one row for each file whose name ends like an image's. Raises SourceError if
-    there are none.
+@dataclass(frozen=True)
+class FoundImages:
+    """The images of an input.
+
+    table: a row for each, with the columns name, object (URI), offset, length and error: why the file can't be read,
+    null where nothing is known against it. skipped: numbers of other files, by kind: ".txt", or what systems leave
+    behind.
     """
+
+    table: pa.Table
+    skipped: dict[str, int]
+
+
+def find_images(inputs: Sequence[str], spool: str, progress: Progress) -> FoundImages:
+    """Returns the images at absolute URIs, those that can't be read included.
+
+    inputs: of each, a folder or a prefix with everything below it, an archive, one image, or a pattern of local paths.
+    Of one input images are named by their place below it, of several by their place below the folder that all have in
+    common. spool: an empty local folder for archives that must be unpacked; it has to stay until the images have been
+    read. Raises SourceError if there are none.
+    """
+    places = [place for uri in inputs for place in _matching(uri)]
+    parts = [_find(uri, files.join(spool, str(number)), progress) for number, uri in enumerate(places)]
+    skipped: Counter[str] = Counter()
+    for part in parts:
+        skipped.update(part.skipped)
+    tables = [part.table for part in parts]
+    if len(places) > 1:
+        common = posixpath.commonpath([posixpath.dirname(place) for place in places])
+        tables = [_renamed(part, posixpath.relpath(place, common)) for part, place in zip(tables, places, strict=True)]
+    table = pa.concat_tables(tables).unify_dictionaries()
+    if not table.num_rows:
+        seen = f" among {sum(skipped.values()):,} files ({_kinds(skipped)})" if skipped else ""
+        raise SourceError(f"input={' '.join(inputs)}: no image{seen}; give images, in a folder or an archive")
+    return FoundImages(table, dict(skipped.most_common()))
+
+
+def images_of(listing: Listing) -> FoundImages:
+    """Returns the images among listed files, by their names or, where these don't tell, by their first bytes."""
+    rows, chosen = listing.image_rows, set(listing.image_rows)
+    others = Counter(kind_of(name) for row, name in enumerate(listing.names) if row not in chosen)
+    table = image_table(listing.names, listing.objects, listing.offsets, listing.lengths)
+    table = table.take(pa.array(rows, pa.int64()))
+    errors = pa.array([listing.unreadable.get(row) for row in rows], pa.string())
+    skipped = others + Counter(listing.ignored)
+    return FoundImages(table.set_column(4, "error", errors), dict(skipped.most_common()))
+
+
+def image_table(names: Sequence[str], objects: Sequence[str], offsets: object, lengths: object) -> pa.Table:
+    """Returns a table of images with the columns that `source_reader` reads by: where the bytes of each image are."""
+    columns = {"name": names, "object": pa.array(objects, pa.string()).dictionary_encode()}
+    errors = pa.nulls(len(names), pa.string())
+    return pa.table({**columns, "offset": offsets, "length": lengths, "error": errors})
+
+
+def _matching(uri: str) -> list[str]:
+    """Returns the places that a pattern names, sorted, or `uri` itself."""
+    if not _PATTERN & set(uri) or not files.is_local(uri) or files.kind(uri) != "missing":
+        return [uri]
+    found = sorted(glob.glob(uri, recursive=True))
+    if not found:
+        raise SourceError(f"input={uri}: no file matches; give existing files, a folder or an archive")
+    return found
+
+
+def _find(uri: str, spool: str, progress: Progress) -> FoundImages:
     kind = files.kind(uri)
     if kind == "missing":
         raise SourceError(f"input={uri}: no such file or folder; give an existing path or URI")
-    if kind == "file" and is_image(uri):
-        return image_table([files.basename(uri)], [uri], [0], [files.size(uri)]), 0
+    if kind == "file" and not is_archive(uri) and (is_image(uri) or _begins_like_an_image(uri)):
+        return FoundImages(image_table([files.basename(uri)], [uri], [0], [files.size(uri)]), {})
     return images_of(list_members(uri, spool, progress))
 
 
-def images_of(listing: Listing) -> tuple[pa.Table, int]:
-    """Returns the images among listed files, and the number of other files. Raises SourceError if there are none."""
-    chosen = np.array([is_image(name) for name in listing.names], dtype=np.bool_)
-    if not chosen.any():
-        raise SourceError(f"input={listing.uri}: no file is named like an image; give images in a folder or an archive")
-    table = image_table(listing.names, listing.objects, listing.offsets, listing.lengths)
-    return table.filter(pa.array(chosen)), int((~chosen).sum())
+def _begins_like_an_image(uri: str) -> bool:
+    return looks_like_image(bytes(files.read_range(uri, 0, min(HEAD_BYTES, files.size(uri)))))
 
 
-def image_table(names: Any, objects: Any, offsets: Any, lengths: Any) -> pa.Table:
-    """Returns a table of images with the columns that `source_reader` reads by: where the bytes of each image are."""
-    columns = {"name": names, "object": pa.array(objects, pa.string()).dictionary_encode()}
-    return pa.table({**columns, "offset": offsets, "length": lengths})
+def _renamed(table: pa.Table, prefix: str) -> pa.Table:
+    """Returns the table with names below `prefix`, which is the name itself of an image that was given alone."""
+    names = table["name"].to_pylist()
+    alone = names == [posixpath.basename(prefix)]
+    renamed = [prefix] if alone else [f"{prefix}/{name}" for name in names]
+    return table.set_column(0, "name", pa.array(renamed, pa.string()))
+
+
+def _kinds(counts: Counter[str]) -> str:
+    return ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common(5))

@@ -1,7 +1,7 @@
 """Configuration of a batch prediction, and how it is cut into units of work and files."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ class PredictJob:
     num_workers: int = 1  # actors that hold the network
     use_gpu: bool = False  # one GPU for each actor
     threads: int = 1  # torch threads of each actor on a CPU
-    skipped: int = 0  # files of the input that are no images, for the summary
+    skipped: dict[str, int] = field(default_factory=dict)  # other files of the input by kind, for the summary
 
     @property
     def num_units(self) -> int:
@@ -50,7 +50,7 @@ class PredictJob:
     def plan(self) -> dict[str, Any]:
         """Returns everything that the results depend on: the content of `plan.json`."""
         names = hashlib.sha256()
-        for column in self.images.columns:
+        for column in self.images.select(["name", "object", "offset", "length"]).columns:
             names.update("\n".join(map(str, column.to_pylist())).encode())
         return {
             "model": self.model.sha256,

@@ -1,7 +1,7 @@
 """Result files of a batch prediction: `part-NNNNNN.parquet` with a row for each image, and `predictions.json`."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class PredictResult:
 
     images: int
     unusable: int  # images that could not be read or decoded
-    skipped: int  # files that are no images, by their names
+    skipped: int  # files that are no images
     per_class: dict[str, int]  # images predicted as each class
     first_errors: tuple[str, ...]  # "NAME: REASON" of the first unusable images
     seconds: float  # of this call
@@ -41,6 +41,7 @@ class PredictResult:
     model: str  # recipe and network
     views: TestViews  # test views of each image
     out: str  # URI of the folder of results
+    skipped_kinds: dict[str, int] = field(default_factory=dict)  # `skipped` by kind, such as {".txt": 3}
 
 
 def unit_table(job: PredictJob, unit: int, row: dict[str, npt.NDArray[Any]]) -> pa.Table:
@@ -90,6 +91,6 @@ def write_summary(job: PredictJob, seconds: float, predicted_now: int) -> Predic
     }
     files.write_json(files.join(job.out, SUMMARY_NAME), summary, pretty=True)
     return PredictResult(
-        images, unusable, job.skipped, per_class, tuple(first[:_FIRST_ERRORS]), seconds, predicted_now,
-        job.model.name, job.views, job.out,
+        images, unusable, sum(job.skipped.values()), per_class, tuple(first[:_FIRST_ERRORS]), seconds, predicted_now,
+        job.model.name, job.views, job.out, job.skipped,
     )  # fmt: skip

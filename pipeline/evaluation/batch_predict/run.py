@@ -3,9 +3,10 @@
 The results are written part by part. A call that was interrupted is continued by the same call: finished parts stay.
 """
 
+import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -22,8 +23,8 @@ from pipeline.evaluation.batch_predict.images import find_images
 from pipeline.evaluation.batch_predict.job import PredictJob
 from pipeline.evaluation.batch_predict.results import PredictResult, unit_table, write_summary
 from pipeline.evaluation.batch_predict.worker import PredictWorker
-from pipeline.evaluation.inputs import StrPath, absolute_uri
-from pipeline.evaluation.workers import Workers, as_workers
+from pipeline.evaluation.inputs import StrPath, Workers, absolute_uri
+from pipeline.evaluation.workers import as_workers
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import find_model
@@ -35,19 +36,20 @@ PLAN_NAME = "plan.json"
 
 def predict(
     run: StrPath,
-    input: StrPath,
+    input: StrPath | Sequence[StrPath],
     out: StrPath,
     views: TestViews | None = None,
     workers: Workers | int | None = None,
     progress: Progress = silent,
 ) -> PredictResult:
-    """Predicts the class of every image in a folder, a bucket, an archive or a file, and returns a summary.
+    """Predicts the class of every image in folders, buckets, archives or files, and returns a summary.
 
         result = predict("runs/digits", "photos/", "predictions/")
         print(result.images, result.unusable, result.per_class)
 
-    run: a finished run, or RUN/checkpoints/STEP. input: a folder or a prefix of a bucket with everything below it, a
-    tar (plain, .gz or .xz), or one image. out: the folder that gets `part-*.parquet`, one row for each image with its
+    run: a finished run, or RUN/checkpoints/STEP. input: one or several of: a folder or a prefix of a bucket with
+    everything below it, an archive, an image, or a pattern such as "new/*.jpg". A file is an image by its name or its
+    first bytes. out: the folder that gets `part-*.parquet`, one row for each image with its
     key, the best five classes and their probabilities, or an error; and `predictions.json`. views: test views of each
     image; None takes the recipe's. workers: number of actors that hold the network, or `Workers`; by default one for
     each GPU, else one.
@@ -63,17 +65,17 @@ def predict(
     if num < 1:
         raise RecipeError(f"workers={num} must be 1 or more")
     model = find_model(absolute_uri(run))
-    source, folder = absolute_uri(input), absolute_uri(out)
+    sources = [input] if isinstance(input, str | os.PathLike) else input
+    uris, folder = [absolute_uri(each) for each in sources], absolute_uri(out)
     check_folder(folder, "out")
     with tempfile.TemporaryDirectory() as spool:
-        images, skipped = find_images(source, spool, progress)
+        found = find_images(uris, spool, progress)
         with ray_session(num):
             use_gpu = resources.workers_use_gpus(workers.device, num, gpus)
             resources.wait_for_resources(num, use_gpu, workers.wait_minutes, progress)
             threads = max(1, int(sum(resources.node_cpus()) - 1) // num)
-            job = PredictJob(
-                model, images, folder, views or model.recipe.test_views, best_decoder(), num, use_gpu, threads, skipped
-            )
+            chosen = views or model.recipe.test_views
+            job = PredictJob(model, found.table, folder, chosen, best_decoder(), num, use_gpu, threads, found.skipped)
             return run_prediction(job, progress)
 
 

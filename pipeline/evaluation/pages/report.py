@@ -8,6 +8,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.evaluation.analysis.corruptions import CORRUPTIONS, robustness_means
 from pipeline.evaluation.analysis.label_issues import LabelIssue
+from pipeline.evaluation.analysis.looks import looks_text
 from pipeline.evaluation.analysis.slices import MIN_RANKED_ROWS
 from pipeline.evaluation.pages.mistakes import confident_mistakes
 from pipeline.evaluation.predictions import Predictions
@@ -46,6 +47,7 @@ def _render(
         out,
         values=values,
         links=_links(out, values),
+        looks=None if values.get("earlier_looks") is None else looks_text(values["earlier_looks"]),
         found=found,
         certificate=values["certificate"],
         classes=sorted(found["per_class"].items(), key=lambda item: item[1]["f1"])[:_TABLE_LINES],
