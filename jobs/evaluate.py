@@ -131,7 +131,7 @@ def _print(out: str, values: dict[str, Any]) -> None:
     counts = f"{summary['correct']:,} of {summary['rows']:,}{views}"
     lines = [
         ("top-1", f"{share_text(summary['correct'], summary['rows'])}  ({counts})"),
-        ("top-5", share_text(summary["correct_top5"], summary["rows"])),
+        *([("top-5", share_text(summary["correct_top5"], summary["rows"]))] if len(summary["per_class"]) > 5 else []),
         ("macro F1", f"{summary['macro']['f1']:.4f}"),
         ("calibration", f"error {summary['calibration']['ece']:.4f}{_after(values['temperature'])}"),
         ("worst slice", _worst(values["worst_slice"])),

@@ -63,7 +63,7 @@ def test_two_evaluations_are_compared_row_by_row(
     assert verdict(values).startswith("A is better")
     assert "may be chance" in verdict({**values, "p": 0.3})
     page = (tmp_path / "compare.html").read_text()
-    assert page.count("<figure") == min(21, len(values["lost"])) + min(21, len(values["won"]))
+    assert page.count("<figure title") == min(21, len(values["lost"])) + min(21, len(values["won"]))
     assert compare(trained, trained, digits_dataset, tmp_path)["split"] == "train"  # what the run held out
     with pytest.raises(CertificateError, match="A and B were evaluated on other rows"):
         compare(trained, trained, tree_dataset, tmp_path)
