@@ -90,7 +90,8 @@ def _dataset(args: Args) -> str:
 
 
 def _evaluate(args: Args, uri: str) -> None:
-    from pipeline.evaluation.workflow import EvaluateOptions, evaluate, evaluation_folder
+    from pipeline.evaluation.inputs import EvaluateOptions
+    from pipeline.evaluation.workflow import evaluate, evaluation_folder
     from pipeline.models.load import find_model
 
     model, more = find_model(uri), args.analysis

@@ -71,7 +71,7 @@ def _agreement(check: "ExportCheck", images: str) -> str:
     text += f"{check.largest_difference:.2g}"
     if check.correct is None:
         return text
-    exported, network = (share_text(correct, check.images) for correct in (check.correct_exported, check.correct))
+    exported, network = share_text(check.correct_exported or 0, check.images), share_text(check.correct, check.images)
     return f"top-1 {exported}, the network {network}; {text}"
 
 

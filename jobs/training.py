@@ -138,7 +138,7 @@ def print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
                 f"{_evaluated(result)}{_views(result)})",
             ),
             *_without_leaked(result),
-            ("top-5", f"{val['top5']:.4f}"),
+            *([("top-5", share_text(val["correct_top5"], val["rows"]))] if len(data.classes) > 5 else []),
             ("loss", "not finite" if val["loss"] is None else f"{val['loss']:.4f}"),
             ("training", f"{result['train_seconds']:.0f} s, {result['epochs']} epochs, {result['steps']:,} steps"),
             (
