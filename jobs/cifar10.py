@@ -32,6 +32,9 @@ class OutputArgs:
     run_dir: Annotated[
         str | None, command.option("folder of the run; the same again continues it", "DIR", "a new one in runs/")
     ] = None
+    resume: Annotated[bool, command.option("go on with the newest run in runs/ of these data, recipe and seed", "")] = (
+        False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ def main(args: Args) -> None:
         dataset = prepare_dataset(args.raw.source(args.data.data), progress=display)
     data = training.describe_dataset(dataset)
     run = args.output.run_dir
+    if args.output.resume and run is None:
+        run = training.run_to_resume(files.absolute("runs"), data, args.recipe, options)
     if args.recipe.recipe is None:
         recipe, options = choose_settings(dataset, run and files.absolute(run), options, args.recipe.make)
     run = run or new_run(recipe, data.name)

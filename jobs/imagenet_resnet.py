@@ -36,6 +36,9 @@ class OutputArgs:
     run_name: Annotated[
         str | None, command.option("name of the run; the same again continues it", "NAME", "RECIPE-TIME")
     ] = None
+    resume: Annotated[
+        bool, command.option("go on with the newest run in the storage of these data, recipe and seed", "")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,8 @@ def main(args: Args) -> None:
             dataset = prepare_dataset(args.raw.source(args.data.data), parent, progress=display)
         data = training.describe_dataset(dataset)
         runs, name = files.join(root, "runs"), args.output.run_name
+        if args.output.resume and name is None:
+            name = files.basename(training.run_to_resume(runs, data, args.recipe, options))
         if args.recipe.recipe is None:
             recipe, options = choose_settings(dataset, name and files.join(runs, name), options, args.recipe.make)
         name = name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -10,6 +10,8 @@ from pipeline.cluster import resources
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.documentation import field_help
 from pipeline.config.recipe import Recipe
+from pipeline.config.recipe_json import recipe_from_json
+from pipeline.core.errors import CheckpointError
 from pipeline.core.shares import share_text
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.manifest import load as load_manifest
@@ -119,6 +121,30 @@ class TrainingArgs:
         given = {**vars(self.start), **of_workers, **vars(self.advanced)}
         trackers = default_trackers(self.track.mlflow, self.track.wandb)
         return TrainOptions(**given, trackers=trackers, command=command_to_repeat(self.start.seed))
+
+
+def run_to_resume(folder: str, data: Manifest, recipe: RecipeArgs, options: TrainOptions) -> str:
+    """Returns the newest run below `folder` of these data, recipe, seed and held-out share, and prints it.
+
+    Without --recipe, a run's own recipe counts, unless flags change it. Raises CheckpointError if there is none.
+    """
+    from pipeline.training.resume import newest_run  # loads torch
+
+    def is_wanted(identity: dict[str, Any]) -> bool:
+        same = (identity.get("dataset_digest"), identity.get("seed"), identity.get("hold_out"))
+        if same != (data.digest, options.seed, options.hold_out):
+            return False
+        begun = recipe_from_json(identity["recipe"])
+        return recipe.make(begun) == begun
+
+    found = newest_run(folder, is_wanted)
+    if found is None:
+        raise CheckpointError(
+            f"--resume: no run in {folder} of these data (digest {data.digest[:16]}), recipe, seed {options.seed} and "
+            "held-out share; leave --resume out to begin one, or name the run"
+        )
+    console.print(f"resuming {found}", markup=False)
+    return found
 
 
 # --- the result --------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A Ray session: joins a cluster, or starts Ray on this machine and ends it, and leaves the process as it was."""
 
+import functools
 import logging
 import os
 import re
@@ -131,7 +132,7 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
     folder = stack.enter_context(session_folder())  # a session leaves its logs behind
     stack.callback(_shut_down)
     # Ray's processes leave temporary files when they are ended.
-    with environment_variables({"TMPDIR": folder}), hold_signals():
+    with environment_variables({"TMPDIR": folder}), hold_signals(), _process_groups():
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),
@@ -140,6 +141,24 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
             logging_level=logging.WARNING,
             _temp_dir=folder,
         )
+
+
+@contextmanager
+def _process_groups() -> Iterator[None]:
+    """Lets Ray start its processes in process groups of their own, in the block.
+
+    `timeout`, schedulers and closed terminals signal whole groups. Ray would end before a run could save its state.
+    """
+    from ray._private import services
+
+    popen: Any = getattr(services, "ConsolePopen", None)  # not a public part of Ray
+    if popen is not None:
+        services.ConsolePopen = functools.partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        if popen is not None:
+            services.ConsolePopen = popen
 
 
 def _shut_down() -> None:

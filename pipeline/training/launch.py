@@ -19,11 +19,11 @@ from pipeline.storage import files
 from pipeline.storage.places import claim_folder
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import train_loop
+from pipeline.training.resume import CONFIG_NAME
 from pipeline.training.safeguards.restart_policy import RestartPolicy
 
 _log = logging.getLogger(__name__)
 
-CONFIG_NAME = "config.json"
 # An elastic run also asks for places on nodes that have just gone, and waits this long for them; Ray's default is 60 s.
 _ELASTIC_START_SECONDS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
 

@@ -3,6 +3,7 @@
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from pipeline.models.run_state import Average, RunState, restore
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
 
+CONFIG_NAME = "config.json"  # the identity of a run, written at its first start
 STARTS = "starts"
 
 
@@ -35,6 +37,21 @@ def resume(
     del saved.state["world_size"], saved.state["classes"]
     check_identity(uri, saved.state.pop("identity"), identity)
     return restore(saved, net, optimizers, average)
+
+
+def newest_run(folder: str, is_wanted: Callable[[dict[str, Any]], bool]) -> str | None:
+    """Returns the URI of the run below `folder` that was started last, of those with a wanted identity; None for none.
+
+    is_wanted: called with the identity of each run (`TrainJob.identity`).
+    """
+    found: list[tuple[float, str]] = []
+    for name in files.list_directories(folder):
+        run = files.join(folder, name)
+        place = files.join(run, CONFIG_NAME)
+        if files.exists(place) and is_wanted(files.read_json(place)):
+            starts = read_starts(run)
+            found.append((starts[-1]["time"] if starts else 0.0, run))
+    return max(found, default=(0.0, None))[1]
 
 
 def note_start(job: TrainJob, rank: int, world_size: int, step: int) -> str:

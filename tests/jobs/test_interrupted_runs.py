@@ -1,0 +1,103 @@
+"""Ctrl-C and SIGTERM at random moments of a run: nothing is lost, and the printed command works as printed."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.jobs import command
+
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+EPOCHS = 6
+
+
+def begin(line: str | list[str], folder: Path) -> subprocess.Popen[str]:
+    """Starts a command line in a session of its own, with SIGINT as a terminal's foreground process has it."""
+    return subprocess.Popen(
+        f"exec {line}" if isinstance(line, str) else line,
+        shell=isinstance(line, str),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def interrupt(process: subprocess.Popen[str], number: signal.Signals, seconds: float) -> str | None:
+    """Signals the process some seconds after its first step; returns its output, or None if it had ended already."""
+    lines = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("train "):
+            break
+    time.sleep(seconds)
+    if process.poll() is not None:
+        return None
+    os.killpg(process.pid, number)  # as a terminal and `timeout` do: to all processes of the group
+    lines += process.stdout.readlines()
+    output = "".join(lines)
+    assert process.wait(timeout=120) == STATUS[number], output
+    assert "Traceback" not in output
+    deadline = time.monotonic() + 10  # for the system to collect what has ended
+    while (left := subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout) != "":
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    return output
+
+
+def arguments(dataset: str, workers: int, run: Path) -> list[str]:
+    return ["--data", dataset, "--recipe", "digits", "--workers", str(workers), "--epochs", str(EPOCHS),
+            "--run-dir", str(run)]  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.long)])
+def test_a_run_that_is_interrupted_at_random_moments_ends_as_an_undisturbed_one(
+    tmp_path: Path, digits_dataset: str, ray_variables: None, workers: int
+) -> None:
+    undisturbed = begin(command("cifar10", *arguments(digits_dataset, workers, tmp_path / "whole")), tmp_path)
+    assert undisturbed.wait(timeout=300) == 0
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # shown if the test fails
+    moments, run = random.Random(seed), tmp_path / "interrupted"
+    line: str | list[str] = command("cifar10", *arguments(digits_dataset, workers, run))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        output = interrupt(begin(line, tmp_path), number, moments.uniform(0, 2.5))
+        if output is None:
+            break
+        line = output.splitlines()[-1]
+        assert line.endswith(f"--run-dir {run}")
+        reported = max(int(count.replace(",", "")) for count in re.findall(r"^train +([\d,]+)/", output, re.MULTILINE))
+        if not (run / "result.json").exists():
+            assert json.loads((run / "latest.json").read_text())["step"] >= reported, output
+    last = begin(line, tmp_path)
+    assert last.wait(timeout=300) == 0
+    for name in ("model.safetensors",):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    ends = [json.loads((folder / "result.json").read_text()) for folder in (run, tmp_path / "whole")]
+    assert ends[0]["evaluations"] == ends[1]["evaluations"]
+    assert ends[0]["val"] == ends[1]["val"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.05, 0.4, 1.5])
+def test_ctrl_c_while_a_program_starts_is_one_line(tmp_path: Path, digits_dataset: str, seconds: float) -> None:
+    process = begin(command("cifar10", *arguments(digits_dataset, 2, tmp_path / "run")), tmp_path)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)  # impatient
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode in (130, -signal.SIGINT)  # the latter: before Python itself had started
+    assert "Traceback" not in output
+    assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))
