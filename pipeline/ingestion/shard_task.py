@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from pipeline.cluster.ray_tasks import task_attempt
 from pipeline.dataset.image_codec import MAX_IMAGE_BYTES, Buffer
+from pipeline.dataset.isolated_calls import IMAGE_SECONDS, limit_time
 from pipeline.dataset.parquet import parquet_bytes
 from pipeline.ingestion.image_check import Refused, Stored, check_image, check_planes
-from pipeline.ingestion.isolated_check import IMAGE_SECONDS, check_isolated, limit_time
+from pipeline.ingestion.isolated_check import check_isolated
 from pipeline.ingestion.plan import IngestSettings, ShardPlan
 from pipeline.ingestion.shard_writer import ImageMemory, Row, provenance_table, write_shard
 from pipeline.ingestion.source_reader import gather

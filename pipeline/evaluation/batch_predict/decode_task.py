@@ -1,6 +1,7 @@
 """Reads and decodes a unit of images, in a Ray task on any CPU. Images that cannot be used are reported, not raised."""
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.cluster.ray_tasks import task_attempt
 from pipeline.core.errors import SourceError
 from pipeline.dataset.image_codec import MAX_IMAGE_BYTES
+from pipeline.dataset.isolated_calls import Died, call_isolated
 from pipeline.ingestion.image_check import ImageHandling, Refused, Stored, check_image
 from pipeline.ingestion.source_reader import gather
 from pipeline.loader.decode import CropGeometry, check_decoder, decode_batch
@@ -38,21 +41,27 @@ class DecodeTask:
 
         unit = int(batch["id"][0])
         check_decoder(self.view.decoder)
-        images, errors = decode_unit(ray.get(self.images).slice(unit * UNIT_IMAGES, UNIT_IMAGES), self.view)
+        rows = ray.get(self.images).slice(unit * UNIT_IMAGES, UNIT_IMAGES)
+        # A task whose process has died is tried again by Ray. It may have died of an image: find out which.
+        images, errors = decode_unit(rows, self.view, is_isolated=task_attempt() > 0)
         return {"unit": np.array([unit]), "image": images[None], "error": np.array([json.dumps(errors)])}
 
 
-def decode_unit(images: pa.Table, view: Transform) -> tuple[npt.NDArray[np.uint8], list[str]]:
+def decode_unit(
+    images: pa.Table, view: Transform, is_isolated: bool = False
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Returns (pixels, errors): uint8 [N, S, S, 3], black for an unusable image, and N messages, "" for a usable one.
 
-    images: some rows of the table of `find_images`.
+    images: some rows of the table of `find_images`. is_isolated: decodes in child processes; an image on which two die
+    is unusable. The pixels are the same.
     """
     encoded: list[Any] = [None] * images.num_rows
     known = zip(images["error"].to_pylist(), images["length"].to_pylist(), strict=True)
     errors = [error or ("" if length else "empty: zero bytes") for error, length in known]
     for position, data in _read(images, errors):
         encoded[position] = data
-    return decode_images(encoded, images["name"].to_pylist(), view, errors)
+    names = images["name"].to_pylist()
+    return (_decode_isolated if is_isolated else decode_images)(encoded, names, view, errors)
 
 
 def decode_images(
@@ -83,6 +92,24 @@ def decode_images(
         pixels[positions] = decode_batch(data, views, str, view.decoder, corrupt=corrupt)
         for index in corrupt:
             errors[positions[index]] = "damaged: the image can't be decoded in full"
+    return pixels, errors
+
+
+def _decode_isolated(
+    encoded: list[Any], names: list[str], view: Transform, errors: list[str]
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    def decode(position: int) -> tuple[npt.NDArray[np.uint8], list[str]]:
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)  # a forked child has none of the threads that torch counts on
+        one = slice(position, position + 1)
+        return decode_images(encoded[one], names[one], view, errors[one])
+
+    pixels = np.zeros((len(encoded), view.size_px, view.size_px, 3), dtype=np.uint8)
+    for position, result in enumerate(call_isolated(range(len(encoded)), decode)):
+        if isinstance(result, Died):
+            errors[position] = result.reason
+        else:
+            pixels[position], errors[position] = result[0][0], result[1][0]
     return pixels, errors
 
 
