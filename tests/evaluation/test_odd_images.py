@@ -21,7 +21,7 @@ VIEW = Transform(32, 36, decoder="simplejpeg")
 def test_images_of_all_kinds_and_shapes_have_a_sample() -> None:
     images = {**samples(), **{f"{h}x{w}": jpeg(1, h, w) for h, w in [(3800, 1), (1, 3800), (1, 1), (2, 2)]}}
     for decoder in {best_decoder(), "simplejpeg"}:
-        view = Transform(32, 36, decoder=decoder)  # type: ignore[arg-type]
+        view = Transform(32, 36, decoder=decoder)
         pixels, errors = decode_images(list(images.values()), list(images), view)
         assert errors == [""] * len(images)
         assert all(pixels.reshape(len(images), -1).any(axis=1))
@@ -29,7 +29,7 @@ def test_images_of_all_kinds_and_shapes_have_a_sample() -> None:
 
 def test_an_image_on_which_the_process_dies_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tree(tmp_path / "tree", per_class=4)
-    table, _ = find_images(str(tmp_path / "tree"), str(tmp_path / "spool"), lambda *_: None)
+    table = find_images([str(tmp_path / "tree")], str(tmp_path / "spool"), lambda *_: None).table
     plain, no_errors = decode_unit(table, VIEW)
     names = table["name"].to_pylist()
 
