@@ -202,8 +202,11 @@ def _verify(args: Args, out: str) -> None:
 def _compare(args: Args, first: str, second: str) -> None:
     """Prints which of two models is better, and whether the difference may be chance."""
     from pipeline.evaluation.comparison import verdict
+    from pipeline.evaluation.predictions import check_predictions
     from pipeline.evaluation.workflow import compare
 
+    for folder in (first, second):
+        check_predictions(files.absolute(folder))
     dataset = _dataset(args)
     training.describe_dataset(dataset)
     out = files.absolute(args.out) if args.out else second

@@ -13,7 +13,7 @@ from typing import Annotated
 from jobs import command, training
 from pipeline.cluster.session import ray_session
 from pipeline.core.progress import begin
-from pipeline.ingestion.prepare import prepare_dataset
+from pipeline.ingestion.prepare import check_data, prepare_dataset
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
 from pipeline.training.workflow import choose_settings, train
@@ -54,6 +54,7 @@ def main(args: Args) -> None:
     recipe, options = args.check(training.UNKNOWN_YET)
     root = files.absolute(args.output.storage)
     check_folder(root, "storage")
+    check_data(args.raw.source(args.data.data))
     with ExitStack() as stack:
         with command.Display() as display:
             begin(display, "starting Ray")

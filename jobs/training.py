@@ -107,8 +107,8 @@ class TrainingArgs:
     def check(self, default_recipe: str | Recipe) -> tuple[Recipe, TrainOptions]:
         """Returns recipe and options. Raises RecipeError for values that can't work, before any data is read."""
         recipe = self.recipe.make(default_recipe)
-        check_workers(recipe, self.workers.workers, self.workers.max_workers)
         resources.check_machine(self.workers.workers, self.workers.device)
+        check_workers(recipe, self.workers.workers, self.workers.max_workers)
         if self.recipe != RecipeArgs():  # the defaults are known to work; loading torch takes seconds
             from pipeline.models.factory import check_image_size
 

@@ -15,8 +15,9 @@ from jobs.training import RawArgs
 from pipeline.cluster.session import ray_session
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
-from pipeline.ingestion.prepare import prepare_dataset
+from pipeline.ingestion.prepare import check_data, prepare_dataset
 from pipeline.storage import files
+from pipeline.storage.places import check_folder
 
 if TYPE_CHECKING:
     from pipeline.training.search import SearchResult, SearchSettings
@@ -85,6 +86,8 @@ def main(args: Args) -> None:
     recipe = args.recipe.make(args.recipe.recipe)
     settings = _settings(args, recipe)
     settings.draw(recipe)  # values that no recipe can have are an error now, and not after the data are prepared
+    check_data(args.raw.source(args.source.data))
+    check_folder(args.output.out or "runs", "out")
     with ray_session(max(1, args.hardware.workers)):
         from pipeline.training.search import search
 

@@ -16,6 +16,7 @@ from pipeline.core.errors import CheckpointError, ExactnessError
 from pipeline.dataset.manifest import Split
 from pipeline.dataset.parquet import parquet_bytes, read_rows, read_table
 from pipeline.storage import files
+from pipeline.storage.places import nearest
 
 PREDICTIONS_NAME = "predictions.parquet"
 Keep = Literal["nothing", "logits", "features"]
@@ -91,15 +92,21 @@ def write_predictions(folder: str, dataset: str, split: Split, predictions: Pred
     files.write_bytes(files.join(folder, PREDICTIONS_NAME), parquet_bytes(table))
 
 
+def check_predictions(folder: str) -> None:
+    """Raises CheckpointError unless the folder of a run or an evaluation holds predictions."""
+    if not files.exists(files.join(folder, PREDICTIONS_NAME)):
+        raise CheckpointError(
+            f"{folder}: no {PREDICTIONS_NAME}; give the folder of a finished run or of an evaluation{nearest(folder)}"
+        )
+
+
 def read_predictions(folder: str) -> tuple[Predictions, list[str]]:
     """Returns the predictions in the folder of a run or an evaluation, and the key of each row.
 
     Raises CheckpointError if there are none.
     """
-    uri = files.join(folder, PREDICTIONS_NAME)
-    if not files.exists(uri):
-        raise CheckpointError(f"{folder}: no {PREDICTIONS_NAME}; give the folder of a finished run or of an evaluation")
-    table = read_table(uri)
+    check_predictions(folder)
+    table = read_table(files.join(folder, PREDICTIONS_NAME))
     lists = {name: table[name].combine_chunks() for name in ("classes", "probabilities")}
     shape = (-1, len(table["classes"][0])) if table.num_rows else (0, TOP)
     predictions = Predictions(

@@ -18,7 +18,7 @@ from pipeline.evaluation.output_files import read_kept, read_metrics, read_robus
 from pipeline.evaluation.pages.comparison import write_comparison
 from pipeline.evaluation.pages.model_card import write_card
 from pipeline.evaluation.pages.report import label_issue_pictures, write_report
-from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.predictions import Predictions, check_predictions, read_predictions
 from pipeline.evaluation.runner import HELD_OUT, EvaluateJob, run_evaluation, split_rows
 from pipeline.evaluation.workers import as_workers, evaluation_session
 from pipeline.models.load import TrainedModel, check_classes, find_model
@@ -153,6 +153,8 @@ def compare(first: StrPath, second: StrPath, data: Data | None = None, out: StrP
     CertificateError unless both are predictions of the same rows of this data set.
     """
     folders = [absolute_uri(each) for each in (first, second)]
+    for folder in folders:
+        check_predictions(folder)
     dataset = dataset_uri(data)
     contents = manifest.load(dataset)
     values, pair = compare_predictions(folders[0], folders[1], dataset, contents)

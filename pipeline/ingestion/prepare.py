@@ -14,6 +14,7 @@ from pipeline.ingestion.api import ingest
 from pipeline.ingestion.sources import Source, hub, located
 from pipeline.ingestion.sources.download import cifar10_archive
 from pipeline.storage import files
+from pipeline.storage.places import nearest
 
 _RULES = "2"  # version of the rules by which splits, classes and images are recognised
 _log = logging.getLogger(__name__)
@@ -46,10 +47,21 @@ def prepare_dataset(
     return _ingested_once(source, parent, progress)
 
 
+def check_data(data: str | os.PathLike[str] | Source | None) -> None:
+    """Raises SourceError unless something lies at `data`, which is as for `prepare_dataset`: before Ray starts."""
+    if data is None:
+        return
+    source = data if isinstance(data, Source) else Source(os.fspath(data))
+    if source.layout != "digits":
+        _check_exists(source.resolved().uri)
+
+
 def _check_exists(uri: str) -> None:
     if not located.exists(uri):
         where = f" (relative paths start from {os.getcwd()})" if files.is_local(uri) else ""
-        raise SourceError(f"data={uri}: no such file, folder or data set{where}; give an existing path or URI")
+        raise SourceError(
+            f"data={uri}: no such file, folder or data set{where}; give an existing path or URI{nearest(uri)}"
+        )
 
 
 def trained_twin(source: Source | None, digest: str) -> str | None:

@@ -83,9 +83,9 @@ def _pointed_at(run: str, pointer_name: str) -> str | None:
 
 def _read_json(uri: str) -> dict[str, Any]:
     if not files.exists(uri):
-        raise CheckpointError(f"{uri}: no such checkpoint")
+        raise CheckpointError(f"{uri}: no such checkpoint; give a folder below RUN/checkpoints/, or RUN")
     try:
         values: dict[str, Any] = files.read_json(uri)
     except ValueError as error:
-        raise CheckpointError(f"{uri}: damaged ({error}); remove it") from error
+        raise CheckpointError(f"{uri}: damaged ({error.__cause__ or error}); remove it") from error
     return values

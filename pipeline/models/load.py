@@ -42,6 +42,16 @@ def find_model(uri: str, field_name: str = "checkpoint") -> TrainedModel:
     checkpoint, or it is damaged.
     """
     uri = uri.rstrip("/")
+    try:
+        return _find_model(uri, field_name)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{field_name}={uri}: {checkpoint.OUTPUT_NAME} or {checkpoint.STATE_NAME} is damaged, or no file of this "
+            f"project (lacks {error}); give another run"
+        ) from error
+
+
+def _find_model(uri: str, field_name: str) -> TrainedModel:
     identity: dict[str, Any]
     if checkpoint.is_checkpoint(uri):
         if not files.exists(files.join(uri, checkpoint.STATE_NAME)):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, StorageError
 from pipeline.storage import object_store
 from pipeline.storage.listing import (
     Entry,
@@ -81,8 +81,13 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """Returns the value of a JSON file. Raises FileNotFoundError, or ValueError if it isn't JSON."""
-    return json.loads(read_bytes(uri))
+    """Returns the value of a JSON file. Raises FileNotFoundError, or StorageError if it isn't JSON."""
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        what = f"not JSON ({error})" if data else "empty"
+        raise StorageError(f"{uri}: damaged: {what}; restore the file, or give another folder") from error
 
 
 def read_range(uri: str, offset: int, length: int) -> memoryview:

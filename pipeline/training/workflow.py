@@ -144,7 +144,9 @@ def choose_settings(
 
 def new_run(recipe: Recipe, dataset_name: str) -> str:
     """Returns the folder of a run that isn't given one: runs/RECIPE-DATASET-TIME in the working directory."""
-    return f"runs/{recipe.name}-{dataset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"runs/{recipe.name}-{dataset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (name, *(f"{name}-{number}" for number in range(2, 100)))  # others may have started in the same second
+    return next((each for each in names if not os.path.lexists(each)), name)
 
 
 def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, options: TrainOptions) -> TrainJob:
