@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from jobs import command, training
+from pipeline.core.progress import begin
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
@@ -56,7 +57,9 @@ def main(args: Args) -> None:
     if args.output.resume and run is None:
         run = training.run_to_resume(files.absolute("runs"), data, args.recipe, options)
     if args.recipe.recipe is None:
-        recipe, options = choose_settings(dataset, run and files.absolute(run), options, args.recipe.make)
+        with command.Display() as display:
+            begin(display, "choosing a recipe")
+            recipe, options = choose_settings(dataset, run and files.absolute(run), options, args.recipe.make)
     run = run or new_run(recipe, data.name)
     command.goes_on_with("--run-dir", run)
     with command.Display() as display:

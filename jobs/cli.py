@@ -55,7 +55,6 @@ def main(words: Sequence[str]) -> int:
     job = importlib.import_module(SUBCOMMANDS[name][0])
     from jobs import command
 
-    early.end_of_start()
     args = command.parse(job.Args, job.__doc__ or "", f"image-pipeline {name}", rest)
     return command.call(job.main, args, getattr(job, "RESUME_HINT", ""))
 

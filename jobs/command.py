@@ -34,7 +34,6 @@ def run(main: Callable[[Args], None], args_type: type[Args], doc: str, resume_hi
     doc: the description for `--help`, with examples at its end (`examples`). resume_hint: printed after Ctrl-C, before
     the command that goes on: what it does.
     """
-    early.end_of_start()
     run_process(lambda: call(main, parse(args_type, doc), resume_hint))
 
 
@@ -61,6 +60,7 @@ def run_process(main: Callable[[], int]) -> None:
 
 def _end(status: int) -> NoReturn:
     """Ends this process with `status`. All of its work is written and given back."""
+    early.end_of_start()
     if status and "ray" in sys.modules:
         # Threads of Ray's core that were interrupted may crash the interpreter while it ends: status -11 for 1 or 130.
         logging.shutdown()

@@ -14,6 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from jobs import early
 from pipeline.core.progress import ACTIVITY, MESSAGE, Bytes, silent
 
 # Lines are never wrapped: people copy paths from them, and search logs.
@@ -96,6 +97,7 @@ class Display:
         self._last_line = (time.monotonic(), "")
 
     def __enter__(self) -> "Display":
+        early.end_of_start()
         if console.is_terminal:
             self._live.start(refresh=True)
         return self

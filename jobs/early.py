@@ -12,6 +12,7 @@ from types import FrameType
 
 _ERASE_LINE = "\r\x1b[K"
 _interrupts: list[int] = []
+_shown: list[bool] = []
 
 
 def begin() -> None:
@@ -23,12 +24,14 @@ def begin() -> None:
     before = sys.excepthook
     sys.excepthook = lambda kind, error, trace: _end() if _interrupts else before(kind, error, trace)
     if sys.stdout.isatty() and not {"-h", "--help"} & set(sys.argv):
-        print("starting ...", end="", flush=True)
+        print("starting ...", end="\r", flush=True)  # what is printed next replaces it
+        _shown.append(True)
 
 
 def end_of_start() -> None:
     """Removes the line that `begin` wrote on a terminal."""
-    if _is_program() and sys.stdout.isatty():
+    if _shown:
+        _shown.clear()
         print(_ERASE_LINE, end="", flush=True)
 
 

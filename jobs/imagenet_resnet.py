@@ -71,7 +71,9 @@ def main(args: Args) -> None:
         if args.output.resume and name is None:
             name = files.basename(training.run_to_resume(runs, data, args.recipe, options))
         if args.recipe.recipe is None:
-            recipe, options = choose_settings(dataset, name and files.join(runs, name), options, args.recipe.make)
+            with command.Display() as display:
+                begin(display, "choosing a recipe")
+                recipe, options = choose_settings(dataset, name and files.join(runs, name), options, args.recipe.make)
         name = name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         command.goes_on_with("--run-name", name)
         run = files.join(runs, name)
