@@ -113,8 +113,18 @@ def test_the_use_of_the_machine_is_sampled_and_goes_on_after_a_restart(
     assert all(0 <= each["cpu_percent"] <= 100 and 0 < each["memory_gb"] < each["memory_total_gb"] for each in samples)
     times = [each["time"] for each in samples]
     assert times == sorted(times)
+    assert sum("begins" in each for each in samples) == 2
     assert len(machine_charts(samples)) == 2
     assert machine_charts(samples[:1]) == []
+
+
+def test_the_time_between_an_end_and_the_next_start_does_not_count() -> None:
+    sample = {"cpu_percent": 50.0, "memory_gb": 1.0, "memory_total_gb": 8.0}
+    starts = [(0.0, True), (60.0, False), (90_000.0, True), (90_060.0, False)]
+    chart, _ = machine_charts(
+        [{**sample, "time": at, **({"begins": True} if begins else {})} for at, begins in starts]
+    )[0]
+    assert "2 min" in chart
 
 
 def test_a_chart_names_its_last_values_and_escapes_names() -> None:

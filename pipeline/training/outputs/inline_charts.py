@@ -26,8 +26,8 @@ def line_chart(series: Mapping[str, Points], x_label: str, unit: str = "", least
         parts.append(f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="2"/>')
         last_x, last_y = points[-1]
         parts.append(f'<circle cx="{_x(last_x, right):.1f}" cy="{_y(last_y, top):.1f}" r="3" fill="{colour}"/>')
-        parts.append(_text(_LEFT + 10 + 130 * number, _TOP + 4, f"{name} {last_y:,.4g}{unit}", colour))
-    title = ", ".join(f"{name}: {points[-1][1]:,.4g}{unit}" for name, points in lines.items()) or "no values yet"
+        parts.append(_text(_LEFT + 10 + 130 * number, _TOP + 4, f"{name} {_number(last_y)}{unit}", colour))
+    title = ", ".join(f"{name}: {_number(points[-1][1])}{unit}" for name, points in lines.items()) or "no values yet"
     shape = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}"'
     # Every text in it is escaped above.
     return Markup(f'<svg {shape} style="width:100%;height:auto">{"".join(parts)}</svg>')
@@ -38,6 +38,10 @@ def thinned(points: Points) -> list[tuple[float, float]]:
     every = -(-len(points) // _MAX_POINTS)
     kept = list(points[::every])
     return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _x(value: float, right: float) -> float:
@@ -52,9 +56,9 @@ def _axes(right: float, top: float, x_label: str, unit: str) -> str:
     base = _HEIGHT - _BOTTOM
     return (
         f'<path d="M{_LEFT} {_TOP}V{base}H{_WIDTH - 10}" fill="none" stroke="#808080"/>'
-        + _text(_LEFT - 6, _y(top, top) + 4, f"{top:,.3g}{unit}", anchor="end")
+        + _text(_LEFT - 6, _y(top, top) + 4, f"{_number(top)}{unit}", anchor="end")
         + _text(_LEFT - 6, base, "0", anchor="end")
-        + _text(_WIDTH - 10, _HEIGHT - 8, f"{right:,.4g} {x_label}", anchor="end")
+        + _text(_WIDTH - 10, _HEIGHT - 8, f"{_number(right)} {x_label}", anchor="end")
     )
 
 

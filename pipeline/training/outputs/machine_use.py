@@ -25,6 +25,7 @@ class MachineUse:
         self._uri, self._seconds = files.join(run, NAME), _SECONDS
         self.samples = read_machine_use(run)
         self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._begins = True
         psutil.cpu_percent()  # the first call has no time before it
         self._thread = threading.Thread(target=self._sample, daemon=True, name="machine-use")
         self._thread.start()
@@ -44,10 +45,16 @@ class MachineUse:
     def _sample(self) -> None:
         while not self._stopped.wait(self._seconds):
             sample = {"time": time.time(), "cpu_percent": psutil.cpu_percent(), **_memory(), **_gpu()}
+            sample |= {"begins": True} if self._begins else {}
             with self._lock:
+                self._begins = False
                 self.samples.append(sample)
                 if len(self.samples) > _MAX_SAMPLES:
-                    self.samples, self._seconds = self.samples[::2], 2 * self._seconds
+                    first = {number for number, each in enumerate(self.samples) if "begins" in each}
+                    self.samples = [
+                        each for number, each in enumerate(self.samples) if number % 2 == 0 or number in first
+                    ]
+                    self._seconds *= 2
 
 
 def _memory() -> dict[str, float]:
@@ -69,7 +76,7 @@ def _gpu() -> dict[str, float]:
 def read_machine_use(run: str) -> list[dict[str, Any]]:
     """Returns the samples of a run: time (seconds since the epoch), cpu_percent (of all cores), memory_gb, and gpu_....
 
-    Empty for a run that has none.
+    The first of each start has `begins`. Empty for a run that has none.
     """
     uri = files.join(run, NAME)
     samples: list[dict[str, Any]] = files.read_json(uri) if files.exists(uri) else []

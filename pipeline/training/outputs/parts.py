@@ -1,6 +1,7 @@
 """Parts that the page of a run has while it trains and after it: use of the machine, the command, the recipe."""
 
 import shlex
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
@@ -10,14 +11,16 @@ from pipeline.training.outputs.inline_charts import line_chart
 
 
 def machine_charts(samples: list[dict[str, Any]]) -> list[tuple[Markup, str]]:
-    """Returns (chart, caption) of CPU and GPU, and of memory, over the hours or minutes since the first sample."""
+    """Returns (chart, caption) of CPU and GPU, and of memory, over the hours or minutes in which the run ran."""
     if len(samples) < 2:
         return []
-    first, last = samples[0], samples[-1]
-    unit, seconds = ("h", 3600) if last["time"] - first["time"] > 7200 else ("min", 60)
+    last, times = samples[-1], [0.0]
+    for before, each in pairwise(samples):  # the time between an end and the next start doesn't count
+        times.append(times[-1] + (0.0 if each.get("begins") else each["time"] - before["time"]))
+    unit, seconds = ("h", 3600) if times[-1] > 7200 else ("min", 60)
 
     def column(name: str) -> list[tuple[float, float]]:
-        return [((each["time"] - first["time"]) / seconds, each[name]) for each in samples if name in each]
+        return [(at / seconds, each[name]) for at, each in zip(times, samples, strict=True) if name in each]
 
     use = {"CPU": column("cpu_percent"), "GPU": column("gpu_percent")}
     memory = {"memory": column("memory_gb"), "GPU memory": column("gpu_memory_gb")}
