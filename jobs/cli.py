@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "evaluate": ("jobs.evaluate", "evaluate a trained model and certify the result, or compare two models"),
     "predict": ("jobs.predict", "write the model's predictions for a folder, an archive or a bucket of images"),
     "export": ("jobs.export", "export a trained model to ONNX and torch.export"),
+    "push": ("jobs.push", "push a trained model, its card and its metrics to the Hugging Face Hub"),
     "tune": ("jobs.tune", "search the hyperparameters of a recipe with Ray Tune"),
     "replay": ("jobs.replay", "repeat steps after a checkpoint and compare their losses with the recorded ones"),
     "retrain": ("jobs.retrain", "train on changed data and promote the new model if it is better"),

@@ -28,7 +28,7 @@ def test_help_lists_every_subcommand_with_one_line(capsys: pytest.CaptureFixture
     status, out, _ = called(capsys, "--help")
     assert status == 0
     assert set(cli.SUBCOMMANDS) == {
-        "train", "ingest", "evaluate", "predict", "export", "retrain", "registry", "tune", "verify", "replay",
+        "train", "ingest", "evaluate", "predict", "export", "retrain", "registry", "push", "tune", "verify", "replay",
     }  # fmt: skip
     for name, (_, text) in cli.SUBCOMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE)

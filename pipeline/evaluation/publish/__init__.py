@@ -1,0 +1,1 @@
+"""A trained model leaves for others: the files of a repository of models, and their upload."""
