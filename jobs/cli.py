@@ -49,6 +49,8 @@ def main(words: Sequence[str]) -> int:
     if words[0] == "--version":
         print(f"image-pipeline {importlib.metadata.version('image-pipeline')}")
         return 0
+    if words[0] == "--completion":
+        return _print_completion(words[1:])
     if words[0] not in SUBCOMMANDS:
         print(f"error: {unknown(words[0])}", file=sys.stderr)
         return _USER_ERROR
@@ -58,6 +60,19 @@ def main(words: Sequence[str]) -> int:
 
     args = command.parse(job.Args, job.__doc__ or "", f"image-pipeline {name}", rest)
     return command.call(job.main, args, getattr(job, "RESUME_HINT", ""))
+
+
+def _print_completion(words: Sequence[str]) -> int:
+    """Prints the script that completes in a shell, and returns the exit status."""
+    from jobs.arguments.completion import SHELLS, script
+    from jobs.arguments.declared import flags_of
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        print(f"error: --completion {' '.join(words)}: give one of {', '.join(SHELLS)}", file=sys.stderr)
+        return _USER_ERROR
+    modules = {name: importlib.import_module(module) for name, (module, _) in SUBCOMMANDS.items()}
+    print(script(words[0], {name: (SUBCOMMANDS[name][1], flags_of(job.Args)) for name, job in modules.items()}), end="")
+    return 0
 
 
 def usage() -> str:
@@ -74,6 +89,11 @@ def usage() -> str:
             *lines,
             "",
             "image-pipeline SUBCOMMAND --help shows its options and two examples; --version shows the version.",
+            "",
+            "Completion of subcommands, flags and names:",
+            '  bash: eval "$(image-pipeline --completion bash)"   in ~/.bashrc',
+            '  zsh:  eval "$(image-pipeline --completion zsh)"    in ~/.zshrc, after compinit',
+            "  fish: image-pipeline --completion fish > ~/.config/fish/completions/image-pipeline.fish",
         ]
     )
 

@@ -49,9 +49,14 @@ COMMANDS = sorted({each for page in PAGES for each in command_lines(page.read_te
 def parse(module: ModuleType, flags: str) -> None:
     """Raises SystemExit where the program itself would refuse the flags, or its recipe doesn't exist."""
     words = shlex.split(flags)
-    command.parse(module.Args, module.__doc__ or "", arguments=words)
+    try:
+        command.parse(module.Args, module.__doc__ or "", arguments=words)
+    except SystemExit as end:  # with 0 after --list-recipes and the like
+        if end.code:
+            raise
     for flag, value in itertools.pairwise(words):
-        if flag == "--recipe" and not value.isupper() and not value.endswith(".json") and value not in recipes:
+        is_file = value.isupper() or value.endswith((".json", ".yaml"))
+        if flag == "--recipe" and not is_file and value not in recipes:
             raise SystemExit(f"--recipe {value}: no such recipe")
 
 

@@ -101,3 +101,42 @@ def test_the_flags_of_each_example_parse(name: str) -> None:
         if "python" in words:  # ray job submit ... -- python jobs/NAME.py
             words = words[words.index("python") + 1 :]
         assert isinstance(command.parse(module.Args, "", None, words[1:]), module.Args)
+
+
+def completed(script: str, *words: str) -> set[str]:
+    """Returns what bash offers for the last word of a command line."""
+    line = " ".join(shlex.quote(word) for word in words)
+    code = f'{script}\nCOMP_WORDS=({line}) COMP_CWORD={len(words) - 1}\n_image_pipeline\necho "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+def test_bash_completes_subcommands_flags_and_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, script, _ = called(capsys, "--completion", "bash")
+    assert status == 0
+    assert completed(script, "image-pipeline", "tr") == {"train"}
+    assert completed(script, "image-pipeline", "") == set(cli.SUBCOMMANDS)
+    assert {"--epochs", "--set", "--help"} <= completed(script, "image-pipeline", "train", "--")
+    assert completed(script, "image-pipeline", "train", "--learn") == {"--learning-rate"}
+    assert completed(script, "image-pipeline", "train", "--recipe", "imagenette-") == {
+        "imagenette-5", "imagenette-20", "imagenette-80",
+    }  # fmt: skip
+    assert completed(script, "image-pipeline", "train", "--device", "") >= {"auto", "gpu", "cpu"}
+    assert completed(script, "image-pipeline", "train", "--set", "augment.mix") == {"augment.mixup_alpha="}
+    (tmp_path / "photos").mkdir()
+    assert completed(script, "image-pipeline", "train", "--data", f"{tmp_path}/ph") == {f"{tmp_path}/photos"}
+    assert "list" in completed(script, "image-pipeline", "registry", "l")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_know_every_flag(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, script, _ = called(capsys, "--completion", shell)
+    assert status == 0
+    assert ("bashcompinit" in script) == (shell == "zsh")
+    for name in ("epochs", "run-dir", "dry-run", "robustness"):
+        assert (f"-l {name} " if shell == "fish" else f"--{name} ") in script
+
+
+def test_a_shell_without_completion_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(capsys, "--completion", "tcsh") == (2, "", "error: --completion tcsh: give one of bash, zsh, fish\n")

@@ -51,7 +51,7 @@ def said(capsys: Capture, line: str) -> tuple[int, str, str]:
         # a value that is missing, or too many
         ("train --epochs", "--epochs: its value is missing; give --epochs N"),
         ("verify", "--data is missing; give --data URI"),
-        ("predict", "--checkpoint and --input and --out are missing; give --checkpoint URI --input URI --out URI"),
+        ("predict", "--checkpoint and --input and --out are missing; give --checkpoint URI --input URI"),
         ("train photos/", "photos/: belongs to no flag; did you mean --data photos/?"),
         ("train --trace-rows true", "--trace-rows true: --trace-rows takes no value; leave true out"),
         ("train --epochs 3 momentum=0.8", "momentum=0.8: belongs to no flag; did you mean --set momentum=0.8?"),
