@@ -16,7 +16,7 @@ from pipeline.core.progress import begin
 from pipeline.ingestion.prepare import check_data, prepare_dataset
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
-from pipeline.training.workflow import choose_settings, train
+from pipeline.training.workflow import choose_settings, default_workers, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,6 @@ def main(args: Args) -> None:
         import ray
 
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        workers = max(1, gpus) if args.workers.workers is None else args.workers.workers
         parent = files.join(root, "datasets")
         with command.Display() as display:
             dataset = prepare_dataset(args.raw.source(args.data.data), parent, progress=display)
@@ -75,6 +74,8 @@ def main(args: Args) -> None:
                 begin(display, "choosing a recipe")
                 recipe, options = choose_settings(dataset, name and files.join(runs, name), options, args.recipe.make)
         name = name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        given = args.workers.workers
+        workers = max(1, default_workers(recipe, gpus)) if given is None else given
         command.goes_on_with("--run-name", name)
         run = files.join(runs, name)
         with command.Display() as display:

@@ -28,6 +28,8 @@ from pipeline.training.trackers.defaults import default_trackers
 
 _log = logging.getLogger(__name__)
 
+_LEAST_IMAGES = 8  # of a batch, on each GPU
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -161,7 +163,7 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
 
     check_folder(run, "run-dir")
     gpus = count_gpus()
-    workers = gpus if workers is None else workers
+    workers = default_workers(recipe, gpus) if workers is None else workers
     check_workers(recipe, workers, options.max_workers)
     check_machine(workers, options.device)
     check_image_size(recipe)
@@ -185,6 +187,14 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
         command=options.command,
         trackers=options.trackers,
     )
+
+
+def default_workers(recipe: Recipe, gpus: int) -> int:
+    """Returns the training processes of a run that isn't told: one a GPU, but no more than get eight images of a batch.
+
+    BatchNorm's statistics of fewer images are noise.
+    """
+    return min(gpus, max(1, recipe.global_batch_size // _LEAST_IMAGES))
 
 
 def check_workers(recipe: Recipe, workers: int | None, max_workers: int | None) -> None:

@@ -10,6 +10,7 @@ from pipeline.config.recipe import Recipe, check_batch
 from pipeline.dataset.manifest import load
 from pipeline.ingestion.sources import cifar
 from pipeline.training.automatic import Choice, DataFacts, Machine, choose_recipe, data_facts, run_warnings
+from pipeline.training.workflow import default_workers
 
 CPU, GPU = Machine(2), Machine(16, gpus=1)
 COLOURS = (0.48, 0.45, 0.40)
@@ -102,6 +103,22 @@ def test_what_is_asked_for_stays_and_the_rest_follows() -> None:
     assert recipe.evaluate_resize_px == 110
     assert choice.pretrained == "timm"
     assert "3 epochs as asked (12 steps)" in choice.reasons[1]
+
+
+def test_a_network_that_is_asked_for_gets_a_size_that_it_takes() -> None:
+    pytest.importorskip("timm")
+    vit = "timm:vit_small_patch16_224"
+    for weights in (LITE0, None):
+        recipe = choose(facts(), weights=weights, model=vit).recipe
+        assert (recipe.model, recipe.image_size_px) == (vit, 224)
+    assert choose(facts(), weights=None, model="resnet34").recipe.image_size_px == 128
+    assert choose(facts(), weights=None, model="fast-resnet").recipe.image_size_px == 64
+
+
+def test_gpus_get_eight_images_of_a_batch_each() -> None:
+    few, many = make_recipe("imagenette-5", global_batch_size=16), make_recipe("resnet50")
+    assert [default_workers(few, gpus) for gpus in (0, 1, 2, 8)] == [0, 1, 2, 2]
+    assert [default_workers(many, gpus) for gpus in (0, 1, 8)] == [0, 1, 8]
 
 
 def test_grey_images_are_not_mirrored() -> None:

@@ -82,6 +82,14 @@ def package_file() -> Path | None:
     return path if path.is_file() else None
 
 
+def fixed_size_px(model: str | None) -> int | None:
+    """Returns the side of the images that a network of timm was made for and takes alone, None for any size."""
+    if model is None or not model.startswith("timm:"):
+        return None
+    config = _timm_config(model, "")
+    return int(config["input_size"][-1]) if config.get("fixed_input_size") else None
+
+
 def download_host(model: str) -> str:
     """Returns the host that a network's weights are downloaded from."""
     return _HOST_OF[model.startswith("timm:")]

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config.presets import recipes
 from pipeline.config.recipe import Recipe
+from pipeline.models.pretrained.at_hand import OWN_MODELS, fixed_size_px
 from pipeline.training.automatic import recipes as own
 from pipeline.training.automatic.facts import DataFacts
 from pipeline.training.automatic.machine import CPU_SECONDS, Machine
@@ -20,7 +21,7 @@ _SMALL_PX = 40  # images up to here are trained at 32 px
 _MEDIUM_PX = 80  # up to here at 64 px
 _MANY_ROWS = 10_000  # of small images: enough for the recipe of CIFAR-10
 _IMAGENET_ROWS = 200_000  # from here on pretrained weights gain little, and a GPU is needed anyhow
-_STEPS = {own.FINE_TUNED: 240, own.PHOTOS: 600, own.SMALL: 400}  # that a small set is trained for
+_STEPS = {own.FINE_TUNED: 240, own.PHOTOS: 1000, own.SMALL: 400}  # that a small set is trained for
 _LEAST_EPOCHS = {own.FINE_TUNED: 4, own.PHOTOS: 20, own.SMALL: 16}  # of a larger set, if there is time
 _MOST_EPOCHS = 100
 _VALIDATION = 1.25  # its cost, and that of checkpoints, relative to training alone
@@ -88,11 +89,13 @@ def _of_kind(
     size = asked.get("image_size_px") or _photo_size(side, on_gpu)
     if facts.train_rows >= _IMAGENET_ROWS:
         return replace(recipes["resnet50-16" if on_gpu else "resnet18-16"]), _scale(facts, on_gpu), False
-    model, about = weights(asked.get("model"))
+    wanted = asked.get("model")
+    model, about = weights(wanted)
+    size = asked.get("image_size_px") or fixed_size_px(model or wanted) or size
     if model:
         return own.fine_tuned(model, size, facts), f"because {median}; weights: {about}", True
-    if on_gpu:
-        return own.photos("resnet18", size, facts), f"because {median}; weights: {about}", False
+    if wanted not in OWN_MODELS and (wanted or on_gpu):
+        return own.photos(wanted or "resnet18", size, facts), f"because {median}; weights: {about}", False
     small = asked.get("image_size_px") or 64
     return own.photos_on_cpu(small, facts), f"what learns from scratch on a CPU; {median}; weights: {about}", False
 
