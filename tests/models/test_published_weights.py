@@ -88,6 +88,11 @@ def test_weights_in_the_caches_of_torch_and_the_hub_are_read_without_a_network(c
     # torchvision's file carries the beginning of its SHA-256 in its name, which is checked: another file is refused
     (folder / "plain.pth").rename(folder / "resnet18-f37072fd.pth")
     assert at_hand("resnet18") == str(folder / "resnet18-f37072fd.pth")
+    blurred = make_recipe("imagenette-5")  # its blurred convolutions have other names
+    net: Any = recipe_model(blurred, 5)
+    (caches / "w.safetensors").write_bytes(serialize_tensors(library_weights(PretrainedName(None), blurred).tensors))
+    load_pretrained(net, str(caches / "w.safetensors"))
+    assert torch.equal(net.layer2[0].conv1.conv.weight, trained.state_dict()["layer2.0.conv1.weight"])
     by_timm = make_model("timm:resnet18", 1000, 224)
     snapshot = caches / "hub" / "hub" / "models--timm--resnet18.a1_in1k" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)

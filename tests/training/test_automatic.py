@@ -115,6 +115,13 @@ def test_a_network_that_is_asked_for_gets_a_size_that_it_takes() -> None:
     assert choose(facts(), weights=None, model="fast-resnet").recipe.image_size_px == 64
 
 
+def test_weights_that_are_asked_for_are_taken_for_small_images_too() -> None:
+    of_cifar = replace(facts(50_000, 32, classes=10), classes=cifar.CLASSES, width_px=32)
+    for known in (of_cifar, facts(1500, 28), facts(100_000, 64)):
+        choice = choose(known, pretrained=True)
+        assert (choice.recipe.model, choice.recipe.image_size_px, choice.pretrained) == (LITE0, 128, "timm")
+
+
 def test_gpus_get_eight_images_of_a_batch_each() -> None:
     few, many = make_recipe("imagenette-5", global_batch_size=16), make_recipe("resnet50")
     assert [default_workers(few, gpus) for gpus in (0, 1, 2, 8)] == [0, 1, 2, 2]

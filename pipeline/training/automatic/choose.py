@@ -52,11 +52,11 @@ def choose_recipe(
     """Returns the choice for a data set on a machine.
 
     weights: called with the network that is asked for, or None; returns a network whose pretrained weights are to be
-    used, or None, and a line about them. asked: fields of the recipe that are given and stay as given. operations: for
-    tests; the default counts them.
+    used, or None, and a line about them. asked: fields of the recipe that are given and stay as given; "pretrained",
+    whether published weights are asked for by name. operations: for tests; the default counts them.
     """
     asked = asked or {}
-    if not asked.get("model") and (known := _known(facts)):
+    if not asked.get("model") and not asked.get("pretrained") and (known := _known(facts)):
         return known
     recipe, why, pretrained = _of_kind(facts, machine, weights, asked)
     recipe = _with(recipe, asked, ("model", "image_size_px"))
@@ -79,15 +79,15 @@ def _of_kind(
 ) -> tuple[Recipe, str, bool]:
     """Returns the recipe for images of this kind, why, and whether it starts from pretrained weights."""
     median = f"the images have a median of {facts.width_px}x{facts.height_px}"
-    side, on_gpu = facts.side_px, machine.gpus > 0
-    if side <= _SMALL_PX:
+    side, on_gpu, from_scratch = facts.side_px, machine.gpus > 0, not asked.get("pretrained")
+    if side <= _SMALL_PX and from_scratch:
         if facts.train_rows >= _MANY_ROWS:
             return own.many_small_images(facts, on_gpu), f"because {median} and are many", False
         return own.small_images(32, facts), f"because {median}", False
-    if side <= _MEDIUM_PX and facts.train_rows >= _MANY_ROWS:
+    if side <= _MEDIUM_PX and facts.train_rows >= _MANY_ROWS and from_scratch:
         return own.small_images(64, facts, "resnet18" if on_gpu else "fast-resnet"), f"because {median}", False
     size = asked.get("image_size_px") or _photo_size(side, on_gpu)
-    if facts.train_rows >= _IMAGENET_ROWS:
+    if facts.train_rows >= _IMAGENET_ROWS and from_scratch:
         return replace(recipes["resnet50-16" if on_gpu else "resnet18-16"]), _scale(facts, on_gpu), False
     wanted = asked.get("model")
     model, about = weights(wanted)

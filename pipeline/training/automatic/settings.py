@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_json import recipe_from_json
 from pipeline.dataset.manifest import Manifest
+from pipeline.models.pretrained.at_hand import named_weights
 from pipeline.storage import files
 from pipeline.training.automatic.choose import choose_recipe, differing_fields
 from pipeline.training.automatic.facts import data_facts
@@ -36,11 +37,12 @@ def automatic_recipe(
         return _recorded(run, files.read_json(config), pretrained, change)
     facts, machine = data_facts(dataset, data, hold_out), this_machine(device)
     pick = weights_picker(pretrained, machine)
-    choice = choose_recipe(facts, machine, pick)
+    by_name = pretrained not in (None, "none") and named_weights(str(pretrained)) is not None
+    choice = choose_recipe(facts, machine, pick, {"pretrained": by_name})
     changed = differing_fields(choice.recipe, change(choice.recipe))
     asked = {name: changed[name] for name in _DECIDING if name in changed}
     if asked:
-        choice = choose_recipe(facts, machine, pick, asked)
+        choice = choose_recipe(facts, machine, pick, {**asked, "pretrained": by_name})
     for line in choice.reasons:
         _log.info("%s", line)
     return change(choice.recipe), pretrained or choice.pretrained
