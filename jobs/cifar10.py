@@ -67,7 +67,7 @@ def main(args: Args) -> None:
     training.print_result(run, data, result)
 
 
-RESUME_HINT = "the same run goes on, from its last checkpoint, with"
+RESUME_HINT = "the same run goes on with"
 
 if __name__ == "__main__":
     command.run(main, Args, __doc__ or "", RESUME_HINT)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +60,8 @@ class StopRequest:
                 return
             if self.signal is None and self.is_watched:
                 self.signal, self._since = number, time.monotonic()
+                if number == signal.SIGHUP:
+                    _let_go_of_terminal()
                 # In a thread: the signal may have come while this one was printing.
                 threading.Thread(target=tell, daemon=True).start()
                 return
@@ -105,6 +108,15 @@ def hold_signals() -> Iterator[None]:
         _restore(before)
         if held:
             signal.raise_signal(held[0])
+
+
+def _let_go_of_terminal() -> None:
+    """Sends what is still printed nowhere: writing to a terminal that is closed would fail, and end the work."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _restore(handlers: dict[signal.Signals, Any]) -> None:

@@ -6,6 +6,7 @@ loop on another schedule.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,6 +49,8 @@ def run_steps(worker: Worker, schedule: "Schedule") -> None:
         due, stops = schedule.due(worker.state.step), worker.interruption.is_due()
         if due.report:
             report(worker, rate, schedule)
+        else:
+            show_step(worker, schedule)
         if due.checkpoint or stops:
             save_checkpoint(worker)
         elif due.preemption_check:
@@ -195,6 +198,14 @@ def report(worker: Worker, rate: float, schedule: Schedule) -> None:
     worker.progress(schedule.stage, *schedule.progress(state.step), progress_line(state))
     worker.trackers.line(state.history[-1], len(state.quarantined))
     worker.log.event("train", **state.history[-1], quarantined_rows=len(state.quarantined))
+
+
+def show_step(worker: Worker, schedule: Schedule) -> None:
+    """Shows which step is done, between reports that may be minutes apart; once in a second at most."""
+    if time.monotonic() - worker.shown_at > 1:
+        state = worker.state
+        worker.progress(schedule.stage, *schedule.progress(state.step), progress_line(state) if state.history else "")
+        worker.shown_at = time.monotonic()
 
 
 def evaluate(worker: Worker) -> None:

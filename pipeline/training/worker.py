@@ -86,6 +86,8 @@ class Worker:
     """Reports progress to the display; silent on all ranks but 0."""
     warn: Callable[[str, str], None]
     """Reports (stage, line), which may need attention, to the display and the log."""
+    shown_at: float = 0.0
+    """Time of `time.monotonic` at which the progress of a step between reports was shown last."""
 
     @property
     def num_steps(self) -> int:
