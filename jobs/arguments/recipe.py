@@ -70,7 +70,7 @@ class RecipeArgs:
         if self.list_recipes:
             return recipe_list()
         changes = self.changes()  # their errors are said at once, before anything that takes seconds is loaded
-        return recipe_yaml(change(make_recipe(self.show_recipe), changes)) if self.show_recipe else None
+        return None if self.show_recipe is None else recipe_yaml(change(make_recipe(self.show_recipe), changes))
 
 
 _NO_FIELDS = ("recipe", "set", "list_recipes", "show_recipe")

@@ -93,7 +93,10 @@ def _load(uri: str) -> Any:
     """Returns the content of a file. Raises RecipeError if it doesn't exist, or is neither YAML nor JSON."""
     if not files.exists(uri):
         raise RecipeError(f"recipe={uri}: no such file")
-    text = files.read_bytes(uri)
+    try:
+        text = files.read_bytes(uri)
+    except OSError as error:  # a folder, or a file of somebody else
+        raise RecipeError(f"recipe={uri}: can't be read ({error.strerror}); give a file") from error
     try:
         if uri.lower().endswith(".json"):
             return json.loads(text, object_pairs_hook=_once)

@@ -75,6 +75,7 @@ def said(capsys: Capture, line: str) -> tuple[int, str, str]:
         ("train --set model=resnet", "model='resnet' is unknown; did you mean resnet"),
         ("train --model timm:efficientnet_b00", "is unknown to timm; did you mean timm:efficientnet_b0"),
         ("train --show-recipe cifr10", "recipe='cifr10' is unknown; did you mean cifar10"),
+        ("train --set EPOCHS=3", "EPOCHS: a recipe has no such field; did you mean epochs"),
         ("train --recipe no.yaml", "no.yaml: no such file"),
     ],
 )
