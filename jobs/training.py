@@ -9,6 +9,7 @@ from jobs.continuation import command_to_repeat
 from pipeline.cluster import resources
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.documentation import field_help
+from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
@@ -19,6 +20,7 @@ from pipeline.ingestion.sources import LAYOUTS, Source, digits
 from pipeline.ingestion.sources.source import IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP, VAL_SHARE, VAL_SHARE_HELP
 from pipeline.loader import stage_times
 from pipeline.storage import files
+from pipeline.training.automatic.weights import check_setting
 from pipeline.training.trackers.defaults import default_trackers
 from pipeline.training.workflow import TrainOptions, check_workers
 
@@ -109,7 +111,11 @@ class TrainingArgs:
         recipe = self.recipe.make(default_recipe)
         resources.check_machine(self.workers.workers, self.workers.device)
         check_workers(recipe, self.workers.workers, self.workers.max_workers)
-        if self.recipe != RecipeArgs():  # the defaults are known to work; loading torch takes seconds
+        # What is chosen once the data are known has a size that the network takes.
+        chosen_later = self.recipe.recipe is None and default_recipe == UNKNOWN_YET
+        check_setting(self.start.pretrained, None if chosen_later else recipe)
+        sized = recipe.image_size_px != make_recipe(UNKNOWN_YET).image_size_px
+        if self.recipe != RecipeArgs() and (sized or not chosen_later):  # loading torch takes seconds
             from pipeline.models.factory import check_image_size
 
             check_image_size(recipe)
@@ -175,6 +181,7 @@ def print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
             ("operations", _operations(result)),
             ("goodput", f"{result['goodput']:.0%} of the time since the first start, {len(result['starts'])} start(s)"),
             *_quarantined(result),
+            *(("WARNING", line) for line in result.get("warnings", ())),
             ("data set", data.digest[:16]),
             ("result", files.join(run, "result.json")),
             ("report", files.join(run, "report.html")),

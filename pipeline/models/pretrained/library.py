@@ -19,9 +19,9 @@ from pipeline.models.factory import make_model
 from pipeline.models.layers import add_blur_pool
 from pipeline.models.pretrained.at_hand import (
     LITE0,
-    OWN_MODELS,
     PretrainedName,
     at_hand,
+    check_wanted,
     download_host,
     package_file,
     torch_cache,
@@ -32,7 +32,6 @@ from pipeline.models.tensor_file import Tensors
 
 _log = logging.getLogger(__name__)
 
-_SMALL_IMAGE_PX = 64  # up to here the factory's networks have another first layer than the published ones
 _CLASSES = 1000  # of ImageNet, which the last layer knows; `fit.py` replaces it
 
 
@@ -58,33 +57,14 @@ def library_weights(wanted: PretrainedName, recipe: Recipe) -> LibraryWeights:
     Raises RecipeError, in seconds, if the network has none, if they belong to another network than the recipe's, or if
     they are neither on this machine nor can be downloaded.
     """
-    model = wanted.model or recipe.model
-    if model != recipe.model:
-        raise RecipeError(
-            f"pretrained={model}: the recipe's network is {recipe.model}; add --model {model}, or give "
-            "--pretrained timm for the recipe's own"
-        )
-    _check_published(recipe)
+    check_wanted(wanted, recipe)
+    model = recipe.model
     source = at_hand(model, wanted.tag)
     if source is None:
         source = download_host(model)
         _check_network(model, source)
         _log.info("downloading the weights of %s from %s", model, source)
     return _read(model, wanted.tag, source, recipe)
-
-
-def _check_published(recipe: Recipe) -> None:
-    model = recipe.model
-    if model in OWN_MODELS:
-        raise RecipeError(
-            f"pretrained: nobody publishes weights of model={model}; use --model resnet18, --model {LITE0} or another "
-            "network of torchvision or timm"
-        )
-    if not model.startswith("timm:") and recipe.image_size_px <= _SMALL_IMAGE_PX:
-        raise RecipeError(
-            f"pretrained: image_size_px={recipe.image_size_px} gives {model} another first layer than the published "
-            f"weights have; use more than {_SMALL_IMAGE_PX} px, for example --set image_size_px=96"
-        )
 
 
 def _read(model: str, tag: str, source: str, recipe: Recipe) -> LibraryWeights:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pipeline.config.recipe import Recipe
+from pipeline.core.errors import CheckpointError
 from pipeline.models.pretrained.at_hand import (
     LITE0,
     OWN_MODELS,
     at_hand,
     cached_models,
     can_download,
+    check_wanted,
     download_host,
     named_weights,
 )
@@ -64,6 +66,21 @@ def _best_at_hand(model: str | None, machine: Machine) -> tuple[str | None, str]
     if can_download(wanted):
         return wanted, f"of ImageNet, downloaded from {download_host(wanted)}"
     return None, f"none on this machine, and {download_host(wanted)} can't be reached; {_REMEDY}"
+
+
+def check_setting(setting: str | None, recipe: Recipe | None) -> None:
+    """Raises RecipeError or CheckpointError if `--pretrained` can't be right, before any data are read or torch loaded.
+
+    recipe: None while it isn't known.
+    """
+    if setting is None or setting == "none":
+        return
+    named = named_weights(setting)
+    if named is None:
+        if not files.exists(place := files.absolute(setting)):
+            raise CheckpointError(f"pretrained={place}: no such file; give one that exists, or timm, none or NAME")
+    elif recipe is not None:
+        check_wanted(named, recipe)
 
 
 def start_weights(setting: str | None, recipe: Recipe, run: str) -> tuple[Recipe, Weights | None]:
