@@ -120,6 +120,8 @@ class Args(training.TrainingArgs):
             layout=self.raw.layout,
             md5=self.raw.md5,
             val_share=self.raw.val_share,
+            image_column=self.raw.image_column,
+            label_column=self.raw.label_column,
             max_quarantined=self.data.max_quarantined,
             force=self.retraining.force,
             wait=self.retraining.wait,

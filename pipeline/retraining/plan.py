@@ -9,6 +9,7 @@ from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.errors import RecipeError, SourceError
+from pipeline.ingestion.sources import hub, located
 from pipeline.ingestion.sources.source import VAL_SHARE
 from pipeline.retraining import registry
 from pipeline.retraining.notify import check_webhook
@@ -46,6 +47,12 @@ class RetrainOptions:
 
     val_share: float = VAL_SHARE
     """Share of each class that is held out as val where the source has no val, as in `ingestion.Source`."""
+
+    image_column: str | None = None
+    """Column of a table that names the files, as in `ingestion.Source`."""
+
+    label_column: str | None = None
+    """Column of a table that holds the labels, as in `ingestion.Source`."""
 
     max_quarantined: float = 0.0
     """Damaged files that ingest may leave out; below 1, a share of all."""
@@ -92,8 +99,8 @@ class Plan:
 
 def resolve_uris(source: StrPath, workspace: StrPath) -> tuple[str, str]:
     """Returns both as absolute URIs. Raises SourceError if the source doesn't exist."""
-    place = files.absolute(os.fspath(source)).rstrip("/")
-    if not files.exists(place):
+    place = os.fspath(source) if hub.is_hub(os.fspath(source)) else files.absolute(os.fspath(source)).rstrip("/")
+    if not located.exists(place):
         raise SourceError(f"source={place}: no such file or folder; give an existing path or URI")
     return place, files.absolute(os.fspath(workspace)).rstrip("/")
 
@@ -108,7 +115,7 @@ def plan_retraining(
     options = options or RetrainOptions()
     source, workspace = resolve_uris(source, workspace)
     recipe = make_recipe(recipe) if isinstance(recipe, str) else recipe
-    latest, fingerprint = read_latest(workspace), files.fingerprint(source)
+    latest, fingerprint = read_latest(workspace), located.fingerprint(source)
     values = json.loads(json.dumps(recipe_to_json(recipe)))  # as it is read back: lists for tuples
     attempt = latest.get("attempt", 0) + 1 if latest and is_unchanged(latest, fingerprint, values) else 0
     champion = registry.current(files.join(workspace, "registry"), registry.CHAMPION)

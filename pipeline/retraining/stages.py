@@ -89,7 +89,8 @@ class Stages:
         """Ingests the source unless the data set is there. Returns its manifest."""
         run, options = self._run, self._options
         if not is_dataset(run.dataset):
-            source = Source(run.source, options.layout, options.md5, options.val_share)
+            columns = (options.image_column, options.label_column)
+            source = Source(run.source, options.layout, options.md5, options.val_share, *columns)
             ingest(source, run.dataset, max_quarantined=options.max_quarantined, progress=self._progress)
         data = manifest.load(run.dataset)
         rows = ", ".join(f"{split.rows:,} {name}" for name, split in data.splits.items())

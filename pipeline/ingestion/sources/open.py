@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
@@ -79,7 +79,7 @@ _LAYOUTS = {
         "archives (tar, zip) of class folders: one for each class or split, or one of all",
         webdataset.holds_archives,
         lambda listing, options: webdataset.build_archives_index(
-            listing, options.name, options.val_share, options.spool, options.progress
+            listing, options.name, options.tables, options.spool, options.progress
         ),
     ),
     "webdataset": _Layout(
@@ -139,7 +139,24 @@ def open_source(source: Source | str, *, spool: str, progress: Progress = silent
     tables = TableOptions(found.table, source.image_column, source.label_column, val_share)
     by_column = found.table is not None or source.image_column is not None or source.label_column is not None
     layout = _layout_of(found.listing, source.layout, by_column)
-    return layout.build(found.listing, _Options(found.name, source.md5, val_share, spool, progress, tables))
+    options = _Options(found.name, source.md5, val_share, spool, progress, tables)
+    return (
+        _build_folders(found.listing, options)
+        if layout is _LAYOUTS["folders"]
+        else layout.build(found.listing, options)
+    )
+
+
+def _build_folders(listing: Listing, options: _Options) -> Index:
+    """Returns the index of class folders. A table that labels the images, too, is told to the user."""
+    try:
+        index = _LAYOUTS["folders"].build(listing, options)
+    except SourceError as error:
+        if labels.names_files(listing):
+            raise SourceError(f"{error}; or --layout table, which takes the labels of a table that is there") from error
+        raise
+    line = labels.hint(listing)
+    return replace(index, notes=(*index.notes, line)) if line else index
 
 
 def _layout_of(listing: Listing, name: str, by_column: bool) -> _Layout:
@@ -148,6 +165,8 @@ def _layout_of(listing: Listing, name: str, by_column: bool) -> _Layout:
     by_column: whether the user names a table or a column of it.
     """
     if name == "auto" and by_column:
+        if webdataset.holds_archives(listing):
+            return _LAYOUTS["archives"]
         return _LAYOUTS["parquet" if image_parquet.matches(listing) else "table"]
     if name == "auto":
         for layout in _LAYOUTS.values():

@@ -7,9 +7,12 @@ import json
 import posixpath
 import re
 from bisect import bisect_left
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+
+import numpy as np
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
@@ -17,7 +20,10 @@ from pipeline.ingestion.sources import folders
 from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.labelled import LabelledFiles, Refusal, labelled_index
 from pipeline.ingestion.sources.members import Listing, is_archive, open_archives, stem_of
+from pipeline.ingestion.sources.recognise.file_kinds import kind_of
 from pipeline.ingestion.sources.recognise.split_words import split_of
+from pipeline.ingestion.sources.tables import labels
+from pipeline.ingestion.sources.tables.labels import TableOptions
 from pipeline.ingestion.sources.tables.split_words import in_class_folders
 
 _JSON_FIELDS = ("label", "cls", "class", "target", "class_name", "label_name", "class_id", "label_id")
@@ -72,12 +78,35 @@ def _label_suffix(listing: Listing) -> str | None:
     return None
 
 
-def build_archives_index(listing: Listing, name: str, val_share: float, spool: str, progress: Progress) -> Index:
-    """Returns the index of a folder of archives: WebDataset shards, or class folders in archives."""
-    inside = _opened(listing, spool, progress)
+def build_archives_index(listing: Listing, name: str, tables: TableOptions, spool: str, progress: Progress) -> Index:
+    """Returns the index of a folder of archives: WebDataset shards, class folders, or images that a table labels."""
+    inside, val_share = _opened(listing, spool, progress), tables.val_share
+    together = _with_files_outside(inside, listing)
+    if tables.only is not None or labels.matches(together):
+        return labels.build_index(together, name, tables)
     if _label_suffix(inside) is None:
         return folders.build_index(_without_repeats(inside, listing), name, val_share)
     return _labelled_by_files(inside, name, val_share)
+
+
+def _with_files_outside(inside: Listing, listing: Listing) -> Listing:
+    """Returns the files in archives and those beside the archives as one listing."""
+    beside = listing.only([row for row, name in enumerate(listing.names) if not is_archive(name)])
+    return replace(
+        inside,
+        names=inside.names + beside.names,
+        objects=inside.objects + beside.objects,
+        offsets=np.concatenate([inside.offsets, beside.offsets]),
+        lengths=np.concatenate([inside.lengths, beside.lengths]),
+        ignored={kind: count for kind, count in _without_counts(inside.ignored, beside).items() if count},
+    )
+
+
+def _without_counts(ignored: Mapping[str, int], listed: Listing) -> Counter[str]:
+    """Returns the files that aren't listed, less those that are listed now."""
+    counts = Counter(ignored)
+    counts.subtract(Counter(map(kind_of, listed.names)))
+    return counts
 
 
 def _without_repeats(inside: Listing, listing: Listing) -> Listing:

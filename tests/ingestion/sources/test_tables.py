@@ -1,6 +1,7 @@
 """Tables of (file, label[, split]) with a folder of images: the rows of class folders of the same images."""
 
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,14 @@ LAYOUTS: dict[str, tuple[Files, dict[str, dict[str, tuple[str, bytes]]]]] = {
         },
         SPLIT,
     ),
+    "another case and suffix": ({"a.csv": csv(HEADER + table(TRAIN, suffix=".JPEG")), **flat(TRAIN)}, ONE),
+    "numbered parts": (
+        {
+            "a_metadata.csv": csv([("image_id", "dx", "age"), *((a, b, "40") for a, b in table(TRAIN, suffix=""))]),
+            **{f"images_part_{n // 6}/{name}": d for n, (name, d) in enumerate(flat(TRAIN).items())},
+        },
+        ONE,
+    ),
     "parts": (
         {
             "a_metadata.csv": csv([("image_id", "dx", "age"), *((a, b, "40") for a, b in table(TRAIN, suffix=""))]),
@@ -274,6 +283,47 @@ def test_class_folders_with_a_table_stay_class_folders(tmp_path: Path) -> None:
     source = write_tree(tmp_path / "s", files)
     assert opened(source, tmp_path).layout == "folders"
     assert opened(source, tmp_path, layout="table").classes == ("x", "y")
+    assert opened(source, tmp_path).notes[-1] == (
+        "labels are the names of folders; meta.csv has others, in column 'label': --layout table takes them"
+    )
+    (source / "meta.csv").write_bytes(csv([*HEADER, *((name, name[:3]) for name in files if name.endswith(".jpg"))]))
+    assert "labels are the names" not in str(opened(source, tmp_path).notes)
+
+
+def test_a_tree_that_is_no_class_folders_says_that_there_is_a_table(tmp_path: Path) -> None:
+    files = {f"Train/{label}/{stem}.jpg": data for stem, (label, data) in TRAIN.items()}
+    files |= {f"Test/{stem}.jpg": data for stem, (_, data) in TEST.items()}
+    files |= {f"Meta/{label}.jpg": jpeg(n) for n, label in enumerate(CLASSES)}
+    names = [("Path", "ClassId")]
+    files["Train.csv"] = csv([*names, *((f"Train/{label}/{stem}.jpg", label) for stem, (label, _) in TRAIN.items())])
+    files["Test.csv"] = csv([*names, *((f"Test/{stem}.jpg", label) for stem, (label, _) in TEST.items())])
+    files["Meta.csv"] = csv([*names, *((f"Meta/{label}.jpg", label) for label in CLASSES[:2])])
+    source = write_tree(tmp_path / "s", files)
+    with pytest.raises(SourceError, match=r"'Meta' is in none of the splits .*; or --layout table, which takes"):
+        opened(source, tmp_path)
+    index = opened(source, tmp_path, layout="table")
+    assert {split: len(rows) for split, rows in rows_of(index).items()} == {"train": 12, "val": 6}
+    assert "Meta.csv: names few files, and no split as other tables do; left aside" in index.notes
+
+
+@pytest.mark.parametrize("source", ["folder", "the table itself"])
+def test_zips_beside_a_table_are_read_as_kaggle_hands_them_out(tmp_path: Path, source: str) -> None:
+    root = write_tree(tmp_path / "s", {"trainLabels.csv": csv([("id", "label"), *table(TRAIN, suffix="")])})
+    for split, found in (("train", TRAIN), ("test", TEST)):
+        with zipfile.ZipFile(root / f"{split}.zip", "w") as archive:
+            for name, data in flat(found, f"{split}/").items():
+                archive.writestr(name, data)
+    index = opened(root if source == "folder" else root / "trainLabels.csv", tmp_path)
+    assert {row for each in rows_of(index).values() for row in each} == {
+        (f"{label}/{stem}.jpg", label, data) for stem, (label, data) in TRAIN.items()
+    }
+    assert index.ignored == {"images of test without labels": 6, ".csv": 1}
+
+
+def test_a_table_that_cannot_be_read_beside_one_that_can_is_said(tmp_path: Path) -> None:
+    files = {"a.csv": csv(HEADER + table(TRAIN)), "b.csv": b"a,b\n1,2,3\n", **flat(TRAIN)}
+    index = opened(write_tree(tmp_path / "s", files), tmp_path)
+    assert any(note.startswith("left aside: b.csv: the table can't be read") for note in index.notes)
 
 
 def test_the_user_names_the_columns(tmp_path: Path) -> None:

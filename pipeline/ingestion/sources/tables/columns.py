@@ -76,7 +76,7 @@ def _files(table: Table, finder: Finder, wanted: str | None) -> tuple[str, Namin
         return None
     # Of several that name the same number of files, the one with suffixes, then the one with the plainest name.
     best = [name for name, (_, number) in found.items() if number == most]
-    best.sort(key=lambda name: (not found[name][0].has_suffix, name_rank(name, _FILE_NAMES)))
+    best.sort(key=lambda name: (found[name][0].spelling != "exact", name_rank(name, _FILE_NAMES)))
     return best[0], found[best[0]][0]
 
 

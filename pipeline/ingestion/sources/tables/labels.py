@@ -19,6 +19,7 @@ from pipeline.ingestion.sources.tables.finder import Finder
 from pipeline.ingestion.sources.tables.read import LIST_SUFFIX, Table, is_table, read_table
 from pipeline.ingestion.sources.tables.split_words import in_class_folders, is_class_folder, split_in
 
+_FEW = 0.2  # share of the rows of the largest table
 _MOST_TABLES = 50  # of a source with more, those nearest to its root are read
 
 
@@ -56,10 +57,11 @@ def matches(listing: Listing) -> bool:
     folders = {listing.names[row].rpartition("/")[0] for row in listing.image_rows}
     if not folders or in_class_folders(listing) or not has_table(listing):
         return False
-    return not any(map(is_class_folder, "/".join(folders).split("/"))) or _names_files(listing)
+    return not any(map(is_class_folder, "/".join(folders).split("/"))) or names_files(listing)
 
 
-def _names_files(listing: Listing) -> bool:
+def names_files(listing: Listing) -> bool:
+    """Whether a column of a table names files of the source."""
     finder, _ = _finder(listing)
     for row in _candidates(listing, finder, None):
         with contextlib.suppress(SourceError):
@@ -83,7 +85,7 @@ def build_index(listing: Listing, name: str, options: TableOptions) -> Index:
     names, and those of a table without labels, are left aside and counted.
     """
     finder, files = _finder(listing)
-    chosen = _usable(listing, finder, options)
+    chosen, notes = _usable(listing, finder, options)
     found = _Rows()
     for table, choice in chosen:
         _add(found, table, choice, finder, files, listing)
@@ -94,18 +96,42 @@ def build_index(listing: Listing, name: str, options: TableOptions) -> Index:
         _keys(found, listing),
         found.splits,
         found.labels,
-        notes=[_note(table, choice) for table, choice in chosen],
+        notes=[*(_note(table, choice) for table, choice in chosen), *notes],
         aside=_aside(found, listing),
         refusals=found.refusals,
     )
     return labelled_index(listing, name, "table", labelled, int if numbers else None, options.val_share)
 
 
+def hint(listing: Listing) -> str | None:
+    """Returns a line on a table whose labels differ from the class folders of the images; None if there is none."""
+    finder, files = _finder(listing)
+    for row in _candidates(listing, finder, None):
+        with contextlib.suppress(SourceError):  # it may be any table
+            table = read_table(listing.member(row), listing.uri, finder.names_file)
+            choice = choose_columns(table, finder, split_of)
+            if choice is None or choice.label is None:
+                continue
+            pairs = set()
+            for value, label in zip(table.columns[choice.files], choice.labels, strict=True):
+                for at in finder.find(value, choice.naming)[:1]:
+                    pairs.add((listing.names[files[at]].rpartition("/")[0], label))
+            if len(pairs) > len({folder for folder, _ in pairs}):
+                return (
+                    f"labels are the names of folders; {table.name} has others, in column {choice.label!r}: "
+                    "--layout table takes them"
+                )
+    return None
+
+
 # --- which tables ------------------------------------------------------------------------------------------------
 
 
-def _usable(listing: Listing, finder: Finder, options: TableOptions) -> list[tuple[Table, Choice]]:
-    """Returns the tables that name files, with their columns; at least one has labels. Raises SourceError."""
+def _usable(listing: Listing, finder: Finder, options: TableOptions) -> tuple[list[tuple[Table, Choice]], list[str]]:
+    """Returns (tables that name files, with their columns; notes on other tables). Raises SourceError.
+
+    At least one of them has labels.
+    """
     problems: list[SourceError] = []
     unused: list[Table] = []
     chosen: list[tuple[Table, Choice]] = []
@@ -121,10 +147,29 @@ def _usable(listing: Listing, finder: Finder, options: TableOptions) -> list[tup
         else:
             chosen.append((table, choice))
     if any(choice.label is not None for _, choice in chosen):
-        return chosen
+        kept = _without_strays(chosen)
+        strays = [table.name for table, choice in chosen if (table, choice) not in kept]
+        notes = [f"{name}: names few files, and no split as other tables do; left aside" for name in strays]
+        return kept, notes + [f"left aside: {str(error).removeprefix(f'{listing.uri}: ')}" for error in problems]
     if problems:
         raise problems[0]
     raise SourceError(_no_table(listing, chosen, unused))
+
+
+def _without_strays(chosen: list[tuple[Table, Choice]]) -> list[tuple[Table, Choice]]:
+    """Returns the tables without those of few rows and of no split beside tables of splits, such as Meta.csv."""
+    most = max(table.num_rows for table, _ in chosen)
+    if not any(_table_split(table) or choice.splits for table, choice in chosen):
+        return chosen
+    return [
+        (table, choice)
+        for table, choice in chosen
+        if _table_split(table) or choice.splits or table.num_rows > _FEW * most
+    ]
+
+
+def _table_split(table: Table) -> str:
+    return split_in(table.name.rpartition("/")[2]) or split_in(table.folder)
 
 
 def _candidates(listing: Listing, finder: Finder, only: str | None) -> list[int]:
@@ -143,7 +188,10 @@ def _is_list(listing: Listing, row: int, finder: Finder) -> bool:
 
 
 def _no_table(listing: Listing, chosen: Sequence[tuple[Table, Choice]], unused: Sequence[Table]) -> str:
-    remedy = "it needs one column of file names and one of labels; --image-column and --label-column name them"
+    remedy = (
+        "the source must hold the table and the images, and the table a column of file names and one of labels "
+        "(--image-column, --label-column)"
+    )
     for table, choice in chosen:
         others = ", ".join(repr(name) for name in table.columns if name != choice.files) or "none"
         return (
@@ -166,7 +214,7 @@ def _note(table: Table, choice: Choice) -> str:
 
 def _add(found: _Rows, table: Table, choice: Choice, finder: Finder, files: Sequence[int], listing: Listing) -> None:
     """Adds the rows of a table. Raises SourceError if a value names several files."""
-    table_split = split_in(table.name.rpartition("/")[2]) or split_in(table.folder) or ""
+    table_split = _table_split(table)
     for number, value in enumerate(table.columns[choice.files]):
         label = choice.labels[number]
         split = choice.splits[number] if choice.splits else table_split

@@ -1,7 +1,12 @@
 """Split words inside longer names: `trainLabels.csv`, `train_images/`, `data/Test-Set`."""
 
+import re
+
 from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.recognise.split_words import UNLABELLED, is_generic, split_name, split_of
+
+# Parts of one folder of images: HAM10000_images_part_1, images_001.
+_PART = re.compile(r"(?:part|batch|chunk|shard|images?|imgs?)[ _-]?\d+$", re.IGNORECASE)
 
 
 def split_in(path: str) -> str:
@@ -14,8 +19,8 @@ def split_in(path: str) -> str:
 
 
 def is_class_folder(name: str) -> bool:
-    """Whether a folder's name may be a class: neither a split, as `train_images` is, nor a word such as `images`."""
-    return bool(name) and not split_of(name) and not is_generic(name)
+    """Whether a folder's name may be a class: no split, as `train_images`, no `images`, no numbered part."""
+    return bool(name) and not split_of(name) and not is_generic(name) and not _PART.search(name)
 
 
 def in_class_folders(listing: Listing) -> bool:
