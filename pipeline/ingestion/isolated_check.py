@@ -17,10 +17,10 @@ Check = Callable[[Buffer, int], Checked]  # of the bytes of an image and its pos
 Image = tuple[int, Buffer]
 
 
-def check_isolated(samples: pa.Table, check: Check) -> Iterator[tuple[Image, Checked]]:
+def check_isolated(samples: pa.Table, check: Check, unreadable: dict[int, str]) -> Iterator[tuple[Image, Checked]]:
     """Yields ((position, stored bytes), outcome) of each row of an index table, as `gather` and `check` would.
 
-    An image on which two processes die is refused. The outcomes are those of `check` otherwise.
+    An image on which two processes die is refused. The outcomes are those of `check` else. unreadable: see `gather`.
     """
 
     def call(image: Image) -> tuple[Checked, bool]:
@@ -31,7 +31,9 @@ def check_isolated(samples: pa.Table, check: Check) -> Iterator[tuple[Image, Che
 
     for positions in _chunks(samples["length"].to_pylist()):
         # The threads that read have ended before a child is forked: a lock that one held would never be released.
-        images = [(positions[row], data) for row, data in gather(samples.take(pa.array(positions)))]
+        reasons: dict[int, str] = {}
+        images = [(positions[row], data) for row, data in gather(samples.take(pa.array(positions)), reasons)]
+        unreadable.update({positions[row]: reason for row, reason in reasons.items()})
         for image, result in zip(images, call_isolated(images, call, IMAGE_SECONDS), strict=True):
             if isinstance(result, Died):
                 yield image, Refused(result.reason, hashlib.sha256(image[1]).hexdigest())

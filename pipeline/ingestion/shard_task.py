@@ -114,12 +114,15 @@ class _ShardRows:
                 self._add(position, b"", self._check(b"", position))
             elif length > MAX_IMAGE_BYTES:
                 self._refuse(position, f"too large: {length:,} bytes, the limit is {MAX_IMAGE_BYTES:,}", "")
+        unreadable: dict[int, str] = {}
         if self._guard == "process":
-            for (position, data), image in check_isolated(samples, self._check):
+            for (position, data), image in check_isolated(samples, self._check, unreadable):
                 self._add(position, data, image)
         else:
-            for position, data in gather(samples):
+            for position, data in gather(samples, unreadable):
                 self._add(position, data, self._check(data, position))
+        for position, reason in unreadable.items():
+            self._refuse(position, reason, "")
         self.quarantined.sort(key=lambda entry: str(entry["key"]))
 
     def kept(self) -> list[Row]:

@@ -1,5 +1,7 @@
 """An image on which a process dies costs that image, by name; all others are stored as ever."""
 
+import errno
+import os
 import resource
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +19,7 @@ from pipeline.ingestion.publish import quarantine_table
 from pipeline.ingestion.run import planned_ingest, write_dataset
 from pipeline.ingestion.shard_task import Receipt, ShardContext, make_shard
 from pipeline.ingestion.sources import Index, Source, open_source
+from pipeline.storage import files
 from tests.support.deadly import DeadlyContext, deadly
 from tests.support.images import make_tree
 
@@ -87,7 +90,7 @@ def test_a_child_may_not_take_all_memory(tree_index: Index) -> None:
         except MemoryError:
             return Refused("no memory", "")
 
-    found = [image.reason for _, image in check_isolated(samples, check) if isinstance(image, Refused)]
+    found = [image.reason for _, image in check_isolated(samples, check, {}) if isinstance(image, Refused)]
     assert found == ["no memory"] * 3
     assert resource.getrlimit(resource.RLIMIT_DATA) == limits
 
@@ -99,8 +102,26 @@ def test_rows_are_read_and_checked_in_pieces(tree_index: Index, monkeypatch: pyt
     def check(data: bytes | memoryview, position: int) -> object:
         return check_image(data, str(position), ImageHandling())
 
-    found = sorted((position, len(data)) for (position, data), _ in check_isolated(samples, check))
+    found = sorted((position, len(data)) for (position, data), _ in check_isolated(samples, check, {}))
     assert found == list(enumerate(samples["length"].to_pylist()))
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_file_that_the_system_does_not_read_is_refused_by_name(
+    tree_index: Index, tmp_path: Path, guarded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = files.read_range
+
+    def read(uri: str, offset: int, length: int) -> memoryview:
+        if uri.endswith("train/bee/004.jpg"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), uri)
+        return whole(uri, offset, length)
+
+    monkeypatch.setattr(files, "read_range", read)
+    receipts = receipts_of(tree_index, tmp_path / "out", ShardContext, guarded)
+    (refused,) = quarantine_table(tree_index, receipts).to_pylist()
+    assert (refused["key"], refused["reason"]) == ("train/bee/004.jpg", "file not readable: Input/output error")
+    assert sum(receipt.shard["rows"] for receipt in receipts) == 101
 
 
 @pytest.mark.slow
