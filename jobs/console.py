@@ -160,9 +160,12 @@ def _no_display() -> Callable[..., None]:
 
 def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     """Prints names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False, title_style="bold")
+    # As Text, since a name of a user's may look like markup: photos[/1].
+    table = Table(
+        title=Text(title), title_justify="left", show_header=False, box=None, pad_edge=False, title_style="bold"
+    )
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))
     console.print(table)

@@ -1,11 +1,13 @@
 """What an ingest found in its source, in lines for the user: files, splits, classes, and what was left out."""
 
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from pipeline.ingestion.sources import Index
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SHOWN_CLASSES = 8
 _SHOWN_KINDS = 6
 _SHOWN_NAMES = 3
@@ -32,7 +34,7 @@ def found_lines(index: Index) -> list[str]:
         lines.append(f"can't be read: {_some([f'{x.key} ({x.reason})' for x in index.unusable], _SHOWN_NAMES)}")
     if index.ignored:
         lines.append(f"left out: {kinds_text(index.ignored)}")
-    return lines
+    return [_CONTROL.sub(lambda match: repr(match.group())[1:-1], line) for line in lines]  # a name may hold a newline
 
 
 def kinds_text(kinds: Mapping[str, int]) -> str:

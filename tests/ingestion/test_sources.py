@@ -76,6 +76,24 @@ def test_without_val_about_a_tenth_of_every_class_is_held_out(tmp_path: Path, be
     assert len(keys[0] | keys[1]) == 60
 
 
+def test_class_names_that_differ_in_form_or_case_are_recognised(tmp_path: Path) -> None:
+    accented = {f"train/{name}/{n}.jpg": jpeg(n) for name in ("caf\u00e9", "bee") for n in range(2)}
+    decomposed = {f"val/{name}/{n}.jpg": jpeg(n) for name in ("cafe\u0301", "bee") for n in range(2)}
+    assert open_here(make_tar(tmp_path / "a.tar", accented | decomposed), tmp_path).classes == ("bee", "caf\u00e9")
+    cases = {f"{name}/{n}.jpg": jpeg(n) for name in ("train/Ant", "train/Bee", "val/ant") for n in range(2)}
+    with pytest.raises(SourceError, match=r"class 'ant' has no training image; is it 'Ant'\? Rename one of them"):
+        open_here(make_tar(tmp_path / "b.tar", cases), tmp_path)
+
+
+def test_a_class_of_one_image_stays_in_train(tmp_path: Path) -> None:
+    members = {f"{name}/{n}.jpg": jpeg(n) for name in ("ant", "bee") for n in range(4)} | {"cow/0.jpg": jpeg(9)}
+    index = open_here(make_tar(tmp_path / "a.tar", members), tmp_path)
+    assert 2 not in index.splits["val"]["label"].to_pylist()
+    assert index.notes[1] == "one image, which stays in train, in 1 of the classes: cow"
+    with pytest.raises(SourceError, match="every class has one image"):
+        open_here(make_tar(tmp_path / "b.tar", {"ant/1.jpg": jpeg(1), "bee/1.jpg": jpeg(2)}), tmp_path)
+
+
 def test_an_evaluation_takes_every_image_of_a_source_without_val(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "t", splits=("train",))
     index = open_source(Source(str(tree), for_evaluation=True), spool="")

@@ -1,5 +1,6 @@
 """Class folders: `[.../]SPLIT/CLASS/NAME.jpg`, or `[.../]CLASS/NAME.jpg` without splits, in a folder or an archive."""
 
+import unicodedata
 from collections import Counter
 from typing import Literal
 
@@ -13,8 +14,8 @@ ClassLevel = Literal["auto", "first", "last"]
 
 
 def matches(listing: Listing) -> bool:
-    """Whether the source looks like class folders: at least one image in a folder."""
-    return any("/" in listing.names[row] for row in listing.image_rows)
+    """Whether the source holds an image, which class folders are the last guess for."""
+    return bool(listing.image_rows)
 
 
 def build_index(listing: Listing, name: str, val_share: float, class_level: ClassLevel = "auto") -> Index:
@@ -40,9 +41,19 @@ def build_index(listing: Listing, name: str, val_share: float, class_level: Clas
             keys.append(f"{meaning.key}/{base}")
             splits.append(meaning.split)
             class_names.append(meaning.class_name)
+    class_names = _composed(class_names)
     refusals = [Refusal(listing.names[row], "", listing.unreadable[row], None, row) for row in stray]
     labelled = LabelledFiles(rows, keys, splits, class_names, reading.notes, reading.aside, refusals)
     return labelled_index(listing, name, "folders", labelled, val_share=val_share)
+
+
+def _composed(names: list[str]) -> list[str]:
+    """Returns the names, in the composed form of Unicode (NFC) where a name occurs in several forms, as from macOS."""
+    forms: dict[str, set[str]] = {}
+    for name in set(names):
+        forms.setdefault(unicodedata.normalize("NFC", name), set()).add(name)
+    changed = {name: composed for composed, found in forms.items() if len(found) > 1 for name in found}
+    return [changed.get(name, name) for name in names] if changed else names
 
 
 def _without_stray(listing: Listing) -> tuple[list[int], list[int]]:

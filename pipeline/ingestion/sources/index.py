@@ -119,8 +119,8 @@ def below_share(keys: Sequence[str], labels: npt.NDArray[np.int64], share: float
 
     A row is held out if a number in [0, 1) drawn by its key is below `share`, whatever other rows there are. So new
     images move no old one between the splits, with one exception, without which a class could lack val or train: if no
-    row of a class is below the share, its lowest is held out, and if all are, its highest is not. keys, labels: of N
-    rows; each class has two or more.
+    row of a class is below the share, its lowest is held out, and if all are, its highest is not. The row of a class
+    that has one only stays in train. keys, labels: of N rows.
     """
     draws = uniform(0, 0, Stream.HOLD_OUT, key_hash(list(keys)))[:, 0]
     is_val = draws < share

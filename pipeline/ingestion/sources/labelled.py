@@ -13,6 +13,8 @@ from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.recognise.file_kinds import kind_of
 from pipeline.ingestion.sources.source import VAL_SHARE
 
+_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -112,18 +114,26 @@ def _final_splits(
         keys = list(labelled.keys)
     if val_share >= 1:
         return keys, ["val"] * len(keys), ("no val split: every image is evaluated",)
-    counts = np.bincount(labels, minlength=len(classes))
-    if counts.min() < 2:
+    single = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 1)
+    if len(single) == len(classes):
         raise SourceError(
-            f"{uri}: class {classes[int(counts.argmin())]!r} has one image and the source has no val split; add images "
-            "to it, or a val/ folder"
+            f"{uri}: every class has one image, and the source has no val split; add images, or a val/ folder"
         )
     is_val = below_share(keys, labels, val_share)
     note = (
         f"no val split: {is_val.sum():,} of {len(keys):,} images are held out as val, {val_share:.3g} of each class by "
         "a hash of their keys (--val-share)"
     )
-    return keys, np.where(is_val, "val", "train").tolist(), (note,)
+    notes = [note]
+    if len(single):
+        names = some_names(classes, single.tolist())
+        notes.append(f"one image, which stays in train, in {len(single):,} of the classes: {names}")
+    return keys, np.where(is_val, "val", "train").tolist(), tuple(notes)
+
+
+def some_names(classes: Sequence[str], which: Sequence[int]) -> str:
+    """Returns the names of the first few of some classes."""
+    return ", ".join(classes[label] for label in which[:_SHOWN]) + (", ..." if len(which) > _SHOWN else "")
 
 
 def _check_splits(uri: str, tables: dict[str, Any], label: dict[str, int], needs_train: bool) -> None:
@@ -138,7 +148,9 @@ def _check_splits(uri: str, tables: dict[str, Any], label: dict[str, int], needs
     trained = set(np.unique(tables["train"]["label"].to_numpy()).tolist())
     for class_name, index in label.items():
         if index not in trained:
-            raise SourceError(f"{uri}: class {class_name!r} has no training image; add some or remove it")
+            alike = [name for name in label if name != class_name and name.casefold() == class_name.casefold()]
+            remedy = f"; is it {alike[0]!r}? Rename one of them" if alike else "; add some or remove it"
+            raise SourceError(f"{uri}: class {class_name!r} has no training image{remedy}")
 
 
 def _ignored(listing: Listing, labelled: LabelledFiles) -> dict[str, int]:
