@@ -93,7 +93,7 @@ def _of_kind(
     model, about = weights(wanted)
     size = asked.get("image_size_px") or fixed_size_px(model or wanted) or size
     if model:
-        return own.fine_tuned(model, size, facts), f"because {median}; weights: {about}", True
+        return own.fine_tuned(model, size, facts, on_gpu), f"because {median}; weights: {about}", True
     if wanted not in OWN_MODELS and (wanted or on_gpu):
         return own.photos(wanted or "resnet18", size, facts), f"because {median}; weights: {about}", False
     small = asked.get("image_size_px") or 64

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.cluster.resources import count_gpus
 
 # Operations per second of one core in training, in float32: measured on a core of an AMD EPYC with AVX-512, torch 2.15,
-# 2026-11-27, by the time of the process: EfficientNet-Lite0 at 128 px 41 images/s, ResNet-18 see `choose.py`'s test.
+# 2026-11-27, by the time of the process: EfficientNet-Lite0 at 128 px 41 images/s. Of dense networks a guess.
 _DENSE, _DEPTHWISE = 80e9, 30e9
 _DEPTHWISE_NAMES = ("efficientnet", "mobilenet", "mnasnet", "lite")
 CPU_SECONDS = 300.0
@@ -27,13 +27,19 @@ class Machine:
 
         operations_per_image: of a forward and a backward pass (`flops.operations_per_image`).
         """
-        rate = _DEPTHWISE if any(name in model for name in _DEPTHWISE_NAMES) else _DENSE
+        rate = _DEPTHWISE if is_depthwise(model) else _DENSE
         return rate * self.cpus**0.9 / max(1.0, operations_per_image)
 
     def __str__(self) -> str:
         if self.gpus:
             return f"{self.gpus} GPU{'s' * (self.gpus > 1)}"
         return f"{self.cpus} core{'s' * (self.cpus > 1)}"
+
+
+def is_depthwise(model: str) -> bool:
+    """Whether a network consists of depthwise convolutions mainly, by its name: CPUs are slow at them, and slower in
+    bfloat16."""
+    return any(name in model for name in _DEPTHWISE_NAMES)
 
 
 def this_machine(device: str = "auto") -> Machine:

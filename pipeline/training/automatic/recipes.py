@@ -6,24 +6,26 @@ Sizes, batches and epochs are filled in by `choose.py`.
 from dataclasses import replace
 
 from pipeline.config.augment import Augment
-from pipeline.config.choices import TestViews
+from pipeline.config.choices import Precision, TestViews
 from pipeline.config.presets import recipes
 from pipeline.config.recipe import Recipe
 from pipeline.training.automatic.facts import DataFacts
+from pipeline.training.automatic.machine import is_depthwise
 
 PHOTOS, FINE_TUNED, SMALL = "own-photos", "own-photos-fine-tuned", "own-small-images"
 
 
-def fine_tuned(model: str, size_px: int, facts: DataFacts) -> Recipe:
+def fine_tuned(model: str, size_px: int, facts: DataFacts, on_gpu: bool) -> Recipe:
     """Starts from ImageNet's weights: AdamW, a short warm-up, crops of a third of the image and more.
 
-    Source: our own trials on 200 photographs of five classes of Imagenette (docs/log.md). float32: on CPUs the
-    depthwise convolutions of EfficientNets are slower in bfloat16.
+    Source: our own trials on 200 photographs of five classes of Imagenette (docs/log.md). On CPUs
+    depthwise convolutions are faster in float32.
     """
+    precision: Precision = "auto" if on_gpu or not is_depthwise(model) else "float32"
     return Recipe(
         name=FINE_TUNED, model=model, image_size_px=size_px, evaluate_resize_px=_resize(size_px), epochs=10,
         global_batch_size=16, optimizer="adamw", learning_rate=3e-4, weight_decay=0.01, schedule="cosine",
-        warmup_epochs=1, label_smoothing=0.1, augment=_crops(facts), residency="stream", precision="float32",
+        warmup_epochs=1, label_smoothing=0.1, augment=_crops(facts), residency="stream", precision=precision,
         test_views=_views(facts), checkpoint_every_steps=100,
     )  # fmt: skip
 
