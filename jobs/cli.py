@@ -7,6 +7,8 @@ loaded by the subcommands that need them.
 import difflib
 import importlib
 import importlib.metadata
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -38,7 +40,13 @@ def run() -> None:
         command.run_process(lambda: main(words))
     else:
         early.end_of_start()
-        sys.exit(main(words))
+        try:
+            status = main(words)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `image-pipeline --help | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 128 + signal.SIGPIPE
+        sys.exit(status)
 
 
 def main(words: Sequence[str]) -> int:

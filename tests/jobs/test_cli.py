@@ -140,3 +140,9 @@ def test_other_shells_know_every_flag(shell: str, capsys: pytest.CaptureFixture[
 
 def test_a_shell_without_completion_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert called(capsys, "--completion", "tcsh") == (2, "", "error: --completion tcsh: give one of bash, zsh, fish\n")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command_line = f"set -o pipefail; {sys.executable} -m jobs.cli --help | true"
+    done = subprocess.run(["bash", "-c", command_line], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
