@@ -186,7 +186,10 @@ def rgb_pixels(image: Image.Image) -> Pixels:
     """
     image.load()
     if image.mode.startswith("I"):  # 16-bit grey, of which PIL's own conversion keeps the low bits
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        values = np.asarray(image)
+        if image.mode == "I" and not (values.max() == 0 or (values.min() >= 0 and 255 < values.max() < 1 << 16)):
+            raise ValueError("32-bit integer pixels are not supported; convert them to 8 or 16 bits")
+        grey = (values.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("floating-point pixels are not supported; convert them to 8 or 16 bits")

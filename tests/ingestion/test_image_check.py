@@ -258,6 +258,8 @@ def test_an_arithmetic_coded_jpeg_is_converted(handling: ImageHandling) -> None:
         (lossless_jpeg(np.asarray(rgb()), 12), "unsupported: lossless JPEG (Unsupported JPEG data precision 12"),
         (with_frame_marker(WHOLE, 0xC5), "unsupported: hierarchical JPEG ("),
         (encoded(Image.fromarray(np.zeros((4, 5), np.float32)), "TIFF"), "unsupported: floating-point pixels"),
+        (encoded(Image.fromarray(np.full((4, 5), 200, np.int32)), "TIFF"), "unsupported: 32-bit integer pixels"),
+        (encoded(Image.fromarray(np.full((4, 5), 1 << 20, np.int32)), "TIFF"), "unsupported: 32-bit integer pixels"),
         (b"\0\0\0\x18ftypheic" + bytes(40), "unsupported: an image of a kind that PIL can't read"),
         (encoded(Image.new("RGB", (65_501, 1)), "PNG"), "too long: 65501x1 pixels, the limit of a side is 65,500"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no image: "),
