@@ -152,9 +152,13 @@ def _build_folders(listing: Listing, options: _Options) -> Index:
     try:
         index = _LAYOUTS["folders"].build(listing, options)
     except SourceError as error:
-        if labels.names_files(listing):
-            raise SourceError(f"{error}; or --layout table, which takes the labels of a table that is there") from error
-        raise
+        if not labels.has_table(listing):
+            raise
+        try:
+            labels.build_index(listing, options.name, options.tables)
+        except SourceError as problem:
+            raise SourceError(f"{error}; and as a table: {str(problem).removeprefix(f'{listing.uri}: ')}") from error
+        raise SourceError(f"{error}; or --layout table, which takes the labels of a table that is there") from error
     line = labels.hint(listing)
     return replace(index, notes=(*index.notes, line)) if line else index
 

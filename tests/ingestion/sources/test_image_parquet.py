@@ -76,6 +76,10 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], dict[str, Rows]]] = {
         {"default/train/0000.parquet": parquet(TRAIN), "default/validation/0000.parquet": parquet(VAL)},
         {"train": TRAIN, "val": VAL},
     ),
+    "an empty file first": (
+        {"train-0.parquet": parquet([]), "train-1.parquet": parquet(TRAIN), "val-0.parquet": parquet(VAL)},
+        {"train": TRAIN, "val": VAL},
+    ),
     "one file": ({"all.parquet": parquet(TRAIN)}, {"": TRAIN}),
     "words": ({"all.parquet": parquet(TRAIN, features=None, labels="str")}, {"": TRAIN}),
     "other columns": (

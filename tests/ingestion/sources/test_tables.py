@@ -164,6 +164,13 @@ LAYOUTS: dict[str, tuple[Files, dict[str, dict[str, tuple[str, bytes]]]]] = {
         SPLIT,
     ),
     "another case and suffix": ({"a.csv": csv(HEADER + table(TRAIN, suffix=".JPEG")), **flat(TRAIN)}, ONE),
+    "accents as macOS writes them": (
+        {
+            "a.csv": csv(HEADER + table(TRAIN, suffix="\u00fc.jpg")),
+            **{name.replace(".jpg", "u\u0308.jpg"): data for name, data in flat(TRAIN).items()},
+        },
+        {"": {f"{stem}u\u0308": row for stem, row in TRAIN.items()}},
+    ),
     "numbered parts": (
         {
             "a_metadata.csv": csv([("image_id", "dx", "age"), *((a, b, "40") for a, b in table(TRAIN, suffix=""))]),
@@ -318,6 +325,12 @@ def test_zips_beside_a_table_are_read_as_kaggle_hands_them_out(tmp_path: Path, s
         (f"{label}/{stem}.jpg", label, data) for stem, (label, data) in TRAIN.items()
     }
     assert index.ignored == {"images of test without labels": 6, ".csv": 1}
+
+
+def test_the_fault_of_a_table_is_said_where_there_are_no_class_folders_either(tmp_path: Path) -> None:
+    files = {"labels.csv": b"file,label\n1,2,3\n", **flat(TRAIN, "berries/")}
+    with pytest.raises(SourceError, match=r"one class only .*; and as a table: labels\.csv: the table can't be read"):
+        opened(write_tree(tmp_path / "s", files), tmp_path)
 
 
 def test_a_table_that_cannot_be_read_beside_one_that_can_is_said(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Finds the files that the values of a column name: with or without folders and suffix, and from any root."""
 
 import posixpath
+import unicodedata
 from collections import defaultdict
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from pipeline.ingestion.sources.recognise.file_kinds import is_image
 _SAMPLE = 1000
 _ENOUGH = 0.5  # share of a sample that must be found before fewer folders of the values are compared
 
-# How the last part of a value is read: as it is; as a name without suffix; or loosely, whatever its case, and an image
+# How the last part of a value is read: as it is; as a name without suffix; or loosely, whatever its case and its form
+# of accents, and an image
 # suffix for any other, such as IMG_1.JPG for img_1.jpg.
 Spelling = Literal["exact", "stem", "loose"]
 
@@ -88,4 +90,5 @@ def _parts(value: str) -> list[str]:
 
 
 def _loosely(name: str) -> str:
-    return (posixpath.splitext(name)[0] if is_image(name) else name).casefold()
+    # macOS writes an accent as a character of its own (NFD), most programs as one with its letter.
+    return unicodedata.normalize("NFC", posixpath.splitext(name)[0] if is_image(name) else name).casefold()

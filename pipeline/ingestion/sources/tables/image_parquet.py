@@ -114,8 +114,16 @@ def _splits(listing: Listing) -> tuple[dict[int, str], dict[str, int]]:
     return found, aside
 
 
+def _first_with_rows(listing: Listing, parquets: list[int]) -> int:
+    for row in parquets:
+        with open_parquet(listing.place(row)) as parquet:
+            if parquet.metadata.num_rows:
+                return row
+    raise SourceError(f"{listing.uri}: no Parquet file has rows; download them again")
+
+
 def _columns(listing: Listing, parquets: list[int], options: TableOptions) -> _Columns:
-    place = listing.place(parquets[0])
+    place = listing.place(_first_with_rows(listing, parquets))
     with open_parquet(place) as parquet:
         schema = parquet.schema_arrow
         images = [options.image_column] if options.image_column else image_columns(schema)
