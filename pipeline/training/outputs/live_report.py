@@ -24,6 +24,8 @@ from pipeline.training.trackers.base import MakeTracker, TrackedRun, Tracker
 REPORT_NAME = "report.html"
 _SECONDS = 60.0  # between pages without an evaluation, and between any two in object storage
 
+_PATIENCE_SECONDS = 5.0
+
 
 def live_report(job: TrainJob, data: Manifest, state: RunState, steps_per_epoch: int) -> MakeTracker:
     """Returns what makes the `LiveReport` of a run."""
@@ -63,12 +65,16 @@ class LiveReport:
         self._due.set()
 
     def end(self, finished: bool) -> None:
-        """Ends the threads; a run that breaks off leaves a page that says so and isn't reloaded any more."""
+        """Ends the threads; a run that breaks off leaves a page that says so and isn't reloaded any more.
+
+        Not in object storage: the storage itself may be the reason, and the run mustn't wait for it.
+        """
         self._ended = True
         self._due.set()
-        self._thread.join()
-        self._use.stop()
-        if not finished and self._error is None:
+        is_writable = finished or files.is_local(self._uri)
+        self._thread.join(None if is_writable else _PATIENCE_SECONDS)
+        self._use.stop(save=is_writable)
+        if is_writable and not finished and self._error is None:
             self._write(is_running=False)
 
     def _work(self) -> None:

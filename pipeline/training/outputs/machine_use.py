@@ -36,11 +36,12 @@ class MachineUse:
             samples = list(self.samples)
         files.write_json(self._uri, samples)
 
-    def stop(self) -> None:
-        """Ends the thread, and writes the samples."""
+    def stop(self, save: bool = True) -> None:
+        """Ends the thread, and writes the samples unless told otherwise."""
         self._stopped.set()
         self._thread.join()
-        self.save()
+        if save:
+            self.save()
 
     def _sample(self) -> None:
         while not self._stopped.wait(self._seconds):
