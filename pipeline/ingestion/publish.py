@@ -19,6 +19,7 @@ from pipeline.ingestion.shard_task import Receipt
 from pipeline.ingestion.sources import Index
 from pipeline.ingestion.target import CARD_NAME, QUALITY_NAME, QUARANTINE_NAME
 from pipeline.storage import files, lease
+from pipeline.storage.file_names import printable
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -66,13 +67,18 @@ def quarantine_table(index: Index, receipts: list[Receipt]) -> pa.Table:
         table = index.splits[split]
         for entry in receipt.quarantined:
             at = positions.setdefault(split, {key: n for n, key in enumerate(table["key"].to_pylist())})[entry["key"]]
-            place = {"object": table["object"][at].as_py().split("?")[0], "offset": table["offset"][at].as_py()}
+            place = {"object": _shown(table["object"][at].as_py()), "offset": table["offset"][at].as_py()}
             rows.append({"split": split, **entry, **place})
     for each in index.unusable:
         row = {"split": each.split, "key": each.key, "label": each.label, "reason": each.reason}
-        rows.append({**row, "sha256": "", "bytes": 0, "object": each.object.split("?")[0], "offset": 0})
+        rows.append({**row, "sha256": "", "bytes": 0, "object": _shown(each.object), "offset": 0})
     rows.sort(key=lambda row: (row["split"], row["key"]))
     return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
+
+
+def _shown(uri: str) -> str:
+    """Returns the URI of a file for people: names that aren't UTF-8 escaped, without the query of a store."""
+    return printable(uri if files.is_local(uri) else uri.split("?")[0])
 
 
 def check_quarantined(plan: IngestPlan, quarantined: pa.Table, most: float) -> None:
@@ -96,6 +102,7 @@ def build_manifest(plan: IngestPlan, receipts: list[Receipt]) -> Manifest:
         mine = [receipt for receipt in receipts if receipt.path.split("/")[0] == name]
         splits[name] = _build_split(name, mine)
         sources += _source_lines(plan.out, name, splits[name], mine)
+    _check_no_class_is_lost(plan.index, splits)
     repaired, reasons = Counter[str](), Counter[str]()
     for receipt in receipts:
         repaired.update(receipt.repaired)
@@ -113,6 +120,18 @@ def build_manifest(plan: IngestPlan, receipts: list[Receipt]) -> Manifest:
         settings=asdict(plan.settings),
         val_share=plan.index.val_share,
     )
+
+
+def _check_no_class_is_lost(index: Index, splits: dict[str, Split]) -> None:
+    """Raises DatasetError if a class had training images and none of them can be used."""
+    if "train" not in splits:
+        return
+    wanted = np.bincount(index.splits["train"]["label"].to_numpy(), minlength=len(index.classes))
+    for label in np.flatnonzero((wanted > 0) & (np.array(splits["train"].rows_per_class) == 0)):
+        raise DatasetError(
+            f"class {index.classes[label]!r}: none of its {wanted[label]:,} training images can be used; see "
+            f"{QUARANTINE_NAME}, and mend or remove them"
+        )
 
 
 def _build_split(name: str, receipts: list[Receipt]) -> Split:

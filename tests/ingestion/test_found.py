@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.core.errors import PipelineError, SourceError
+from pipeline.core.errors import DatasetError, PipelineError, SourceError
 from pipeline.dataset.parquet import read_provenance, read_table
 from pipeline.ingestion.found import found_lines
 from pipeline.ingestion.sources import Index, Source, open_source
@@ -139,6 +139,14 @@ def test_a_class_whose_files_cannot_be_read_does_not_disappear(tmp_path: Path) -
         (tree / split / "fly" / "1.jpg").symlink_to("/nowhere")
     with pytest.raises(SourceError, match="class 'fly' has no training image"):
         opened(tree)
+
+
+def test_a_class_of_which_no_image_decodes_does_not_disappear(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "t", per_class=3)
+    for path in (tree / "train" / "bee").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(DatasetError, match="class 'bee': none of its 3 training images can be used; see quarantine"):
+        ingest_here(opened(tree), str(tmp_path / "out"))
 
 
 def test_a_path_that_is_not_utf8_is_refused_in_one_line() -> None:
