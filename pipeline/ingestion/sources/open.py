@@ -13,7 +13,7 @@ from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.published import cifar100, tiny_imagenet
 from pipeline.ingestion.sources.source import Source
 from pipeline.ingestion.sources.tables import image_parquet, labels
-from pipeline.ingestion.sources.tables.labels import TableOptions
+from pipeline.ingestion.sources.tables.choose_tables import TableOptions
 
 
 @dataclass(frozen=True)

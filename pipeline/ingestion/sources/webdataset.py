@@ -23,7 +23,7 @@ from pipeline.ingestion.sources.members import Listing, is_archive, open_archive
 from pipeline.ingestion.sources.recognise.file_kinds import kind_of
 from pipeline.ingestion.sources.recognise.split_words import split_of
 from pipeline.ingestion.sources.tables import labels
-from pipeline.ingestion.sources.tables.labels import TableOptions
+from pipeline.ingestion.sources.tables.choose_tables import TableOptions
 from pipeline.ingestion.sources.tables.split_words import in_class_folders
 
 _JSON_FIELDS = ("label", "cls", "class", "target", "class_name", "label_name", "class_id", "label_id")

@@ -16,8 +16,8 @@ from pipeline.core.progress import Bytes, Progress
 from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.labelled import LabelledFiles, Refusal, labelled_index
 from pipeline.ingestion.sources.members import Listing
+from pipeline.ingestion.sources.tables.choose_tables import TableOptions
 from pipeline.ingestion.sources.tables.columns import LABEL_NAMES, choose_labels, name_rank
-from pipeline.ingestion.sources.tables.labels import TableOptions
 from pipeline.ingestion.sources.tables.split_words import split_in
 from pipeline.ingestion.sources.tables.unpack_parquet import (
     features,
