@@ -50,7 +50,9 @@ def user_message(error: BaseException) -> str | None:
     known = user_error(error)
     if known is None:
         return None
-    return _remedy(known) if isinstance(known, OSError) else _text(known)
+    if isinstance(known, OSError) and not isinstance(known, PipelineError):
+        return _remedy(known)
+    return _text(known)
 
 
 def _text(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 import time
 from typing import Literal
 
-from pipeline.cluster.address import cluster_address
+from pipeline.cluster.address import check_cluster, cluster_address
 from pipeline.cluster.ray_tasks import ray_is_initialized
 from pipeline.cluster.session import check_local_workers, ray_session
 from pipeline.core.errors import ClusterError, RecipeError
@@ -41,12 +41,15 @@ def count_gpus() -> int:
 def check_machine(workers: int | None, device: Device = "auto") -> None:
     """Raises ClusterError at once if this machine alone can't hold the workers, or has no GPU for device "gpu".
 
-    workers: None if their number isn't known yet. Does nothing where RAY_ADDRESS names a cluster or Ray runs already:
-    then `wait_for_resources` decides. Raises RecipeError for GPUs without workers.
+    workers: None if their number isn't known yet. Where Ray runs already, or a cluster answers at RAY_ADDRESS,
+    `wait_for_resources` decides. Raises RecipeError for GPUs without workers.
     """
     if device == "gpu" and workers == 0:
         workers_use_gpus(device, workers, 0)
-    if cluster_address() or ray_is_initialized():
+    if ray_is_initialized():
+        return
+    if address := cluster_address():
+        check_cluster(address)  # here, because libraries that take seconds to load aren't loaded yet
         return
     if device == "gpu" and not (gpus := count_gpus()):
         raise ClusterError(f"device=gpu: {_no_gpu()}; use --device auto or cpu, or name a cluster in RAY_ADDRESS")

@@ -25,7 +25,17 @@ _REMEDIES = {
 
 
 class FileAccessError(StorageError, PermissionError):
-    """A local file may not be read or written, in one line with the remedy. Also caught as an OSError."""
+    """A local file may not be read or written, in one line with the remedy. Also caught as an OSError.
+
+    number: the system's. line: the message.
+    """
+
+    def __init__(self, number: int, line: str) -> None:
+        super().__init__(number, line)
+        self.errno, self.strerror = number, line  # Python sets them for OSError alone
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 @contextmanager
@@ -41,7 +51,7 @@ def one_line_errors(path: str, writing: bool = False) -> Iterator[None]:
         if error.errno in _FULL:
             raise StorageError(describe(error, path, writing) or "") from error
         if error.errno in (*_REFUSED, errno.EROFS) and not isinstance(error, StorageError):
-            raise FileAccessError(describe(error, path, writing)) from error
+            raise FileAccessError(error.errno or 0, describe(error, path, writing) or "") from error
         raise
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.cluster.ray_errors import pipeline_error, unwrap, user_error, user_message
 from pipeline.core.errors import ClusterError, DatasetError
+from pipeline.storage.system_errors import FileAccessError
 
 
 class RayTaskError(Exception):
@@ -81,6 +82,11 @@ def test_a_storage_that_refuses_is_the_users_to_mend(number: int, words: str) ->
     error = RayTaskError(OSError(number, "No", "/data/x"))
     assert words in (user_message(error) or "")
     assert pipeline_error(error) is None  # but not one of the pipeline's: a run that trains on is tried again
+
+
+def test_a_refusal_that_is_in_words_already_stays_as_it_is() -> None:
+    error = FileAccessError(errno.EACCES, "/data/x: may not be read; allow it")
+    assert user_message(error) == user_message(RayTaskError(error)) == "/data/x: may not be read; allow it"
 
 
 def test_an_error_that_names_no_file_is_a_defect() -> None:

@@ -67,8 +67,11 @@ def test_what_this_machine_cannot_hold_is_refused_before_anything_starts(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ClusterError, match=words):
         resources.check_machine(workers, device)
+    asked: list[str] = []
+    monkeypatch.setattr(resources, "check_cluster", asked.append)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     resources.check_machine(workers, device)  # the cluster may have them
+    assert asked == ["head:6379"]
 
 
 def test_few_workers_and_workers_with_a_gpu_each_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
