@@ -69,8 +69,9 @@ def line_of(kept: dict[str, Any]) -> str:
     top1 = f"top-1 {100 * kept['top1']:.1f} %"
     if kept["stopped"]:
         since = kept["after_epochs"] - kept["epoch"]
+        epochs = "1 epoch" if since == 1 else f"{since:g} epochs"
         return (
-            f"stopped after epoch {kept['after_epochs']}: no better for {since:g} epochs; the model is that of epoch "
+            f"stopped after epoch {kept['after_epochs']}: no better for {epochs}; the model is that of epoch "
             f"{kept['epoch']:g}, {top1}"
         )
     return f"the model is that of epoch {kept['epoch']:g}, {top1}, the best of all epochs"
