@@ -18,7 +18,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("infra/*.md"), *ROOT.glob("docs/*
 _FENCED = re.compile(r"^ *```[a-z]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
 _COMMAND = re.compile(
-    r"(?:uv run (?:--\S+ (?:(?:bench|cpu|dev|evaluation|hub|pretrained|tests|wandb) )?)*|python )(?:-m )?(?P<script>jobs[/.][\w/.]+)(?P<flags>[^|;&]*)"
+    r"(?:uv run (?:--\S+ (?:(?!jobs)\w+ )?)*|python )(?:-m )?(?P<script>jobs[/.][\w/.]+)(?P<flags>[^|;&]*)"
     r"|image-pipeline (?P<subcommand>[a-z]+)(?P<rest>[^|;&]*)"
 )
 
