@@ -1,5 +1,6 @@
 """The report: one self-contained HTML file made of `result.json`, the predictions and stored images."""
 
+import importlib.util
 import math
 import shlex
 from typing import Any
@@ -49,7 +50,9 @@ def where_to_look(job: TrainJob) -> list[str]:
     """Returns lines that tell where the run can be followed: its page, and TensorBoard where that is written."""
     lines = [f"report {files.join(job.run, REPORT_NAME)} (written again after each evaluation)"]
     if make_tensorboard in job.trackers:
-        lines.append(f"tensorboard --logdir {shlex.quote(files.join(job.run, tensorboard.FOLDER))}")
+        # The event files are written without it.
+        program = "tensorboard" if importlib.util.find_spec("tensorboard") else "uvx tensorboard"
+        lines.append(f"{program} --logdir {shlex.quote(files.join(job.run, tensorboard.FOLDER))}")
     return lines
 
 
