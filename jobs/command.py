@@ -46,6 +46,8 @@ def run_process(main: Callable[[], int]) -> None:
         status = main()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if status == signal.SIGTERM:  # from the handler that Ray installs while it starts
+            status = 128 + signal.SIGTERM
     except BrokenPipeError:  # `image-pipeline registry list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
