@@ -132,7 +132,7 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
     folder = stack.enter_context(session_folder())  # a session leaves its logs behind
     stack.callback(_shut_down)
     # Ray's processes leave temporary files when they are ended.
-    with environment_variables({"TMPDIR": folder}), hold_signals(), _process_groups():
+    with environment_variables({"TMPDIR": folder}), hold_signals(), _process_groups(), _no_handler_of_ray():
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),
@@ -159,6 +159,24 @@ def _process_groups() -> Iterator[None]:
     finally:
         if popen is not None:
             services.ConsolePopen = popen
+
+
+@contextmanager
+def _no_handler_of_ray() -> Iterator[None]:
+    """Keeps Ray from installing its handler of SIGTERM in the block, while signals are held back.
+
+    It would end the process in the middle of the start, with status 15, and leave what was started already.
+    """
+    from ray._private import utils
+
+    install: Any = getattr(utils, "set_sigterm_handler", None)  # not a public part of Ray
+    if install is not None:
+        utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        if install is not None:
+            utils.set_sigterm_handler = install
 
 
 def _shut_down() -> None:
