@@ -4,7 +4,7 @@ An interrupted ingest continues where it stopped when the same command runs agai
 and writes nothing; --diff compares two data sets.
 
 Examples:
-    uv run jobs/ingest.py --source photos/ --out data/photos --max-quarantined 0.01
+    uv run jobs/ingest.py --source photos/ --out data/photos
     uv run jobs/ingest.py --source s3://bucket/raw --out s3://bucket/photos --dry-run
     uv run jobs/ingest.py --diff data/photos-monday data/photos-tuesday
 """
@@ -20,6 +20,7 @@ from pipeline.ingestion.api import ingest, preview_ingest
 from pipeline.ingestion.diff import compare_datasets
 from pipeline.ingestion.image_check import DEFAULT_SHRUNK_QUALITY, Checks, ImageHandling
 from pipeline.ingestion.plan import SHARD_BYTES, IngestSettings
+from pipeline.ingestion.publish import MAX_QUARANTINED
 from pipeline.ingestion.run import Ingested
 from pipeline.ingestion.sources import LAYOUTS, Source
 from pipeline.ingestion.sources.source import IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP, VAL_SHARE, VAL_SHARE_HELP
@@ -98,8 +99,11 @@ class Args:
     out: Annotated[str | None, command.option("the data set's folder, new or empty", "URI")] = None
     workers: Annotated[int | None, command.option("shards written at a time", "N", "one per CPU")] = None
     max_quarantined: Annotated[
-        float, command.option("damaged files that may be left out; below 1: a share of all files", "N", "0")
-    ] = 0.0
+        float,
+        command.option(
+            "unusable files that may be left out; below 1: a share of all files", "N", f"{MAX_QUARANTINED:g}"
+        ),
+    ] = MAX_QUARANTINED
     dry_run: Annotated[bool, command.option("show the plan and its cost; write nothing", "")] = False
     diff: Annotated[
         tuple[str, str] | None,

@@ -35,8 +35,8 @@ class DataArgs:
 
     source: Annotated[str | None, command.option("raw images, as jobs/ingest.py takes them", "URI")] = None
     max_quarantined: Annotated[
-        float, command.option("damaged files that may be left out; below 1: a share of all files", "N", "0")
-    ] = 0.0
+        float, command.option("unusable files that may be left out; below 1: a share of all files", "N", "0.1")
+    ] = 0.1
 
 
 @dataclass(frozen=True)

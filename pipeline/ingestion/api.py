@@ -12,6 +12,7 @@ from pipeline.core.progress import Progress, begin, silent
 from pipeline.ingestion.cost import Estimate, estimate
 from pipeline.ingestion.found import found_lines
 from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_shards
+from pipeline.ingestion.publish import MAX_QUARANTINED
 from pipeline.ingestion.run import Ingested, planned_ingest, write_dataset
 from pipeline.ingestion.shard_task import task_memory_bytes
 from pipeline.ingestion.sources import Index, Source, hub, open_source
@@ -50,18 +51,18 @@ def ingest(
     out: str | os.PathLike[str],
     *,
     settings: IngestSettings | None = None,
-    max_quarantined: float = 0,
+    max_quarantined: float = MAX_QUARANTINED,
     workers: int | None = None,
     progress: Progress = silent,
 ) -> Ingested:
     """Turns raw images into a data set and returns it: Parquet shards and a manifest, the same bytes every time.
 
-        data = ingest("photos/", "data/photos", max_quarantined=0.01)
+        data = ingest("photos/", "data/photos")
         image, label = data["train"][0]
 
     source: a folder of class folders, an archive (tar, zip), a folder of archives, or "digits"; a path, or a URI such
     as s3://bucket/key. `Source` names the layout where it can't be recognised. out: a new or empty folder. settings:
-    what the bytes depend on besides the source. max_quarantined: damaged files that may be left out; below 1, a share
+    what the bytes depend on besides the source. max_quarantined: unusable files that may be left out; below 1, a share
     of all. workers: shards written at a time, None for one a CPU. progress: called with stage, rows done and in all.
 
     Starts Ray on this machine, or joins the cluster of RAY_ADDRESS, unless Ray runs already. An interrupted ingest goes

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,12 @@ from pipeline.ingestion.sources import Index
 from pipeline.ingestion.target import CARD_NAME, QUALITY_NAME, QUARANTINE_NAME
 from pipeline.storage import files, lease
 from pipeline.storage.file_names import printable
+
+_log = logging.getLogger(__name__)
+
+# Share of the labelled files that may be unusable by default: one bad file shouldn't end an ingest, and where most are
+# bad the source isn't what it was taken for.
+MAX_QUARANTINED = 0.5
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -82,15 +89,18 @@ def _shown(uri: str) -> str:
 
 
 def check_quarantined(plan: IngestPlan, quarantined: pa.Table, most: float) -> None:
-    """Raises DatasetError if more than `most` files were refused. most: a number of files; below 1, a share of all."""
-    bound = most if most >= 1 or most == 0 else most * plan.index.num_labelled
-    if quarantined.num_rows <= bound:
+    """Names refused files in a warning. Raises DatasetError if there are more than `most`; below 1, a share of all."""
+    if not quarantined.num_rows:
         return
-    worst = [f"{row['key']}: {row['reason']}" for row in quarantined.slice(0, 3).to_pylist()]
+    first = [f"{row['key']}: {row['reason']}" for row in quarantined.slice(0, 3).to_pylist()]
+    problem = f"{quarantined.num_rows:,} of {plan.index.num_labelled:,} files can't be used ({'; '.join(first)})"
+    place = files.join(plan.out, QUARANTINE_NAME)
+    if quarantined.num_rows <= (most if most >= 1 else most * plan.index.num_labelled):
+        _log.warning("warning: %s; they are left out, and listed in %s", problem, place)
+        return
     raise DatasetError(
-        f"{quarantined.num_rows:,} of {plan.index.num_labelled:,} files can't be used ({'; '.join(worst)}), "
-        f"max_quarantined={most:g}; repair them, or leave them out with jobs/ingest.py --max-quarantined "
-        f"{quarantined.num_rows} (all are listed in {files.join(plan.out, QUARANTINE_NAME)})"
+        f"{problem}, max_quarantined={most:g}; repair them, or leave them out with jobs/ingest.py --max-quarantined "
+        f"{quarantined.num_rows} (all are listed in {place})"
     )
 
 

@@ -54,8 +54,8 @@ class RetrainOptions:
     label_column: str | None = None
     """Column of a table that holds the labels, as in `ingestion.Source`."""
 
-    max_quarantined: float = 0.0
-    """Damaged files that ingest may leave out; below 1, a share of all."""
+    max_quarantined: float = 0.1
+    """Unusable files that ingest may leave out; below 1, a share of all. With more, the run ends before it trains."""
 
     force: bool = False
     """Whether to run although source and recipe are those of the newest finished run."""

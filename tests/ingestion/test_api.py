@@ -120,10 +120,14 @@ class TestOnRay:
         assert len(open_dataset(second)["train"]) == 7
         assert len(files.list_directories(str(tmp_path / "kept"))) == 2
 
-    def test_too_many_damaged_files_are_an_error_and_the_next_call_goes_on(self, tmp_path: Path) -> None:
+    def test_too_many_damaged_files_are_an_error_and_the_next_call_goes_on(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         tree = make_tree(tmp_path / "tree", per_class=2)
         (tree / "val" / "cow" / "001.jpg").write_bytes(b"")
         with pytest.raises(DatasetError, match=r"1 of 12 files can't be used \(val/cow/001\.jpg: empty: zero bytes\)"):
-            ingest(tree, tmp_path / "out")
-        done = ingest(tree, tmp_path / "out", max_quarantined=0.1)
+            ingest(tree, tmp_path / "out", max_quarantined=0.05)
+        caplog.set_level(logging.INFO, "pipeline")
+        done = ingest(tree, tmp_path / "out")  # the default leaves out what can't be used, and says so
+        assert "warning: 1 of 12 files can't be used (val/cow/001.jpg: empty: zero bytes); they are left" in caplog.text
         assert (done.trusted_shards, done.manifest.rows) == (2, 11)

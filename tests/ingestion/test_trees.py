@@ -103,6 +103,13 @@ def test_images_without_class_folders_are_left_aside_and_counted(images: str, as
     assert len(reading.meanings) == len(images.split()) - len(aside)
 
 
+def test_a_few_images_beside_class_folders_are_left_aside() -> None:
+    counts = {"": 1, "train": 2, "train/cat": 20, "train/dog": 20, "val/cat": 5, "val/dog": 5}
+    reading = read_tree(counts, {}, "photos")
+    assert reading.aside == {"images of the source beside its folders": 1, "images of train beside its folders": 2}
+    assert classes(reading) == {"train": "cat dog", "val": "cat dog"}
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

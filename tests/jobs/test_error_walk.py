@@ -223,7 +223,7 @@ def test_a_cluster_that_is_not_there_is_one_line_within_seconds(address: str, fo
 @pytest.mark.skipif(not CAN_CHANGE_USER, reason="needs root and setpriv to become another user")
 def test_a_user_id_without_an_account_ingests_and_trains(tmp_path: Path) -> None:
     """Without HOME, as a container gives it; ends with the data set and the run, and says where the cache is."""
-    for place in (tmp_path, *tmp_path.parents[:2]):
+    for place in (tmp_path, *tmp_path.parents[:3]):
         place.chmod(0o777)
     make_tree(tmp_path / "tree")
     nobody = as_user(54321)

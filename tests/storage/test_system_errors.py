@@ -80,7 +80,7 @@ for name, call in {
 
 @pytest.mark.skipif(not CAN_CHANGE_USER, reason="needs root to become another user")
 def test_files_of_another_user_are_named_with_what_was_tried(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)
     (tmp_path / "secret").write_text("x")
     (tmp_path / "secret").chmod(0o600)

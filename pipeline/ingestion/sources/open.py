@@ -188,6 +188,7 @@ def _unknown(listing: Listing, problem: str) -> str:
     suffixes = Counter("." + name.rsplit(".", 1)[-1] if "." in name else "no suffix" for name in listing.names)
     kinds = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(4))
     return (
-        f"{listing.uri}: {problem}; found {len(listing):,} files ({kinds}), first {listing.names[0]!r}; "
-        f"known layouts: {'; '.join(LAYOUTS.values())}"
+        f"{listing.uri}: {problem}; found {len(listing):,} files ({kinds}), first {listing.names[0]!r}; put the images "
+        "of each class into a folder of its own, or write a table labels.csv of (file, label) beside them; --layout "
+        f"knows {', '.join(LAYOUTS)} (docs/guides/ingest.md)"
     )

@@ -17,6 +17,7 @@ from pipeline.ingestion.sources.recognise.folder_tree import Folder, Path, folde
 from pipeline.ingestion.sources.recognise.split_words import UNLABELLED, split_of, splits_among
 
 _SHOWN = 3
+_STRAY_SHARE = 0.1  # of the images in folders: a cover or a sample sheet beside class folders, not images to learn from
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,23 @@ def read_tree(
         parts = _reversed_parts(top)
     else:
         parts = [_Part(lone[-1] if lone else "", (), _class_folders(top, roles, reading, uri))]
-    stray = next((folder for part in parts for folder in (top, part.folder) if folder.num_images), None)
-    if stray is not None:
-        where = "/".join(stray.path) or "the source"
-        raise SourceError(f"{uri}: {stray.num_images:,} images of {where} aren't in a class folder; {_EXPECTED}")
+    _set_stray_images_aside(top, parts, reading, uri)
     _read_classes(parts, class_level, reading, uri)
     check_emptied([part.folder for part in parts], [*wrappers, top] if labelled or lone else [], others, uri)
     return reading
 
 
 _EXPECTED = "expected SPLIT/CLASS/NAME or CLASS/NAME"
+
+
+def _set_stray_images_aside(top: Folder, parts: Iterable[_Part], reading: Reading, uri: str) -> None:
+    """Leaves images beside the class folders aside if they are few. Raises SourceError if they may be meant."""
+    for folder in {each.path: each for part in parts for each in (top, part.folder)}.values():
+        where = "/".join(folder.path) or "the source"
+        if folder.num_images > _STRAY_SHARE * (folder.total - folder.num_images):
+            raise SourceError(f"{uri}: {folder.num_images:,} images of {where} aren't in a class folder; {_EXPECTED}")
+        if folder.num_images:
+            reading.aside[f"images of {where} beside its folders"] = folder.num_images
 
 
 def _class_names(top: Folder, roles: Mapping[str, str]) -> set[str]:
