@@ -6,6 +6,7 @@ backend are the host's own before and after.
 
 import base64
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from pipeline.reporting.page import render_page as render_page
+
+_log = logging.getLogger(__name__)
 
 BLUE, ORANGE, GREY = "#3b82c4", "#e08a2c", "#808080"
 _THUMBNAIL_PX, _LOSSLESS_PX = 192, 64
@@ -55,15 +58,22 @@ def svg_data_uri(figure: Figure) -> str:
 
 
 def thumbnail(data: bytes) -> str:
-    """Returns an encoded image as a data URI of at most 192 pixels a side: PNG up to 64 pixels, else JPEG."""
+    """Returns an encoded image as a data URI of at most 192 pixels a side: PNG up to 64 pixels, else JPEG.
+
+    An image that PIL doesn't decode, which may be one that wasn't decoded at ingest, is shown as a grey square.
+    """
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
-        small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-        kind = "png" if max(small.size) <= _LOSSLESS_PX else "jpeg"
-        out = io.BytesIO()
-        small.save(out, format=kind.upper(), quality=85)  # PNG ignores the quality
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            small = image.convert("RGB")
+    except Exception as error:  # PIL raises almost anything for damaged input; one picture is no reason to lose a page
+        _log.warning("warning: an image can't be shown on a page (%s)", error)
+        small = Image.new("RGB", (_THUMBNAIL_PX, _THUMBNAIL_PX), "grey")
+    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    kind = "png" if max(small.size) <= _LOSSLESS_PX else "jpeg"
+    out = io.BytesIO()
+    small.save(out, format=kind.upper(), quality=85)  # PNG ignores the quality
     return f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode()
 
 

@@ -36,7 +36,7 @@ def said(capsys: Capture, line: str) -> tuple[int, str, str]:
         ("train --label_smoothing=0.1", "--label_smoothing: no such flag; did you mean --set label_smoothing=0.1?"),
         ("train --hue --seed 1", "--hue: no such flag; did you mean --set augment.hue=VALUE?"),
         ("train --output x", "--output: no such flag; did you mean --run-dir?"),
-        ("train –data x", "–data: no such flag; did you mean --data?"),  # noqa: RUF001: a dash of a web page
+        ("train –data x", "–data: no such flag; did you mean --data?"),
         ("train --qqq", "--qqq: no such flag; --help lists all flags"),
         ("ingest --source x --output y", "--output: no such flag; did you mean --out?"),
         ("verify --dta x", "--dta: no such flag; did you mean --data?"),

@@ -5,7 +5,7 @@ import sys
 
 import matplotlib
 
-from pipeline.reporting.charts import chart_style, new_axes, svg_data_uri
+from pipeline.reporting.charts import chart_style, new_axes, svg_data_uri, thumbnail
 from pipeline.reporting.figures import confusion_matrix_chart
 
 _HOST = """
@@ -48,3 +48,7 @@ def test_a_confusion_matrix_is_drawn() -> None:
 
     picture = confusion_matrix_chart(np.array([[3, 1], [0, 2]]), ("ant", "bee"))
     assert picture.startswith("data:image/svg+xml;base64,")
+
+
+def test_an_image_that_cannot_be_decoded_costs_its_picture_alone() -> None:
+    assert thumbnail(b"\xff\xd8 no image").startswith("data:image/jpeg;base64,")
