@@ -69,7 +69,7 @@ def program() -> list[str]:
         return ["uv", "run", *_of_script(script, typed)]
     if os.path.isabs(script) and Path(script).name == "image-pipeline":
         found = shutil.which("image-pipeline")
-        return ["image-pipeline"] if found and os.path.samefile(found, script) else [script]
+        return ["image-pipeline"] if found and os.path.realpath(found) == os.path.realpath(script) else [script]
     return typed
 
 

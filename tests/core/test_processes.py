@@ -47,7 +47,10 @@ def test_a_signal_ends_a_process_with_its_finally_blocks(number: signal.Signals,
         "import time\nfrom pipeline.core.processes import exit_on_signals\nexit_on_signals()\n"
         "try:\n print('up', flush=True)\n time.sleep(60)\nfinally:\n time.sleep(0.5)\n print('cleaned', flush=True)"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+    default = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731 - the tests may run under nohup
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, preexec_fn=default
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(number)

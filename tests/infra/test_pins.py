@@ -58,10 +58,16 @@ def test_no_address_is_recorded() -> None:
 # --- what the first command installs ------------------------------------------------------------------------------
 
 
+def _normal(name: str) -> str:
+    """Returns the name of a package as PyPI compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def test_what_a_command_imports_at_its_start_is_among_the_projects_own_dependencies() -> None:
     """Else `uv run jobs/cifar10.py` works here, where the tests' packages are installed, and nowhere else."""
     own = {Requirement(line).name for line in PROJECT["project"]["dependencies"]}
     own |= {need.name for name in own for need in _needs(name)}  # scikit-learn's scipy
+    own = {_normal(name) for name in own}
     packages = importlib.metadata.packages_distributions()
     checked = set()
     for file in (path for room in ("pipeline", "jobs") for path in (ROOT / room).rglob("*.py")):
@@ -70,7 +76,7 @@ def test_what_a_command_imports_at_its_start_is_among_the_projects_own_dependenc
         for name in _imported_with_the_module(ast.parse(file.read_text())):
             if name in sys.stdlib_module_names or name in ("pipeline", "jobs", "infra"):
                 continue
-            owners = {re.sub(r"[-_.]+", "-", owner).lower() for owner in packages[name]}
+            owners = {_normal(owner) for owner in packages[name]}
             assert owners & own, f"{file}: {name}"
             checked.add(name)
     assert {"numpy", "torch", "tyro"} <= checked

@@ -248,6 +248,7 @@ def test_a_closed_terminal_leaves_no_process_and_no_folder(
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", *shlex.split(line)], cwd=tmp_path, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
     )  # fmt: skip
     deadline = time.monotonic() + 100
     while not list(Path("/tmp").glob(f"ray-{process.pid}-*/session_latest")):
