@@ -17,7 +17,7 @@ from pipeline.cluster.ray_tasks import ray_is_initialized, usable_cpus
 from pipeline.cluster.session_folder import session_folder
 from pipeline.core.errors import ClusterError
 from pipeline.core.interrupts import hold_signals
-from pipeline.core.processes import ENDING_SIGNALS, exit_on_signals
+from pipeline.core.processes import ENDING_SIGNALS, children_naming, exit_on_signals, wait_or_kill
 from pipeline.core.user_folders import account_variables
 from pipeline.core.variables import environment_variables
 
@@ -29,6 +29,7 @@ _VARIABLES = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives a session must not start another one
     "RAY_DATA_LOG_LEVEL": "WARNING",
 }
+_END_SECONDS = 0.5
 _FEW_WORKERS = 4  # are possible on any machine, for trials of what several workers do
 _SET_BY_RAY = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")  # by its start and by its import
 _LOG_LEVELS = {
@@ -130,7 +131,7 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
     import ray
 
     folder = stack.enter_context(session_folder())  # a session leaves its logs behind
-    stack.callback(_shut_down)
+    stack.callback(_shut_down, folder)
     # Ray's processes leave temporary files when they are ended.
     with environment_variables({"TMPDIR": folder}), hold_signals(), _process_groups(), _no_handler_of_ray():
         ray.init(
@@ -179,12 +180,14 @@ def _no_handler_of_ray() -> Iterator[None]:
             utils.set_sigterm_handler = install
 
 
-def _shut_down() -> None:
-    """Ends Ray; an impatient second Ctrl-C must not leave its processes and files behind."""
+def _shut_down(folder: str) -> None:
+    """Ends Ray; an impatient second Ctrl-C must not leave its processes and files behind. folder: of the session."""
     import ray
 
     with hold_signals():
+        processes = children_naming(folder)
         ray.shutdown()
+        wait_or_kill(processes, _END_SECONDS)  # its workers end by themselves, some time after it has returned
 
 
 # --- state of the process ----------------------------------------------------------------------------------------

@@ -19,6 +19,25 @@ def process_tree(root: int) -> list[int]:
     return [root]
 
 
+def children_naming(text: str) -> list[psutil.Process]:
+    """Returns this process's children with `text` in their command line, and all processes below them."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any(text in word for word in child.cmdline()):
+                found += [child, *child.children(recursive=True)]
+    return found
+
+
+def wait_or_kill(processes: list[psutil.Process], seconds: float) -> None:
+    """Waits until the processes have ended, and kills those that still run after `seconds`."""
+    alive = psutil.wait_procs(processes, timeout=seconds)[1]
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=1)
+
+
 def tree_megabytes(root: int) -> float:
     """Returns the memory of a process and of all below it in MB; what they share is counted once (Pss, Linux only)."""
     total = 0

@@ -7,9 +7,17 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
-from pipeline.core.processes import cpu_seconds, exit_on_signals, process_tree, tree_megabytes
+from pipeline.core.processes import (
+    children_naming,
+    cpu_seconds,
+    exit_on_signals,
+    process_tree,
+    tree_megabytes,
+    wait_or_kill,
+)
 
 _PARENT = (
     "import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', {!r}]); print(c.pid, flush=True); c.wait()"
@@ -75,3 +83,18 @@ def test_only_the_main_thread_sets_the_handlers() -> None:
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_processes_that_go_on_are_killed_and_others_left_alone() -> None:
+    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    with (
+        subprocess.Popen([sys.executable, "-c", f"{code}; time.sleep(60)", "ours-41"]) as ours,
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other,
+    ):
+        while len(found := children_naming("ours-41")) < 2:
+            time.sleep(0.05)
+        wait_or_kill(found, 0.1)
+        assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in found)
+        assert ours.wait(5) is not None
+        assert other.poll() is None
+        other.kill()
