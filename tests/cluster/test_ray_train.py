@@ -137,7 +137,7 @@ def test_one_and_two_workers_train_on_the_same_global_batches(trained: TrainJob,
     assert len(steps) == 24
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(3, marks=pytest.mark.long)])
 def test_a_checkpoint_has_the_same_totals_on_any_number_of_workers(
     trained: TrainJob, tmp_path: Path, num_workers: int
 ) -> None:

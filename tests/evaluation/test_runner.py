@@ -42,7 +42,7 @@ def test_what_a_run_held_out_is_evaluated_as_the_run_did(trained: str, digits_da
         split_rows("held-out", data, replace(model, dataset_digest="0"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_same_integers_for_any_number_of_workers(trained: str, digits_dataset: str, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def run_it(job: TrainJob) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("residency", "num_workers"),
-    [("resident", 0), ("stream", 0), pytest.param("stream", 2, marks=pytest.mark.slow)],
+    [("resident", 0), ("stream", 0), pytest.param("stream", 2, marks=pytest.mark.long)],
 )
 def test_corrupt_rows_are_left_out_counted_and_named(
     damaged: str, tmp_path: Path, residency: str, num_workers: int

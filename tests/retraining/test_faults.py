@@ -105,7 +105,7 @@ def promoted(digits_dataset: str, s3: str, tmp_path_factory: pytest.TempPathFact
     [
         pytest.param(ACCESS_KEY, "a-wrong-secret", "the storage answers 403", marks=pytest.mark.long),
         pytest.param("nobody", SECRET_KEY, "the storage answers 403", marks=pytest.mark.long),
-        pytest.param(READER_KEY, READER_SECRET, "answers 403 AccessDenied; check bucket", marks=pytest.mark.slow),
+        pytest.param(READER_KEY, READER_SECRET, "answers 403 AccessDenied; check bucket", marks=pytest.mark.long),
     ],
 )
 def test_without_permission_to_write_the_error_is_one_line_and_nothing_changes(

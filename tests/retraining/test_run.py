@@ -206,7 +206,7 @@ def test_a_forced_run_starts_from_the_champions_weights(digits_dataset: str, ray
     assert second.decision["comparison"].endswith("compare.html")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_two_concurrent_runs_one_works_and_one_leaves_and_a_budget_ends_a_run(
     digits_dataset: str, tmp_path: Path
 ) -> None:
