@@ -146,7 +146,7 @@ def _list_local(root: str) -> Tree:
                     todo.append((f"{name}/", (*above, place)))
             elif not stat.S_ISREG(found.st_mode):
                 unreadable[escaped(name)] = "not a file: a pipe, socket or device"
-            elif not os.access(each.path, os.R_OK):
+            elif not os.access(each.path, os.R_OK, effective_ids=True):  # as `open` asks
                 unreadable[escaped(name)] = f"file not readable: {os.strerror(errno.EACCES)}"
             else:
                 entries.append(Entry(escaped(name), found.st_size, found.st_mtime_ns))

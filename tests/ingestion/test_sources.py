@@ -353,3 +353,11 @@ def test_the_real_cifar10_jpegs_are_indexed(tmp_path: Path) -> None:
     first = sample_bytes(index.splits["val"].slice(0, 1))[0]
     with io.BytesIO(first) as stream:
         assert stream.read(2) == b"\xff\xd8"
+
+
+def test_a_source_none_of_whose_images_can_be_read_is_one_line_with_the_first(tmp_path: Path) -> None:
+    for name in ("ant/1.jpg", "bee/1.jpg"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True)
+        (tmp_path / "tree" / name).symlink_to("/nowhere.jpg")
+    with pytest.raises(SourceError, match=r"none of 2 images can be read \(ant/1.jpg: dangling link: /nowhere.jpg"):
+        open_here(tmp_path / "tree", tmp_path)

@@ -22,7 +22,7 @@ from pipeline.storage import retries
 from pipeline.storage.store_clients import forget_clients
 from tests.support.images import jpeg, make_tree
 from tests.support.jobs import ROOT
-from tests.support.users import CAN_CHANGE_USER, as_user
+from tests.support.users import CAN_CHANGE_USER, as_user, let_others_in
 
 TWO = "train --data data --recipe digits"
 # (command line, words of the one line on standard error)
@@ -223,8 +223,8 @@ def test_a_cluster_that_is_not_there_is_one_line_within_seconds(address: str, fo
 @pytest.mark.skipif(not CAN_CHANGE_USER, reason="needs root and setpriv to become another user")
 def test_a_user_id_without_an_account_ingests_and_trains(tmp_path: Path) -> None:
     """Without HOME, as a container gives it; ends with the data set and the run, and says where the cache is."""
-    for place in (tmp_path, *tmp_path.parents[:3]):
-        place.chmod(0o777)
+    let_others_in(tmp_path)
+    tmp_path.chmod(0o777)
     make_tree(tmp_path / "tree")
     nobody = as_user(54321)
     without: dict[str, str | None] = dict.fromkeys(("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME"))

@@ -13,7 +13,7 @@ from pipeline.core.errors import StorageError
 from pipeline.storage import files
 from pipeline.storage.system_errors import FileAccessError, describe, one_line_errors
 from tests.support.jobs import ROOT
-from tests.support.users import CAN_CHANGE_USER
+from tests.support.users import CAN_CHANGE_USER, let_others_in
 
 
 def test_a_refusal_is_an_os_error_and_survives_pickling() -> None:
@@ -80,8 +80,7 @@ for name, call in {
 
 @pytest.mark.skipif(not CAN_CHANGE_USER, reason="needs root to become another user")
 def test_files_of_another_user_are_named_with_what_was_tried(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(0o755)
+    let_others_in(tmp_path)
     (tmp_path / "secret").write_text("x")
     (tmp_path / "secret").chmod(0o600)
     (tmp_path / "locked").mkdir(mode=0o700)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 CAN_CHANGE_USER = os.getuid() == 0 and shutil.which("setpriv") is not None
 
@@ -16,3 +18,12 @@ def as_user(user: int, *command: str) -> list[str]:
         "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", f"--inh-caps={capability}",
         f"--ambient-caps={capability}", *command,
     ]  # fmt: skip
+
+
+def let_others_in(folder: Path) -> None:
+    """Lets every user read a folder below the temporary folder: pytest's folders are closed to others."""
+    top = Path(tempfile.gettempdir())
+    for place in (folder, *folder.parents):
+        if place == top:
+            return
+        place.chmod(0o755)
