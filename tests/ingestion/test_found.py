@@ -119,7 +119,7 @@ def test_a_file_or_folder_without_permission_is_named(tmp_path: Path, monkeypatc
 
     (tree / "train" / "ant" / "more").mkdir()
     (tree / "train" / "link").symlink_to("/nowhere")
-    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("ant/001.jpg"))
+    monkeypatch.setattr(os, "access", lambda path, mode, effective_ids: not str(path).endswith("ant/001.jpg"))
     monkeypatch.setattr(os, "scandir", closed)
     index = opened(tree)
     assert {(each.split, each.key): each.reason for each in index.unusable} == {

@@ -58,14 +58,14 @@ def labelled_index(
     if len(classes) < 2:
         what = f"one class only ({classes[0]!r})" if classes else "no labelled image"
         raise SourceError(f"{listing.uri}: {what}; a classifier needs two or more folders")
-    label = {class_name: index for index, class_name in enumerate(classes)}
-    labels = np.array([label[class_name] for class_name in labelled.class_names], dtype=np.int64)
-    keys, splits, notes = _final_splits(listing.uri, labelled, labels, classes, val_share)
     if not usable:
         first = listing.unreadable[labelled.rows[0]]
         raise SourceError(
             f"{listing.uri}: none of {len(labelled.rows):,} images can be read ({labelled.keys[0]}: {first})"
         )
+    label = {class_name: index for index, class_name in enumerate(classes)}
+    labels = np.array([label[class_name] for class_name in labelled.class_names], dtype=np.int64)
+    keys, splits, notes = _final_splits(listing.uri, labelled, labels, classes, val_share)
     tables = {}
     for split in sorted({splits[position] for position in usable}):
         chosen = [position for position in usable if splits[position] == split]
