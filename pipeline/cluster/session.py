@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -133,7 +134,7 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
     folder = stack.enter_context(session_folder())  # a session leaves its logs behind
     stack.callback(_shut_down, folder)
     # Ray's processes leave temporary files when they are ended.
-    with environment_variables({"TMPDIR": folder}), hold_signals(), _process_groups(), _no_handler_of_ray():
+    with environment_variables({"TMPDIR": folder}), hold_signals(), _ray_as_we_need_it():
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),
@@ -145,39 +146,37 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
 
 
 @contextmanager
-def _process_groups() -> Iterator[None]:
-    """Lets Ray start its processes in process groups of their own, in the block.
+def _ray_as_we_need_it() -> Iterator[None]:
+    """Changes, for the block, three things of Ray that have no public setting.
 
-    `timeout`, schedulers and closed terminals signal whole groups. Ray would end before a run could save its state.
+    Its processes get process groups of their own: `timeout`, schedulers and closed terminals signal whole groups, and
+    Ray would end before a run could save its state. It installs no handler of SIGTERM while signals are held back; it
+    would end the process in the middle of the start and leave what was started. Its workers use this very environment
+    under `uv run`, too: the variable for that is read once, when Ray is imported, which may have been long ago.
     """
-    from ray._private import services
+    from ray._private import ray_constants, services, utils
 
-    popen: Any = getattr(services, "ConsolePopen", None)  # not a public part of Ray
-    if popen is not None:
-        services.ConsolePopen = functools.partial(popen, process_group=0)
-    try:
+    popen: Any = getattr(services, "ConsolePopen", subprocess.Popen)
+    with (
+        _replaced(services, "ConsolePopen", functools.partial(popen, process_group=0)),
+        _replaced(utils, "set_sigterm_handler", lambda handler: None),
+        _replaced(ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False),
+    ):
         yield
-    finally:
-        if popen is not None:
-            services.ConsolePopen = popen
 
 
 @contextmanager
-def _no_handler_of_ray() -> Iterator[None]:
-    """Keeps Ray from installing its handler of SIGTERM in the block, while signals are held back.
-
-    It would end the process in the middle of the start, with status 15, and leave what was started already.
-    """
-    from ray._private import utils
-
-    install: Any = getattr(utils, "set_sigterm_handler", None)  # not a public part of Ray
-    if install is not None:
-        utils.set_sigterm_handler = lambda handler: None
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Replaces an attribute in the block, if the module has it."""
+    if not hasattr(module, name):
+        yield
+        return
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        if install is not None:
-            utils.set_sigterm_handler = install
+        setattr(module, name, before)
 
 
 def _shut_down(folder: str) -> None:

@@ -1,9 +1,12 @@
 """A Ray session leaves the process as it was: variables, signal handlers, levels of loggers, Ray Data's context."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
+
+from tests.support.jobs import ROOT
 
 _HOST = """
 import logging, os, signal, sys
@@ -64,5 +67,8 @@ for number in range({sessions}):
 )
 def test_the_process_is_as_it_was_after_a_session(first: str, handler: str, sessions: int) -> None:
     program = _HOST.format(first=first, handler=handler, sessions=sessions)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=False)
+    # Where Ray sees `uv run` above it as it is imported, it would start its workers in another environment.
+    uv = ["uv", "run", "--no-sync", "--project", str(ROOT)] if first == "ray first" and shutil.which("uv") else []
+    python = "python" if uv else sys.executable
+    done = subprocess.run([*uv, python, "-c", program], capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
