@@ -11,8 +11,8 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# `uv run` and terminals may deliver one signal twice; a scheduler repeats SIGTERM while a checkpoint is written.
-_SAME_KEY_SECONDS, _REPEAT_SECONDS = 0.2, 60.0
+# `uv run`, `timeout` and terminals may deliver one signal twice; a scheduler repeats SIGTERM while a checkpoint is written.
+_SAME_KEY_SECONDS, _REPEAT_SECONDS = 0.5, 60.0
 
 
 _PATIENCE = 3  # signals that are held back before the process gives way
