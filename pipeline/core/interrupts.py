@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# `uv run`, `timeout` and terminals may deliver one signal twice; a scheduler repeats SIGTERM while a checkpoint is written.
+# `uv run`, `timeout` and terminals may deliver one signal twice; a scheduler repeats SIGTERM while a run saves.
 _SAME_KEY_SECONDS, _REPEAT_SECONDS = 0.5, 60.0
 
 
