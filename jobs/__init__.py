@@ -1,5 +1,5 @@
 """Programs that people run."""
 
-from jobs import early
+from jobs.terminal import early
 
 early.begin()

@@ -8,7 +8,8 @@ uv run jobs/cifar10.py --data photos/ --run-dir runs/photos
 from dataclasses import dataclass
 from typing import Annotated
 
-from jobs import command, training
+from jobs.arguments import training
+from jobs.terminal import command
 from pipeline.core.progress import begin
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from jobs import early
+from jobs.terminal import early
 
 _USER_ERROR = 2
 # {subcommand: (module, one line for the list)}
@@ -35,7 +35,7 @@ def run() -> None:
     """Runs the subcommand that this process's command line names: the entry point of `image-pipeline`."""
     words = sys.argv[1:]
     if words and words[0] in SUBCOMMANDS:
-        from jobs import command
+        from jobs.terminal import command
 
         command.run_process(lambda: main(words))
     else:
@@ -64,7 +64,7 @@ def main(words: Sequence[str]) -> int:
         return _USER_ERROR
     name, *rest = words
     job = importlib.import_module(SUBCOMMANDS[name][0])
-    from jobs import command
+    from jobs.terminal import command
 
     args = command.parse(job.Args, job.__doc__ or "", f"image-pipeline {name}", rest)
     return command.call(job.main, args, getattr(job, "RESUME_HINT", ""))

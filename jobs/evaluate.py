@@ -13,9 +13,10 @@ Examples:
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from jobs import command, training
+from jobs.arguments import training
 from jobs.arguments.evaluation import CHECKPOINT_HELP, WorkerArgs, evaluation_option
-from jobs.training import RawArgs
+from jobs.arguments.training import RawArgs
+from jobs.terminal import command
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError
 from pipeline.core.shares import share_text

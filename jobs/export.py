@@ -8,9 +8,10 @@ Examples:
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from jobs import command, training
+from jobs.arguments import training
 from jobs.arguments.evaluation import CHECKPOINT_HELP
-from jobs.training import RawArgs
+from jobs.arguments.training import RawArgs
+from jobs.terminal import command
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import check_installed
 from pipeline.core.shares import share_text

@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated
 
-from jobs import command, training
+from jobs.arguments import training
+from jobs.terminal import command
 from pipeline.cluster.session import ray_session
 from pipeline.core.progress import begin
 from pipeline.ingestion.prepare import check_data, prepare_dataset

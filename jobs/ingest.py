@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
-from jobs import command
+from jobs.terminal import command
 from pipeline.core.errors import PipelineError
 from pipeline.dataset.manifest import Manifest, load
 from pipeline.ingestion.api import ingest, preview_ingest

@@ -12,8 +12,8 @@ Examples:
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from jobs import command
 from jobs.arguments.evaluation import CHECKPOINT_HELP, WorkerArgs, evaluation_option
+from jobs.terminal import command
 from pipeline.config.choices import TestViews
 from pipeline.storage import files
 

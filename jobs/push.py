@@ -10,7 +10,7 @@ Examples:
 from dataclasses import dataclass
 from typing import Annotated
 
-from jobs import command
+from jobs.terminal import command
 from pipeline.core.errors import RecipeError
 from pipeline.storage import files
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.table import Table
 
-from jobs import command
+from jobs.terminal import command
 from pipeline.core.errors import RegistryError
 from pipeline.storage import files
 from pipeline.storage.places import check_folder

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-from jobs import command
+from jobs.terminal import command
 from pipeline.core.errors import RecipeError
 
 

@@ -16,7 +16,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jobs import command, training
+from jobs.arguments import training
+from jobs.terminal import command
 from pipeline.core.errors import RecipeError
 from pipeline.storage import files
 

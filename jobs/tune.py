@@ -9,9 +9,10 @@ Examples:
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from jobs import command, training
+from jobs.arguments import training
 from jobs.arguments.recipe import RecipeArgs
-from jobs.training import RawArgs
+from jobs.arguments.training import RawArgs
+from jobs.terminal import command
 from pipeline.cluster.session import ray_session
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError

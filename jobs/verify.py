@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
-from jobs import command
+from jobs.terminal import command
 from pipeline.core.errors import DatasetError
 from pipeline.dataset.manifest import load
 from pipeline.ingestion.verify import verify_dataset

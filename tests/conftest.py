@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.ingestion.sources import digits, open_source
 from pipeline.storage.local_s3 import local_s3
-from tests.support.datasets import ingest_here
 from tests.support.dev_packages import missing_packages, restart_with_them
-from tests.support.images import make_tree
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import make_tree
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

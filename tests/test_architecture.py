@@ -13,6 +13,12 @@ ROOMS = (
     "training", "retraining",
 )  # fmt: skip
 SOURCES = sorted(path for folder in ("pipeline", "jobs", "infra") for path in (ROOT / folder).rglob("*.py"))
+FOLDERS = sorted(
+    path
+    for name in ("pipeline", "jobs", "infra", "examples", "tests")
+    for path in [ROOT / name, *(ROOT / name).rglob("*")]
+    if path.is_dir() and path.name != "__pycache__"
+)
 MOST_MODULES = 15
 
 
@@ -47,9 +53,11 @@ def test_a_room_imports_only_rooms_below_it(room: str) -> None:
 
 
 def test_an_upward_import_is_found() -> None:
-    assert upward("loader", iter(["pipeline.models.factory", "pipeline.core.errors", "jobs.command", "torch.nn"])) == [
+    assert upward(
+        "loader", iter(["pipeline.models.factory", "pipeline.core.errors", "jobs.terminal.command", "torch.nn"])
+    ) == [
         "pipeline.models.factory",
-        "jobs.command",
+        "jobs.terminal.command",
     ]
 
 
@@ -59,16 +67,18 @@ def test_jobs_and_infra_do_not_import_each_other() -> None:
             assert not [name for name in imported(path) if name.split(".")[0] == other], path
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_says_what_it_is_for_and_holds_few_modules(room: str) -> None:
-    for folder in [
-        ROOT / "pipeline" / room,
-        *(path for path in (ROOT / "pipeline" / room).rglob("*") if path.is_dir()),
-    ]:
-        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
-        assert len(modules) <= MOST_MODULES, f"{folder.name} has {len(modules)} modules"
-        if modules:
-            assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_a_folder_holds_few_modules(folder: Path) -> None:
+    modules = [path for path in folder.glob("*.py") if path.name not in ("__init__.py", "conftest.py")]
+    assert len(modules) <= MOST_MODULES, f"{folder.name} has {len(modules)} modules"
+
+
+@pytest.mark.parametrize(
+    "folder", [each for each in FOLDERS if each.relative_to(ROOT).parts[0] in ("pipeline", "jobs")]
+)
+def test_a_package_says_what_it_is_for(folder: Path) -> None:
+    if list(folder.glob("*.py")):
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
 
 
 @pytest.mark.parametrize("name", ["pipeline", *(f"pipeline.{room}" for room in ROOMS)])

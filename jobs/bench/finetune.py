@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from jobs import command
+from jobs.terminal import command
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from jobs import command
+from jobs.terminal import command
 from pipeline.cluster.ray_tasks import usable_cpus
 from pipeline.cluster.session import ray_session
 from pipeline.core.errors import SourceError

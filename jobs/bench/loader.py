@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from jobs import command
 from jobs.bench.ingest import read_tar
 from jobs.bench.loader_questions import resume, soak
 from jobs.bench.loader_ways import BESIDE, FROM_S3, LIMIT, OURS, WAYS, Pass
 from jobs.bench.peers import NEEDS, PEERS
+from jobs.terminal import command
 from pipeline.cluster.ray_tasks import usable_cpus
 from pipeline.core.errors import PipelineError
 from pipeline.ingestion.api import ingest

@@ -6,8 +6,8 @@ from contextlib import closing
 
 import numpy as np
 
-from jobs import command
 from jobs.bench.loader_ways import Pass, order_of, stream_from
+from jobs.terminal import command
 from pipeline.cluster.session import ray_session
 from pipeline.core.processes import tree_megabytes
 from pipeline.dataset import manifest

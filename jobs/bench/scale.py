@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from jobs import command
+from jobs.terminal import command
 from pipeline.cluster.session import ray_session
 
 _WARM_UP_SECONDS, _STEPS = 3.0, 400

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from jobs import command
 from jobs.bench.ingest import read_tar
+from jobs.terminal import command
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError

@@ -27,9 +27,9 @@ from pipeline.loader.transform import Transform
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
 from pipeline.training.outputs import result
-from tests.support.datasets import ingest_here
-from tests.support.images import make_tar, make_tree, shared, tree_files
-from tests.support.runs import traced
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import make_tar, make_tree, shared, tree_files
+from tests.support.trained.runs import traced
 
 pytestmark = [
     pytest.mark.ray,

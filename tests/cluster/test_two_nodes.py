@@ -21,7 +21,7 @@ from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.loader.sample_order import Order
 from tests.support.jobs import ROOT
-from tests.support.runs import trained_on
+from tests.support.trained.runs import trained_on
 
 pytestmark = pytest.mark.ray
 
@@ -163,7 +163,7 @@ def test_a_node_dies_in_the_middle_of_an_epoch_and_no_row_is_lost_or_doubled(
 TRAIN = """
 import sys
 from dataclasses import replace
-from jobs import command
+from jobs.terminal import command
 from pipeline.cluster.remote_progress import remote_progress
 from pipeline.cluster.session import ray_session
 from pipeline.config.presets import make_recipe

@@ -15,8 +15,8 @@ from pipeline.dataset import Dataset, manifest, open_dataset
 from pipeline.dataset.row_reader import load_index
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.sources import open_source
-from tests.support.datasets import ingest_here
-from tests.support.images import make_tree
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import make_tree
 
 
 @pytest.fixture

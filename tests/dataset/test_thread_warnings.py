@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.dataset.image_codec import decode
 from pipeline.dataset.thread_warnings import thread_warnings
-from tests.support.images import picture
+from tests.support.pictures.images import picture
 
 
 def warn() -> None:

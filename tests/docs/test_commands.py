@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from jobs import command
 from jobs.cli import SUBCOMMANDS
+from jobs.terminal import command
 from pipeline.config.presets import recipes
 
 ROOT = Path(__file__).parents[2]

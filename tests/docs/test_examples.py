@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from examples import load_and_predict, own_folder, own_training_loop
-from tests.support.images import shared
+from tests.support.pictures.images import shared
 
 CLASSES = {"n01440764": "tench", "n03000684": "chainsaw"}
 SMALL = {"image_size_px": 64, "evaluate_resize_px": 64, "global_batch_size": 16, "epochs": 1}

@@ -16,7 +16,7 @@ from pipeline.dataset.parquet import read_rows
 from pipeline.evaluation import LoadedModel, load_model
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.loader.decode import MAX_ERROR
-from tests.support.images import jpeg
+from tests.support.pictures.images import jpeg
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pipeline.evaluation import metrics
 from pipeline.evaluation.analysis.slices import make_slices, worst_slice
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.significance import bootstrap_interval, mcnemar
-from tests.support.predictions import CLASSES, random_predictions
+from tests.support.trained.predictions import CLASSES, random_predictions
 
 
 def predictions_of(correct: np.ndarray, confidence: np.ndarray) -> Predictions:

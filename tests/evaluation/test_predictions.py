@@ -16,7 +16,7 @@ from pipeline.loader.resident import load_resident, resident_batches
 from pipeline.loader.samplers import EvaluationSampler
 from pipeline.loader.transform import Transform
 from pipeline.models.small_networks import FastResNet
-from tests.support.predictions import CLASSES, part, random_predictions
+from tests.support.trained.predictions import CLASSES, part, random_predictions
 
 
 def test_metrics_are_scikit_learns() -> None:

@@ -25,7 +25,7 @@ from pipeline.models.tensor_file import serialize_tensors
 from pipeline.training.job import TrainJob
 from pipeline.training.outputs.result import build_result, write_result
 from tests.support.jobs import call_job, one_line_error
-from tests.support.model_hub import ModelHub, model_hub
+from tests.support.servers.model_hub import ModelHub, model_hub
 
 TOKEN = "hf_" + "x" * 34
 

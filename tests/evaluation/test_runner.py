@@ -13,7 +13,7 @@ from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.runner import EvaluateJob, split_rows
 from pipeline.models import checkpoint
 from pipeline.models.load import check_classes, find_model
-from tests.support.predictions import evaluated
+from tests.support.trained.predictions import evaluated
 
 
 def test_an_evaluation_has_every_row_once_and_repeats_itself(

@@ -13,7 +13,7 @@ from pipeline.evaluation import EvaluateOptions, compare, evaluate, verify
 from pipeline.evaluation.comparison import verdict
 from pipeline.evaluation.output_files import finite, write_metrics
 from tests.support.jobs import call_job, one_line_error
-from tests.support.predictions import evaluated
+from tests.support.trained.predictions import evaluated
 
 
 def test_evaluate_returns_the_metrics_and_writes_every_file(evaluation: str) -> None:

@@ -21,9 +21,9 @@ from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.loader.sample_order import Order
 from pipeline.storage import files
-from tests.support.images import shared
 from tests.support.jobs import ROOT
-from tests.support.runs import trained_on
+from tests.support.pictures.images import shared
+from tests.support.trained.runs import trained_on
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 PROGRAMS = Path(sys.executable).parent

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.datasets import Source
+from tests.support.pictures.datasets import Source
 
 FOLDER = Path(__file__).parents[2] / "infra" / "schedules"
 SUBMIT = FOLDER / "submit.sh"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.ingestion.sources import Index, open_source
-from tests.support.images import make_tree
+from tests.support.pictures.images import make_tree
 
 
 @pytest.fixture

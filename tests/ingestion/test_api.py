@@ -16,8 +16,8 @@ from pipeline.ingestion import (
 )
 from pipeline.ingestion.sources import open_source
 from pipeline.storage import files
-from tests.support.datasets import ingest_here
-from tests.support.images import jpeg, make_tree, tree_files
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import jpeg, make_tree, tree_files
 
 
 def test_a_preview_counts_and_writes_nothing(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from pipeline.ingestion.sources.index import below_share
 from pipeline.ingestion.sources.recognise.contents import looks_like_image
 from pipeline.ingestion.sources.recognise.file_kinds import left_behind
 from pipeline.storage import files
-from tests.support.datasets import ingest_here
-from tests.support.images import jpeg, make_tar, make_tree, picture, sample_bytes, tree_files
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import jpeg, make_tar, make_tree, picture, sample_bytes, tree_files
 
 IMAGE = jpeg(1)
 

@@ -15,8 +15,8 @@ from pipeline.dataset.image_codec import decode
 from pipeline.ingestion import image_check
 from pipeline.ingestion.image_check import ImageHandling, Refused, Stored, check_image
 from pipeline.ingestion.quality.pixel_facts import perceptual_hash, pixel_facts
-from tests.support.images import jpeg, picture, shared
-from tests.support.rare_jpegs import arithmetic_jpeg, lossless_jpeg, with_frame_marker, with_segment
+from tests.support.pictures.images import jpeg, picture, shared
+from tests.support.pictures.rare_jpegs import arithmetic_jpeg, lossless_jpeg, with_frame_marker, with_segment
 
 DECODE, HEADER = ImageHandling(), ImageHandling(checks="header")
 

@@ -20,8 +20,8 @@ from pipeline.ingestion.run import planned_ingest, write_dataset
 from pipeline.ingestion.shard_task import Receipt, ShardContext, make_shard
 from pipeline.ingestion.sources import Index, Source, open_source
 from pipeline.storage import files
-from tests.support.deadly import DeadlyContext, deadly
-from tests.support.images import make_tree
+from tests.support.pictures.deadly import DeadlyContext, deadly
+from tests.support.pictures.images import make_tree
 
 SETTINGS = IngestSettings(shard_bytes=9000)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.dataset.image_codec import decode
 from pipeline.ingestion.image_check import ImageHandling, Refused, Stored, check_image
 from pipeline.loader.decode import CropGeometry, DecoderName, best_decoder, decode_batch
-from tests.support.mutations import HEIGHT, KINDS, WIDTH, Change, samples
+from tests.support.pictures.mutations import HEIGHT, KINDS, WIDTH, Change, samples
 
 # The kinds of reasons in docs/guides/ingest.md, but "unexpected error": that would be an error of ours.
 REASONS = {

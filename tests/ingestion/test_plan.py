@@ -21,7 +21,7 @@ from pipeline.ingestion.plan import (
 from pipeline.ingestion.source_reader import gather
 from pipeline.ingestion.sources import Index, open_source
 from pipeline.ingestion.sources.index import sample_table
-from tests.support.images import make_tar, make_tree, sample_bytes, tree_files
+from tests.support.pictures.images import make_tar, make_tree, sample_bytes, tree_files
 
 
 @pytest.mark.parametrize("shard_size", [1, 3000, 10_000_000])

@@ -13,8 +13,8 @@ from pipeline.ingestion.quality.duplicates import correlations, find_pairs
 from pipeline.ingestion.quality.pixel_facts import pixel_facts
 from pipeline.ingestion.quality.statistics import pixel_statistics
 from pipeline.ingestion.sources import open_source
-from tests.support.datasets import ingest_here
-from tests.support.images import make_tree, picture, shared
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import make_tree, picture, shared
 
 
 def saved(image: Image.Image, quality: int = 92) -> bytes:

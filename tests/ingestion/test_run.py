@@ -22,8 +22,8 @@ from pipeline.ingestion.shard_task import Receipt, ShardContext, make_shard
 from pipeline.ingestion.sources import Index, Source, open_source
 from pipeline.ingestion.verify import verify_dataset
 from pipeline.storage import files
-from tests.support.datasets import ingest_here
-from tests.support.images import jpeg, make_tree, tree_files
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import jpeg, make_tree, tree_files
 
 
 def test_the_same_source_gives_the_same_bytes(tree_index: Index, tmp_path: Path) -> None:

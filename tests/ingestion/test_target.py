@@ -6,7 +6,7 @@ from pipeline.core.errors import DatasetError, SourceError
 from pipeline.ingestion.run import planned_ingest
 from pipeline.ingestion.sources import Source
 from pipeline.storage import files
-from tests.support.images import make_tree, tree_files
+from tests.support.pictures.images import make_tree, tree_files
 
 
 @pytest.mark.parametrize(

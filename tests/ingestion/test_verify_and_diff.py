@@ -5,8 +5,8 @@ from pipeline.ingestion.diff import compare_datasets
 from pipeline.ingestion.sources import Index, open_source
 from pipeline.ingestion.sources.index import sample_table
 from pipeline.ingestion.verify import verify_dataset
-from tests.support.datasets import ingest_here
-from tests.support.images import jpeg, make_tree
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import jpeg, make_tree
 
 
 def test_verify_names_each_damaged_file(tree_index: Index, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli, command
+from jobs import cli
+from jobs.terminal import command
 from tests.support.jobs import ROOT
 
 # Scripts without a subcommand have the same help.

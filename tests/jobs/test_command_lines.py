@@ -22,10 +22,10 @@ from pipeline.loader.sample_order import Order
 from pipeline.models import checkpoint
 from pipeline.models.tensor_file import read_tensors
 from pipeline.storage import lease
-from tests.support.datasets import ingest_here
-from tests.support.images import jpeg, make_tar, make_tree, tree_files
 from tests.support.jobs import call_job, command, one_line_error, run_job
-from tests.support.runs import scalars, traced
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import jpeg, make_tar, make_tree, tree_files
+from tests.support.trained.runs import scalars, traced
 
 
 @pytest.mark.parametrize(

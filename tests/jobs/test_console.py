@@ -6,8 +6,8 @@ from collections import deque
 import pytest
 from rich.console import Console
 
-from jobs import console as console_module
-from jobs.console import Display, Stage, clock
+from jobs.terminal import console as console_module
+from jobs.terminal.console import Display, Stage, clock
 from pipeline.core.progress import Bytes, begin, message
 
 

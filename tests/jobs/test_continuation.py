@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import continuation
+from jobs.terminal import continuation
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ import pytest
 from jobs import cli
 from pipeline.storage import retries
 from pipeline.storage.store_clients import forget_clients
-from tests.support.images import jpeg, make_tree
 from tests.support.jobs import ROOT
+from tests.support.pictures.images import jpeg, make_tree
 from tests.support.users import CAN_CHANGE_USER, as_user, let_others_in
 
 TWO = "train --data data --recipe digits"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli, command
+from jobs import cli
 from jobs.arguments.recipe import merged
+from jobs.terminal import command
 from pipeline.config.presets import make_recipe, recipes
 from pipeline.core.errors import RecipeError
 

@@ -10,7 +10,7 @@ from jobs.bench import finetune
 from pipeline.dataset import open_dataset
 from pipeline.training.automatic.weights import PRETRAINED_NAME
 from tests.support.jobs import call_job
-from tests.support.shapes import SHAPES, forty_of_five_classes, photographs, plain_colours
+from tests.support.pictures.shapes import SHAPES, forty_of_five_classes, photographs, plain_colours
 
 pytestmark = pytest.mark.ray
 

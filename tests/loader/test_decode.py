@@ -25,8 +25,8 @@ from pipeline.loader import decode
 from pipeline.loader.crops import crop_boxes
 from pipeline.loader.decode import MAX_ERROR, CropGeometry, DecoderName, best_decoder, decode_batch
 from pipeline.loader.native import kernel
-from tests.support.images import picture, shared
-from tests.support.rare_jpegs import lossless_jpeg
+from tests.support.pictures.images import picture, shared
+from tests.support.pictures.rare_jpegs import lossless_jpeg
 
 SAMPLINGS = ("444", "422", "420", "440", "411", "Gray")
 BILINEAR: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
@@ -359,7 +359,7 @@ def test_hostile_bytes_do_no_harm(tmp_path: Path) -> None:
         pytest.skip("no C compiler or no libjpeg-turbo headers here")
     for number, image in enumerate([*MADE, encoded(1, 1), encoded(3, 2, 1), encoded(60, 1, 2), encoded(4, 9, 3)]):
         (tmp_path / f"{number}.jpg").write_bytes(image)
-    fuzz = Path(__file__).parents[1] / "support" / "fuzz_decode.c"
+    fuzz = Path(__file__).parents[1] / "support" / "pictures" / "fuzz_decode.c"
     build = [
         "cc",
         "-g",

@@ -20,7 +20,7 @@ from pipeline.loader.decode import best_decoder
 from pipeline.loader.local import local_batches
 from pipeline.loader.sample_order import training_order
 from pipeline.loader.transform import training_transform
-from tests.support.damaged import damaged_copy
+from tests.support.pictures.damaged import damaged_copy
 
 AUGMENT = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5)
 STREAM = replace(recipes["resnet18-smoke"], global_batch_size=17, image_size_px=24, evaluate_resize_px=24)

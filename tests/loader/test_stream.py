@@ -33,8 +33,8 @@ from pipeline.training.job import TrainJob
 from pipeline.training.outputs import result
 from pipeline.training.step_meter import Meter
 from pipeline.training.trackers import make_ray_metrics
-from tests.support.damaged import damaged_copy
-from tests.support.runs import traced
+from tests.support.pictures.damaged import damaged_copy
+from tests.support.trained.runs import traced
 
 pytestmark = [
     pytest.mark.ray,

@@ -18,7 +18,7 @@ from pipeline.models.pretrained.fit import follow_quickly, load_pretrained
 from pipeline.models.pretrained.library import library_weights
 from pipeline.models.tensor_file import serialize_tensors
 from pipeline.training.automatic.weights import PRETRAINED_NAME, start_weights
-from tests.support.images import imagenet_photos
+from tests.support.pictures.images import imagenet_photos
 
 RESNET = make_recipe("imagenette-5", blur_pool=False)
 ON_LITE0 = replace(RESNET, model=LITE0)

@@ -14,9 +14,9 @@ from pipeline.retraining import registry
 from pipeline.retraining.registry_check import verify
 from pipeline.storage import files
 from pipeline.storage.local_s3 import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY
-from tests.support.datasets import Source
-from tests.support.fault_proxy import fault_proxy
 from tests.support.jobs import command, one_line_error, run_job
+from tests.support.pictures.datasets import Source
+from tests.support.servers.fault_proxy import fault_proxy
 
 pytestmark = pytest.mark.ray
 

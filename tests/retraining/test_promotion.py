@@ -11,8 +11,8 @@ from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_rows
 from pipeline.retraining import promotion, registry
 from pipeline.retraining.promotion_gate import Gate
-from tests.support.predictions import predictions
-from tests.support.retraining import planned_run
+from tests.support.trained.predictions import predictions
+from tests.support.trained.retraining import planned_run
 
 GATE = Gate()
 

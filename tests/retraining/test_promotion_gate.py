@@ -8,7 +8,7 @@ from scipy.stats import binom
 
 from pipeline.core.errors import RecipeError
 from pipeline.retraining.promotion_gate import Gate, check_gain, check_recall, decide
-from tests.support.predictions import predictions
+from tests.support.trained.predictions import predictions
 
 CLASSES = tuple("abcdefghij")
 

@@ -21,10 +21,10 @@ from pipeline.retraining.run import retrain
 from pipeline.storage import lease
 from pipeline.training.trackers.prometheus import RayMetrics
 from pipeline.training.workflow import TrainOptions
-from tests.support.datasets import Source
-from tests.support.images import make_tree
 from tests.support.jobs import call_job, command, one_line_error, run_job
-from tests.support.runs import scalars
+from tests.support.pictures.datasets import Source
+from tests.support.pictures.images import make_tree
+from tests.support.trained.runs import scalars
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.retraining import registry
 from pipeline.retraining.workspace import is_unchanged, resume_or_start
-from tests.support.retraining import planned_run
+from tests.support.trained.retraining import planned_run
 
 
 def test_an_interrupted_run_continues_with_the_champion_that_it_began_with(tmp_path: Path) -> None:

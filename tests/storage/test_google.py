@@ -15,9 +15,9 @@ from pipeline.retraining import registry
 from pipeline.retraining.registry_check import verify
 from pipeline.storage import files
 from pipeline.storage.store_clients import forget_clients
-from tests.support.datasets import Source
-from tests.support.google_storage import Stored, google_storage
 from tests.support.jobs import run_job
+from tests.support.pictures.datasets import Source
+from tests.support.servers.google_storage import Stored, google_storage
 
 
 @pytest.fixture

@@ -29,9 +29,9 @@ from pipeline.storage.store_clients import forget_clients
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
 from pipeline.training.outputs import result
-from tests.support.fault_proxy import fault_proxy
-from tests.support.images import jpeg, make_tar, make_tree, sample_bytes, tree_files, webdataset
 from tests.support.jobs import one_line_error, run_job
+from tests.support.pictures.images import jpeg, make_tar, make_tree, sample_bytes, tree_files, webdataset
+from tests.support.servers.fault_proxy import fault_proxy
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
 
@@ -150,7 +150,7 @@ def test_each_kind_of_fault_is_retried_and_counted(
     s3: str, monkeypatch: pytest.MonkeyPatch, wait: str, attempts: int
 ) -> None:
     object_store.write(f"{s3}/faults/a", b"0123456789" * 1000)
-    monkeypatch.setattr("tests.support.fault_proxy.KINDS", (wait,))
+    monkeypatch.setattr("tests.support.servers.fault_proxy.KINDS", (wait,))
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=1, stall_seconds=0.5) as (address, proxy):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         before = requests_sent()
@@ -171,7 +171,7 @@ def test_each_kind_of_fault_is_retried_and_counted(
 
 def test_a_storage_that_stays_away_is_given_up_with_a_line(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "RETRY_SECONDS", 0.5)
-    monkeypatch.setattr("tests.support.fault_proxy.KINDS", ("503",))
+    monkeypatch.setattr("tests.support.servers.fault_proxy.KINDS", ("503",))
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=1) as (address, _):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         with pytest.raises(
@@ -201,7 +201,7 @@ def test_a_slow_down_halves_the_requests_in_flight_and_answers_bring_them_back()
 
 def test_a_lost_answer_to_a_conditional_write_is_not_a_lost_race(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first PUT arrives, its answer is cut off; the second is refused, but the object is ours."""
-    monkeypatch.setattr("tests.support.fault_proxy.KINDS", ("mute",))
+    monkeypatch.setattr("tests.support.servers.fault_proxy.KINDS", ("mute",))
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=1) as (address, proxy):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         threading.Timer(0.2, lambda: setattr(proxy, "every", 0)).start()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import command as job_command
+from jobs.terminal import command as job_command
 
 ROOT = Path(__file__).parents[2]
 

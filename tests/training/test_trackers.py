@@ -17,7 +17,7 @@ from pipeline.training.trackers.defaults import default_trackers
 from pipeline.training.trackers.mlflow import make_mlflow
 from pipeline.training.trackers.tensorboard import TensorBoard, make_tensorboard
 from pipeline.training.trackers.wandb import make_wandb
-from tests.support.runs import scalars
+from tests.support.trained.runs import scalars
 
 
 def line(step: int, loss: float = 1.0) -> dict[str, Any]:

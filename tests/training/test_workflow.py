@@ -11,7 +11,7 @@ from pipeline.core.errors import CheckpointError, RecipeError, SourceError
 from pipeline.dataset import open_dataset
 from pipeline.training import TrainOptions, make_job, train
 from pipeline.training.workflow import new_run
-from tests.support.images import make_tree
+from tests.support.pictures.images import make_tree
 
 RECIPE = make_recipe("seed-cnn", epochs=1, global_batch_size=12)
 

@@ -14,7 +14,7 @@ from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources import Index, Source, open_source
 from pipeline.ingestion.sources.archives import zips
 from pipeline.ingestion.sources.members import stem_of
-from tests.support.images import make_tar, make_tree, rows_of, tree_files
+from tests.support.pictures.images import make_tar, make_tree, rows_of, tree_files
 
 
 def opened(path: Path, tmp_path: Path) -> Index:

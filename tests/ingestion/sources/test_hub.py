@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.hub import COMMIT, hub_server
-from tests.support.images import jpeg, make_tar
+from tests.support.pictures.images import jpeg, make_tar
+from tests.support.servers.hub import COMMIT, hub_server
 
 pytest.importorskip("huggingface_hub")
 
@@ -19,7 +19,7 @@ PROGRAM = """
 import json, sys
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources import Source, located, open_source
-from tests.support.images import rows_of
+from tests.support.pictures.images import rows_of
 for uri in sys.argv[2:]:
     try:
         index = open_source(Source(uri).resolved(), spool=sys.argv[1])

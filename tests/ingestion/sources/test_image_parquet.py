@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources import Index, Source, open_source
-from tests.support.images import jpeg, rows_of, write_tree
+from tests.support.pictures.images import jpeg, rows_of, write_tree
 
 CLASSES = ["zebra", "ant", "bee"]  # not in alphabetical order: the metadata's order counts
 Rows = list[tuple[int, bytes, str | None]]

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.dataset.parquet import read_table
 from pipeline.ingestion.api import ingest
-from tests.support.images import make_tree, tree_files, write_tree
+from tests.support.pictures.images import make_tree, tree_files, write_tree
 
 Files = dict[str, bytes]
 

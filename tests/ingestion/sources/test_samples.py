@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources import Index, Source, open_source
-from tests.support.images import jpeg, make_tar, picture, rows_of, write_tree
+from tests.support.pictures.images import jpeg, make_tar, picture, rows_of, write_tree
 
 CLASSES = ("ant", "bee", "cow")
 SAMPLES = {f"im{n:03d}": (CLASSES[n % 3], jpeg(n)) for n in range(12)}

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources import Index, Source, open_source
-from tests.support.images import jpeg, make_tar, rows_of, write_tree
+from tests.support.pictures.images import jpeg, make_tar, rows_of, write_tree
 
 CLASSES = ("ant", "bee", "cow")
 Files = dict[str, bytes]

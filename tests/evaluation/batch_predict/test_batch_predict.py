@@ -26,8 +26,8 @@ from pipeline.loader.decode import best_decoder
 from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import find_model
 from pipeline.storage import files
-from tests.support.images import jpeg, make_tar, picture, tree_files
 from tests.support.jobs import call_job
+from tests.support.pictures.images import jpeg, make_tar, picture, tree_files
 
 
 @pytest.fixture(autouse=True)

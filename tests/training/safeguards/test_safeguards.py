@@ -41,7 +41,7 @@ def test_a_process_in_which_nothing_moves_ends_itself_and_says_where_it_was() ->
         "for n in range(4): time.sleep(0.3); w.beat(f'step {n}')\n"
         "time.sleep(30)"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-u", "-c", code], cwd=root, capture_output=True, text=True, timeout=20)
     assert done.returncode == EXIT_STATUS == 75
     assert "after step 3; this worker ends" in done.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.dataset.image_codec import Buffer
 from pipeline.ingestion.image_check import Refused, Stored
 from pipeline.ingestion.shard_task import ShardContext
-from tests.support.rare_jpegs import with_segment
+from tests.support.pictures.rare_jpegs import with_segment
 
 _COMMENT = 0xFE
 

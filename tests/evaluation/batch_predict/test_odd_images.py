@@ -12,8 +12,8 @@ from pipeline.evaluation.batch_predict.images import find_images
 from pipeline.ingestion.image_check import ImageHandling, check_image
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.transform import Transform
-from tests.support.images import jpeg, make_tree
-from tests.support.mutations import samples
+from tests.support.pictures.images import jpeg, make_tree
+from tests.support.pictures.mutations import samples
 
 VIEW = Transform(32, 36, decoder="simplejpeg")
 

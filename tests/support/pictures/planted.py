@@ -1,6 +1,7 @@
 """Faults put into a data set on purpose, so that it is known what an evaluation has to find.
 
-python -m tests.support.planted DATASET OUT.tar  writes CIFAR-10, or another ingested data set, with all three of them.
+python -m tests.support.pictures.planted DATASET OUT.tar  writes CIFAR-10, or another ingested data set, with all three
+of them.
 """
 
 import io

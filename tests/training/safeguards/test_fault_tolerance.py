@@ -22,7 +22,7 @@ from pipeline.training import launch, loop
 from pipeline.training import train_step as step_module
 from pipeline.training.job import TrainJob
 from pipeline.training.outputs import result
-from tests.support.runs import trained_on
+from tests.support.trained.runs import trained_on
 
 pytestmark = [
     pytest.mark.ray,

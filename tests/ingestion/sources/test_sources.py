@@ -15,7 +15,7 @@ import pytest
 from pipeline.core.errors import PipelineError, SourceError
 from pipeline.ingestion.sources import Index, Source, digits, open_source
 from pipeline.ingestion.sources.cifar import CLASSES
-from tests.support.images import jpeg, make_tar, make_tree, sample_bytes, shared, tree_files
+from tests.support.pictures.images import jpeg, make_tar, make_tree, sample_bytes, shared, tree_files
 
 
 def open_here(path: Path, tmp_path: Path, layout: str = "auto", md5: str | None = None) -> Index:

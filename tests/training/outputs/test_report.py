@@ -17,7 +17,7 @@ from pipeline.evaluation.analysis.leakage import without_leaked
 from pipeline.evaluation.metrics import basic_metrics
 from pipeline.reporting.figures import confused_pairs
 from pipeline.training.outputs import report, result
-from tests.support.predictions import part
+from tests.support.trained.predictions import part
 
 
 class Collector(HTMLParser):

@@ -13,9 +13,9 @@ from pipeline.evaluation import EvaluateOptions, Workers, evaluate
 from pipeline.ingestion.sources import open_source
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
-from tests.support.datasets import ingest_here
-from tests.support.images import shared
-from tests.support.planted import found_of, plant
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import shared
+from tests.support.pictures.planted import found_of, plant
 
 
 @pytest.mark.long

@@ -1,6 +1,6 @@
 /* Feeds pipeline/loader/native/decode.c damaged JPEGs: ROUNDS times, one of FILES is cut, overwritten, or both, and decoded
  * with boxes that may not fit. Built with -fsanitize=address,undefined; prints how many of the results were which. */
-#include "../../pipeline/loader/native/decode.c"
+#include "../../../pipeline/loader/native/decode.c"
 
 static uint64_t state = 88172645463325252ull;
 

@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources import Index, Source, open_source
-from tests.support.images import jpeg, make_tar, sample_bytes, webdataset
+from tests.support.pictures.images import jpeg, make_tar, sample_bytes, webdataset
 
 WNIDS = ("n01440764", "n01443537", "n02102040")
 # As in the real devkit, an ILSVRC2012_ID is not the rank of its WNID, and synsets with children aren't classes.

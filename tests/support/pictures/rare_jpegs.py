@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from tests.support.images import picture
+from tests.support.pictures.images import picture
 
 # picture(7, 24, 32) as PIL's JPEG of quality 60, coded anew without loss by libjpeg-turbo's jpegtran -arithmetic.
 _ARITHMETIC = """

@@ -13,7 +13,7 @@ from pipeline.ingestion.sources.archives import tars
 from pipeline.ingestion.sources.archives.ranged import Place
 from pipeline.ingestion.sources.archives.tars import scan
 from pipeline.storage import files
-from tests.support.images import make_tar
+from tests.support.pictures.images import make_tar
 
 
 def archive(path: Path, kind: int, members: int = 300, seed: int = 0) -> Path:

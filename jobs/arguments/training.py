@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from jobs.arguments.recipe import RecipeArgs
-from jobs.command import console, group, option, print_table
-from jobs.continuation import command_to_repeat
+from jobs.terminal.command import console, group, option, print_table
+from jobs.terminal.continuation import command_to_repeat
 from pipeline.cluster import resources
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.documentation import field_help

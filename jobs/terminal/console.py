@@ -14,7 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from jobs import early
+from jobs.terminal import early
 from pipeline.core.progress import ACTIVITY, MESSAGE, Bytes, silent
 
 # Lines are never wrapped: people copy paths from them, and search logs.

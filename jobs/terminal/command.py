@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from jobs import continuation, early
 from jobs.arguments.flags import examples, group, option, parse
-from jobs.console import Display, ToConsole, console, print_table
-from jobs.continuation import goes_on_with
+from jobs.terminal import continuation, early
+from jobs.terminal.console import Display, ToConsole, console, print_table
+from jobs.terminal.continuation import goes_on_with
 from pipeline.cluster.ray_errors import user_error, user_message
 from pipeline.core.errors import BudgetError, UnavailableError
 from pipeline.core.processes import ended_by, exit_on_signals

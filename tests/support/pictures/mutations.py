@@ -7,8 +7,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from tests.support.images import picture
-from tests.support.rare_jpegs import arithmetic_jpeg, lossless_jpeg
+from tests.support.pictures.images import picture
+from tests.support.pictures.rare_jpegs import arithmetic_jpeg, lossless_jpeg
 
 HEIGHT, WIDTH = 24, 36
 # Values that a parser may not expect in a field: of lengths, sizes, counts and offsets.

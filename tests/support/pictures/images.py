@@ -16,7 +16,7 @@ from pipeline.ingestion.sources import Index
 if TYPE_CHECKING:
     import torch
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 
 def shared(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.support.images import shared
+from tests.support.pictures.images import shared
 
 Pictures = dict[str, list[bytes]]
 """Files of each class."""

@@ -1,0 +1,1 @@
+"""Stand-ins of servers on loopback, and a proxy that spoils requests."""
