@@ -10,6 +10,7 @@ from typing import Annotated
 
 from jobs.arguments import training
 from jobs.terminal import command
+from jobs.terminal.training_result import describe_dataset, print_result
 from pipeline.core.progress import begin
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
@@ -53,7 +54,7 @@ def main(args: Args) -> None:
     check_folder(args.output.run_dir or "runs", "run-dir")
     with command.Display() as display:
         dataset = prepare_dataset(args.raw.source(args.data.data), progress=display)
-    data = training.describe_dataset(dataset)
+    data = describe_dataset(dataset)
     run = args.output.run_dir
     if args.output.resume and run is None:
         run = training.run_to_resume(files.absolute("runs"), data, args.recipe, options)
@@ -65,7 +66,7 @@ def main(args: Args) -> None:
     command.goes_on_with("--run-dir", run)
     with command.Display() as display:
         result = train(dataset, run, recipe, workers=args.workers.workers, options=options, progress=display)
-    training.print_result(run, data, result)
+    print_result(run, data, result)
 
 
 RESUME_HINT = "the same run goes on with"

@@ -13,10 +13,10 @@ Examples:
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from jobs.arguments import training
 from jobs.arguments.evaluation import CHECKPOINT_HELP, WorkerArgs, evaluation_option
 from jobs.arguments.training import RawArgs
 from jobs.terminal import command
+from jobs.terminal.training_result import describe_dataset
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError
 from pipeline.core.shares import share_text
@@ -112,7 +112,7 @@ def _evaluate(args: Args, uri: str) -> None:
         options = replace(options, severities=())
     options.check_packages()
     dataset = _dataset(args)
-    data = training.describe_dataset(dataset)
+    data = describe_dataset(dataset)
     if twin := trained_twin(_source(args), model.dataset_digest):
         command.console.print(
             f"NOTE: the model was trained on most of these images; --data {twin} evaluates those held out of training",
@@ -209,7 +209,7 @@ def _compare(args: Args, first: str, second: str) -> None:
     for folder in (first, second):
         check_predictions(files.absolute(folder))
     dataset = _dataset(args)
-    training.describe_dataset(dataset)
+    describe_dataset(dataset)
     out = files.absolute(args.out) if args.out else second
     values = compare(first, second, dataset, out)
     changes = values["per_class"]

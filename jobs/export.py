@@ -8,10 +8,10 @@ Examples:
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from jobs.arguments import training
 from jobs.arguments.evaluation import CHECKPOINT_HELP
 from jobs.arguments.training import RawArgs
 from jobs.terminal import command
+from jobs.terminal.training_result import describe_dataset
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import check_installed
 from pipeline.core.shares import share_text
@@ -52,7 +52,7 @@ def main(args: Args) -> None:
         dataset = None
         if args.data is not None:
             dataset = prepare_dataset(args.raw.source(args.data), progress=display)
-            training.describe_dataset(dataset)
+            describe_dataset(dataset)
         checks = export_model(model.uri, out, args.views, dataset, args.split, display)
     images = f"{args.split} images" if args.data else "images of random pixels"
     command.print_table(

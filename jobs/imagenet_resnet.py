@@ -12,6 +12,7 @@ from typing import Annotated
 
 from jobs.arguments import training
 from jobs.terminal import command
+from jobs.terminal.training_result import describe_dataset, print_result
 from pipeline.cluster.session import ray_session
 from pipeline.core.progress import begin
 from pipeline.ingestion.prepare import check_data, prepare_dataset
@@ -66,7 +67,7 @@ def main(args: Args) -> None:
         parent = files.join(root, "datasets")
         with command.Display() as display:
             dataset = prepare_dataset(args.raw.source(args.data.data), parent, progress=display)
-        data = training.describe_dataset(dataset)
+        data = describe_dataset(dataset)
         runs, name = files.join(root, "runs"), args.output.run_name
         if args.output.resume and name is None:
             name = files.basename(training.run_to_resume(runs, data, args.recipe, options))
@@ -81,7 +82,7 @@ def main(args: Args) -> None:
         run = files.join(runs, name)
         with command.Display() as display:
             result = train(dataset, run, recipe, workers=workers, options=options, progress=display)
-        training.print_result(run, data, result)
+        print_result(run, data, result)
 
 
 RESUME_HINT = "the same run goes on with"

@@ -9,10 +9,10 @@ Examples:
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from jobs.arguments import training
 from jobs.arguments.recipe import RecipeArgs
 from jobs.arguments.training import RawArgs
 from jobs.terminal import command
+from jobs.terminal.training_result import describe_dataset
 from pipeline.cluster.session import ray_session
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
@@ -94,7 +94,7 @@ def main(args: Args) -> None:
 
         with command.Display() as display:
             dataset = prepare_dataset(args.raw.source(args.source.data), progress=display)
-        data = training.describe_dataset(dataset)
+        data = describe_dataset(dataset)
         out = files.absolute(args.output.out or f"runs/tune-{recipe.name}-{data.name}")
         with command.Display() as display:
             result = search(dataset, out, recipe, settings, display)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from jobs.terminal.command import option
+from jobs.arguments.flags import option
 from pipeline.cluster import resources
 from pipeline.config.documentation import field_help
 from pipeline.evaluation.inputs import EvaluateOptions, Workers
