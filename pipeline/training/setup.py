@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -38,14 +39,44 @@ from pipeline.training.worker import Learner, Worker
 from pipeline.training.worker_data import Batches
 
 
-def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
+@dataclass(frozen=True)
+class Place:
+    """The place of a process in a run: its rank, the number of ranks, those on its machine, and its device."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @staticmethod
+    def alone(device: torch.device) -> "Place":
+        """Returns the place of a process that trains by itself: without Ray."""
+        return Place(0, 1, 1, device)
+
+    @staticmethod
+    def in_ray() -> "Place":
+        """Returns the place of this worker of Ray Train."""
+        import ray.train.torch
+
+        context, device = ray.train.get_context(), ray.train.torch.get_device()
+        return Place(context.get_world_rank(), context.get_world_size(), context.get_local_world_size(), device)
+
+
+def set_up(
+    job: TrainJob, exits: contextlib.ExitStack, place: Place | None = None, batches: Batches | None = None
+) -> Worker:
     """Returns this process's worker, ready for the run's next step. exits: closes what set-up opens.
 
     All ranks together. The order matters: random numbers are drawn by the network's initialisation first, and all ranks
     have to take part in the same collective operations.
+
+    place: of this process; None asks Ray Train. batches: of this job and place, for who trains on the same decoded
+    images again and again; None loads them.
     """
     started = time.perf_counter()
-    rank, world_size, device = _join(job, exits)
+    place = place or Place.in_ray()
+    rank, world_size, device = place.rank, place.world_size, place.device
+    _prepare_process(job, place, exits)
     progress = job.progress if rank == 0 else silent
     watchdog = Watchdog(job.hang_seconds, lambda line: progress("watch", 0, 0, line))
     exits.callback(watchdog.stop)
@@ -54,7 +85,7 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
     begin(progress, f"building {job.recipe.model}")
     torch.manual_seed(job.seed)
     net = recipe_model(job.recipe, len(data.classes))
-    batches = Batches(job, data, world_size, rank, device, progress)
+    batches = batches or Batches(job, data, world_size, rank, device, progress)
     resumed = checkpoint.latest(job.run)
     if job.pretrained:
         follow_quickly(net)
@@ -98,21 +129,19 @@ def set_up(job: TrainJob, exits: contextlib.ExitStack) -> Worker:
     )
 
 
-def _join(job: TrainJob, exits: contextlib.ExitStack) -> tuple[int, int, torch.device]:
-    """Returns rank, world size and device of this process, and sets its number of threads.
+def _prepare_process(job: TrainJob, place: Place, exits: contextlib.ExitStack) -> None:
+    """Sets the number of threads of this process.
 
     Threads and the state of torch's random generators are put back at the end: the process may be the user's own.
     """
-    import ray.train.torch
-
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
+    device = place.device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     exits.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
     exits.callback(torch.set_num_threads, torch.get_num_threads())
     # A run in this process on resident data leaves torch's own number of threads: all cores.
     if device.type == "cpu" and (job.num_workers or job.recipe.residency == "stream"):
-        torch.set_num_threads(num_threads(job.recipe, context.get_local_world_size()))
-    return context.get_world_rank(), context.get_world_size(), device
+        torch.set_num_threads(num_threads(job.recipe, place.local_world_size))
 
 
 def _initialise(net: nn.Module, job: TrainJob, batches: Batches) -> None:
@@ -125,17 +154,22 @@ def _initialise(net: nn.Module, job: TrainJob, batches: Batches) -> None:
 
 
 def _make_learner(net: nn.Module, job: TrainJob, batches: Batches) -> Learner:
-    import ray.train.torch
-
     recipe = job.recipe
-    net = net.to(memory_format=torch.channels_last)
-    model = ray.train.torch.prepare_model(net, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+    net = net.to(batches.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = _parallel(net) if batches.world_size > 1 else net
     optimizers = make_optimizers(net, recipe)
     average = make_average(recipe, net)
     compiled = torch.compile(model) if recipe.compile else model
     teacher = Teacher(job.teacher.uri, batches.data.classes, recipe).to(batches.device) if job.teacher else None
     train_step = TrainStep(recipe, compiled, optimizers, batches.order, batches.world_size, teacher)
     return Learner(net, model, average, train_step)
+
+
+def _parallel(net: nn.Module) -> nn.Module:
+    import ray.train.torch
+
+    model: nn.Module = ray.train.torch.prepare_model(net, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+    return model
 
 
 def _new_state(job: TrainJob, learner: Learner, batches: Batches, progress: Progress) -> RunState:
