@@ -8,7 +8,7 @@ Exit status: 0 if a model was promoted or there was nothing to do, 3 if the gate
 interrupted run.
 
 Examples:
-    uv run jobs/retrain.py --source photos/ --workspace work/ --recipe cifar10
+    uv run jobs/retrain.py --source photos/ --workspace work/
     uv run jobs/retrain.py --source s3://bucket/raw --workspace s3://bucket/work --max-hours 6 --from-champion
 """
 
@@ -95,12 +95,18 @@ class RetrainArgs:
     wait: Annotated[bool, command.option("wait for a concurrent run to end instead of exiting", "")] = False
     dry_run: Annotated[bool, command.option("show the plan; do nothing", "")] = False
     from_champion: Annotated[bool, command.option("start training from the champion's weights", "")] = False
+    new_recipe: Annotated[
+        bool, command.option("choose a recipe for the images as they are now, instead of keeping the champion's", "")
+    ] = False
     kept_is_ok: Annotated[bool, command.option("exit status 0 instead of 3 if the champion is kept", "")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(training.TrainingArgs):
-    """Runs once; a schedule (infra/schedules/) runs it every night. --mlflow mirrors the registry, too."""
+    """Runs once; a schedule (infra/schedules/) runs it every night. --mlflow mirrors the registry, too.
+
+    Without --recipe the champion's is kept; the first run chooses one for the images and this machine, as train does.
+    """
 
     data: Annotated[DataArgs, command.group("data")] = DataArgs()
     output: Annotated[OutputArgs, command.group("output")] = OutputArgs()
@@ -118,6 +124,8 @@ class Args(training.TrainingArgs):
             training=train_options,
             workers=self.workers.workers,
             from_champion=self.retraining.from_champion,
+            new_recipe=self.retraining.new_recipe,
+            changes={} if self.recipe.recipe else self.recipe.changes(),
             layout=self.raw.layout,
             md5=self.raw.md5,
             val_share=self.raw.val_share,
@@ -137,7 +145,8 @@ def main(args: Args) -> None:
     from pipeline.retraining.plan import plan_retraining
     from pipeline.retraining.run import retrain
 
-    recipe, train_options = args.check("cifar10")
+    checked, train_options = args.check(training.UNKNOWN_YET)
+    recipe = checked if args.recipe.recipe else None
     options = args.retrain_options(train_options)
     if args.data.source is None or args.output.workspace is None:
         raise RecipeError(f"--{'source' if args.data.source is None else 'workspace'} URI is missing")
@@ -161,10 +170,10 @@ def print_plan(plan: "Plan", hours: float | None) -> None:
     run, latest = plan.run, plan.latest
     last = f"{sum(latest['seconds'].values()) / 3600:.2f} h" if latest else "there was none"
     command.print_table(
-        f"\nretraining run {run.id}",
+        f"\nretraining run {run.id}" if plan.settings else "\na retraining run",
         [
             ("source", f"{run.source}, {'unchanged' if run.attempt else 'new or changed'}"),
-            ("recipe", run.recipe["name"] + (", from the champion's weights" if run.from_champion else "")),
+            ("recipe", _recipe(plan)),
             ("champion", run.champion.version if run.champion else "none yet"),
             ("gate", f"level {run.gate.level:g}, gain of {100 * run.gate.minimum_gain:g} points or more, no class "
                      f"more than {100 * run.gate.recall_drop:g} points down"),
@@ -172,6 +181,17 @@ def print_plan(plan: "Plan", hours: float | None) -> None:
             ("the last run took", last),
         ],
     )  # fmt: skip
+
+
+def _recipe(plan: "Plan") -> str:
+    """Returns a run's recipe in words: its name, where it comes from, and the weights that training starts from."""
+    if plan.settings is None:
+        return "chosen once the images are ingested"
+    name, origin = plan.settings.recipe.name, plan.settings.origin
+    weights = f"weights {plan.settings.pretrained}" if plan.settings.pretrained else ""
+    if plan.run.champion and plan.run.from_champion:
+        weights = "from the champion's weights"
+    return ", ".join(filter(None, (f"{name} ({origin})" if origin else name, weights)))
 
 
 def print_outcome(outcome: "Outcome") -> None:

@@ -2,10 +2,10 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.errors import RecipeError, SourceError
@@ -14,7 +14,8 @@ from pipeline.ingestion.sources.source import VAL_SHARE
 from pipeline.retraining import registry
 from pipeline.retraining.notify import check_webhook
 from pipeline.retraining.promotion_gate import Gate
-from pipeline.retraining.workspace import RetrainingRun, is_interrupted, is_unchanged, read_latest
+from pipeline.retraining.run_settings import RunSettings, given_settings, kept_settings
+from pipeline.retraining.workspace import RetrainingRun, interrupted_run, is_unchanged, read_latest, registry_uri
 from pipeline.storage import files
 from pipeline.training.trackers.mlflow import check_mlflow
 from pipeline.training.workflow import TrainOptions
@@ -38,6 +39,13 @@ class RetrainOptions:
 
     from_champion: bool = False
     """Whether training starts from the champion's weights."""
+
+    new_recipe: bool = False
+    """Whether a run that isn't given a recipe chooses one for the data as they are now, instead of keeping the
+    champion's."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that differ from the recipe that is kept or chosen, by dotted name: {"augment.mixup_alpha": 0.2}."""
 
     layout: str = "auto"
     """Layout of the source, as in `ingestion.Source`."""
@@ -75,6 +83,10 @@ class RetrainOptions:
     def __post_init__(self) -> None:
         if self.from_champion and self.training.pretrained:
             raise RecipeError("from-champion and pretrained both name the first weights; give one of them")
+        if self.from_champion and self.new_recipe:
+            raise RecipeError(
+                "new-recipe may choose another network than that of the weights of from-champion; give one of them"
+            )
         if self.max_hours is not None and self.max_hours <= 0:
             raise RecipeError(f"max-hours={self.max_hours:g} must be above 0")
         if self.webhook:
@@ -85,16 +97,30 @@ class RetrainOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a call of `retrain` would do now. latest: the decision of the newest finished run, None if there is none."""
+    """What a call of `retrain` would do now."""
 
     run: RetrainingRun
-    recipe: Recipe
+    """The run; its recipe and ID are final only where `settings` are known."""
+    settings: RunSettings | None
+    """Recipe and first weights; None if they are chosen once the images are ingested."""
     latest: dict[str, Any] | None
+    """The decision of the newest finished run, None if there is none."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What stages have taken that had to come before the plan."""
 
     @property
     def has_work(self) -> bool:
         """Whether source or recipe differ from the newest finished run's, or a run since was interrupted."""
-        return not self.run.attempt or is_interrupted(self.run.workspace)
+        return not self.run.attempt or interrupted_run(self.run.workspace) is not None
+
+    def with_settings(self, settings: RunSettings) -> "Plan":
+        """Returns the plan with recipe and first weights."""
+        recipe = json.loads(json.dumps(recipe_to_json(settings.recipe)))  # as it is read back: lists for tuples
+        latest = self.latest
+        unchanged = is_unchanged(latest, self.run.fingerprint, recipe)
+        attempt = latest.get("attempt", 0) + 1 if latest and unchanged else 0
+        run = replace(self.run, recipe=recipe, pretrained=settings.pretrained, attempt=attempt)
+        return replace(self, run=run, settings=settings)
 
 
 def resolve_uris(source: StrPath, workspace: StrPath) -> tuple[str, str]:
@@ -106,18 +132,20 @@ def resolve_uris(source: StrPath, workspace: StrPath) -> tuple[str, str]:
 
 
 def plan_retraining(
-    source: StrPath, workspace: StrPath, recipe: Recipe | str = "cifar10", options: RetrainOptions | None = None
+    source: StrPath, workspace: StrPath, recipe: Recipe | str | None = None, options: RetrainOptions | None = None
 ) -> Plan:
     """Returns what `retrain` would do with the same arguments; writes nothing.
 
     Raises SourceError if the source doesn't exist, RecipeError for an unknown recipe or a value that can't work.
     """
     options = options or RetrainOptions()
+    if recipe is not None and options.new_recipe:
+        raise RecipeError("recipe and new-recipe both say what to train; give one of them")
     source, workspace = resolve_uris(source, workspace)
-    recipe = make_recipe(recipe) if isinstance(recipe, str) else recipe
-    latest, fingerprint = read_latest(workspace), located.fingerprint(source)
-    values = json.loads(json.dumps(recipe_to_json(recipe)))  # as it is read back: lists for tuples
-    attempt = latest.get("attempt", 0) + 1 if latest and is_unchanged(latest, fingerprint, values) else 0
-    champion = registry.current(files.join(workspace, "registry"), registry.CHAMPION)
-    run = RetrainingRun(workspace, source, fingerprint, values, champion, options.gate, options.from_champion, attempt)
-    return Plan(run, recipe, latest)
+    fingerprint, champion = located.fingerprint(source), registry.current(registry_uri(workspace), registry.CHAMPION)
+    run = RetrainingRun(workspace, source, fingerprint, {}, champion, options.gate, options.from_champion)
+    plan, pretrained = Plan(run, None, read_latest(workspace)), options.training.pretrained
+    if recipe is not None:
+        return plan.with_settings(given_settings(recipe, pretrained))
+    kept = None if options.new_recipe else kept_settings(workspace, fingerprint, pretrained, options.changes)
+    return plan.with_settings(kept) if kept else plan

@@ -14,7 +14,8 @@ from pipeline.core.progress import Progress, silent
 from pipeline.retraining.budget import time_budget
 from pipeline.retraining.notify import post_decision, update_mlflow
 from pipeline.retraining.plan import Plan, RetrainOptions, StrPath, plan_retraining, resolve_uris
-from pipeline.retraining.stages import Stages
+from pipeline.retraining.run_settings import chosen_settings
+from pipeline.retraining.stages import Stages, ingest_source
 from pipeline.retraining.workspace import RetrainingRun, resume_or_start
 from pipeline.storage import files, lease
 from pipeline.storage.places import check_folder
@@ -44,14 +45,14 @@ class Outcome:
 def retrain(
     source: StrPath,
     workspace: StrPath,
-    recipe: Recipe | str = "cifar10",
+    recipe: Recipe | str | None = None,
     options: RetrainOptions | None = None,
     progress: Progress = silent,
     on_start: Callable[[Plan], None] | None = None,
 ) -> Outcome:
     """Trains on the source if it has changed, promotes the new model if it is better, and returns the outcome.
 
-        outcome = retrain("photos/", "work/", "digits")
+        outcome = retrain("photos/", "work/")
         print(outcome.status, outcome.message)
 
     Ingests the source, trains, evaluates champion and challenger on images that neither was trained on, measures drift,
@@ -59,8 +60,9 @@ def retrain(
     One run works in a workspace at a time. Any stage may be killed; the same call continues there.
 
     source: raw images, as `ingest` takes them. workspace: a folder, or a prefix of a bucket, for the data sets, runs
-    and registry (`workspace.py`). recipe: a recipe or its name. progress: called with the progress of each stage.
-    on_start: called with the plan before the first stage, if there is something to do.
+    and registry (`workspace.py`). recipe: a recipe or its name; None for the champion's, and for one that is chosen for
+    the images and this machine where there is no champion. progress: called with the progress of each stage. on_start:
+    called with the plan once it is known, before anything is trained, if there is something to do.
 
     Joins the cluster of RAY_ADDRESS, or starts Ray on this machine, for the stages that need it. Raises SourceError,
     DatasetError, RecipeError, ClusterError or StorageError for what can't work, RegistryError if another process moved
@@ -78,7 +80,7 @@ def retrain(
             return Outcome("busy", str(error))
         budget = stack.enter_context(time_budget(options.max_hours))
         # Only now: no other run can change the workspace any more.
-        plan = plan_retraining(source, workspace, recipe, options)
+        plan = _settled(plan_retraining(source, workspace, recipe, options), options, progress)
         if plan.latest and not plan.has_work and not options.force:
             latest = plan.latest["night"]
             return Outcome("unchanged", f"nothing to do: {plan.run.source} and the recipe are those of run {latest}")
@@ -91,6 +93,17 @@ def retrain(
         if options.webhook:
             post_decision(options.webhook, decision)
     return Outcome("promoted" if decision["promote"] else "kept", decision["reason"], plan.run, decision)
+
+
+def _settled(plan: Plan, options: RetrainOptions, progress: Progress) -> Plan:
+    """Returns the plan with a recipe. If there is none to keep, the images are ingested, and one is chosen for them."""
+    if plan.settings is not None:
+        return plan
+    start = time.perf_counter()
+    data = ingest_source(plan.run, options, progress)
+    seconds = {"ingest": time.perf_counter() - start}
+    chosen = chosen_settings(plan.run.dataset, data, options.training, options.changes)
+    return replace(plan.with_settings(chosen), seconds=seconds)
 
 
 @contextmanager

@@ -20,11 +20,12 @@ from pipeline.evaluation.workers import evaluation_session
 from pipeline.ingestion.api import ingest
 from pipeline.ingestion.sources import Source
 from pipeline.models import checkpoint
+from pipeline.models.load import find_model
 from pipeline.retraining import promotion, registry
 from pipeline.retraining.budget import Budget
 from pipeline.retraining.drift import Thresholds
 from pipeline.retraining.plan import Plan, RetrainOptions
-from pipeline.retraining.workspace import publish
+from pipeline.retraining.workspace import RetrainingRun, publish
 from pipeline.storage import files
 from pipeline.storage.lease import Lease
 from pipeline.training.job import weights_of
@@ -35,6 +36,15 @@ log = logging.getLogger(__name__)
 CHAMPION_FOLDER, CHALLENGER_FOLDER = "champion", "challenger"
 
 
+def ingest_source(run: RetrainingRun, options: RetrainOptions, progress: Progress) -> Manifest:
+    """Ingests a run's source unless its data set is there. Returns the manifest."""
+    if not is_dataset(run.dataset):
+        columns = (options.image_column, options.label_column)
+        source = Source(run.source, options.layout, options.md5, options.val_share, *columns)
+        ingest(source, run.dataset, max_quarantined=options.max_quarantined, progress=progress)
+    return manifest.load(run.dataset)
+
+
 class Stages:
     """Runs the stages of one plan. Each starts only while the lease is held and the budget lasts, and can be repeated.
 
@@ -42,16 +52,19 @@ class Stages:
     """
 
     def __init__(self, plan: Plan, options: RetrainOptions, held: Lease, budget: Budget, progress: Progress) -> None:
-        self._run, self._recipe, self._options = plan.run, plan.recipe, options
+        assert plan.settings is not None
+        self._run, self._settings, self._options = plan.run, plan.settings, options
         self._lease, self._budget, self._progress = held, budget, progress
-        self._seconds: dict[str, float] = {}
+        self._seconds = dict(plan.seconds)
 
     def run(self) -> dict[str, Any]:
         """Runs all stages and returns the content of `decision.json`. Raises what the stages raise."""
         # Taken first: from here on no process that was started earlier can move the champion.
         fence = registry.take_fence(self._run.registry, registry.CHAMPION)
         with self._stage("ingest"):
-            data = self._ingest()
+            data = ingest_source(self._run, self._options, self._progress)
+        rows = ", ".join(f"{split.rows:,} {name}" for name, split in data.splits.items())
+        log.info("data set %s: %s, %d classes, digest %s", data.name, rows, len(data.classes), data.digest[:16])
         with self._stage("train"):
             self._train()
         training = self._options.training
@@ -83,28 +96,21 @@ class Stages:
         self._lease.check()
         start = time.perf_counter()
         yield
-        self._seconds[name] = time.perf_counter() - start
-
-    def _ingest(self) -> Manifest:
-        """Ingests the source unless the data set is there. Returns its manifest."""
-        run, options = self._run, self._options
-        if not is_dataset(run.dataset):
-            columns = (options.image_column, options.label_column)
-            source = Source(run.source, options.layout, options.md5, options.val_share, *columns)
-            ingest(source, run.dataset, max_quarantined=options.max_quarantined, progress=self._progress)
-        data = manifest.load(run.dataset)
-        rows = ", ".join(f"{split.rows:,} {name}" for name, split in data.splits.items())
-        log.info("data set %s: %s, %d classes, digest %s", data.name, rows, len(data.classes), data.digest[:16])
-        return data
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def _train(self) -> None:
         """Trains the challenger; continues an interrupted training, and leaves a finished one as it is."""
-        run, options = self._run, self._options
-        job = make_job(run.dataset, run.training, self._recipe, options.workers, options.training)
+        run, training, recipe = self._run, self._options.training, self._settings.recipe
+        champion = run.champion_uri if run.champion and run.from_champion else None
+        if champion:
+            known = find_model(champion).recipe  # its weights expect its normalisation
+            recipe = replace(recipe, pixel_mean=known.pixel_mean, pixel_std=known.pixel_std)
+        options = replace(training, pretrained=None if champion else run.pretrained)
+        job = make_job(run.dataset, run.training, recipe, self._options.workers, options)
         job = replace(job, label=files.basename(run.folder))  # the URI of every one ends in the same word
-        if run.champion and run.from_champion:
-            job = replace(job, pretrained=weights_of("champion", files.join(run.champion_uri, checkpoint.MODEL_NAME)))
-        train_job(job, options.training.wait_minutes, self._progress)
+        if champion:
+            job = replace(job, pretrained=weights_of("champion", files.join(champion, checkpoint.MODEL_NAME)))
+        train_job(job, training.wait_minutes, self._progress)
 
     def _evaluate(self, job: EvaluateJob) -> tuple[Predictions | None, Predictions, dict[str, Any]]:
         """Returns the predictions of champion (None without one) and challenger, and the challenger's metrics."""

@@ -26,6 +26,7 @@ from pipeline.storage.places import claim_folder
 
 LATEST_NAME, ACTIVE_NAME = "latest.json", "active.json"
 DECISION_NAME, PAGE_NAME = "decision.json", "decision.html"
+_TRAINED_IN = "trained in night "  # begins the reason of the challenger's move; the ID of the run follows
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,28 @@ class RetrainingRun:
     workspace: str  # absolute URI
     source: str  # absolute URI of the raw images
     fingerprint: str  # of the source: changes with the names, sizes and times of its files
-    recipe: dict[str, Any]  # JSON values of the resolved recipe
+    recipe: dict[str, Any]  # JSON values of the resolved recipe; empty in a plan that can't know it yet
     champion: registry.Move | None  # the alias's newest move when the run was planned; None without a champion
     gate: Gate
     from_champion: bool  # whether training begins with the champion's weights
     attempt: int = 0  # counts runs that were forced on the same source and recipe
+    pretrained: str | None = None  # weights that training begins with, as `TrainOptions.pretrained`
 
     @property
     def id(self) -> str:
-        """The first 12 hex digits of a SHA-256 over all fields but the workspace."""
+        """The first 12 hex digits of a SHA-256 over all fields but the workspace, and but `pretrained` if it is None.
+
+        So runs of workspaces that don't know this field keep their IDs.
+        """
         values = {**asdict(self), "workspace": ""}
+        if self.pretrained is None:
+            del values["pretrained"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def folder(self) -> str:
         """The URI of the run's own folder."""
-        return files.join(self.workspace, "nights", self.id)
+        return night_uri(self.workspace, self.id)
 
     @property
     def training(self) -> str:
@@ -65,13 +72,23 @@ class RetrainingRun:
     @property
     def registry(self) -> str:
         """The URI of the model registry."""
-        return files.join(self.workspace, "registry")
+        return registry_uri(self.workspace)
 
     @property
     def champion_uri(self) -> str:
         """The URI of the champion's version, which can be used as a finished training run."""
         assert self.champion is not None
         return registry.version_uri(self.registry, self.champion.version)
+
+
+def registry_uri(workspace: str) -> str:
+    """Returns the URI of a workspace's model registry."""
+    return files.join(workspace, "registry")
+
+
+def night_uri(workspace: str, night: str) -> str:
+    """Returns the URI of the folder of a retraining run, by its ID."""
+    return files.join(workspace, "nights", night)
 
 
 def resume_or_start(planned: RetrainingRun) -> RetrainingRun:
@@ -81,10 +98,7 @@ def resume_or_start(planned: RetrainingRun) -> RetrainingRun:
     promoted the one that is live now.
     """
     place = files.join(planned.workspace, ACTIVE_NAME)
-    values = claim_folder(place, asdict(planned), end="\n")
-    move = values["champion"]
-    values |= {"champion": move and registry.Move(**move), "gate": Gate(**values["gate"])}
-    active = RetrainingRun(**{**values, "workspace": planned.workspace})
+    active = _run_of(claim_folder(place, asdict(planned), end="\n"), planned.workspace)
     # Compared as JSON, in which tuples are lists.
     if asdict(replace(active, champion=planned.champion)) == json.loads(json.dumps(asdict(planned))):
         return active
@@ -92,9 +106,34 @@ def resume_or_start(planned: RetrainingRun) -> RetrainingRun:
     return planned
 
 
-def is_interrupted(workspace: str) -> bool:
-    """Whether a retraining run was started and hasn't published its decision."""
-    return files.exists(files.join(workspace, ACTIVE_NAME))
+def _run_of(values: dict[str, Any], workspace: str) -> RetrainingRun:
+    """Returns the run of `active.json`, in the workspace where the file lies now."""
+    move = values["champion"]
+    values = {**values, "champion": move and registry.Move(**move), "gate": Gate(**values["gate"])}
+    return RetrainingRun(**{**values, "workspace": workspace})
+
+
+def interrupted_run(workspace: str) -> RetrainingRun | None:
+    """Returns the retraining run that was started and hasn't published its decision, None if there is none."""
+    place = files.join(workspace, ACTIVE_NAME)
+    return _run_of(files.read_json(place), workspace) if files.exists(place) else None
+
+
+def night_of(workspace: str, version: str) -> str | None:
+    """Returns the ID of the retraining run that trained a version; None for a version that was added otherwise."""
+    for move in reversed(registry.history(registry_uri(workspace), registry.CHALLENGER)):
+        if move.version == version and move.reason.startswith(_TRAINED_IN):
+            return move.reason.removeprefix(_TRAINED_IN)
+    return None
+
+
+def decision_of(workspace: str, night: str) -> dict[str, Any] | None:
+    """Returns the decision of a retraining run, by its ID; None if it has published none."""
+    place = files.join(night_uri(workspace, night), DECISION_NAME)
+    if not files.exists(place):
+        return None
+    decision: dict[str, Any] = files.read_json(place)
+    return decision
 
 
 def read_latest(workspace: str) -> dict[str, Any] | None:
@@ -129,7 +168,7 @@ def publish(
     taken a fencing token since.
     """
     newest = registry.current(run.registry, registry.CHALLENGER)
-    registry.move(run.registry, registry.CHALLENGER, challenger, f"trained in night {run.id}", newest)
+    registry.move(run.registry, registry.CHALLENGER, challenger, f"{_TRAINED_IN}{run.id}", newest)
     newest = registry.current(run.registry, registry.CHAMPION)
     mark = f"(night {run.id})"
     # True if this run was killed after the promotion and before its last line.
@@ -144,6 +183,7 @@ def publish(
         "champion_before": run.champion.version if run.champion else None,
         "fingerprint": run.fingerprint,
         "recipe": run.recipe,
+        "pretrained": run.pretrained,
         "dataset": run.dataset,
         "attempt": run.attempt,
         **details,

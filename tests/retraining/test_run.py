@@ -46,24 +46,34 @@ def options(**changes: Any) -> RetrainOptions:
 def test_a_first_run_promotes_its_model_trackers_follow_it_and_the_same_again_does_nothing(
     digits_dataset: str, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prometheus, through Ray's metrics, and TensorBoard get the scores of a retraining run as of every other."""
+    """Prometheus, through Ray's metrics, and TensorBoard get the scores of a retraining run as of every other.
+
+    The recipe isn't given: the first run chooses it, and the next one keeps it although there are more images.
+    """
     exported: list[str] = []  # the tag of the run
     monkeypatch.setattr(RayMetrics, "evaluation", lambda self, step, scores: exported.append(self.tags["run"]))
     source, work = Source(digits_dataset, str(tmp_path / "source")), tmp_path / "work"
     source.add(0, 300)
-    recipe, started = make_recipe("digits", epochs=4), list[Plan]()
-    outcome = retrain(source.uri, work, recipe, options(), on_start=started.append)
+    few, started = options(changes={"epochs": 4}), list[Plan]()
+    outcome = retrain(source.uri, work, options=few, on_start=started.append)
     assert outcome.status == "promoted"
+    assert outcome.decision["recipe"]["name"] == "own-small-images"
+    assert set(outcome.decision["seconds"]) == {"ingest", "train", "evaluate", "drift"}
+    assert outcome.decision["seconds"]["ingest"] > 0.1
     assert outcome.run is not None
     assert [plan.run for plan in started] == [outcome.run]
     assert registry.get(outcome.run.registry, "champion").id == outcome.decision["challenger"]
     assert set(exported) == {outcome.run.folder.rsplit("/", 1)[1]}
     assert scalars(f"{outcome.run.training}/tensorboard", "val/top1")
-    again = retrain(source.uri, work, recipe, options())
+    again = retrain(source.uri, work, options=few)
     assert again.status == "unchanged"
     assert again.run is None
-    assert plan_retraining(source.uri, work, recipe).has_work is False
+    assert plan_retraining(source.uri, work).has_work is False
     assert plan_retraining(source.uri, work, make_recipe("digits", epochs=5)).has_work
+    source.add(300, 302)
+    later = plan_retraining(source.uri, work)
+    assert later.has_work
+    assert later.run.recipe == outcome.run.recipe
 
 
 def test_a_run_in_a_workspace_where_another_works_is_busy(tmp_path: Path) -> None:
