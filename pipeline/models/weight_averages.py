@@ -4,14 +4,13 @@ Both average the running statistics of BatchNorm like weights. Integer buffers t
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-
-def _float_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, tensor) for name, tensor in net.state_dict().items() if tensor.is_floating_point())
+from pipeline.models.undo import Undo
 
 
 class WeightAverage:
@@ -27,12 +26,16 @@ class WeightAverage:
         self.values = {name: tensor.detach().clone() for name, tensor in _float_tensors(net)}
 
     @torch.no_grad()
-    def update(self, net: nn.Module, step: int, num_steps: int) -> None:
-        """Updates the average after step number `step`, which counts from 1."""
+    def update(self, net: nn.Module, step: int, num_steps: int, found_inf: Tensor | None = None) -> None:
+        """Updates the average after step number `step`, which counts from 1.
+
+        found_inf: scalar on the device; 1: the step was skipped, and has no part in the average.
+        """
         if step % self._every_steps == 0:
-            current = dict(_float_tensors(net))
-            # Torch's function takes the number of updates and doesn't use it.
-            self._average(list(self.values.values()), [current[name] for name in self.values], step)
+            current, average = dict(_float_tensors(net)), list(self.values.values())
+            with _unless(found_inf, average):
+                # Torch's function takes the number of updates and doesn't use it.
+                self._average(average, [current[name] for name in self.values], step)
 
 
 class LookAhead:
@@ -47,12 +50,34 @@ class LookAhead:
         self.values = {name: tensor.detach().clone() for name, tensor in _float_tensors(net)}
 
     @torch.no_grad()
-    def update(self, net: nn.Module, step: int, num_steps: int) -> None:
-        """Updates slow and fast weights, if it is time, after step number `step`, which counts from 1."""
+    def update(self, net: nn.Module, step: int, num_steps: int, found_inf: Tensor | None = None) -> None:
+        """Updates slow and fast weights, if it is time, after step number `step`, which counts from 1.
+
+        found_inf: scalar on the device; 1: the step was skipped, and has no part in the slow weights; even then, the
+        last step ends with fast = slow.
+        """
         decays = [0.95**5 * (step / num_steps) ** 3] if step % self._every_steps == 0 else []
         if step == num_steps:
             decays.append(1.0)
-        for decay in decays:
-            for name, tensor in _float_tensors(net):
-                self.values[name].lerp_(tensor, 1 - decay)
-                tensor.copy_(self.values[name])
+        if decays:
+            current = dict(_float_tensors(net))
+            slow, fast = list(self.values.values()), [current[name] for name in self.values]
+            with _unless(found_inf, [*slow, *fast]):
+                for decay in decays:
+                    torch._foreach_lerp_(slow, fast, 1 - decay)
+                    torch._foreach_copy_(fast, slow)
+            if step == num_steps:
+                torch._foreach_copy_(fast, slow)
+
+
+def _float_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, tensor) for name, tensor in net.state_dict().items() if tensor.is_floating_point())
+
+
+@contextmanager
+def _unless(found_inf: Tensor | None, tensors: list[Tensor]) -> Iterator[None]:
+    """Takes back what its block does to the tensors where `found_inf` is 1."""
+    undo = None if found_inf is None else Undo(tensors)
+    yield
+    if undo is not None and found_inf is not None:
+        undo.undo_if(found_inf)

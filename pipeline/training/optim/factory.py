@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
+from pipeline.training.optim.found_inf import honour_found_inf
 from pipeline.training.optim.optimizers import Lamb, Lars, Muon
 
 Group = dict[str, Any]
@@ -19,22 +20,24 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
     Each parameter group has, beside torch's entries: name; initial_lr, its peak rate; epochs, how long it is trained, 0
     for the whole run. Weight decay applies to matrices and kernels; biases and normalisation have `bias_weight_decay`,
     which is normally 0 (He et al., arXiv 1812.01187, section 3.1). "muon" updates the kernels of convolutions, without
-    weight decay, and SGD with Nesterov momentum the rest. Raises RecipeError if "muon" has no kernels to update.
+    weight decay, and SGD with Nesterov momentum the rest. All heed `found_inf` (`found_inf.py`). Raises RecipeError if
+    "muon" has no kernels to update.
     """
     groups = parameter_groups(model, recipe)
     if recipe.optimizer != "muon":
-        return [_single_optimizer(recipe, list(groups.values()))]
+        return [honour_found_inf(_single_optimizer(recipe, list(groups.values())))]
     if "kernels" not in groups:
         raise RecipeError("optimizer='muon' needs a model with trainable convolutions; use adam or nesterov")
     kernels = groups.pop("kernels")
     del kernels["weight_decay"]
     if "matrices" in groups:
         groups["matrices"]["lr"] = groups["matrices"]["initial_lr"] = recipe.head_rate or recipe.learning_rate
-    muon = Muon([kernels], recipe.learning_rate, recipe.momentum)
-    if not groups:
-        return [muon]
-    rest = torch.optim.SGD(list(groups.values()), lr=recipe.learning_rate, momentum=recipe.rest_momentum, nesterov=True)
-    return [muon, rest]
+    optimizers: list[torch.optim.Optimizer] = [Muon([kernels], recipe.learning_rate, recipe.momentum)]
+    if rest := list(groups.values()):
+        momentum = recipe.rest_momentum
+        sgd = torch.optim.SGD(rest, lr=recipe.learning_rate, momentum=momentum, nesterov=True, **_fused(rest))
+        optimizers.append(sgd)
+    return [honour_found_inf(optimizer) for optimizer in optimizers]
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> dict[str, Group]:
@@ -86,20 +89,28 @@ def describe_groups(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -
 
 
 def _single_optimizer(recipe: Recipe, groups: list[Group]) -> torch.optim.Optimizer:
-    rate, momentum = recipe.learning_rate, recipe.momentum
-    # One GPU kernel for all tensors instead of several for each. Not on CPUs, where it could change the bits of a run.
-    fused: dict[str, Any] = {"fused": True} if all(p.is_cuda for group in groups for p in group["params"]) else {}
+    rate, momentum, fused = recipe.learning_rate, recipe.momentum, _fused(groups)
+    # On a GPU the step counter has to be there, too, or `found_inf` couldn't undo it.
+    on_device: dict[str, Any] = {"capturable": True} if fused else {}
     makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
         "sgd": lambda: torch.optim.SGD(groups, lr=rate, **fused),
         "momentum": lambda: torch.optim.SGD(groups, lr=rate, momentum=momentum, **fused),
         "nesterov": lambda: torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=True, **fused),
-        "rmsprop": lambda: torch.optim.RMSprop(groups, lr=rate, alpha=0.9, momentum=momentum),
+        "rmsprop": lambda: torch.optim.RMSprop(groups, lr=rate, alpha=0.9, momentum=momentum, **on_device),
         "adam": lambda: torch.optim.Adam(groups, lr=rate, **fused),
         "adamw": lambda: torch.optim.AdamW(groups, lr=rate, **fused),
         "lars": lambda: Lars(groups, lr=rate, momentum=momentum),
         "lamb": lambda: Lamb(groups, lr=rate),
     }
     return makers[recipe.optimizer]()
+
+
+def _fused(groups: list[Group]) -> dict[str, Any]:
+    """Returns the argument that makes torch's optimisers launch one GPU kernel for all tensors of a group.
+
+    Not on CPUs, where it could change the bits of a run.
+    """
+    return {"fused": True} if all(p.is_cuda for group in groups for p in group["params"]) else {}
 
 
 def _whitening_biases(model: nn.Module) -> list[nn.Parameter]:

@@ -4,6 +4,7 @@
 by name.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,35 +34,49 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Updates all parameters that have a gradient. closure: ignored."""
         for group in self.param_groups:
-            for kernel in group["params"]:
-                if kernel.grad is None:
-                    continue
-                state = self.state[kernel]
-                if not state:
-                    state["momentum"] = torch.zeros_like(kernel)
-                state["momentum"].mul_(group["momentum"]).add_(kernel.grad)
-                update = kernel.grad.add(state["momentum"], alpha=group["momentum"])
-                kernel.mul_(len(kernel) ** 0.5 / kernel.norm())
-                kernel.add_(orthogonalised(update.flatten(1)).view_as(update), alpha=-group["lr"])
+            kernels, slopes = _with_gradients(group)
+            if not kernels:
+                continue
+            momenta = _state(self, kernels, "momentum")
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, slopes)
+            updates = torch._foreach_add(slopes, momenta, alpha=group["momentum"])
+            factors = torch._foreach_reciprocal(torch._foreach_norm(kernels))
+            torch._foreach_mul_(factors, [len(kernel) ** 0.5 for kernel in kernels])
+            _scale(kernels, factors)
+            torch._foreach_add_(kernels, _orthogonalised_kernels(list(updates)), alpha=-group["lr"])
+
+
+def _orthogonalised_kernels(updates: list[Tensor]) -> list[Tensor]:
+    """Returns `orthogonalised` of each kernel [out, in, h, w] as a matrix [out, in h w]; those of one shape at once."""
+    places: dict[torch.Size, list[int]] = defaultdict(list)
+    for place, update in enumerate(updates):
+        places[update.shape].append(place)
+    results = list(updates)
+    for shape, those in places.items():
+        stacked = torch.stack([updates[place].flatten(1) for place in those])
+        for place, matrix in zip(those, orthogonalised(stacked).unbind(), strict=True):
+            results[place] = matrix.view(shape)
+    return results
 
 
 def orthogonalised(matrix: Tensor, num_iterations: int = 3) -> Tensor:
     """Returns approximately U V^T, where U S V^T is the singular value decomposition of `matrix`.
 
-    matrix: float [M, N]. The result has its shape and dtype. float64 is computed in float64, every other dtype in
+    matrix: float [..., M, N]. The result has its shape and dtype. float64 is computed in float64, every other dtype in
     bfloat16. Each Newton-Schulz iteration is X = a X + (b X X^T + c (X X^T)^2) X, with the coefficients of Jordan's
     page: they push small singular values up fast, and leave all between about 0.7 and 1.2 instead of at 1. Jordan uses
     5 iterations for language models and 3 for CIFAR-10.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix if matrix.dtype == torch.float64 else matrix.bfloat16()
-    x = x / (x.norm() + 1e-7)  # the iteration converges for singular values up to 1
-    is_tall = x.shape[0] > x.shape[1]
-    x = x.T if is_tall else x  # the smaller of the two products X X^T and X^T X
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # the iteration converges for singular values up to 1
+    is_tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if is_tall else x  # the smaller of the two products X X^T and X^T X
     for _ in range(num_iterations):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if is_tall else x).to(matrix.dtype)
+    return (x.mT if is_tall else x).to(matrix.dtype)
 
 
 class Lars(torch.optim.Optimizer):
@@ -86,20 +101,19 @@ class Lars(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Updates all parameters that have a gradient. closure: ignored."""
         for group in self.param_groups:
-            decay = group["weight_decay"]
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                update = weight.grad
-                if decay:
-                    size, slope = weight.norm(), weight.grad.norm()
-                    rate = torch.where((size > 0) & (slope > 0), group["trust"] * size / (slope + decay * size), 1.0)
-                    update = (weight.grad + decay * weight) * rate
-                state["momentum"].mul_(group["momentum"]).add_(update, alpha=group["lr"])
-                weight.sub_(state["momentum"])
+            weights, slopes = _with_gradients(group)
+            if not weights:
+                continue
+            momenta, updates, decay = _state(self, weights, "momentum"), slopes, group["weight_decay"]
+            if decay:
+                size, slope = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(slopes))
+                rate = torch.where((size > 0) & (slope > 0), group["trust"] * size / (slope + decay * size), 1.0)
+                updates = list(torch._foreach_mul(weights, decay))
+                torch._foreach_add_(updates, slopes)
+                _scale(updates, rate.unbind())
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, updates, alpha=group["lr"])
+            torch._foreach_sub_(weights, momenta)
 
 
 class Lamb(torch.optim.Optimizer):
@@ -129,23 +143,56 @@ class Lamb(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Updates all parameters that have a gradient. closure: ignored."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, group)
+            weights, slopes = _with_gradients(group)
+            if not weights:
+                continue
+            updates, decay = self._adam(weights, slopes, group), group["weight_decay"]
+            if decay:
+                torch._foreach_add_(updates, torch._foreach_mul(weights, decay))
+                size, length = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(updates))
+                _scale(updates, torch.where((size > 0) & (length > 0), size / length, 1.0).unbind())
+            torch._foreach_sub_(weights, updates, alpha=group["lr"])
 
-    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
-        (first, second), decay, state = group["betas"], group["weight_decay"], self.state[weight]
-        if not state:
-            # The step is counted for each tensor, and not for the group, so that a checkpoint holds it.
-            state |= {"step": torch.tensor(0.0), "mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
-        state["step"] += 1
-        state["mean"].lerp_(weight.grad, 1 - first)
-        state["square"].mul_(second).addcmul_(weight.grad, weight.grad, value=1 - second)
-        step = int(state["step"])
-        mean = state["mean"] / (1 - first**step)
-        update = mean / ((state["square"] / (1 - second**step)).sqrt() + group["eps"])
-        if decay:
-            update += decay * weight
-            size, length = weight.norm(), update.norm()
-            update *= torch.where((size > 0) & (length > 0), size / length, 1.0)
-        weight.sub_(update, alpha=group["lr"])
+    def _adam(self, weights: list[Tensor], slopes: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Updates the state, and returns Adam's update of each tensor, before the learning rate."""
+        first, second = group["betas"]
+        # Counted for each tensor, and not for the group, so that a checkpoint holds it; on the device, where a step
+        # that isn't taken isn't counted.
+        steps = _state(self, weights, "step", scalar=True)
+        means, squares = _state(self, weights, "mean"), _state(self, weights, "square")
+        torch._foreach_add_(steps, 1)
+        torch._foreach_lerp_(means, slopes, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, slopes, slopes, value=1 - second)
+        counts = torch.stack(steps).double()
+        corrections = ((1 - beta**counts).to(weights[0].dtype).unbind() for beta in (first, second))
+        updates, denominators = (
+            torch._foreach_div(values, list(each)) for values, each in zip((means, squares), corrections, strict=True)
+        )
+        torch._foreach_sqrt_(denominators)
+        torch._foreach_add_(denominators, group["eps"])
+        torch._foreach_div_(updates, denominators)
+        return list(updates)
+
+
+def _with_gradients(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the parameters of a group that have gradients, and these."""
+    weights = [weight for weight in group["params"] if weight.grad is not None]
+    return weights, [weight.grad for weight in weights]
+
+
+def _state(optimizer: torch.optim.Optimizer, weights: list[Tensor], name: str, scalar: bool = False) -> list[Tensor]:
+    """Returns the entry `name` of each parameter's state, which begins as zeros: float32 if it is a scalar."""
+    for weight in weights:
+        state = optimizer.state[weight]
+        if name not in state:
+            state[name] = torch.zeros((), device=weight.device) if scalar else torch.zeros_like(weight)
+        elif scalar and state[name].device != weight.device:  # after a checkpoint, once
+            state[name] = state[name].to(weight.device)
+    return [optimizer.state[weight][name] for weight in weights]
+
+
+def _scale(tensors: list[Tensor], factors: Iterable[Tensor]) -> None:
+    """Multiplies each tensor by its own scalar. One by one: _foreach_ has no fast way for that either."""
+    for tensor, factor in zip(tensors, factors, strict=True):
+        tensor.mul_(factor)
