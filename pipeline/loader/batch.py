@@ -28,6 +28,7 @@ class Batch:
     corrupt: int64 [M], rows of the sampler's batch that were left out because their images can't be used.
     epochs: the epoch of all rows, or int64 [N].
     timing: how long a task took to make the batch; None where no task did.
+    ready: an event of CUDA after which images and labels are on their device; None where they are there already.
     """
 
     index: int
@@ -39,9 +40,21 @@ class Batch:
     corrupt: Rows
     epochs: Epochs = 0
     timing: BatchTiming | None = None
+    ready: torch.cuda.Event | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Returns the batch with images and labels on `device`."""
+        """Returns the batch with images and labels on `device`.
+
+        A batch on its way to a device (`ready`) has arrived for what is launched from now on: the device waits, not the
+        host.
+        """
+        if self.ready is not None:
+            stream = torch.cuda.current_stream(self.images.device)
+            stream.wait_event(self.ready)
+            # Made on another stream, which mustn't reuse the memory before this one is done with it.
+            self.images.record_stream(stream)
+            self.labels.record_stream(stream)
+            return replace(self, ready=None).to(device)
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels))
         return replace(self, images=images, labels=labels)
 

@@ -5,7 +5,7 @@ One stream spans all epochs: it starts once, at the step to resume from, and doe
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
@@ -42,26 +42,40 @@ def stream_batches(
     cache: a folder on each node for row groups read from object storage; empty for none. Raises ExactnessError if a row
     is missing, repeated or out of order.
     """
-    import ray
-
-    if not len(sampler):
-        return
-    index = load_index(uri, split)
-    if cache:
-        index = replace(index, cache=folder_of(cache, split))
-    task = BatchTask(ray.put(index), sampler, transform, on_corrupt)
-    with closing(_blocks(task, len(sampler))) as blocks:
-        yield from checked_batches(blocks, sampler, index.key_hash)
+    return stream_source(uri, split, sampler, transform, on_corrupt, cache)(lambda: False)
 
 
-def _blocks(task: BatchTask, num_batches: int) -> Generator[Block]:
+def stream_source(
+    uri: str, split: Split, sampler: Sampler, transform: Transform, on_corrupt: OnCorrupt = "stop", cache: str = ""
+) -> Callable[[Callable[[], bool]], Generator[Batch]]:
+    """Returns what makes `stream_batches` in a thread that may have to end while it waits for a batch.
+
+    It is called with a function that says whether the thread ends; the stream then ends early.
+    """
+
+    def source(is_closed: Callable[[], bool]) -> Generator[Batch]:
+        import ray
+
+        if not len(sampler):
+            return
+        index = load_index(uri, split)
+        if cache:
+            index = replace(index, cache=folder_of(cache, split))
+        task = BatchTask(ray.put(index), sampler, transform, on_corrupt)
+        with closing(_blocks(task, len(sampler), is_closed)) as blocks:
+            yield from checked_batches(blocks, sampler, index.key_hash)
+
+    return source
+
+
+def _blocks(task: BatchTask, num_batches: int, is_closed: Callable[[], bool]) -> Generator[Block]:
     """Yields the blocks of all batches, from one execution of Ray Data after the other."""
     size = BATCHES_PER_EXECUTION
     ranges = [range(first, min(first + size, num_batches)) for first in range(0, num_batches, size)]
     fetchers = [_Fetcher(task, ranges[0])]
     try:
         for number, numbers in enumerate(ranges):
-            for count, block in enumerate(fetchers[-1].blocks()):
+            for count, block in enumerate(fetchers[-1].blocks(is_closed)):
                 if count == max(0, len(numbers) - _OVERLAP) and number + 1 < len(ranges):
                     fetchers.append(_Fetcher(task, ranges[number + 1]))
                     fetchers.reverse()  # the one in use stays last
@@ -70,6 +84,10 @@ def _blocks(task: BatchTask, num_batches: int) -> Generator[Block]:
     finally:
         for fetcher in fetchers:
             fetcher.close()
+
+
+class ConsumerClosedError(Exception):
+    """Ends a stream whose consumer has closed while it waited for a batch; nobody receives it."""
 
 
 class _Fetcher:
@@ -82,12 +100,18 @@ class _Fetcher:
         self._thread = threading.Thread(target=self._fetch, args=arguments, daemon=True, name="fetch-blocks")
         self._thread.start()
 
-    def blocks(self) -> Iterator[Block]:
-        """Yields the blocks; raises what the execution raised."""
-        while (item := self._fetched.get()) is not None:
+    def blocks(self, is_closed: Callable[[], bool]) -> Iterator[Block]:
+        """Yields the blocks; raises what the execution raised, and ConsumerClosedError if nobody listens any more."""
+        while (item := self._next(is_closed)) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+    def _next(self, is_closed: Callable[[], bool]) -> Block | BaseException | None:
+        while not is_closed():
+            with suppress(queue.Empty):
+                return self._fetched.get(timeout=0.2)
+        raise ConsumerClosedError
 
     def close(self) -> None:
         """Stops the execution, also before its end."""

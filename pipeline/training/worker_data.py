@@ -10,11 +10,12 @@ from pipeline.dataset.manifest import Manifest, Split
 from pipeline.evaluation.distributed import gather_objects
 from pipeline.evaluation.predictions import UNIT_ROWS
 from pipeline.loader.batch import Batch
+from pipeline.loader.device.copy_ahead import copied_ahead
 from pipeline.loader.local import sample_images
 from pipeline.loader.resident import ResidentSplit, load_resident, resident_batches
 from pipeline.loader.sample_order import training_order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler, train_eval_split
-from pipeline.loader.stream import stream_batches
+from pipeline.loader.stream import stream_source
 from pipeline.loader.transform import Transform, evaluation_transform, training_transform
 from pipeline.training.job import TrainJob
 
@@ -54,7 +55,7 @@ class Batches:
         return self._noting_corrupt("train", batches)
 
     def validation(self, progress: Progress) -> Iterator[Batch]:
-        """Yields this rank's part of the validation rows."""
+        """Yields this rank's part of the validation rows, on its device."""
         split, first, rows = self.parts.split, self.parts.first_row, self.parts.rows
         sampler = EvaluationSampler(rows, UNIT_ROWS, self.world_size, self.rank, first)
         if self._resident:
@@ -62,11 +63,14 @@ class Batches:
         else:
             batches = self._streamed(self.data.split(split), sampler, self._val_transform)
         for batch in self._noting_corrupt(split, batches):
-            yield batch
+            yield batch.to(self.device)
             progress("evaluate", batch.index + 1, len(sampler))
 
     def _streamed(self, split: Split, sampler: Sampler, transform: Transform) -> Iterator[Batch]:
-        return stream_batches(self.job.dataset, split, sampler, transform, self.job.on_corrupt, self.job.cache)
+        """Yields batches that are on the device, or on their way to it, before they are asked for."""
+        job = self.job
+        source = stream_source(job.dataset, split, sampler, transform, job.on_corrupt, job.cache)
+        return copied_ahead(source, self.device)
 
     def _noting_corrupt(self, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
