@@ -80,7 +80,7 @@ class _Copies:
     """Copies batches to a GPU through a ring of pinned buffers, on a stream of its own. Used by one thread."""
 
     def __init__(self, device: torch.device, num_buffers: int) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers = [_Buffer() for _ in range(num_buffers)]
         self._count = 0
 

@@ -70,11 +70,11 @@ def count_waits(device: torch.device | None = None) -> Iterator[Waits]:
         yield waits
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations that give the host a value. Backward passes and optimisers are seen, too."""
 
     def __init__(self, waits: Waits) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._waits = waits
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
