@@ -1,6 +1,6 @@
 """Flags of the training jobs, in groups; and the run that `--resume` means."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from jobs.arguments.flags import group, option
@@ -39,6 +39,8 @@ class WorkerArgs:
     device: Annotated[resources.Device, _option("device", "KIND", "auto")] = "auto"
     wait_minutes: Annotated[float, _option("wait_minutes", "N", "0")] = 0
     cache: Annotated[str | None, _option("cache", "DIR", "none")] = None
+    compile: Annotated[bool, _option("compile", "")] = False
+    deterministic: Annotated[bool, _option("deterministic", "")] = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def run_to_resume(folder: str, data: Manifest, recipe: RecipeArgs, options: Trai
         if same != (data.digest, options.seed, options.hold_out):
             return False
         begun = recipe_from_json(identity["recipe"])
-        return recipe.make(begun) == begun
+        return replace(recipe.make(begun), compile=begun.compile) == begun  # `compile` is no part of the identity
 
     found = newest_run(folder, is_wanted)
     if found is None:

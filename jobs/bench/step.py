@@ -94,11 +94,11 @@ def make_batch(tar: str, count: int, size_px: int) -> "Batch":
 
 
 def _steps(args: Args, recipe: Recipe, device: "torch.device", display: command.Display) -> None:
+    from pipeline.models.device.precision import forward_dtype
     from pipeline.models.factory import recipe_model
     from pipeline.models.flops import operations_per_image, peak_operations
-    from pipeline.training.train_step import uses_bfloat16
 
-    peak, source = peak_operations(device, uses_bfloat16(recipe, device))
+    peak, source = peak_operations(device, forward_dtype(recipe.precision, device))
     lines = []
     variants = ("plain float32", "plain bfloat16", "ours", *(["ours, compiled"] if args.compiled else []))
     done, total = 0, len(args.sizes_px) * args.rounds * len(variants)

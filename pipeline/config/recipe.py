@@ -193,11 +193,12 @@ class Recipe:
     slower."""
 
     compile: bool = False
-    """Whether to compile the network with torch.compile. Pays off in long runs on a GPU."""
+    """Whether to compile the network, as the flag `--compile` does. Not part of a run's identity."""
 
     precision: Precision = "auto"
-    """Precision of the forward pass in training. "auto", the default, is bfloat16 where the device computes in it, and
-    float32 elsewhere."""
+    """Precision of the forward pass in training. "auto", the default, is bfloat16 where the device computes in it,
+    float16 on GPUs before Ampere (V100, T4), and float32 elsewhere. With "float16" the loss is scaled. On GPUs since
+    Ampere "float32" multiplies in TF32 in training; evaluation is always in float32 proper."""
 
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of R, G and B that is subtracted, of values in [0, 1]. The default is ImageNet's."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from pipeline.config.choices import LossName, TestViews
 from pipeline.evaluation.predictions import TOP, Keep, Predictions, concatenate
 from pipeline.loader.batch import Batch
+from pipeline.models.device.settings import evaluation_settings
 from pipeline.models.layers import last_layer
 from pipeline.models.losses import sample_losses
 
@@ -51,7 +52,7 @@ class Predictor:
 
     def predict(self, batches: Iterable[Batch]) -> Predictions:
         """Returns a line for each row of the batches, in their order. Leaves the network in evaluation mode."""
-        # No autocast: metrics must not depend on the precision that the run was trained with.
+        # No autocast and no TF32: metrics must not depend on the precision that the run was trained with.
         self.net.eval()
         top = min(TOP, self.num_classes)
         inputs: list[Tensor] = []
@@ -59,7 +60,7 @@ class Predictor:
         if self.keep == "features":
             hook = last_layer(self.net).register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
         parts = [] if self.keep != "nothing" else [_no_predictions(top)]
-        with torch.inference_mode():
+        with evaluation_settings(), torch.inference_mode():
             for batch in batches:
                 inputs.clear()  # one entry for each test view; the first view is kept
                 logits = view_logits(self.net, self.normalise(batch.images), self.views)

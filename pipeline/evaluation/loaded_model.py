@@ -21,6 +21,7 @@ from pipeline.evaluation.predictions import UNIT_ROWS
 from pipeline.loader.decode import CropGeometry, best_decoder, resize_and_crop
 from pipeline.loader.normalise import Normalise
 from pipeline.loader.transform import Transform, evaluation_transform
+from pipeline.models.device.settings import evaluation_settings
 from pipeline.models.load import TrainedModel, find_model, load_net
 from pipeline.storage import files
 
@@ -90,7 +91,7 @@ class LoadedModel:
         parts = [np.empty((0, len(self.classes)), np.float32)]
         for batch in _batched(_as_list(images), batch_size):
             pixels = torch.from_numpy(self.preprocess(batch)).permute(0, 3, 1, 2)
-            with torch.inference_mode():
+            with evaluation_settings(), torch.inference_mode():
                 logits = view_logits(self.net, self.normalise(pixels), self.views)
                 parts.append(logits.softmax(dim=1).cpu().numpy())
         probabilities = np.concatenate(parts)

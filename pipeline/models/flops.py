@@ -8,8 +8,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
 
-# Dense bfloat16 operations per second, from NVIDIA's data sheets for SXM cards; PCIe cards are slower.
-_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "B200": 2250e12}
+# Dense operations per second in bfloat16 and float16, from NVIDIA's data sheets for SXM cards; PCIe cards are slower.
+_PEAKS = {
+    "B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12,
+    "V100": 125e12, "T4": 65e12,
+}  # fmt: skip
 _COUNTED_IMAGES = 8  # BatchNorm needs more than one in training mode
 _CPU_SIDE, _GPU_SIDE = 2048, 8192  # of the multiplied matrices: large enough to hide the cost of a call
 _REPETITIONS = 6
@@ -38,18 +41,17 @@ def _convolution_backward(*shapes: Any, out_shape: Any, **_: Any) -> int:
     return int(of_input + of_weights // groups)
 
 
-def peak_operations(device: torch.device, bfloat16: bool) -> tuple[float, str]:
+def peak_operations(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Returns the operations per second that a device can do, and the source of the number.
 
-    For a known GPU and bfloat16 it is the data sheet's. Otherwise it is measured: the rate of a product of large
-    matrices, with the threads that this process has.
+    For a known GPU, in bfloat16 or float16, it is the data sheet's. Otherwise it is measured: the rate of a product of
+    large matrices, with the threads that this process has.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, peak in _PEAKS.items():
-            if known in name and bfloat16:
-                return peak, f"{known}, data sheet, dense bfloat16"
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
+            if known in name and dtype != torch.float32:
+                return peak, f"{known}, data sheet, dense {_name(dtype)}"
     size = _CPU_SIDE if device.type == "cpu" else _GPU_SIDE
     matrix = torch.randn(size, size, device=device).to(dtype)
     best_seconds = float("inf")
@@ -59,7 +61,11 @@ def peak_operations(device: torch.device, bfloat16: bool) -> tuple[float, str]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best_seconds = min(best_seconds, time.perf_counter() - start)
-    return 2 * size**3 / best_seconds, f"a product of {size} x {size} matrices in {str(dtype).removeprefix('torch.')}"
+    return 2 * size**3 / best_seconds, f"a product of {size} x {size} matrices in {_name(dtype)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def training_operations(net: nn.Module, sizes_px: list[int], images_per_epoch: int) -> dict[str, Any]:

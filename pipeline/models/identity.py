@@ -5,6 +5,10 @@ from typing import Any
 
 from pipeline.core.errors import CheckpointError
 
+# How a run is carried out, and no part of its identity: the flag --compile. A recipe still holds it, because the files
+# of earlier runs do.
+_NOT_COMPARED = ("recipe.compile",)
+
 
 def differences(recorded: dict[str, Any], current: dict[str, Any], path: str = "") -> Iterator[str]:
     """Yields "FIELD was X, now Y" for each value that differs between two nested dictionaries.
@@ -15,7 +19,7 @@ def differences(recorded: dict[str, Any], current: dict[str, Any], path: str = "
         old, new = recorded.get(key), current.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from differences(old, new, f"{path}{key}.")
-        elif old != new:
+        elif old != new and f"{path}{key}" not in _NOT_COMPARED:
             yield f"{path}{key} was {old}, now {new}"
 
 

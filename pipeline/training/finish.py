@@ -10,13 +10,13 @@ from pipeline.evaluation.predictions import Predictions, write_predictions
 from pipeline.loader.samplers import train_eval_split
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint_writer import record_score
+from pipeline.models.device.precision import forward_dtype
 from pipeline.models.flops import peak_operations, training_operations
 from pipeline.models.tensor_file import serialize_tensors
 from pipeline.storage import files
 from pipeline.training.optim.factory import describe_groups
 from pipeline.training.outputs.lines import evaluation_line
 from pipeline.training.safeguards import early_stop
-from pipeline.training.train_step import uses_bfloat16
 from pipeline.training.validation import scores_of, validate
 from pipeline.training.worker import Worker
 
@@ -91,7 +91,7 @@ def operations(worker: Worker) -> dict[str, Any]:
     # The image size may grow from epoch to epoch; epochs that are shown together have the size of the first of them.
     rounds = [epoch // recipe.repeats * recipe.repeats for epoch in range(worker.state.epochs)]
     sizes = [batches.train_transform.size_at(epoch) for epoch in rounds]
-    peak, source = peak_operations(batches.device, uses_bfloat16(recipe, batches.device))
+    peak, source = peak_operations(batches.device, forward_dtype(recipe.precision, batches.device))
     return {
         **training_operations(worker.learner.net, sizes, batches.order.num_rows),
         "peak_per_second": peak,

@@ -47,7 +47,7 @@ def teacher_weights(run: str) -> Weights:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A training run. Fields from `seed` to `hold_out` and the recipe decide its numbers; the rest, how it is run."""
+    """A training run. The recipe and the fields in `identity` decide its numbers; the others, how it is carried out."""
 
     dataset: str
     """URI of an ingested data set, absolute."""
@@ -66,6 +66,10 @@ class TrainJob:
     """Whether each worker gets a GPU. Without workers, torch takes the GPU that this process sees."""
     cpus_per_worker: float = 1.0
     """CPUs that Ray reserves for each worker."""
+    compile: bool = False
+    """Whether to compile the network with torch.compile, as a recipe that says `compile` does, too."""
+    deterministic: bool = False
+    """Whether a GPU repeats its numbers to the last bit, at the cost of speed."""
     hold_out: float = 0.0
     """Share of the training split, in [0, 1), that is not trained on, and evaluated instead of the validation split."""
     trace_rows: bool = False
@@ -102,6 +106,11 @@ class TrainJob:
     def name(self) -> str:
         """Name of the run in logs and trackers."""
         return self.label or files.basename(self.run)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the network is compiled: by the job or by its recipe."""
+        return self.compile or self.recipe.compile
 
     def identity(self, digest: str) -> dict[str, Any]:
         """Returns what the numbers of a run depend on: jobs of the same identity may continue each other's checkpoints.

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,12 @@ from pipeline.core.progress import Progress, begin, message, silent
 from pipeline.core.structured_log import RunLog, silent_log
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
+from pipeline.loader.batch import Batch
 from pipeline.loader.normalise import Normalise
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint_writer import CheckpointWriter
+from pipeline.models.device.compiling import compile_network, stand_in, steps_of_each_size, warm_up
+from pipeline.models.device.settings import training_settings
 from pipeline.models.distillation import Teacher
 from pipeline.models.factory import recipe_model
 from pipeline.models.pretrained.fit import follow_quickly, load_pretrained
@@ -37,6 +41,10 @@ from pipeline.training.trackers.base import Trackers
 from pipeline.training.train_step import TrainStep, num_threads
 from pipeline.training.worker import Learner, Worker
 from pipeline.training.worker_data import Batches
+
+# Without `broadcast_buffers` each rank keeps its own statistics of BatchNorm while it trains, where nothing reads them.
+# Those of rank 0 are saved, and an evaluation gives them to all ranks (`predict_distributed`).
+DDP_SETTINGS = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
 
 
 @dataclass(frozen=True)
@@ -91,8 +99,12 @@ def set_up(
         follow_quickly(net)
     if resumed is None:
         _initialise(net, job, batches)
-    learner = _make_learner(net, job, batches)
-    state = _new_state(job, learner, batches, progress) if resumed is None else _resume(resumed, job, learner, data)
+    learner = _make_learner(net, job, batches, exits)
+    state = None if resumed is None else _resume(resumed, job, learner, data)
+    if job.compiles:
+        _warm_up(learner, batches, state.step if state else 0, progress)
+        watchdog.beat("compiled")
+    state = state or _new_state(job, learner, batches, progress)
 
     trace = RowTrace(job, data, rank, world_size, state.step) if job.trace_rows else None
     token = note_start(job, rank, world_size, state.step)
@@ -130,10 +142,12 @@ def set_up(
 
 
 def _prepare_process(job: TrainJob, place: Place, exits: contextlib.ExitStack) -> None:
-    """Sets the number of threads of this process.
+    """Sets the device of this process, torch's settings for it, and the number of threads.
 
-    Threads and the state of torch's random generators are put back at the end: the process may be the user's own.
+    Threads, the state of torch's random generators and its settings for the device are put back at the end: the
+    process may be the user's own.
     """
+    exits.enter_context(training_settings(job.deterministic))  # first: before anything uses the GPU
     device = place.device
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -153,13 +167,13 @@ def _initialise(net: nn.Module, job: TrainJob, batches: Batches) -> None:
         net.fit_whitening(normalise(batches.whitening_images().to(batches.device)).cpu())
 
 
-def _make_learner(net: nn.Module, job: TrainJob, batches: Batches) -> Learner:
+def _make_learner(net: nn.Module, job: TrainJob, batches: Batches, exits: contextlib.ExitStack) -> Learner:
     recipe = job.recipe
     net = net.to(batches.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = _parallel(net) if batches.world_size > 1 else net
     optimizers = make_optimizers(net, recipe)
     average = make_average(recipe, net)
-    compiled = torch.compile(model) if recipe.compile else model
+    compiled = compile_network(model, exits) if job.compiles else model
     teacher = Teacher(job.teacher.uri, batches.data.classes, recipe).to(batches.device) if job.teacher else None
     train_step = TrainStep(recipe, compiled, optimizers, batches.order, batches.world_size, teacher)
     return Learner(net, model, average, train_step)
@@ -168,8 +182,24 @@ def _make_learner(net: nn.Module, job: TrainJob, batches: Batches) -> Learner:
 def _parallel(net: nn.Module) -> nn.Module:
     import ray.train.torch
 
-    model: nn.Module = ray.train.torch.prepare_model(net, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+    model: nn.Module = ray.train.torch.prepare_model(net, parallel_strategy_kwargs=DDP_SETTINGS)
     return model
+
+
+def _warm_up(learner: Learner, batches: Batches, first_step: int, progress: Progress) -> None:
+    """Compiles the network for each size of batch that this rank gets. All ranks together."""
+    order, place = batches.order, (batches.world_size, batches.rank)
+    size_px = batches.train_transform.size_at(first_step // order.steps_per_epoch)
+
+    def stand_ins() -> Iterator[tuple[int, Batch]]:
+        for step in steps_of_each_size(order, first_step):
+            rows = len(order.rows(step, *place))
+            progress("compile", 0, 0, f"for {rows:,} images of {size_px} px")
+            yield step, stand_in(rows, size_px, batches.device, order.epochs(step, *place))
+
+    learner.model.train()
+    warm_up(learner.net, learner.train_step.gradients, stand_ins())
+    progress("compile", 1, 1)
 
 
 def _new_state(job: TrainJob, learner: Learner, batches: Batches, progress: Progress) -> RunState:

@@ -1,7 +1,6 @@
 """One step of gradient descent: gradients of a batch, and the update of the weights."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +15,10 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.normalise import Normalise
 from pipeline.loader.sample_order import Order
 from pipeline.models.batch_transforms import transform_batch
+from pipeline.models.device.precision import make_autocast
 from pipeline.models.distillation import distillation_losses
 from pipeline.models.losses import sample_losses
 from pipeline.training.optim.schedules import set_learning_rates
-
-Autocast = Callable[[], AbstractContextManager[None]]
 
 
 class TrainStep:
@@ -131,29 +129,6 @@ def _slice(batch: Batch, first: int, last: int) -> Batch:
     names = ("rows", "images", "labels", "keys", "positions")
     epochs = epochs_at(batch.epochs, slice(first, last))
     return replace(batch, epochs=epochs, **{name: getattr(batch, name)[first:last] for name in names})
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Returns whether a device multiplies bfloat16 matrices in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:
-    """Returns whether the forward pass in training is computed in bfloat16."""
-    return recipe.precision == "bfloat16" or (recipe.precision == "auto" and computes_bfloat16(device))
-
-
-def make_autocast(recipe: Recipe, device: torch.device) -> Autocast:
-    """Returns a function that makes the autocast context of a forward pass, in the recipe's precision on `device`."""
-    enabled = uses_bfloat16(recipe, device)
-
-    def autocast() -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-    return autocast
 
 
 def num_threads(recipe: Recipe, local_world_size: int) -> int:

@@ -41,6 +41,14 @@ class TrainOptions:
     device: Device = "auto"
     """Device of the workers: "gpu", "cpu", or "auto" for GPUs if there is one for each."""
 
+    compile: bool = False
+    """Whether to compile the network by torch.compile, for each size of batch, before the first step. For long runs on
+    a GPU: it takes a minute or more at each start. Not part of a run's identity."""
+
+    deterministic: bool = False
+    """Whether a GPU repeats its numbers to the last bit, at the cost of speed, by torch's deterministic algorithms. A
+    resumed run then ends with the same weights on GPUs of the same kind. CPUs do so in any case."""
+
     max_workers: int | None = None
     """Largest number of workers of an elastic run. It grows and shrinks with the cluster between the number of workers
     and this. None: the number of workers is fixed."""
@@ -176,6 +184,8 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
         workers,
         max_workers=options.max_workers or 0,
         use_gpu=workers_use_gpus(options.device, workers, gpus),
+        compile=options.compile,
+        deterministic=options.deterministic,
         hold_out=options.hold_out,
         trace_rows=options.trace_rows,
         cache=resolve_cache_folder(options.cache),

@@ -46,7 +46,7 @@ def test_flags_change_fields_and_given_epochs_end_the_fitting() -> None:
         ("optimizer", "admw", "did you mean adamw"),
         ("schedule", "cosin", "did you mean cosine"),
         ("model", "resnet81", "did you mean resnet18"),
-        ("precision", "float16", "float32"),
+        ("precision", "float8", "did you mean float32 or float16"),
     ],
 )
 def test_impossible_values_are_refused(field: str, value: object, message: str) -> None:

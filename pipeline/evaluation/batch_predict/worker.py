@@ -35,8 +35,9 @@ class PredictWorker:
         import torch
 
         from pipeline.evaluation.inference import view_logits
+        from pipeline.models.device.settings import evaluation_settings
 
-        with torch.inference_mode():
+        with evaluation_settings(), torch.inference_mode():
             images = torch.from_numpy(batch["image"][0]).permute(0, 3, 1, 2)
             logits = view_logits(self._net, self._normalise(images), self._views)
             probabilities, classes = logits.softmax(dim=1).topk(self._top, dim=1)
