@@ -41,14 +41,14 @@ def build_index(listing: Listing, name: str, val_share: float, class_level: Clas
             keys.append(f"{meaning.key}/{base}")
             splits.append(meaning.split)
             class_names.append(meaning.class_name)
-    class_names = _composed(class_names)
+    class_names = composed(class_names)
     refusals = [Refusal(listing.names[row], "", listing.unreadable[row], None, row) for row in stray]
     labelled = LabelledFiles(rows, keys, splits, class_names, reading.notes, reading.aside, refusals)
     return labelled_index(listing, name, "folders", labelled, val_share=val_share)
 
 
-def _composed(names: list[str]) -> list[str]:
-    """Returns the names, in the composed form of Unicode (NFC) where a name occurs in several forms, as from macOS."""
+def composed(names: list[str]) -> list[str]:
+    """Returns names of classes, composed (Unicode NFC) where a name occurs in several forms, as from macOS."""
     forms: dict[str, set[str]] = {}
     for name in set(names):
         forms.setdefault(unicodedata.normalize("NFC", name), set()).add(name)

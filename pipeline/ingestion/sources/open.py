@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
-from pipeline.ingestion.sources import cifar, digits, folders, imagenet, webdataset
+from pipeline.ingestion.sources import cifar, digits, folders, imagenet, named, webdataset
 from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.located import list_source
 from pipeline.ingestion.sources.members import Listing
@@ -96,6 +96,12 @@ _LAYOUTS = {
             listing, options.name, options.tables, options.spool, options.progress
         ),
     ),
+    "names": _Layout(
+        "labels in the names of files: LABEL.NUMBER.jpg or LABEL_NUMBER.jpg, in one folder or in folders of splits",
+        named.matches,
+        lambda listing, options: named.build_index(listing, options.name, options.val_share),
+        named.may_match,
+    ),
     "table": _Layout(
         "a table of (file, label[, split]) with a folder of images: labels.csv, train.csv, .tsv, .parquet, .jsonl",
         labels.matches,
@@ -152,6 +158,8 @@ def _build_folders(listing: Listing, options: _Options) -> Index:
     try:
         index = _LAYOUTS["folders"].build(listing, options)
     except SourceError as error:
+        if problem := named.problem(listing):
+            raise SourceError(f"{error}; {problem}") from error
         if not labels.has_table(listing):
             raise
         try:

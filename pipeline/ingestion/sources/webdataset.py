@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
-from pipeline.ingestion.sources import folders
+from pipeline.ingestion.sources import folders, named
 from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.labelled import LabelledFiles, Refusal, labelled_index
 from pipeline.ingestion.sources.members import Listing, is_archive, open_archives, stem_of
@@ -85,7 +85,8 @@ def build_archives_index(listing: Listing, name: str, tables: TableOptions, spoo
     if tables.only is not None or labels.matches(together):
         return labels.build_index(together, name, tables)
     if _label_suffix(inside) is None:
-        return folders.build_index(_without_repeats(inside, listing), name, val_share)
+        images = _without_repeats(inside, listing)
+        return (named if named.matches(images) else folders).build_index(images, name, val_share)
     return _labelled_by_files(inside, name, val_share)
 
 

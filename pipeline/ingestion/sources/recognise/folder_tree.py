@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.ingestion.sources.recognise.split_words import is_generic, split_name
+from pipeline.ingestion.sources.recognise.split_words import is_annotation, is_generic, split_name
 
 Path = tuple[str, ...]
 
@@ -56,6 +56,19 @@ def wrapped(folder: Folder) -> Iterator[Folder]:
         if not folder.folders:
             return
         yield folder
+
+
+def take_annotations(root: Folder) -> dict[str, int]:
+    """Takes folders of masks and the like, beside one folder of images, out of a tree. Returns {its path: its images}.
+
+    So `masks` beside `images` is no class, while `mask` beside `no_mask` may be one.
+    """
+    *_, top = wrapped(root)
+    taken = [name for name in top.folders if is_annotation(name)]
+    rest = [name for name in top.folders if name not in taken]
+    if not taken or len(rest) != 1 or not is_generic(rest[0]) or top.num_images:
+        return {}
+    return {"/".join(folder.path): folder.total for folder in map(top.folders.pop, taken)}
 
 
 def is_flat(folder: Folder, classes: set[str]) -> bool:

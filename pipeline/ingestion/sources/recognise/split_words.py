@@ -23,6 +23,11 @@ _FILLERS = (
     "folder", "folders", "dir", "sample", "samples", "example", "examples", "class", "classes", "my", "the", "new",
     "final", "full", "all", "raw", "resized", "cropped", "public", "private", "labeled", "labelled", "v", "px", "x",
 )  # fmt: skip
+# Folders of pictures and texts that describe other images: of segmentation and detection.
+_ANNOTATIONS = frozenset((
+    "annotation", "annotations", "mask", "masks", "trimap", "trimaps", "segmentation", "segmentations", "segmaps",
+    "groundtruth", "ground", "truth", "gt", "bbox", "bboxes", "labels",
+))  # fmt: skip
 _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
 _KNOWN = {**_SPLIT_OF, **dict.fromkeys(_UNLABELLED, "unlabelled")}
 # These may be written in one with the word, as in `trainset` and `imgtrain`.
@@ -66,6 +71,14 @@ def is_generic(name: str) -> bool:
     """Whether a name says no more than that there are images: `images`, `jpg_files`, `data`."""
     tokens = [match.group().lower() for match in _TOKEN.finditer(name)]
     return bool(tokens) and all(token in _FILLERS for token in tokens)
+
+
+def is_annotation(name: str) -> bool:
+    """Whether a folder's name says that its files describe the images of another one: `annotations`, `masks`."""
+    tokens = [match.group().lower() for match in _TOKEN.finditer(name)]
+    return any(token in _ANNOTATIONS for token in tokens) and all(
+        token in _ANNOTATIONS or token in _FILLERS or token.isdigit() for token in tokens
+    )
 
 
 def split_of(name: str) -> str | None:

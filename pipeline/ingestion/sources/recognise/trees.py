@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources.recognise.emptied import check_emptied
-from pipeline.ingestion.sources.recognise.folder_tree import Folder, Path, folder_tree, is_flat, wrapped
+from pipeline.ingestion.sources.recognise.folder_tree import (
+    Folder,
+    Path,
+    folder_tree,
+    is_flat,
+    take_annotations,
+    wrapped,
+)
 from pipeline.ingestion.sources.recognise.split_words import UNLABELLED, split_of, splits_among
 
 _SHOWN = 3
@@ -57,8 +64,9 @@ def read_tree(
     """
     reading = Reading()
     root = folder_tree(counts)
+    reading.aside |= {f"images of {name}/, which describe others": n for name, n in take_annotations(root).items()}
     if not root.folders:
-        raise SourceError(f"{uri}: {root.total:,} images and no class folder; {_EXPECTED}")
+        raise SourceError(f"{uri}: {root.total:,} images and no class folder; {_EXPECTED}, {_OR_NAMES}")
     *wrappers, top = wrapped(root)
     lone = [split for folder in [*wrappers[1:], top] if (split := split_of(folder.name))]
     roles = splits_among(top.folders)
@@ -77,6 +85,7 @@ def read_tree(
 
 
 _EXPECTED = "expected SPLIT/CLASS/NAME or CLASS/NAME"
+_OR_NAMES = "or names such as CLASS_12.jpg with two or more classes"
 
 
 def _set_stray_images_aside(top: Folder, parts: Iterable[_Part], reading: Reading, uri: str) -> None:
@@ -199,7 +208,7 @@ def _check_one_level(parts: list[_Part], uri: str) -> None:
     paths = sorted({path for found in below.values() for path in found}, key=len)
     classes = {name for part in parts for name in part.folder.folders}
     inner = sorted({path[0] for path in paths})
-    words = _split_words(paths)
+    words = sorted({part for path in paths for part in path if split_of(part)})
     is_one_chain = all(longer[: len(path)] == path for path, longer in itertools.pairwise(paths))
     if is_one_chain and not words and not classes & set(inner):
         return  # no folders below the classes, or the same in all: CLASS/images/NAME
@@ -217,12 +226,7 @@ def _check_one_level(parts: list[_Part], uri: str) -> None:
     )
 
 
-def _split_words(paths: Iterable[Path]) -> list[str]:
-    return sorted({part for path in paths for part in path if split_of(part)})
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
+def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 

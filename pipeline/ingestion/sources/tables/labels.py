@@ -52,10 +52,11 @@ def matches(listing: Listing) -> bool:
     folders = {listing.names[row].rpartition("/")[0] for row in listing.image_rows}
     if not folders or in_class_folders(listing) or not has_table(listing):
         return False
-    return not any(map(is_class_folder, "/".join(folders).split("/"))) or _names_files(listing)
+    return not any(map(is_class_folder, "/".join(folders).split("/"))) or names_files(listing)
 
 
-def _names_files(listing: Listing) -> bool:
+def names_files(listing: Listing) -> bool:
+    """Whether a column of a table names files of the source."""
     finder, _ = finder_of(listing)
     for row in table_rows(listing, finder, None):
         with contextlib.suppress(SourceError):
