@@ -110,6 +110,11 @@ class Augment:
         return replace(self, erase_probability=0.0, cutout_px=0, mixup_alpha=0.0, cutmix_alpha=0.0) != Augment()
 
     @property
+    def crops_or_flips(self) -> bool:
+        """Whether images are cropped from padded ones, or flipped."""
+        return bool(self.crop_padding_px or self.flip_probability)
+
+    @property
     def mixes(self) -> bool:
         """Whether a sample is made of two images (MixUp or CutMix)."""
         return bool(self.mixup_alpha or self.cutmix_alpha)

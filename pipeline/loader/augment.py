@@ -16,7 +16,8 @@ from torchvision.transforms.v2 import functional as F
 from pipeline.config.augment import Augment
 from pipeline.core.keyed_random import Epochs, Keys, Stream, bits, uniform
 from pipeline.loader.auto_augment import rand_augment, trivial_augment
-from pipeline.loader.crops import Draws, crop_boxes, padded_crops
+from pipeline.loader.crops import Draws, crop_boxes, crop_shifts, flips
+from pipeline.loader.device.send import send
 
 _ANTIALIASED = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
 
@@ -29,7 +30,7 @@ def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys:
     """
     if spec.resized_crop_area is not None:
         images = _resized_crops(images, spec, uniform(seed, epoch, Stream.RESIZED_CROP, keys, 40))
-    if spec.crop_padding_px or spec.flip_probability:
+    if spec.crops_or_flips:
         images = _crop_and_flip(images, spec, seed, epoch, keys)
     if spec.auto != "none":
         images = _auto_augment(images, spec, seed, epoch, keys)
@@ -56,12 +57,32 @@ def _resized_crops(images: Tensor, spec: Augment, draws: Draws) -> Tensor:
 
 
 def _crop_and_flip(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
-    """Padded crop and flip as one gather: each pixel is copied once."""
-    from_y, from_x = (
-        torch.from_numpy(index).to(images.device) for index in padded_crops(images.shape[-1], spec, seed, epoch, keys)
-    )
-    rows = torch.arange(len(images), device=images.device)[:, None, None]
-    pixels = images.permute(0, 2, 3, 1)[rows, from_y[:, :, None], from_x[:, None, :]]
+    rows = torch.arange(len(images), device=images.device)
+    return gather_crops(images, rows, *crop_places(images, spec, seed, epoch, keys))
+
+
+def crop_places(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> tuple[Tensor, Tensor]:
+    """Returns `crops.padded_crops`, int64 [N, S] each, computed on the images' device: three numbers a row go there."""
+    size, device = images.shape[-1], images.device
+    mirrored = flips(spec, seed, epoch, keys)[:, None]
+    sent = send(np.concatenate([crop_shifts(spec, seed, epoch, keys), mirrored], axis=1), device)
+    line = torch.arange(size, device=device)
+    columns = torch.where(sent[:, 2:] > 0, line.flip(0), line)
+    return _reflected(sent[:, :1] + line, size), _reflected(sent[:, 1:2] + columns, size)
+
+
+def _reflected(index: Tensor, size: int) -> Tensor:
+    period = 2 * (size - 1)
+    index = index.abs() % period
+    return torch.minimum(index, period - index)
+
+
+def gather_crops(images: Tensor, rows: Tensor, from_y: Tensor, from_x: Tensor) -> Tensor:
+    """Returns crops, uint8 [N, 3, S, S], channels_last, of chosen images, as one gather: each pixel is copied once.
+
+    images: uint8 [M, 3, S, S]. rows: int64 [N], of the images. from_y, from_x: of `crop_places`.
+    """
+    pixels = images.permute(0, 2, 3, 1)[rows[:, None, None], from_y[:, :, None], from_x[:, None, :]]
     return pixels.permute(0, 3, 1, 2)
 
 
@@ -98,7 +119,7 @@ def _jitter(image: Tensor, spec: Augment, draws: Draws) -> Tensor:
 def _salt_and_pepper(images: Tensor, share: float, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
     size = images.shape[-1]
     draws = uniform(seed, epoch, Stream.SALT_AND_PEPPER, keys, size * size).reshape(-1, 1, size, size)
-    noise = torch.from_numpy(draws).to(images.device)
+    noise = send(draws, images.device)
     images = torch.where(noise < share / 2, torch.zeros_like(images), images)
     return torch.where(noise >= 1 - share / 2, torch.full_like(images, 255), images)
 
@@ -116,12 +137,21 @@ def erase(images: Tensor, probability: float, seed: int, epoch: Epochs, keys: Ke
     width = np.minimum(np.round(np.sqrt(area * ratio)), size - 1).astype(np.int64)
     top = (draws[:, 3] * (size - height + 1)).astype(np.int64)
     left = (draws[:, 4] * (size - width + 1)).astype(np.int64)
-    line = np.arange(size)
-    inside_y = (line >= top[:, None]) & (line < (top + height)[:, None])
-    inside_x = (line >= left[:, None]) & (line < (left + width)[:, None])
-    mask = inside_y[:, :, None] & inside_x[:, None, :] & (draws[:, 0] < probability)[:, None, None]
-    erased = torch.from_numpy(mask[:, None]).to(images.device)
-    return torch.where(erased, torch.full_like(images, 127), images)
+    boxes = np.stack([top, left, top + height, left + width], axis=1)
+    boxes[draws[:, 0] >= probability] = 0
+    # By where, which keeps the memory format; masked_fill with a smaller mask doesn't.
+    return torch.where(inside(send(boxes, images.device), size)[:, None], 127, images)
+
+
+def inside(boxes: Tensor, size: int) -> Tensor:
+    """Returns bool [N, S, S], on the boxes' device: whether a pixel lies in the sample's box.
+
+    boxes: [N, 4], whole numbers: top, left, bottom, right, the last two outside.
+    """
+    line = torch.arange(size, device=boxes.device)
+    first, last = boxes[:, :2, None], boxes[:, 2:, None]
+    rows, columns = ((line >= first) & (line < last)).unbind(1)
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def dropout_seed(seed: int, global_step: int, rank: int) -> int:

@@ -63,12 +63,17 @@ def padded_crops(size: int, spec: Augment, seed: int, epoch: Epochs, keys: Keys)
 
     The image is padded by `crop_padding_px` by reflection, cropped back to `size` and maybe flipped.
     """
-    padding, line = spec.crop_padding_px, np.arange(size)
-    shift = (uniform(seed, epoch, Stream.CROP, keys, 2) * (2 * padding + 1)).astype(np.int64) - padding
+    shift, line = crop_shifts(spec, seed, epoch, keys), np.arange(size)
     flip = flips(spec, seed, epoch, keys)
     y = shift[:, :1] + line
     x = shift[:, 1:] + np.where(flip[:, None], size - 1 - line, line)
     return _reflect(y, size), _reflect(x, size)
+
+
+def crop_shifts(spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Index:
+    """Returns int64 [N, 2]: how far down and right of the image a padded crop lies, -padding to padding."""
+    padding = spec.crop_padding_px
+    return (uniform(seed, epoch, Stream.CROP, keys, 2) * (2 * padding + 1)).astype(np.int64) - padding
 
 
 def _reflect(index: Index, size: int) -> Index:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from pipeline.config.choices import OnCorrupt
-from pipeline.core.keyed_random import Keys, epochs_at
+from pipeline.core.keyed_random import Epochs, Keys, epochs_at
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset.manifest import Split
 from pipeline.dataset.row_reader import load_index
-from pipeline.loader.augment import augment_batch
+from pipeline.loader.augment import augment_batch, crop_places, gather_crops
 from pipeline.loader.batch import Batch, usable_positions
+from pipeline.loader.device.send import send
+from pipeline.loader.sample_order import Rows
 from pipeline.loader.samplers import Sampler
 from pipeline.loader.transform import Transform
 
@@ -62,16 +64,52 @@ def load_resident(
 
 
 def resident_batches(data: ResidentSplit, sampler: Sampler, transform: Transform) -> Iterator[Batch]:
-    """Yields the sampler's batches from memory, augmented on the device where the split is."""
-    for number in range(len(sampler)):
-        wanted = sampler.rows(number)
-        positions = usable_positions(number, data.corrupt[wanted])
-        rows = wanted[positions]
-        index = torch.from_numpy(rows).to(data.images.device)
-        epochs = epochs_at(sampler.epochs(number), positions)
-        # Indexed as [N, S, S, 3], the memory layout, so that a row is one copy and the result is channels_last.
-        images = data.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
-        if transform.augment is not None:
-            images = augment_batch(images, transform.augment, transform.seed, epochs, data.keys[rows])
-        corrupt = wanted[data.corrupt[wanted]]
-        yield Batch(number, rows, images, data.labels[index], data.keys[rows], positions, corrupt, epochs)
+    """Yields the sampler's batches from memory, augmented on the device where the split is.
+
+    What the host draws, rows and crops, goes there once an epoch; a batch is then one gather, for which the host
+    computes nothing and waits for nothing.
+    """
+    augment = transform.augment
+    # Crops of other sizes come before padded ones, so these can't be taken from the stored images.
+    crops_first = augment is not None and augment.crops_or_flips and augment.resized_crop_area is None
+    rest = replace(augment, crop_padding_px=0, flip_probability=0.0) if augment and crops_first else augment
+    for epoch in _epochs(data, sampler):
+        index = send(epoch.rows, data.images.device)
+        labels, keys = data.labels[index], data.keys[epoch.rows]
+        places: tuple[Tensor, ...] = ()
+        if augment is not None and crops_first:
+            places = crop_places(data.images, augment, transform.seed, epoch.epochs, keys)
+        start = 0
+        for number, wanted in epoch.batches.items():
+            positions = usable_positions(number, data.corrupt[wanted])
+            part = slice(start, start + len(positions))
+            start = part.stop
+            epochs = epochs_at(epoch.epochs, part)
+            if places:
+                images = gather_crops(data.images, index[part], *(place[part] for place in places))
+            else:
+                # Indexed as [N, S, S, 3], the order in memory: a row is one copy and the result is channels_last.
+                images = data.images.permute(0, 2, 3, 1)[index[part]].permute(0, 3, 1, 2)
+            if rest is not None:
+                images = augment_batch(images, rest, transform.seed, epochs, keys[part])
+            corrupt = wanted[data.corrupt[wanted]]
+            yield Batch(number, epoch.rows[part], images, labels[part], keys[part], positions, corrupt, epochs)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The batches of an epoch that are still to come: {number: rows}, their rows that can be used, and their epochs."""
+
+    batches: dict[int, Rows]
+    rows: Rows
+    epochs: Epochs
+
+
+def _epochs(data: ResidentSplit, sampler: Sampler) -> Iterator[_Epoch]:
+    for numbers in sampler.by_epoch():
+        batches = {number: sampler.rows(number) for number in numbers}
+        whole = np.concatenate(list(batches.values()))
+        epochs = [sampler.epochs(number) for number in numbers]
+        usable = ~data.corrupt[whole]
+        every = np.concatenate(epochs) if isinstance(epochs[0], np.ndarray) else epochs[0]
+        yield _Epoch(batches, whole[usable], epochs_at(every, usable))

@@ -23,7 +23,7 @@ Only point 5 depends on the world size, so the global batches are the same for a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -74,12 +74,13 @@ class Order:
         if self.window_row_groups is not None and self.window_row_groups < 1:
             raise ValueError(f"window_row_groups={self.window_row_groups} must be 1 or more, or None for all")
 
-    @property
+    # Cached: a sum over the row groups, of which there may be thousands, several times a step.
+    @cached_property
     def num_rows(self) -> int:
         """Number of rows of the split, and so of an epoch."""
         return sum(self.row_group_rows)
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Number of global batches of an epoch."""
         return num_steps(self.num_rows, self.global_batch_size)

@@ -3,6 +3,7 @@
 A training batch is one rank's part of one global batch; an evaluation batch is a run of consecutive rows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,14 @@ class TrainSampler:
         """Returns the epoch of a batch, or of each of its rows where the order repeats them."""
         return self.order.epochs(self.first_step + index, self.world_size, self.rank)
 
+    def by_epoch(self) -> Iterator[range]:
+        """Yields the indices of the batches of each epoch."""
+        steps, first = self.order.steps_per_epoch, self.first_step
+        while first < self.num_steps:
+            last = min(self.num_steps, (first // steps + 1) * steps)
+            yield range(first - self.first_step, last - self.first_step)
+            first = last
+
 
 @dataclass(frozen=True)
 class EvaluationSampler:
@@ -102,6 +111,10 @@ class EvaluationSampler:
     def epochs(self, index: int) -> Epochs:
         """Returns 0: evaluation has no epochs."""
         return 0
+
+    def by_epoch(self) -> Iterator[range]:
+        """Yields the indices of all batches; no range where there is none."""
+        yield from [range(len(self))] if len(self) else []
 
 
 Sampler = TrainSampler | EvaluationSampler

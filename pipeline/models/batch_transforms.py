@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pipeline.config.augment import Augment
 from pipeline.core.keyed_random import Epochs, Keys, Stream, uniform
-from pipeline.loader.augment import erase
+from pipeline.loader.augment import erase, inside
 from pipeline.loader.batch import Batch
+from pipeline.loader.device.send import send
 
 Ints = npt.NDArray[np.int64]
 
@@ -61,14 +62,15 @@ def _mix(pixels: Tensor, batch: Batch, augment: Augment, draws: npt.NDArray[np.f
     box[~is_cut_mix | alone] = 0
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
     label_weight = np.where(is_cut_mix, 1 - area / size**2, np.where(alone, 1.0, mix_share))
-    pixel_weight = torch.from_numpy(np.where(is_cut_mix, 1.0, label_weight)).to(device, torch.float32)
-    inside = torch.from_numpy(_inside(box, size)).to(device)
+    pixel_weight = np.where(is_cut_mix, 1.0, label_weight)
+    # One copy to the device for all of it; whole numbers are exact in float64.
+    sent = send(np.column_stack([box, partner, pixel_weight, label_weight]), device)
+    weights, other = sent[:, 5:].float(), sent[:, 4].long()
     # The same expression for both kinds of sample: rounding must not depend on the other samples of the batch.
-    own = torch.where(inside[:, None], 0.0, pixel_weight.view(-1, 1, 1, 1))
-    other = torch.from_numpy(partner).to(device)
+    own = torch.where(inside(sent[:, :4], size)[:, None], 0.0, weights[:, 0].view(-1, 1, 1, 1))
     return TransformedBatch(
         (pixels * own + pixels[other] * (1 - own)).contiguous(memory_format=torch.channels_last),
-        torch.from_numpy(label_weight).to(device, torch.float32),
+        weights[:, 1],
         batch.labels[other],
     )
 
@@ -81,18 +83,19 @@ def cut_out(pixels: Tensor, side_px: int, seed: int, epochs: Epochs, keys: Keys)
     """
     size = pixels.shape[-1]
     first = (uniform(seed, epochs, Stream.CUTOUT, keys, 2) * (size - side_px + 1)).astype(np.int64)
-    box = torch.from_numpy(_inside(np.concatenate([first, first + side_px], axis=1), size)).to(pixels.device)
-    return pixels.masked_fill(box[:, None], 0.0)
+    boxes = send(np.concatenate([first, first + side_px], axis=1), pixels.device)
+    return torch.where(inside(boxes, size)[:, None], 0.0, pixels)
 
 
 def partners(positions: Ints) -> Ints:
     """Returns int64 [N]: the index of each sample's partner in this batch, or its own where the partner is missing.
 
-    positions: int64 [N], the samples' places in this worker's part of the global batch. Places 2k and 2k + 1 are
-    partners; corrupt images leave gaps.
+    positions: int64 [N], ascending, the samples' places in this worker's part of the global batch. Places 2k and
+    2k + 1 are partners; corrupt images leave gaps.
     """
-    index_of = {position: index for index, position in enumerate(positions.tolist())}
-    return np.array([index_of.get(position ^ 1, index) for position, index in index_of.items()], dtype=np.int64)
+    own, wanted = np.arange(len(positions), dtype=np.int64), positions ^ 1
+    found = np.minimum(np.searchsorted(positions, wanted), len(positions) - 1)
+    return np.where(positions[found] == wanted, found, own)
 
 
 def mix_up(augment: Augment, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -124,11 +127,3 @@ def _beta(alpha: float, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
     from scipy.special import betaincinv
 
     return np.asarray(betaincinv(alpha, alpha, draws), dtype=np.float64)
-
-
-def _inside(box: Ints, size: int) -> npt.NDArray[np.bool_]:
-    """box: int64 [N, 4], as of `cut_mix`. Returns bool [N, S, S]: whether a pixel lies in the box."""
-    line = np.arange(size)
-    rows = (line >= box[:, :1]) & (line < box[:, 2:3])
-    columns = (line >= box[:, 1:2]) & (line < box[:, 3:4])
-    return rows[:, :, None] & columns[:, None, :]

@@ -11,8 +11,8 @@ from pipeline.config.augment import Augment
 from pipeline.core.errors import RecipeError
 from pipeline.core.keyed_random import Stream, uniform
 from pipeline.loader import auto_augment
-from pipeline.loader.augment import augment_batch, dropout_seed, erase
-from pipeline.loader.crops import crop_boxes
+from pipeline.loader.augment import augment_batch, crop_places, dropout_seed, erase, inside
+from pipeline.loader.crops import crop_boxes, padded_crops
 
 SPECS = {
     "crop": Augment(crop_padding_px=4),
@@ -199,3 +199,24 @@ def test_impossible_values_are_refused(field: str, value: object) -> None:
 def test_dropout_seeds_differ_by_step_and_rank() -> None:
     seeds = {dropout_seed(0, step, rank) for step in range(50) for rank in range(4)}
     assert len(seeds) == 200
+
+
+def test_boxes_cover_their_pixels_alone() -> None:
+    boxes = np.array([[0, 0, 0, 0], [1, 2, 3, 5], [0, 0, 6, 6], [5, 0, 6, 6]])
+    masks = inside(torch.from_numpy(boxes), 6)
+    for mask, (top, left, bottom, right) in zip(masks, boxes, strict=True):
+        expected = torch.zeros(6, 6, dtype=torch.bool)
+        expected[top:bottom, left:right] = True
+        assert torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize("spec", [SPECS["crop"], SPECS["flip"], Augment(flip_probability=0.5, flip_alternates=True)])
+def test_places_of_crops_are_those_of_numpy(images: Tensor, spec: Augment) -> None:
+    for epochs in (3, np.arange(64)):
+        ours = crop_places(images, spec, 7, epochs, KEYS)
+        theirs = padded_crops(32, spec, 7, epochs, KEYS)
+        assert all(np.array_equal(one.numpy(), other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_erasing_and_cutting_out_keep_the_memory_format(images: Tensor) -> None:
+    assert erase(images, 0.5, 0, 0, KEYS).is_contiguous(memory_format=torch.channels_last)
