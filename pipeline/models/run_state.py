@@ -16,7 +16,7 @@ from pipeline.models.weight_averages import LookAhead, WeightAverage
 
 Average = WeightAverage | LookAhead
 MODEL, AVERAGE = "model/", "average/"  # prefixes of the tensors' names in a checkpoint
-_OPTIMIZER, _LOSSES = "optimizer/", "losses"
+_OPTIMIZER, _LOSS_SCALE, _LOSSES = "optimizer/", "loss_scale/", "losses"
 
 
 @dataclass
@@ -40,11 +40,16 @@ class RunState:
 
 
 def collect(
-    net: nn.Module, optimizers: list[torch.optim.Optimizer], average: Average | None, state: RunState
+    net: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    average: Average | None,
+    state: RunState,
+    loss_scale: Tensors | None = None,
 ) -> Tensors:
     """Returns the tensors of a run by name; those of optimisers by the name of their parameter.
 
-    The tensors are references, not copies, except the losses.
+    loss_scale: state of the scale of losses, by name, in float16. The tensors are references, not copies, except the
+    losses.
     """
     tensors: Tensors = {f"{MODEL}{name}": tensor for name, tensor in net.state_dict().items()}
     if average is not None:
@@ -55,6 +60,7 @@ def collect(
             for key, value in values.items():
                 if value is not None:
                     tensors[f"{_OPTIMIZER}{number}/{names[id(parameter)]}/{key}"] = torch.as_tensor(value)
+    tensors |= {f"{_LOSS_SCALE}{name}": tensor for name, tensor in (loss_scale or {}).items()}
     tensors[_LOSSES] = torch.tensor(state.losses, dtype=torch.float64)
     return tensors
 
@@ -65,9 +71,16 @@ def is_rank_local(name: str) -> bool:
 
 
 def restore(
-    saved: Checkpoint, net: nn.Module, optimizers: list[torch.optim.Optimizer], average: Average | None
+    saved: Checkpoint,
+    net: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    average: Average | None,
+    loss_scale: Tensors | None = None,
 ) -> RunState:
-    """Loads a checkpoint into a network, its optimisers and its average, and returns the state of the run."""
+    """Loads a checkpoint into a network, its optimisers and its average, and returns the state of the run.
+
+    loss_scale: state of the scale of losses, in float16, which is loaded, too, where the checkpoint has it.
+    """
     net.load_state_dict(select_prefix(saved.tensors, MODEL))
     if average is not None:
         for name, tensor in select_prefix(saved.tensors, AVERAGE).items():
@@ -75,6 +88,9 @@ def restore(
     parameters = dict(net.named_parameters())
     for number, optimizer in enumerate(optimizers):
         _restore_optimizer(optimizer, parameters, select_prefix(saved.tensors, f"{_OPTIMIZER}{number}/"))
+    for name, tensor in select_prefix(saved.tensors, _LOSS_SCALE).items():
+        if loss_scale:
+            loss_scale[name].copy_(tensor)
     values = {**saved.state, "quarantined": [(split, row) for split, row in saved.state["quarantined"]]}
     return RunState(**values, losses=saved.tensors[_LOSSES].tolist())
 

@@ -29,6 +29,8 @@ def fit_epochs(recipe: Recipe, net: nn.Module, train_step: TrainStep, batches: B
     for optimizer, values in zip(optimizers, before[1:], strict=True):
         optimizer.load_state_dict(values)
         optimizer.state.clear()
+    if train_step.loss_scale:
+        train_step.loss_scale.reset()
     slowest = torch.tensor(step_seconds, device=batches.device)
     if batches.world_size > 1:
         torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)

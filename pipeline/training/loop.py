@@ -1,7 +1,7 @@
 """The training loop.
 
-Read `run_steps` top to bottom: a batch, the update of the weights, then what is due: a report, validation, a
-checkpoint. `setup.py` makes the worker, `finish.py` writes what a finished run leaves, and `replay.py` runs the same
+Read `run_steps` top to bottom: a batch, the update of the weights, then what is due: a report, a checkpoint,
+validation. `setup.py` makes the worker, `finish.py` writes what a finished run leaves, and `replay.py` runs the same
 loop on another schedule.
 """
 
@@ -20,6 +20,8 @@ from pipeline.loader.batch import Batch
 from pipeline.models.checkpoint_writer import record_score
 from pipeline.models.run_state import RunState, is_rank_local
 from pipeline.training.finish import finish
+from pipeline.training.on_device.rank_zero import Request
+from pipeline.training.on_device.steps_in_flight import StepResult
 from pipeline.training.outputs.lines import evaluation_line, progress_line
 from pipeline.training.safeguards import early_stop
 from pipeline.training.safeguards.divergence import explain_divergence
@@ -27,7 +29,8 @@ from pipeline.training.setup import set_up
 from pipeline.training.validation import scores_of, validate
 from pipeline.training.worker import Worker
 
-_REPORTS_PER_EPOCH = 20
+_LINES_PER_EPOCH = 20
+_REPORT_SECONDS = 1.0
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -43,19 +46,26 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 def run_steps(worker: Worker, schedule: "Schedule") -> None:
-    """Trains until the schedule's last step, or until early stopping. All ranks together."""
+    """Trains until the schedule's last step, or until early stopping. All ranks together.
+
+    On a GPU the host launches steps ahead of it, and reads their losses some steps later. It catches up before
+    everything that leaves the loop: checkpoint, validation, the end of an epoch.
+    """
     for batch in batches_until(worker, schedule.last_step):
         rate = step(worker, batch)
-        due, stops = schedule.due(worker.state.step), worker.interruption.is_due()
-        if due.report:
-            report(worker, rate, schedule)
-        else:
-            show_step(worker, schedule)
-        if due.checkpoint or stops:
+        due = schedule.due(worker.state.step)
+        if due.line:
+            worker.meter.end_line(worker.state.step, rate)
+        request = read_results(worker, catch_up=due.leaves_the_loop)
+        if due.leaves_the_loop or request.stop:
+            report(worker, schedule, catch_up=True)
+        elif request.report:
+            report(worker, schedule)
+        if due.checkpoint or request.stop:
             save_checkpoint(worker)
         elif due.preemption_check:
             save_if_preempted(worker)
-        if stops:
+        if request.stop:
             worker.interruption.leave()
         if due.validation:
             evaluate(worker)
@@ -81,33 +91,79 @@ def batches_until(worker: Worker, last_step: int) -> Iterator[Batch]:
 
 
 def step(worker: Worker, batch: Batch) -> float:
-    """Updates the weights, or skips the step if its loss or gradient isn't finite. Returns the learning rate."""
+    """Launches the update of the weights, and returns the learning rate.
+
+    Where loss or gradient isn't finite, on any rank, the update changes nothing: the device decides, unasked.
+    """
     learner, state, number = worker.learner, worker.state, worker.state.step
-    # Dropout draws from torch's generator; seeded here, it depends on (seed, step, rank) alone.
-    torch.manual_seed(dropout_seed(worker.job.seed, number, worker.batches.rank))
+    _seed_dropout(worker, number)
     loss, norm = learner.train_step.gradients(batch, number)
-    finite = may_update(worker, batch, loss, norm)
-    if finite:
-        rate = learner.train_step.update(norm, number, worker.num_steps)
-    else:
-        rate = learner.train_step.skip(number, worker.num_steps)
-    learner.update_average(number + 1, worker.num_steps, skipped=not finite)
-    worker.meter.add(loss, worker.batches.order.batch_size(number), skipped=not finite)
+    scale = learner.loss_scale.get("scale")
+    found_inf = worker.in_flight.add(number, batch.rows, loss, norm, scale, worker.rank_zero.outgoing())
+    rate = learner.train_step.update(norm, number, worker.num_steps, found_inf)
+    learner.update_average(number + 1, worker.num_steps, found_inf)
     worker.meter.mark("compute")
     state.step = number + 1
     worker.watchdog.beat(f"step {number}")
     return rate
 
 
-def may_update(worker: Worker, batch: Batch, loss: torch.Tensor, norm: torch.Tensor) -> bool:
-    """Returns whether loss and gradient are finite. Raises DivergedError where one more step may not be skipped."""
-    number = worker.state.step
+def _seed_dropout(worker: Worker, step: int) -> None:
+    """Seeds torch's generators, which dropout draws from: it depends on (seed, step, rank) alone."""
+    seed = dropout_seed(worker.job.seed, step, worker.batches.rank)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for devices of all kinds first
+    if worker.batches.device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+# --- what the host reads of steps --------------------------------------------------------------------------------
+
+
+def read_results(worker: Worker, catch_up: bool = False) -> Request:
+    """Reads the losses of steps that the device has passed, and returns what rank 0 requests of all ranks.
+
+    catch_up: reads all, and waits for them. Raises DivergedError at a step that wasn't finite and may not be skipped.
+    """
+    if worker.batches.rank == 0:
+        worker.rank_zero.request(_wish(worker))
+    known = _known_steps(worker, catch_up)
+    count_results(worker, known)
+    request = worker.rank_zero.due(known)
+    if request.stop and not catch_up:
+        count_results(worker, worker.state.step)
+    return request
+
+
+def _known_steps(worker: Worker, catch_up: bool) -> int:
+    """Returns how many steps of the run have been read, the same on all ranks."""
+    return worker.state.step - (0 if catch_up else worker.in_flight.steps)
+
+
+def _wish(worker: Worker) -> Request:
+    """Returns what rank 0 wishes after a step: to stop if the user does, to report once in a second."""
+    is_late = time.monotonic() - worker.reported_at > _REPORT_SECONDS
+    if is_late:
+        worker.reported_at = time.monotonic()
+    return Request(worker.interruption.is_requested(), is_late)
+
+
+def count_results(worker: Worker, up_to: int) -> None:
+    """Counts the losses of steps before step `up_to`, and the steps that were skipped."""
+    order = worker.batches.order
+    for result in worker.in_flight.results(up_to):
+        worker.rank_zero.receive(result.step, result.requests)
+        counts = _passes(worker, result)
+        worker.meter.count(result.step, result.loss, order.batch_size(result.step), skipped=not counts)
+
+
+def _passes(worker: Worker, result: StepResult) -> bool:
+    """Returns whether the loss of a step counts. Raises DivergedError where one more step may not be skipped."""
     try:
-        return worker.guard.may_update(loss, norm, number, worker.state.skipped)
+        return worker.guard.passes(result, worker.state.skipped)
     except DivergedError as error:
-        worker.log.event("diverged", number, "error", text=str(error))
+        worker.log.event("diverged", result.step, "error", text=str(error))
         worker.writer.wait()  # the error names the newest checkpoint, which may still be on its way
-        raise explain_divergence(error, worker.job, worker.data, batch, number, worker.batches.rank) from None
+        raise explain_divergence(error, worker.job, worker.data, result, worker.batches.rank) from None
 
 
 # --- what is due after a step ------------------------------------------------------------------------------------
@@ -117,11 +173,17 @@ def may_update(worker: Worker, batch: Batch, loss: torch.Tensor, norm: torch.Ten
 class Due:
     """What is due after a step."""
 
-    report: bool = False
+    line: bool = False
+    """A line of the history ends; it is reported with others, once in a second."""
     validation: bool = False
     checkpoint: bool = False
     preemption_check: bool = False
     epoch_end: bool = False
+
+    @property
+    def leaves_the_loop(self) -> bool:
+        """Whether something is due that needs the results of all steps so far."""
+        return self.checkpoint or self.validation or self.epoch_end
 
 
 class Schedule(Protocol):
@@ -144,7 +206,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """The schedule of a training run. An epoch ends with a report, a checkpoint and, often, validation."""
+    """The schedule of a training run. An epoch ends with a line, a checkpoint and, often, validation."""
 
     last_step: int
     steps_per_epoch: int
@@ -169,9 +231,9 @@ class TrainingSchedule:
         epoch, steps_into_epoch = divmod(step, self.steps_per_epoch)
         epoch_end = steps_into_epoch == 0
         validated = epoch <= 2 or epoch % 2 == 0 or self.validate_every_epoch
-        report_every = max(1, self.steps_per_epoch // _REPORTS_PER_EPOCH)
+        line_every = max(1, self.steps_per_epoch // _LINES_PER_EPOCH)
         return Due(
-            report=epoch_end or step % report_every == 0,
+            line=epoch_end or step % line_every == 0,
             # After each of the first two epochs, then every other. The last step's validation is the final evaluation.
             validation=epoch_end and step < self.last_step and validated,
             checkpoint=epoch_end or step % self.checkpoint_every_steps == 0,
@@ -189,23 +251,23 @@ class TrainingSchedule:
         return step, self.last_step
 
 
-def report(worker: Worker, rate: float, schedule: Schedule) -> None:
-    """Adds a line to the history, and reports it to display, trackers and log. rate: learning rate of the last step."""
-    state = worker.state
-    line = worker.meter.line(state.step, worker.batches.order, rate)
-    state.history.append({**line, "skipped_steps": len(state.skipped)})
-    state.quarantined = worker.batches.quarantined(state.quarantined)
-    worker.progress(schedule.stage, *schedule.progress(state.step), progress_line(state))
-    worker.trackers.line(state.history[-1], len(state.quarantined))
-    worker.log.event("train", **state.history[-1], quarantined_rows=len(state.quarantined))
+def report(worker: Worker, schedule: Schedule, catch_up: bool = False) -> None:
+    """Adds the lines that have ended to the history, and reports them to display, trackers and log. All ranks together.
 
-
-def show_step(worker: Worker, schedule: Schedule) -> None:
-    """Shows which step is done, between reports that may be minutes apart; once in a second at most."""
-    if time.monotonic() - worker.shown_at > 1:
-        state = worker.state
-        worker.progress(schedule.stage, *schedule.progress(state.step), progress_line(state) if state.history else "")
-        worker.shown_at = time.monotonic()
+    catch_up: all lines, and the time since the last of them is counted, too.
+    """
+    state, steps_per_epoch = worker.state, worker.batches.order.steps_per_epoch
+    lines = worker.meter.settle(None if catch_up else _known_steps(worker, catch_up))
+    if lines:
+        state.quarantined = worker.batches.quarantined(state.quarantined)
+    for line in lines:
+        skipped = sum(step < line["step"] for step in state.skipped)
+        place = {"step": line["step"], "epoch": line["step"] / steps_per_epoch}
+        state.history.append({**place, **line, "skipped_steps": skipped})
+        worker.trackers.line(state.history[-1], len(state.quarantined))
+        worker.log.event("train", **state.history[-1], quarantined_rows=len(state.quarantined))
+    remark = progress_line(state) if state.history else ""
+    worker.progress(schedule.stage, *schedule.progress(state.step), remark)
 
 
 def evaluate(worker: Worker) -> None:
@@ -230,7 +292,6 @@ def evaluate(worker: Worker) -> None:
 
 def save_checkpoint(worker: Worker) -> None:
     """Begins to write a checkpoint, while steps go on. All ranks together."""
-    worker.meter.settle()
     worker.state.quarantined = worker.batches.quarantined(worker.state.quarantined)
     write_checkpoint(worker)
     worker.meter.mark("checkpoint")
@@ -257,6 +318,7 @@ def save_if_preempted(worker: Worker) -> None:
     if notice is None:
         return
     worker.warn("notice", notice)
+    count_results(worker, worker.state.step)
     if preemption.saves == "all":
         write_checkpoint(worker, alone=True)
     elif preemption.saves == "weights":

@@ -16,7 +16,7 @@ from pipeline.models.identity import check_identity
 from pipeline.storage import files
 from pipeline.training.job import TrainJob, Weights, teacher_weights
 from pipeline.training.launch import check_job, run_training
-from pipeline.training.loop import Due, run_steps
+from pipeline.training.loop import Due, count_results, report, run_steps
 from pipeline.training.setup import set_up
 from pipeline.training.workflow import training_session
 
@@ -56,7 +56,7 @@ def _relative_difference(old: float, new: float) -> float:
 
 @dataclass(frozen=True)
 class ReplaySchedule:
-    """The schedule of a replay: every step is reported, and nothing else is due."""
+    """The schedule of a replay: every step is a line, and nothing else is due."""
 
     first_step: int
     last_step: int
@@ -64,7 +64,7 @@ class ReplaySchedule:
 
     def due(self, step: int) -> Due:
         """Returns what is due after `step` steps of the run."""
-        return Due(report=True)
+        return Due(line=True)
 
     def progress(self, step: int) -> tuple[int, int]:
         """Returns the steps repeated and the steps to repeat."""
@@ -79,8 +79,10 @@ def replay_loop(config: dict[str, Any]) -> None:
         worker = set_up(config["job"], exits)
         first_step = worker.state.step
         last_step = min(worker.num_steps, first_step + config["num_steps"])
-        run_steps(worker, ReplaySchedule(first_step, last_step))
-        worker.meter.settle()
+        schedule = ReplaySchedule(first_step, last_step)
+        run_steps(worker, schedule)
+        count_results(worker, worker.state.step)
+        report(worker, schedule, catch_up=True)
         if worker.batches.rank == 0:
             files.write_json(files.join(worker.job.run, REPLAY_NAME), finite_or_none(worker.state.losses))
         ray.train.report({"step": worker.state.step})  # a barrier: no worker leaves before the losses are written

@@ -14,6 +14,7 @@ from pipeline.evaluation.distributed import gather_objects
 from pipeline.models import checkpoint
 from pipeline.models.identity import check_identity
 from pipeline.models.run_state import Average, RunState, restore
+from pipeline.models.tensor_file import Tensors
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
 
@@ -27,16 +28,18 @@ def resume(
     net: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     average: Average | None,
+    loss_scale: Tensors | None = None,
 ) -> RunState:
     """Loads the checkpoint at `uri` into network, optimisers and average, and returns the state of its run.
 
-    identity: of this run (`TrainJob.identity`). Raises CheckpointError if the checkpoint is damaged or of another run.
+    identity: of this run (`TrainJob.identity`). loss_scale: loaded, too, in float16. Raises CheckpointError if the
+    checkpoint is damaged or of another run.
     """
     saved = checkpoint.load(uri)
     # Not part of the state: a run may go on with another number of workers, and the data set knows its classes.
     del saved.state["world_size"], saved.state["classes"]
     check_identity(uri, saved.state.pop("identity"), identity)
-    return restore(saved, net, optimizers, average)
+    return restore(saved, net, optimizers, average, loss_scale)
 
 
 def newest_run(folder: str, is_wanted: Callable[[dict[str, Any]], bool]) -> str | None:

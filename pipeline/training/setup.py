@@ -27,6 +27,8 @@ from pipeline.models.small_networks import Whitened
 from pipeline.models.weight_averages import LookAhead, WeightAverage
 from pipeline.training.fit_epochs import fit_epochs
 from pipeline.training.job import TrainJob
+from pipeline.training.on_device.rank_zero import RankZero
+from pipeline.training.on_device.steps_in_flight import StepsInFlight
 from pipeline.training.optim.factory import make_optimizers
 from pipeline.training.outputs.lines import start_line
 from pipeline.training.outputs.live_report import live_report
@@ -127,7 +129,9 @@ def set_up(
         batches=batches,
         learner=learner,
         state=state,
-        guard=FiniteGuard(job.max_skipped_steps, world_size, device),
+        in_flight=StepsInFlight(world_size, device),
+        rank_zero=RankZero(world_size),
+        guard=FiniteGuard(job.max_skipped_steps),
         writer=writer,
         preemption=PreemptionWatcher(rank),
         trackers=trackers,
@@ -214,7 +218,7 @@ def _new_state(job: TrainJob, learner: Learner, batches: Batches, progress: Prog
 
 def _resume(uri: str, job: TrainJob, learner: Learner, data: Manifest) -> RunState:
     identity = job.identity(data.digest)
-    return resume(uri, identity, learner.net, learner.train_step.optimizers, learner.average)
+    return resume(uri, identity, learner.net, learner.train_step.optimizers, learner.average, learner.loss_scale)
 
 
 def make_average(recipe: Recipe, net: nn.Module) -> Average | None:

@@ -2,17 +2,32 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.loader.batch import Batch
-from pipeline.loader.sample_order import Order
 from pipeline.loader.stage_times import STAGES, training_seconds, waiting_seconds
 
 _Mark = Any  # a time in seconds, or a CUDA event
+
+
+@dataclass
+class _Piece:
+    """A piece of a loop's time: until a line of the history ends, or since then."""
+
+    spans: list[tuple[dict[str, float], _Mark, _Mark]] = field(default_factory=list)
+    """Shares of the stages, start and end of each span that isn't added up yet."""
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    """What is added up already, by stage, over all ranks."""
+    step: int = 0
+    """Steps of the run at its end."""
+    learning_rate: float = 0.0
+    """Of the last step."""
 
 
 class Meter:
@@ -21,8 +36,11 @@ class Meter:
     On a GPU the marks are events of its own timeline, so waiting means that the device was idle, not the host. Of
     several workers, the times are those of the one that waited longest for data: the others waited for it.
 
-    seconds: {stage: seconds} of the whole run, and losses: of each step, the mean over the global batch, NaN for a
-    skipped step. `line` and `settle` add to both. start_seconds: what set-up took.
+    Neither marks nor lines of the history that end wait for anything. `settle` reads what is over, and does so once for
+    any number of lines.
+
+    seconds: {stage: seconds} of the whole run, which `settle` adds to; losses: of each step, the mean over the global
+    batch, NaN for a skipped step, which `count` adds to. start_seconds: what set-up took.
     """
 
     def __init__(
@@ -38,16 +56,9 @@ class Meter:
         self._device = device
         seconds["start"] = seconds.get("start", 0.0) + start_seconds
         self._last = self._now()
-        self._spans: list[tuple[dict[str, float], _Mark, _Mark]] = []
-        # One entry a step since the last gathering: on the device, so that a step doesn't wait for its loss.
-        self._losses: list[Tensor] = []
-        self._rows: list[int] = []
-        self._skipped: list[bool] = []
-        self._start_line()
-
-    def _start_line(self) -> None:
-        self._line_rows, self._line_loss, self._line_loss_rows = 0, 0.0, 0
-        self._line_seconds = dict.fromkeys(STAGES, 0.0)
+        self._open = _Piece()
+        self._ended: deque[_Piece] = deque()
+        self._counted: deque[tuple[int, float, int, bool]] = deque()  # step, loss, rows, skipped
 
     def _now(self) -> _Mark:
         if not self._cuda:
@@ -62,7 +73,7 @@ class Meter:
 
     def _span(self, shares: dict[str, float]) -> None:
         now = self._now()
-        self._spans.append((shares, self._last, now))
+        self._open.spans.append((shares, self._last, now))
         self._last = now
 
     def next_batch(self, stream: Iterator[Batch]) -> Batch:
@@ -77,67 +88,85 @@ class Meter:
         self._span({name: share / total for name, share in shares.items()} if total > 0 else {"hand-over": 1.0})
         return batch
 
-    def add(self, loss_sum: Tensor, global_rows: int, skipped: bool = False) -> None:
-        """Notes one step: the sum of this rank's sample losses, and the rows of the global batch.
+    def count(self, step: int, loss_sum: float, global_rows: int, skipped: bool = False) -> None:
+        """Notes the result of a step, in the order of steps: the sum of the sample losses of the global batch.
 
         skipped: the weights weren't updated; the step's time and rows count, its loss doesn't.
         """
-        self._losses.append(loss_sum)
-        self._rows.append(global_rows)
-        self._skipped.append(skipped)
+        self._step_losses.append(math.nan if skipped else loss_sum / global_rows)
+        self._counted.append((step, loss_sum, global_rows, skipped))
 
-    def line(self, step: int, order: Order, learning_rate: float) -> dict[str, Any]:
-        """Returns a line of the history: of the steps since the last line, over all ranks. All ranks together.
+    def end_line(self, step: int, learning_rate: float) -> None:
+        """Ends a line of the history after `step` steps of the run. learning_rate: of the last one."""
+        self._open.step, self._open.learning_rate = step, learning_rate
+        self._ended.append(self._open)
+        self._open = _Piece()
 
-        step, epoch, images, loss (mean over the images of steps that weren't skipped; None without any), learning_rate,
-        images_per_second, data_wait (a share of the time), seconds (by stage).
+    def has_line(self, step: int) -> bool:
+        """Whether a line that ended after `step` steps of the run, or before, hasn't been returned."""
+        return bool(self._ended) and self._ended[0].step <= step
+
+    def settle(self, step: int | None = None) -> list[dict[str, Any]]:
+        """Adds up the time of the lines that ended after `step` steps or before, and returns them. All ranks together.
+
+        step: the same on all ranks, none of whose steps is still to be counted. None: all lines, and the time since the
+        last of them.
+
+        A line, of the steps since the line before, over all ranks: step, images, loss (mean over the images of steps
+        that weren't skipped; None without any), learning_rate, images_per_second, data_wait (a share of the time),
+        seconds (by stage).
         """
-        self.settle()
-        rows, seconds = self._line_rows, self._line_seconds
-        trained = training_seconds(seconds)
-        line = {
-            "step": step,
-            "epoch": step / order.steps_per_epoch,
-            "images": rows,
-            "loss": self._line_loss / self._line_loss_rows if self._line_loss_rows else None,
-            "learning_rate": learning_rate,
-            "images_per_second": rows / trained,
-            "data_wait": waiting_seconds(seconds) / trained,
-            "seconds": {name: round(value, 6) for name, value in seconds.items() if value},
-        }
-        self._start_line()
-        return line
+        lines = [piece for piece in self._ended if step is None or piece.step <= step]
+        self._add_up([*lines, self._open] if step is None else lines)
+        return [self._line(self._ended.popleft()) for _ in lines]
 
-    def settle(self) -> None:
-        """Adds what was noted since the last time to the run's seconds and losses. All ranks together."""
-        if self._cuda:
-            torch.cuda.synchronize()
+    def _line(self, piece: _Piece) -> dict[str, Any]:
+        rows, loss, loss_rows = 0, 0.0, 0
+        while self._counted and self._counted[0][0] < piece.step:
+            _, loss_sum, global_rows, skipped = self._counted.popleft()
+            rows += global_rows
+            if not skipped:
+                loss, loss_rows = loss + loss_sum, loss_rows + global_rows
+        trained = training_seconds(piece.seconds)
+        return {
+            "step": piece.step,
+            "images": rows,
+            "loss": loss / loss_rows if loss_rows else None,
+            "learning_rate": piece.learning_rate,
+            "images_per_second": rows / trained,
+            "data_wait": waiting_seconds(piece.seconds) / trained,
+            "seconds": {name: round(value, 6) for name, value in piece.seconds.items() if value},
+        }
+
+    def _add_up(self, pieces: list[_Piece]) -> None:
+        """Turns the spans of pieces into seconds, of the rank that waited longest, and adds them to the run's."""
+        if not pieces:
+            return
+        table = self._gathered([self._local_seconds(piece) for piece in pieces])
+        for number, piece in enumerate(pieces):
+            by_rank = [dict(zip(STAGES, row, strict=True)) for row in table[:, number].tolist()]
+            for name, value in max(by_rank, key=waiting_seconds).items():
+                self._seconds[name] = self._seconds.get(name, 0.0) + value
+                piece.seconds[name] += value
+
+    def _local_seconds(self, piece: _Piece) -> list[float]:
+        """Returns this rank's seconds of each stage in the spans of a piece, and clears them."""
         local = dict.fromkeys(STAGES, 0.0)
-        for shares, first, last in self._spans:
+        if self._cuda and piece.spans:
+            piece.spans[-1][2].synchronize()  # it was passed long ago, unless all is asked for
+        for shares, first, last in piece.spans:
             length = first.elapsed_time(last) / 1000 if self._cuda else last - first
             for name, share in shares.items():
                 local[name] += share * length
-        self._spans = []
-        table = self._gathered([*local.values()])
-        by_rank = [dict(zip(STAGES, row[: len(STAGES)].tolist(), strict=True)) for row in table]
-        for name, value in max(by_rank, key=waiting_seconds).items():
-            self._seconds[name] = self._seconds.get(name, 0.0) + value
-            self._line_seconds[name] += value
-        loss_sums = table[:, len(STAGES) :].sum(0).tolist()
-        for loss, rows, skipped in zip(loss_sums, self._rows, self._skipped, strict=True):
-            self._step_losses.append(math.nan if skipped else loss / rows)
-            self._line_rows += rows
-            if not skipped:
-                self._line_loss += loss
-                self._line_loss_rows += rows
-        self._losses, self._rows, self._skipped = [], [], []
+        piece.spans.clear()
+        return [*local.values()]
 
-    def _gathered(self, seconds: list[float]) -> Tensor:
-        """Returns float64 [world_size, stages + steps]: seconds by stage and loss sums by step of each rank."""
-        losses = torch.stack(self._losses).double() if self._losses else torch.zeros(0, dtype=torch.float64)
-        mine = torch.cat([torch.tensor(seconds, dtype=torch.float64, device=self._device), losses.to(self._device)])
+    def _gathered(self, seconds: list[list[float]]) -> Tensor:
+        """Returns float64 [world_size, pieces, stages]: the seconds of each rank. seconds: [pieces, stages]."""
+        mine = torch.tensor(seconds, dtype=torch.float64)
         if self._world_size == 1:
-            return mine[None].cpu()
+            return mine[None]
+        mine = mine.to(self._device)
         parts = [torch.empty_like(mine) for _ in range(self._world_size)]
         torch.distributed.all_gather(parts, mine)
         return torch.stack(parts).cpu()

@@ -15,9 +15,11 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.normalise import Normalise
 from pipeline.loader.sample_order import Order
 from pipeline.models.batch_transforms import transform_batch
-from pipeline.models.device.precision import make_autocast
+from pipeline.models.device.precision import forward_dtype, make_autocast
 from pipeline.models.distillation import distillation_losses
 from pipeline.models.losses import sample_losses
+from pipeline.training.on_device.loss_scale import LossScale
+from pipeline.training.optim.found_inf import set_found_inf
 from pipeline.training.optim.schedules import set_learning_rates
 
 
@@ -43,6 +45,8 @@ class TrainStep:
         self._world_size, self._teacher = world_size, teacher
         self._parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
         device = self._parameters[0].device
+        is_float16 = forward_dtype(recipe.precision, device) == torch.float16
+        self.loss_scale = LossScale(device) if is_float16 else None
         self.normalise = Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
         self._autocast = make_autocast(recipe, device)
 
@@ -59,8 +63,10 @@ class TrainStep:
             with self._model.no_sync() if is_local else nullcontext():
                 total += self._backward(part, step)
         # A parameter that a step doesn't use has no gradient.
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        return total, norm
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if self.loss_scale:
+            self.loss_scale.unscale(gradients)
+        return total, torch.nn.utils.get_total_norm(gradients)
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
         """Adds the gradients of one micro-batch; returns the sum of its sample losses, a scalar."""
@@ -80,26 +86,29 @@ class TrainStep:
         total = losses.sum()
         # DDP averages gradients over the ranks. This factor turns a rank's sum into the mean over the global batch,
         # however the batch is split among ranks and micro-batches.
-        (total * (self._world_size / self._order.batch_size(step))).backward()  # type: ignore[no-untyped-call]
+        mean = total * (self._world_size / self._order.batch_size(step))
+        (mean * self.loss_scale.scale if self.loss_scale else mean).backward()  # type: ignore[no-untyped-call]
         return total.detach()
 
-    def update(self, norm: Tensor, step: int, num_steps: int) -> float:
+    def update(self, norm: Tensor, step: int, num_steps: int, found_inf: Tensor | None = None) -> float:
         """Updates the weights, clears the gradients, and returns the learning rate of step `step` of `num_steps`.
 
-        norm: of the gradient, from `gradients`; cut to the recipe's `clip_norm`, if it has one.
+        norm: of the gradient, from `gradients`; cut to the recipe's `clip_norm`, if it has one. found_inf: scalar on
+        the device (`StepsInFlight.add`); 1 leaves weights and optimisers as they are. None where
+        loss and gradient are known to be finite; in float16, gradients are looked at here then.
         """
+        if self.loss_scale and found_inf is None:
+            found_inf = norm.isfinite().logical_not().float()
         if self._recipe.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._recipe.clip_norm, norm)
         rate = self._set_learning_rates(step, num_steps)
+        set_found_inf(self.optimizers, found_inf)
         for optimizer in self.optimizers:
             optimizer.step()
+        if self.loss_scale and found_inf is not None:
+            self.loss_scale.update(found_inf)
         self.zero_grad()
         return rate
-
-    def skip(self, step: int, num_steps: int) -> float:
-        """Clears the gradients without an update, and returns the learning rate that the step would have had."""
-        self.zero_grad()
-        return self._set_learning_rates(step, num_steps)
 
     def _set_learning_rates(self, step: int, num_steps: int) -> float:
         factor = set_learning_rates(self.optimizers, self._recipe, step, num_steps, self._order.steps_per_epoch)

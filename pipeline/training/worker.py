@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.core.progress import Progress
 from pipeline.core.structured_log import RunLog
@@ -13,8 +13,10 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.models.checkpoint_writer import CheckpointWriter
 from pipeline.models.run_state import Average, RunState, collect
 from pipeline.models.tensor_file import Tensors
-from pipeline.models.weight_averages import LookAhead, WeightAverage
+from pipeline.models.weight_averages import WeightAverage
 from pipeline.training.job import TrainJob
+from pipeline.training.on_device.rank_zero import RankZero
+from pipeline.training.on_device.steps_in_flight import StepsInFlight
 from pipeline.training.row_trace import RowTrace
 from pipeline.training.safeguards.divergence import FiniteGuard
 from pipeline.training.safeguards.interruption import Interruption
@@ -40,19 +42,22 @@ class Learner:
 
     def tensors(self, state: RunState) -> Tensors:
         """Returns references to the tensors of a checkpoint, by name."""
-        return collect(self.net, self.train_step.optimizers, self.average, state)
+        return collect(self.net, self.train_step.optimizers, self.average, state, self.loss_scale)
 
-    def update_average(self, step: int, num_steps: int, skipped: bool) -> None:
-        """Updates the average after step number `step` of `num_steps`, which counts from 1. A skipped step has no part.
+    @property
+    def loss_scale(self) -> Tensors:
+        """The state of the scale of losses, which float16 has; empty in other precisions."""
+        scale = self.train_step.loss_scale
+        return scale.tensors if scale else {}
 
-        Look-ahead ends a run on its slow weights, even if the last step is skipped.
+    def update_average(self, step: int, num_steps: int, found_inf: Tensor | None = None) -> None:
+        """Updates the average after step number `step` of `num_steps`, which counts from 1.
+
+        found_inf: scalar on the device; 1: the step was skipped, and has no part in it. Look-ahead ends a run on its
+        slow weights, even if the last step is skipped.
         """
-        if self.average is None:
-            return
-        if not skipped:
-            self.average.update(self.net, step, num_steps)
-        elif step == num_steps and isinstance(self.average, LookAhead):
-            self.net.load_state_dict({**self.net.state_dict(), **self.average.values})
+        if self.average is not None:
+            self.average.update(self.net, step, num_steps, found_inf)
 
     def evaluated_net(self) -> nn.Module:
         """Returns the network that is evaluated: a copy with the averaged weights where they are kept apart."""
@@ -73,6 +78,10 @@ class Worker:
     """This worker's share of training and validation data; also knows rank, world size and device."""
     learner: Learner
     state: RunState
+    in_flight: StepsInFlight
+    """Steps that are launched, and whose losses aren't read yet."""
+    rank_zero: RankZero
+    """What rank 0 requests of all ranks."""
     guard: FiniteGuard
     writer: CheckpointWriter
     preemption: PreemptionWatcher
@@ -86,8 +95,8 @@ class Worker:
     """Reports progress to the display; silent on all ranks but 0."""
     warn: Callable[[str, str], None]
     """Reports (stage, line), which may need attention, to the display and the log."""
-    shown_at: float = 0.0
-    """Time of `time.monotonic` at which the progress of a step between reports was shown last."""
+    reported_at: float = 0.0
+    """Time of `time.monotonic` at which rank 0 requested a report last."""
 
     @property
     def num_steps(self) -> int:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from pipeline.loader.batch import Batch
-from pipeline.loader.sample_order import Order
 from pipeline.loader.stage_times import (
     STAGES,
     BatchTiming,
@@ -61,7 +60,7 @@ def test_a_loops_seconds_add_up_to_its_time_and_go_to_their_stages() -> None:
             yield batch(unit, BatchTiming(0.0, 0.9, 0.1, started, time.time()))
 
     seconds: dict[str, float] = {}
-    order, batches = Order((6,), 0, 2), stream()
+    batches = stream()
     begin = time.perf_counter()
     losses: list[float] = []
     meter = Meter(seconds, losses, torch.device("cpu"), 1, start_seconds=0.5)
@@ -69,9 +68,11 @@ def test_a_loops_seconds_add_up_to_its_time_and_go_to_their_stages() -> None:
         meter.next_batch(batches)
         meter.mark("copy")
         time.sleep(0.03)
-        meter.add(torch.tensor(3.0), 2)
         meter.mark("compute")
-    line = meter.line(3, order, 0.1)
+    meter.end_line(3, 0.1)
+    for step in range(3):
+        meter.count(step, 3.0, 2)
+    (line,) = meter.settle(3)
     time.sleep(0.05)
     meter.mark("evaluate")
     meter.settle()
@@ -91,3 +92,29 @@ def test_the_summary_names_the_largest_shares() -> None:
     seconds = dict.fromkeys(STAGES, 0.0) | {"compute": 80.0, "decode": 15.0, "storage": 4.0, "copy": 1.0, "start": 99.0}
     assert largest_shares(seconds) == "compute 80%, decode 15%, storage 4%"
     assert largest_shares({}) == ""
+
+
+def test_lines_that_end_are_settled_together_and_only_those_whose_steps_are_known() -> None:
+    seconds: dict[str, float] = {}
+    losses: list[float] = []
+    meter = Meter(seconds, losses, torch.device("cpu"), 1, start_seconds=0)
+    begin = time.perf_counter()
+    for step in range(1, 6):
+        time.sleep(0.002)
+        meter.mark("compute")
+        if step % 2 == 0:
+            meter.end_line(step, 0.1 * step)
+        meter.count(step - 1, float(step), 2, skipped=step == 3)
+    assert not meter.has_line(1)
+    assert meter.settle(1) == []
+    assert [(line["step"], line["images"], line["loss"]) for line in meter.settle(3)] == [(2, 4, 3 / 4)]
+    assert seconds["compute"] < time.perf_counter() - begin
+    (second,) = meter.settle()
+    assert (second["step"], second["images"], second["loss"], second["learning_rate"]) == (4, 4, 4 / 2, 0.4)
+    assert sum(seconds.values()) == pytest.approx(time.perf_counter() - begin, abs=0.005)  # the open line, too
+    meter.mark("compute")
+    meter.end_line(5, 0.5)
+    (third,) = meter.settle()
+    assert third["loss"] == 5 / 2
+    assert third["seconds"]["compute"] >= 0.002  # what was settled before the line's end is part of it
+    assert losses == [0.5, 1.0, pytest.approx(float("nan"), nan_ok=True), 2.0, 2.5]

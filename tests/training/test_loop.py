@@ -13,10 +13,10 @@ from pipeline.training.replay import Replay, ReplaySchedule
 
 
 @pytest.mark.parametrize(
-    ("step", "report", "validation", "save", "epoch_end"),
+    ("step", "line", "validation", "save", "epoch_end"),
     [
         (1, False, False, False, False),
-        (2, True, False, False, False),  # 20 reports an epoch of 40 steps
+        (2, True, False, False, False),  # 20 lines an epoch of 40 steps
         (7, False, False, True, False),  # every 7 steps
         (14, True, False, True, False),
         (40, True, True, True, True),  # the end of an epoch, with validation after the first two
@@ -27,20 +27,20 @@ from pipeline.training.replay import Replay, ReplaySchedule
         (240, True, False, True, True),  # the final evaluation comes after the last step
     ],
 )
-def test_what_is_due_after_a_step(step: int, report: bool, validation: bool, save: bool, epoch_end: bool) -> None:
+def test_what_is_due_after_a_step(step: int, line: bool, validation: bool, save: bool, epoch_end: bool) -> None:
     schedule = TrainingSchedule(last_step=240, steps_per_epoch=40, checkpoint_every_steps=7)
-    assert astuple(schedule.due(step)) == (report, validation, save, True, epoch_end)
+    assert astuple(schedule.due(step)) == (line, validation, save, True, epoch_end)
     assert schedule.progress(step) == (step, 240)
 
 
-def test_a_short_epoch_is_reported_step_by_step() -> None:
+def test_a_short_epoch_has_a_line_for_each_step() -> None:
     schedule = TrainingSchedule(last_step=9, steps_per_epoch=3, checkpoint_every_steps=100)
-    assert [schedule.due(step).report for step in range(1, 10)] == [True] * 9
+    assert [schedule.due(step).line for step in range(1, 10)] == [True] * 9
 
 
-def test_a_replay_reports_every_step_and_writes_nothing() -> None:
+def test_a_replay_has_a_line_for_each_step_and_writes_nothing() -> None:
     schedule = ReplaySchedule(first_step=30, last_step=35)
-    assert [schedule.due(step) for step in range(31, 36)] == [Due(report=True)] * 5
+    assert [schedule.due(step) for step in range(31, 36)] == [Due(line=True)] * 5
     assert [schedule.progress(step) for step in (31, 35)] == [(1, 5), (5, 5)]
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,6 @@ _READING_OPERATIONS = {
 # Methods that read a tensor's memory on the host without an operation where the tensor is on the CPU already.
 _READING_METHODS = {Tensor.tolist: "tolist", Tensor.numpy: "numpy", Tensor.cpu: "cpu", Tensor.__array__: "array"}
 _COPYING_METHODS = {Tensor.to: "to", Tensor.cuda: "cuda"}
-_TORCH = ("torch.", "contextlib", "pipeline.training.on_device.waits")
 
 
 @dataclass
@@ -56,8 +56,9 @@ def count_waits(device: torch.device | None = None) -> Iterator[Waits]:
     "synchronise": all that was launched is waited for. On a GPU torch itself reports most of them
     (torch.cuda.set_sync_debug_mode); counts of it include those of its own code. On a CPU nothing ever waits: what is
     counted there are the calls that would on a GPU, so that a test without one finds them: `.item()`, `bool(tensor)`,
-    `.tolist()`, `.numpy()`, `.cpu()`, and `.to(device)` without `non_blocking=True`. Memory that the host has a view of
-    beforehand, as in `HostCopies`, isn't counted. device: of the step; None for the CPU.
+    `.tolist()`, `.numpy()`, `.cpu()`, and `.to(device)` without `non_blocking=True`; not where torch itself calls it,
+    from one tensor's device to the same. Memory that the host has a view of beforehand, as in `HostCopies`, isn't
+    counted. device: of the step; None for the CPU.
     """
     waits, on_gpu = Waits(), device is not None and device.type == "cuda"
     with ExitStack() as exits:
@@ -103,13 +104,14 @@ class _Methods(TorchFunctionMode):
         named = kwargs or {}
         if func in _READING_METHODS:
             self._waits.places["read", f"{_place()} {_READING_METHODS[func]}"] += 1
-        elif func in _COPYING_METHODS and _names_device(args[1:], named) and not named.get("non_blocking"):
+        elif func in _COPYING_METHODS and _copies(args[1:], named) and not _is_torchs(sys._getframe(1)):
             self._waits.places["copy", f"{_place()} {_COPYING_METHODS[func]}"] += 1
         return func(*args, **named)
 
 
-def _names_device(args: Any, named: dict[str, Any]) -> bool:
-    return "device" in named or any(isinstance(each, (torch.device, str)) for each in args)
+def _copies(args: Any, named: dict[str, Any]) -> bool:
+    names_device = "device" in named or any(isinstance(each, (torch.device, str)) for each in args)
+    return names_device and not named.get("non_blocking")
 
 
 class _Synchronisations:
@@ -148,9 +150,16 @@ def _torchs_own(waits: Waits) -> Iterator[None]:
             torch.cuda.set_sync_debug_mode(before)
 
 
+def _is_torchs(frame: FrameType) -> bool:
+    """Returns whether a frame is of torch's own code."""
+    return f"{frame.f_globals.get('__name__', '')}.".startswith("torch.")
+
+
 def _place() -> str:
     """Returns "module:line" of the innermost caller outside torch and this module."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(_TORCH):
+    while frame.f_back is not None and (
+        _is_torchs(frame) or frame.f_globals.get("__name__") in (__name__, "contextlib")
+    ):
         frame = frame.f_back
     return f"{frame.f_globals.get('__name__', '?')}:{frame.f_lineno}"

@@ -1,58 +1,50 @@
 """Losses and gradients that aren't finite: such a step is skipped, or ends the run with an error that explains it."""
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipeline.core.errors import DivergedError
 from pipeline.dataset import parquet
 from pipeline.dataset.manifest import Manifest
-from pipeline.loader.batch import Batch
+from pipeline.loader.sample_order import Rows
 from pipeline.models import checkpoint
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
+from pipeline.training.on_device.steps_in_flight import StepResult
 
 
 class FiniteGuard:
-    """Checks each step's loss and gradient before the weights are updated.
+    """Counts the steps whose loss or gradient wasn't finite. Those changed nothing: the device decided so itself.
 
-    max_skipped: steps that may be skipped in the whole run; 0 ends it at the first. The ranks agree: the norm of the
-    gradient is the same on all of them, and where steps may be skipped, they also exchange whether their losses are
-    finite, one all-reduce a step.
+    max_skipped: steps that may be skipped in the whole run; 0 ends it at the first. In float16 a gradient that a lower
+    scale makes finite isn't counted: it is how the scale is found.
     """
 
-    def __init__(self, max_skipped: int, world_size: int, device: torch.device) -> None:
-        self._max_skipped, self._world_size, self._device = max_skipped, world_size, device
+    def __init__(self, max_skipped: int) -> None:
+        self._max_skipped = max_skipped
 
-    def may_update(self, loss: Tensor, norm: Tensor, step: int, skipped: list[int]) -> bool:
-        """Returns whether the weights may be updated; if not, adds the step to `skipped`.
+    def passes(self, result: StepResult, skipped: list[int]) -> bool:
+        """Returns whether a step's loss counts; if not, adds the step to `skipped`.
 
-        loss: scalar, the sum of this rank's sample losses; norm: scalar, of the gradient. Raises DivergedError if one
-        of them isn't finite and `max_skipped` steps are skipped already.
+        Raises DivergedError if the step isn't finite and `max_skipped` steps are skipped already.
         """
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
-        if self._max_skipped and self._world_size > 1:
-            flag = finite.to(torch.float32)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
-            finite = flag > 0
-        if bool(finite):
+        if result.is_finite or result.is_overflow:
             return True
         if len(skipped) >= self._max_skipped:
-            raise DivergedError(f"step {step}: the loss is {float(loss)} and the gradient's norm {float(norm)}")
-        skipped.append(step)
+            raise DivergedError(
+                f"step {result.step}: the loss is {result.own_loss} and the gradient's norm {result.norm}"
+            )
+        skipped.append(result.step)
         return False
 
 
 def explain_divergence(
-    error: DivergedError, job: TrainJob, data: Manifest, batch: Batch, step: int, rank: int
+    error: DivergedError, job: TrainJob, data: Manifest, result: StepResult, rank: int
 ) -> DivergedError:
-    """Returns the error with images, checkpoint and remedy in its message; writes the batch's keys into the run.
-
-    batch: this rank's part of the global batch of `step`.
-    """
-    keys = parquet.read_rows(job.dataset, data.split("train"), np.sort(batch.rows), ("key",))["key"].to_pylist()
-    place = files.join(job.run, f"diverged-step-{step}-rank-{rank}.json")
-    files.write_json(place, {"step": step, "rank": rank, "keys": keys})
+    """Returns the error with images, checkpoint and remedy in its message; writes the batch's keys into the run."""
+    rows: Rows = np.sort(result.rows)
+    keys = parquet.read_rows(job.dataset, data.split("train"), rows, ("key",))["key"].to_pylist()
+    place = files.join(job.run, f"diverged-step-{result.step}-rank-{rank}.json")
+    files.write_json(place, {"step": result.step, "rank": rank, "keys": keys})
     last = checkpoint.latest(job.run)
     return DivergedError(
         f"{error} on rank {rank}; nothing was updated. Images {', '.join(keys[:3])} and {max(0, len(keys) - 3)} more "

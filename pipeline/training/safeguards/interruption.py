@@ -1,7 +1,7 @@
 """Interruption: Ctrl-C or a signal ends a run after its running step, with a checkpoint.
 
 The signal arrives in the process that started the run; the steps are its workers'. Rank 0 asks after each step whether
-a stop is requested and tells the other ranks, so that all stop after the same step.
+a stop is requested and tells the other ranks (`RankZero`), so that all stop after the same step.
 """
 
 from typing import NoReturn
@@ -25,14 +25,9 @@ class Interruption:
     def __init__(self, job: TrainJob, batches: Batches, writer: CheckpointWriter, num_steps: int) -> None:
         self._job, self._batches, self._writer, self._num_steps = job, batches, writer, num_steps
 
-    def is_due(self) -> bool:
-        """Returns whether the run stops after this step, the same on all ranks. All ranks together."""
-        due = self._batches.rank == 0 and self._job.stop()
-        if self._batches.world_size == 1:
-            return due
-        flag = torch.full((1,), float(due), device=self._batches.device)
-        torch.distributed.broadcast(flag, src=0)
-        return bool(flag)
+    def is_requested(self) -> bool:
+        """Returns whether a stop is requested. On rank 0 alone."""
+        return self._job.stop()
 
     def leave(self) -> NoReturn:
         """Raises StoppedError when the checkpoint that is being written is complete. All ranks together."""

@@ -7,32 +7,47 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.core.errors import ClusterError, DatasetError, DivergedError
 from pipeline.models.checkpoint_writer import CheckpointWriter
+from pipeline.training.on_device.steps_in_flight import StepResult
 from pipeline.training.safeguards.divergence import FiniteGuard
 from pipeline.training.safeguards.preemption import PreemptionWatcher
 from pipeline.training.safeguards.restart_policy import RestartPolicy
 from pipeline.training.safeguards.watchdog import EXIT_STATUS
 
-CPU = torch.device("cpu")
+
+def result(step: int, loss: float, norm: float, scale: float = 1.0) -> StepResult:
+    is_finite = math.isfinite(loss) and math.isfinite(norm)
+    return StepResult(step, np.arange(2), loss, loss, norm, is_finite, scale, 0)
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
-def test_what_is_not_finite_updates_nothing(loss: float, norm: float) -> None:
+def test_steps_that_are_not_finite_are_counted(loss: float, norm: float) -> None:
     skipped: list[int] = []
-    bad = (torch.tensor(loss), torch.tensor(norm))
     with pytest.raises(DivergedError, match="step 7: the loss is"):
-        FiniteGuard(0, 1, CPU).may_update(*bad, 7, skipped)
-    guard = FiniteGuard(2, 1, CPU)
-    assert guard.may_update(torch.tensor(1.0), torch.tensor(2.0), 1, skipped)
-    assert not guard.may_update(*bad, 8, skipped)
-    assert not guard.may_update(*bad, 9, skipped)
+        FiniteGuard(0).passes(result(7, loss, norm), skipped)
+    guard = FiniteGuard(2)
+    assert guard.passes(result(1, 1.0, 2.0), skipped)
+    assert not guard.passes(result(8, loss, norm), skipped)
+    assert not guard.passes(result(9, loss, norm), skipped)
     with pytest.raises(DivergedError):
-        guard.may_update(*bad, 10, skipped)
+        guard.passes(result(10, loss, norm), skipped)
     assert skipped == [8, 9]
+
+
+def test_a_gradient_that_a_lower_scale_makes_finite_is_not_counted() -> None:
+    skipped: list[int] = []
+    guard = FiniteGuard(0)
+    assert guard.passes(result(1, 2.0, math.inf, scale=2.0), skipped)
+    with pytest.raises(DivergedError):
+        guard.passes(result(2, 2.0, math.inf, scale=1.0), skipped)  # the lowest scale
+    with pytest.raises(DivergedError):
+        guard.passes(result(3, math.nan, math.inf, scale=2.0), skipped)  # the scale has no part in the loss
+    assert not skipped
 
 
 def test_a_process_in_which_nothing_moves_ends_itself_and_says_where_it_was() -> None:

@@ -129,7 +129,7 @@ def test_look_ahead_ends_on_its_slow_weights_also_if_the_last_step_is_skipped() 
     ahead = learner(LookAhead(net, 5), net)
     with torch.no_grad():
         net.weight.fill_(3.0)
-    ahead.update_average(5, 6, skipped=True)
+    ahead.update_average(5, 6, found_inf=torch.ones(()))
     assert net.weight.item() == 3.0  # not set back by a skipped step
-    ahead.update_average(6, 6, skipped=True)
+    ahead.update_average(6, 6, found_inf=torch.ones(()))
     assert net.weight.item() == 1.0
