@@ -13,13 +13,14 @@ from pipeline.config.augment import Augment
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import DivergedError
 from pipeline.models import checkpoint
-from pipeline.training import loop, setup
-from pipeline.training import train_step as step_module
+from pipeline.models.losses import sample_losses
+from pipeline.training import loop
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import Due, run_steps
 from pipeline.training.on_device.steps_in_flight import StepsInFlight
 from pipeline.training.on_device.waits import Waits, count_waits
 from pipeline.training.setup import Place, set_up
+from pipeline.training.train_step import TrainStep
 from pipeline.training.worker import Worker
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,13 +102,11 @@ def test_no_step_waits_between_two_reports(
 
 
 def test_a_wait_in_a_step_would_be_found(digits_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = step_module.sample_losses
-
     def asks(*arguments: Any) -> torch.Tensor:
-        losses = original(*arguments)
+        losses = sample_losses(*arguments)
         return losses / max(1.0, float(losses.detach().max()))
 
-    monkeypatch.setattr(step_module, "sample_losses", asks)
+    monkeypatch.setattr("pipeline.training.train_step.sample_losses", asks)
     with contextlib.ExitStack() as exits:
         worker = worker_of(job_of(digits_dataset, tmp_path), exits, 4)
         with count_waits(DEVICE) as waits:
@@ -118,13 +117,13 @@ def test_a_wait_in_a_step_would_be_found(digits_dataset: str, tmp_path: Path, mo
 
 def planted(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """Makes the losses of some steps NaN, counted from the start of each run."""
-    original, count = step_module.sample_losses, [0]
+    count = [0]
 
     def losses(*arguments: Any) -> torch.Tensor:
         count[0] += 1
-        return original(*arguments) * (math.nan if count[0] - 1 in bad else 1.0)
+        return sample_losses(*arguments) * (math.nan if count[0] - 1 in bad else 1.0)
 
-    monkeypatch.setattr(step_module, "sample_losses", losses)
+    monkeypatch.setattr("pipeline.training.train_step.sample_losses", losses)
 
 
 @pytest.mark.parametrize(
@@ -182,13 +181,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_soon_and_leaves_no_later_checkpo
 def test_a_scale_that_is_too_high_is_lowered_without_a_skipped_step_and_is_resumed(
     digits_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = setup.TrainStep.__init__
+    original = TrainStep.__init__
 
     def high(self: Any, *arguments: Any, **named: Any) -> None:
         original(self, *arguments, **named)
         self.loss_scale.tensors["scale"].fill_(2.0**34)
 
-    monkeypatch.setattr(setup.TrainStep, "__init__", high)
+    monkeypatch.setattr(TrainStep, "__init__", high)
     whole, worker = train(job_of(digits_dataset, tmp_path / "whole", precision="float16"), 4, Steps(14))
     assert whole["loss_scale/scale"] < 2.0**34
     assert not worker.state.skipped
@@ -196,7 +195,7 @@ def test_a_scale_that_is_too_high_is_lowered_without_a_skipped_step_and_is_resum
     job = job_of(digits_dataset, tmp_path / "parts", precision="float16")
     train(job, 4, Steps(8, checkpoint_every=4))
     assert checkpoint.latest(job.run) == checkpoint.folder(job.run, 8)
-    monkeypatch.setattr(setup.TrainStep, "__init__", original)
+    monkeypatch.setattr(TrainStep, "__init__", original)
     parts, _ = train(job, 4, Steps(14))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
