@@ -53,19 +53,22 @@ def main(args: Args) -> None:
     recipe, options = args.check(training.UNKNOWN_YET)
     check_folder(args.output.run_dir or "runs", "run-dir")
     with command.Display() as display:
-        dataset = prepare_dataset(args.raw.source(args.data.data), progress=display)
-    data = describe_dataset(dataset)
+        dataset = prepare_dataset(
+            args.raw.source(args.data.data), max_quarantined=args.raw.max_quarantined, progress=display
+        )
+    opened = describe_dataset(dataset)
+    data = opened.manifest
     run = args.output.run_dir
     if args.output.resume and run is None:
         run = training.run_to_resume(files.absolute("runs"), data, args.recipe, options)
     if args.recipe.recipe is None:
         with command.Display() as display:
             begin(display, "choosing a recipe")
-            recipe, options = choose_settings(dataset, run and files.absolute(run), options, args.recipe.make)
+            recipe, options = choose_settings(opened, run and files.absolute(run), options, args.recipe.make)
     run = run or new_run(recipe, data.name)
     command.goes_on_with("--run-dir", run)
     with command.Display() as display:
-        result = train(dataset, run, recipe, workers=args.workers.workers, options=options, progress=display)
+        result = train(opened, run, recipe, workers=args.workers.workers, options=options, progress=display)
     print_result(run, data, result)
 
 

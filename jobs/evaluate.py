@@ -87,7 +87,7 @@ def _source(args: Args) -> Source | None:
 
 def _dataset(args: Args) -> str:
     with command.Display() as display:
-        return prepare_dataset(_source(args), progress=display)
+        return prepare_dataset(_source(args), max_quarantined=args.raw.max_quarantined, progress=display)
 
 
 def _evaluate(args: Args, uri: str) -> None:
@@ -112,7 +112,7 @@ def _evaluate(args: Args, uri: str) -> None:
         options = replace(options, severities=())
     options.check_packages()
     dataset = _dataset(args)
-    data = describe_dataset(dataset)
+    data = describe_dataset(dataset).manifest
     if twin := trained_twin(_source(args), model.dataset_digest):
         command.console.print(
             f"NOTE: the model was trained on most of these images; --data {twin} evaluates those held out of training",

@@ -51,7 +51,9 @@ def main(args: Args) -> None:
     with command.Display() as display:
         dataset = None
         if args.data is not None:
-            dataset = prepare_dataset(args.raw.source(args.data), progress=display)
+            dataset = prepare_dataset(
+                args.raw.source(args.data), max_quarantined=args.raw.max_quarantined, progress=display
+            )
             describe_dataset(dataset)
         checks = export_model(model.uri, out, args.views, dataset, args.split, display)
     images = f"{args.split} images" if args.data else "images of random pixels"

@@ -66,22 +66,25 @@ def main(args: Args) -> None:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         parent = files.join(root, "datasets")
         with command.Display() as display:
-            dataset = prepare_dataset(args.raw.source(args.data.data), parent, progress=display)
-        data = describe_dataset(dataset)
+            dataset = prepare_dataset(
+                args.raw.source(args.data.data), parent, max_quarantined=args.raw.max_quarantined, progress=display
+            )
+        opened = describe_dataset(dataset)
+        data = opened.manifest
         runs, name = files.join(root, "runs"), args.output.run_name
         if args.output.resume and name is None:
             name = files.basename(training.run_to_resume(runs, data, args.recipe, options))
         if args.recipe.recipe is None:
             with command.Display() as display:
                 begin(display, "choosing a recipe")
-                recipe, options = choose_settings(dataset, name and files.join(runs, name), options, args.recipe.make)
+                recipe, options = choose_settings(opened, name and files.join(runs, name), options, args.recipe.make)
         name = name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         given = args.workers.workers
         workers = max(1, default_workers(recipe, gpus)) if given is None else given
         command.goes_on_with("--run-name", name)
         run = files.join(runs, name)
         with command.Display() as display:
-            result = train(dataset, run, recipe, workers=workers, options=options, progress=display)
+            result = train(opened, run, recipe, workers=workers, options=options, progress=display)
         print_result(run, data, result)
 
 

@@ -20,10 +20,16 @@ from pipeline.ingestion.api import ingest, preview_ingest
 from pipeline.ingestion.diff import compare_datasets
 from pipeline.ingestion.image_check import DEFAULT_SHRUNK_QUALITY, Checks, ImageHandling
 from pipeline.ingestion.plan import SHARD_BYTES, IngestSettings
-from pipeline.ingestion.publish import MAX_QUARANTINED
 from pipeline.ingestion.run import Ingested
 from pipeline.ingestion.sources import LAYOUTS, Source
-from pipeline.ingestion.sources.source import IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP, VAL_SHARE, VAL_SHARE_HELP
+from pipeline.ingestion.sources.source import (
+    IMAGE_COLUMN_HELP,
+    LABEL_COLUMN_HELP,
+    MAX_QUARANTINED,
+    MAX_QUARANTINED_HELP,
+    VAL_SHARE,
+    VAL_SHARE_HELP,
+)
 from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent
 
@@ -98,12 +104,7 @@ class Args:
     content: Annotated[ContentArgs, command.group("content")] = ContentArgs()
     out: Annotated[str | None, command.option("the data set's folder, new or empty", "URI")] = None
     workers: Annotated[int | None, command.option("shards written at a time", "N", "one per CPU")] = None
-    max_quarantined: Annotated[
-        float,
-        command.option(
-            "unusable files that may be left out; below 1: a share of all files", "N", f"{MAX_QUARANTINED:g}"
-        ),
-    ] = MAX_QUARANTINED
+    max_quarantined: Annotated[float, command.option(MAX_QUARANTINED_HELP, "N", "0.5")] = MAX_QUARANTINED
     dry_run: Annotated[bool, command.option("show the plan and its cost; write nothing", "")] = False
     diff: Annotated[
         tuple[str, str] | None,

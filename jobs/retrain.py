@@ -13,7 +13,7 @@ Examples:
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs.arguments import training
@@ -35,9 +35,6 @@ class DataArgs:
     """Where the images come from."""
 
     source: Annotated[str | None, command.option("raw images, as jobs/ingest.py takes them", "URI")] = None
-    max_quarantined: Annotated[
-        float, command.option("unusable files that may be left out; below 1: a share of all files", "N", "0.1")
-    ] = 0.1
 
 
 @dataclass(frozen=True)
@@ -109,6 +106,9 @@ class Args(training.TrainingArgs):
     """
 
     data: Annotated[DataArgs, command.group("data")] = DataArgs()
+    raw: Annotated[training.RawArgs, command.group("data")] = field(
+        default_factory=lambda: training.RawArgs(max_quarantined=0.1)
+    )
     output: Annotated[OutputArgs, command.group("output")] = OutputArgs()
     promotion: Annotated[GateArgs, command.group("promotion gate")] = GateArgs()
     budget: Annotated[BudgetArgs, command.group("advanced")] = BudgetArgs()
@@ -131,7 +131,7 @@ class Args(training.TrainingArgs):
             val_share=self.raw.val_share,
             image_column=self.raw.image_column,
             label_column=self.raw.label_column,
-            max_quarantined=self.data.max_quarantined,
+            max_quarantined=self.raw.max_quarantined,
             force=self.retraining.force,
             wait=self.retraining.wait,
             max_hours=self.budget.hours(),

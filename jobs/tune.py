@@ -93,8 +93,10 @@ def main(args: Args) -> None:
         from pipeline.training.search import search
 
         with command.Display() as display:
-            dataset = prepare_dataset(args.raw.source(args.source.data), progress=display)
-        data = describe_dataset(dataset)
+            dataset = prepare_dataset(
+                args.raw.source(args.source.data), max_quarantined=args.raw.max_quarantined, progress=display
+            )
+        data = describe_dataset(dataset).manifest
         out = files.absolute(args.output.out or f"runs/tune-{recipe.name}-{data.name}")
         with command.Display() as display:
             result = search(dataset, out, recipe, settings, display)

@@ -16,7 +16,14 @@ from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
 from pipeline.dataset.manifest import Manifest
 from pipeline.ingestion.sources import LAYOUTS, Source
-from pipeline.ingestion.sources.source import IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP, VAL_SHARE, VAL_SHARE_HELP
+from pipeline.ingestion.sources.source import (
+    IMAGE_COLUMN_HELP,
+    LABEL_COLUMN_HELP,
+    MAX_QUARANTINED,
+    MAX_QUARANTINED_HELP,
+    VAL_SHARE,
+    VAL_SHARE_HELP,
+)
 from pipeline.training.automatic.weights import check_setting
 from pipeline.training.trackers.defaults import default_trackers
 from pipeline.training.workflow import TrainOptions, check_workers
@@ -82,6 +89,7 @@ class RawArgs:
         str | None, option("expected MD5 of a CIFAR archive; any: don't check", "HEX", "the official one")
     ] = None
     val_share: Annotated[float, option(VAL_SHARE_HELP, "X", "0.1")] = VAL_SHARE
+    max_quarantined: Annotated[float, option(MAX_QUARANTINED_HELP, "N", "0.5, or 0.1 in retraining")] = MAX_QUARANTINED
     image_column: Annotated[str | None, option(IMAGE_COLUMN_HELP, "NAME", "by content")] = None
     label_column: Annotated[str | None, option(LABEL_COLUMN_HELP, "NAME", "by content and name")] = None
 

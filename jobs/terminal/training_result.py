@@ -4,8 +4,8 @@ from typing import Any
 
 from jobs.terminal.console import console, print_table
 from pipeline.core.shares import share_text
+from pipeline.dataset.api import Dataset, open_dataset
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.manifest import load as load_manifest
 from pipeline.ingestion.sources import digits
 from pipeline.loader import stage_times
 from pipeline.storage import files
@@ -75,12 +75,13 @@ def _without_leaked(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [("", f"{accuracy}  without the {left_out:,} that have a duplicate or near duplicate in train")]
 
 
-def describe_dataset(uri: str) -> Manifest:
-    """Prints one line about a data set and returns its manifest."""
-    data = load_manifest(uri)
+def describe_dataset(uri: str) -> Dataset:
+    """Prints one line about a data set and returns it, with its manifest."""
+    found = open_dataset(uri)
+    data = found.manifest
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in data.splits.items())
     rows += f" ({data.val_rule})" if data.val_rule else ""
     console.print(f"data set {data.name}: {rows}, {len(data.classes)} classes, digest {data.digest[:16]}")
     if data.name == digits.NAME:
         console.print("NOTE: these are scikit-learn's handwritten digits, NOT CIFAR-10", style="bold yellow")
-    return data
+    return found

@@ -12,10 +12,10 @@ from pipeline.core.progress import Progress, begin, silent
 from pipeline.ingestion.cost import Estimate, estimate
 from pipeline.ingestion.found import found_lines
 from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_shards
-from pipeline.ingestion.publish import MAX_QUARANTINED
 from pipeline.ingestion.run import Ingested, planned_ingest, write_dataset
 from pipeline.ingestion.shard_task import task_memory_bytes
 from pipeline.ingestion.sources import Index, Source, hub, open_source
+from pipeline.ingestion.sources.source import MAX_QUARANTINED
 from pipeline.ingestion.target import check_target
 from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent

@@ -13,6 +13,7 @@ from pipeline.dataset.manifest import is_dataset, load
 from pipeline.ingestion.api import ingest
 from pipeline.ingestion.sources import Source, hub, located
 from pipeline.ingestion.sources.download import cifar10_archive
+from pipeline.ingestion.sources.source import MAX_QUARANTINED
 from pipeline.storage import files
 from pipeline.storage.places import nearest
 
@@ -24,13 +25,15 @@ def prepare_dataset(
     data: str | os.PathLike[str] | Source | None = None,
     parent: str | os.PathLike[str] | None = None,
     *,
+    max_quarantined: float = MAX_QUARANTINED,
     progress: Progress = silent,
 ) -> str:
     """Returns the URI of a finished data set: `data` itself, or the data set ingested from the raw images there.
 
     data: a path or a URI, or a `Source` that says how raw images are read; None for CIFAR-10, which is downloaded once;
     offline, scikit-learn's digits take its place. parent: folder for ingested data sets, None for one below
-    `cache_folder()`. Raw images are ingested once; names, sizes and times of the files tell whether they have changed.
+    `cache_folder()`. max_quarantined: unusable files that may be left out; below 1, a share of all. Raw images are
+    ingested once; names, sizes and times of the files tell whether they have changed.
     Raises SourceError if nothing lies at `data`, and what `ingest` raises.
     """
     parent = files.absolute(os.fspath(parent)) if parent else files.join(cache_folder(), "datasets")
@@ -44,7 +47,7 @@ def prepare_dataset(
             if not hub.is_hub(source.uri) and is_dataset(source.uri):
                 return source.uri
             _check_exists(source.uri)
-    return _ingested_once(source, parent, progress)
+    return _ingested_once(source, parent, max_quarantined, progress)
 
 
 def check_data(data: str | os.PathLike[str] | Source | None) -> None:
@@ -88,11 +91,11 @@ def _target(source: Source, parent: str) -> str:
     return files.join(parent, f"{files.basename(source.uri).split('.')[0]}-{digest}")
 
 
-def _ingested_once(source: Source, parent: str, progress: Progress) -> str:
+def _ingested_once(source: Source, parent: str, max_quarantined: float, progress: Progress) -> str:
     target = _target(source, parent)
     if is_dataset(target):
         return target
     start = time.perf_counter()
-    done = ingest(source, target, progress=progress).manifest
+    done = ingest(source, target, max_quarantined=max_quarantined, progress=progress).manifest
     _log.info("ingested %s images of %s in %.1f s", f"{done.rows:,}", done.name, time.perf_counter() - start)
     return target

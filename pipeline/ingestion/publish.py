@@ -24,10 +24,6 @@ from pipeline.storage.file_names import printable
 
 _log = logging.getLogger(__name__)
 
-# Share of the labelled files that may be unusable by default: one bad file shouldn't end an ingest, and where most are
-# bad the source isn't what it was taken for.
-MAX_QUARANTINED = 0.5
-
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("split", pa.string()),
@@ -99,7 +95,7 @@ def check_quarantined(plan: IngestPlan, quarantined: pa.Table, most: float) -> N
         _log.warning("warning: %s; they are left out, and listed in %s", problem, place)
         return
     raise DatasetError(
-        f"{problem}, max_quarantined={most:g}; repair them, or leave them out with jobs/ingest.py --max-quarantined "
+        f"{problem}, max_quarantined={most:g}; repair them, or leave them out with --max-quarantined "
         f"{quarantined.num_rows} (all are listed in {place})"
     )
 

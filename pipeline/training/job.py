@@ -12,6 +12,7 @@ from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.errors import CheckpointError
 from pipeline.core.interrupts import StopRequest
 from pipeline.core.progress import Progress, silent
+from pipeline.dataset.manifest import Manifest, load
 from pipeline.loader.decode import DecoderName, best_decoder
 from pipeline.storage import files
 from pipeline.training.trackers.base import MakeTracker
@@ -96,6 +97,8 @@ class TrainJob:
     """Called by rank 0 after each step: whether the run is to save its state and stop."""
     command: str = ""
     """Command line that repeats the run, for its report; empty where the run isn't begun by a command."""
+    manifest: Manifest | None = field(default=None, compare=False, repr=False)
+    """The data set's manifest, where it has been read already."""
     label: str = ""
     """Name of the run in logs and trackers; empty for the last part of its URI."""
     progress: Progress = silent
@@ -111,6 +114,10 @@ class TrainJob:
     def compiles(self) -> bool:
         """Whether the network is compiled: by the job or by its recipe."""
         return self.compile or self.recipe.compile
+
+    def read_manifest(self) -> Manifest:
+        """Returns the data set's manifest. Raises DatasetError if there is none."""
+        return self.manifest or load(self.dataset)
 
     def identity(self, digest: str) -> dict[str, Any]:
         """Returns what the numbers of a run depend on: jobs of the same identity may continue each other's checkpoints.

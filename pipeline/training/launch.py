@@ -10,7 +10,6 @@ from pipeline.config.recipe import check_batch
 from pipeline.core.errors import StoppedError
 from pipeline.core.progress import message
 from pipeline.core.variables import environment_variables
-from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
 from pipeline.loader.samplers import train_eval_split
 from pipeline.models.distillation import Teacher
@@ -30,7 +29,7 @@ _ELASTIC_START_SECONDS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
 
 def check_job(job: TrainJob) -> Manifest:
     """Returns the data set's manifest. Raises a PipelineError if the job can't work, before anything is started."""
-    data = manifest.load(job.dataset)
+    data = job.read_manifest()
     parts = train_eval_split(data, job.hold_out)
     check_batch(job.recipe, max(1, job.num_workers, job.max_workers), parts.train_rows)
     if job.teacher:

@@ -11,7 +11,6 @@ from torch import nn
 from pipeline.config.recipe import Recipe
 from pipeline.core.progress import Progress, begin, message, silent
 from pipeline.core.structured_log import RunLog, silent_log
-from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
 from pipeline.loader.batch import Batch
 from pipeline.loader.normalise import Normalise
@@ -91,7 +90,7 @@ def set_up(
     watchdog = Watchdog(job.hang_seconds, lambda line: progress("watch", 0, 0, line))
     exits.callback(watchdog.stop)
 
-    data = manifest.load(job.dataset)
+    data = job.read_manifest()
     begin(progress, f"building {job.recipe.model}")
     torch.manual_seed(job.seed)
     net = recipe_model(job.recipe, len(data.classes))

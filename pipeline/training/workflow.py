@@ -17,8 +17,7 @@ from pipeline.config.recipe import Recipe, check_batch
 from pipeline.core.errors import RecipeError
 from pipeline.core.interrupts import StopRequest
 from pipeline.core.progress import Progress, begin, silent
-from pipeline.dataset import manifest
-from pipeline.dataset.api import Dataset
+from pipeline.dataset.api import Dataset, open_dataset
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
@@ -127,27 +126,27 @@ def train(
     """
     options = options or TrainOptions()
     chosen = make_recipe(recipe) if isinstance(recipe, str) else recipe
-    dataset = data.uri if isinstance(data, Dataset) else data
-    uri = prepare_dataset(None if dataset is None else os.fspath(dataset), progress=progress)
+    if not isinstance(data, Dataset):
+        data = open_dataset(prepare_dataset(None if data is None else os.fspath(data), progress=progress))
     place = None if run is None else files.absolute(os.fspath(run))
     if chosen is None:
-        chosen, options = choose_settings(uri, place, options)
-    place = place or files.absolute(new_run(chosen, manifest.load(uri).name))
-    job = make_job(uri, place, chosen, workers, options)
+        chosen, options = choose_settings(data, place, options)
+    place = place or files.absolute(new_run(chosen, data.manifest.name))
+    job = replace(make_job(data.uri, place, chosen, workers, options), manifest=data.manifest)
     return train_job(job, options.wait_minutes, progress)
 
 
 def choose_settings(
-    dataset: str, run: str | None, options: TrainOptions, change: Callable[[Recipe], Recipe] = lambda recipe: recipe
+    data: Dataset, run: str | None, options: TrainOptions, change: Callable[[Recipe], Recipe] = lambda recipe: recipe
 ) -> tuple[Recipe, TrainOptions]:
     """Returns recipe and options of a run that isn't given a recipe, and logs what was chosen and why.
 
-    dataset, run: absolute URIs. A run that was begun before keeps its recipe. change: what flags change of a recipe.
+    run: absolute URI. A run that was begun before keeps its recipe. change: what flags change of a recipe.
     """
     from pipeline.training.automatic.settings import automatic_recipe
 
     recipe, pretrained = automatic_recipe(
-        dataset, manifest.load(dataset), run, options.pretrained, change, options.device, options.hold_out
+        data.uri, data.manifest, run, options.pretrained, change, options.device, options.hold_out
     )
     return recipe, replace(options, pretrained=pretrained)
 

@@ -91,12 +91,23 @@ def test_the_same_seed_draws_the_same_values_and_the_first_trial_is_the_recipe()
     drawn = draw_trials(space, 400, recipe(), seed=3)
     assert drawn == draw_trials(space, 400, recipe(), seed=3) != draw_trials(space, 400, recipe(), seed=4)
     assert with_values(recipe(), drawn[0]) == recipe()
+
     rates = np.log10([values["learning_rate"] for values in drawn[1:]])
     assert rates.min() >= -3
     assert rates.max() <= 0
     assert np.histogram(rates, bins=3, range=(-3, 0))[0].min() > 100  # each decade a third of them
     assert {values["augment.crop_padding_px"] for values in drawn} == {0, 1, 2, 3, 4}
     assert {values["optimizer"] for values in drawn} == {"adam", "muon"}
+
+
+def test_what_follows_from_a_searched_field_follows() -> None:
+    """A recipe that evaluates at 146 of 128 px keeps that ratio, and searched epochs aren't cut by a time budget."""
+    photos = make_recipe("imagenette-5")
+    assert (photos.image_size_px, photos.evaluate_resize_px) == (128, 146)
+    assert with_values(photos, {"image_size_px": 64}).evaluate_resize_px == 73
+    assert with_values(photos, {"image_size_px": 128}) == photos
+    timed = replace(photos, fit_seconds=60.0)
+    assert with_values(timed, {"epochs": 3}).fit_seconds == 0
 
 
 # --- what is held out --------------------------------------------------------------------------------------------

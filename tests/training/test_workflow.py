@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import CheckpointError, RecipeError, SourceError
-from pipeline.dataset import open_dataset
+from pipeline.dataset import manifest, open_dataset
 from pipeline.training import TrainOptions, make_job, train
 from pipeline.training.workflow import new_run
 from tests.support.pictures.images import make_tree
@@ -16,9 +16,22 @@ from tests.support.pictures.images import make_tree
 RECIPE = make_recipe("seed-cnn", epochs=1, global_batch_size=12)
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Returns the folders whose manifests have been read since."""
+    found, parse = list[str](), manifest.parse
+
+    def counted(data: bytes, uri: str) -> manifest.Manifest:
+        found.append(uri.rpartition("/")[0])
+        return parse(data, uri)
+
+    monkeypatch.setattr(manifest, "parse", counted)
+    return found
+
+
 @pytest.mark.ray
 def test_train_returns_the_result_and_returns_it_again_without_training(
-    tree_dataset: str, ray_variables: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tree_dataset: str, ray_variables: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, reads: list[str]
 ) -> None:
     stages: set[str] = set()
     run = tmp_path / "run"
@@ -28,6 +41,7 @@ def test_train_returns_the_result_and_returns_it_again_without_training(
     assert (result["steps"], result["val"]["rows"]) == (5, 51)
     assert {"load", "train", "evaluate"} <= stages
     assert (run / "report.html").exists()
+    assert reads == [tree_dataset]  # given with the data set, and handed on to all stages
     with caplog.at_level(logging.INFO, logger="pipeline"):
         assert train(tree_dataset, str(run), RECIPE, workers=0) == result
     assert "this run is finished already" in caplog.text

@@ -9,6 +9,11 @@ from pipeline.storage import files
 VAL_SHARE = 0.1
 VAL_SHARE_HELP = "share of each class held out as val where the images have neither val nor test"
 
+# Share of the labelled files that may be unusable by default: one bad file shouldn't end an ingest, and where most are
+# bad the source isn't what it was taken for.
+MAX_QUARANTINED = 0.5
+MAX_QUARANTINED_HELP = "unusable files that may be left out; below 1: a share of all files"
+
 IMAGE_COLUMN_HELP = "column of a table (CSV, Parquet) that names the files, or holds the images"
 LABEL_COLUMN_HELP = "column of a table that holds the labels"
 

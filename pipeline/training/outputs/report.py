@@ -92,7 +92,10 @@ def render(
 
 
 def _links(run: str, dataset: str) -> list[tuple[str, str]]:
-    """Returns (URI, text) of the files that belong to the run, as far as they exist."""
+    """Returns (URI, text) of the files that belong to the run, as far as they exist.
+
+    `result.json` is written once the page is, since it makes a run finished.
+    """
     texts = {
         files.join(dataset, "quality.html"): "The data set",
         files.join(run, "predictions.parquet"): "Predictions, image by image",
@@ -100,7 +103,8 @@ def _links(run: str, dataset: str) -> list[tuple[str, str]]:
         files.join(run, RESULT_NAME): "All numbers, as JSON",
         files.join(run, MODEL_NAME): "Weights",
     }
-    return [(place, texts[place]) for place in existing(*texts)]
+    there = {files.join(run, RESULT_NAME), *existing(*texts)}
+    return [(place, text) for place, text in texts.items() if place in there]
 
 
 @chart_style()

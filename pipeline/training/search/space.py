@@ -1,13 +1,14 @@
 """The search space: ranges and choices for fields of a recipe, and drawing values from them."""
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
 import numpy as np
 
 from pipeline.config.choices import check_choice
 from pipeline.config.recipe import Recipe
+from pipeline.config.recipe_file import change
 from pipeline.core.errors import RecipeError
 
 Values = dict[str, Any]  # by the name of a recipe's field; "augment.NAME" for a field of its augmentation
@@ -86,10 +87,11 @@ def draw_trials(space: Space, num_trials: int, recipe: Recipe, seed: int) -> lis
 
 
 def with_values(recipe: Recipe, values: Values) -> Recipe:
-    """Returns the recipe with these fields replaced. Raises RecipeError if it can't have them."""
-    augment = {name.removeprefix("augment."): value for name, value in values.items() if name.startswith("augment.")}
-    own = {name: value for name, value in values.items() if not name.startswith("augment.")}
-    return replace(recipe, augment=replace(recipe.augment, **augment), **own)
+    """Returns the recipe with these fields replaced, and what follows from them, as by the flags of a training job.
+
+    So the sizes of evaluation follow those of training. Raises RecipeError if a recipe can't have the values.
+    """
+    return change(recipe, values)
 
 
 def _parse_line(line: str, recipe: Recipe) -> tuple[str, Range | Choice]:
