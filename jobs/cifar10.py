@@ -5,6 +5,9 @@ uv run jobs/cifar10.py --run-dir runs/first
 uv run jobs/cifar10.py --data photos/ --run-dir runs/photos
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -35,6 +35,7 @@ def run() -> None:
     """Runs the subcommand that this process's command line names: the entry point of `image-pipeline`."""
     words = sys.argv[1:]
     if words and words[0] in SUBCOMMANDS:
+        importlib.import_module(SUBCOMMANDS[words[0]][0])  # here, where a signal needs nothing but to end the process
         from jobs.terminal import command
 
         command.run_process(lambda: main(words))

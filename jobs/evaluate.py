@@ -10,6 +10,9 @@ Examples:
     uv run jobs/evaluate.py --verify runs/photos/evaluation-val-none-0123abcd
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 

@@ -5,6 +5,9 @@ Examples:
     uv run jobs/export.py --checkpoint runs/photos --out export --data data/photos --views flip
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 

@@ -5,6 +5,9 @@ ray job submit --working-dir . -- python jobs/imagenet_resnet.py --data s3://buc
 uv run jobs/imagenet_resnet.py --data photos.tar --workers 1 --run-name photos
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass

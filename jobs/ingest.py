@@ -9,6 +9,9 @@ Examples:
     uv run jobs/ingest.py --diff data/photos-monday data/photos-tuesday
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 import time
 from dataclasses import dataclass
 from typing import Annotated

@@ -9,6 +9,9 @@ Examples:
     uv run jobs/predict.py --checkpoint runs/photos --input s3://bucket/new --out s3://bucket/predictions --workers 4
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 from dataclasses import dataclass, field
 from typing import Annotated
 

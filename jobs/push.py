@@ -7,6 +7,9 @@ Examples:
     uv run jobs/push.py --checkpoint runs/photos --repo OWNER/photos --private --license apache-2.0
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -8,6 +8,9 @@ Examples:
     uv run jobs/registry.py rollback --registry s3://bucket/work/registry
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 import time
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -8,6 +8,9 @@ uv run jobs/replay.py --checkpoint runs/first --data data/photos
 uv run jobs/replay.py --checkpoint runs/first/checkpoints/000000200 --data data/photos --steps 50
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 import sys
 from dataclasses import dataclass
 from typing import Annotated

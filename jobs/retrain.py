@@ -12,6 +12,9 @@ Examples:
     uv run jobs/retrain.py --source s3://bucket/raw --workspace s3://bucket/work --max-hours 6 --from-champion
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any

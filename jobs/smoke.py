@@ -3,6 +3,9 @@
 Run `python -m jobs.smoke`. Exit status 1 if not.
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 import io
 
 import numpy as np

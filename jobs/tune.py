@@ -6,6 +6,9 @@ Examples:
         --space learning_rate=log:0.1..1 optimizer=adam,muon augment.crop_padding_px=1..4
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 

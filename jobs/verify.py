@@ -5,6 +5,9 @@ Examples:
     uv run jobs/verify.py --data s3://bucket/photos
 """
 
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
 import time
 from dataclasses import dataclass
 from typing import Annotated

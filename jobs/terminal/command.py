@@ -5,8 +5,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from jobs.arguments.flags import examples, group, option, parse
 from jobs.terminal import continuation, early
@@ -14,7 +15,7 @@ from jobs.terminal.console import Display, ToConsole, console, print_table
 from jobs.terminal.continuation import goes_on_with
 from pipeline.cluster.ray_errors import user_error, user_message
 from pipeline.core.errors import BudgetError, UnavailableError
-from pipeline.core.processes import ended_by, exit_on_signals
+from pipeline.core.interrupts import ENDING_SIGNALS, deliver_again, ended_by, exit_on_signals
 from pipeline.core.user_folders import account_variables
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
 ]  # fmt: skip
 Args = TypeVar("Args")
 _CTRL_C = 130
+_SIGNALS = (signal.SIGINT, *ENDING_SIGNALS)
 
 
 def run(main: Callable[[Args], None], args_type: type[Args], doc: str, resume_hint: str = "") -> None:
@@ -40,7 +42,7 @@ def run(main: Callable[[Args], None], args_type: type[Args], doc: str, resume_hi
 def run_process(main: Callable[[], int]) -> None:
     """Runs `main`, which returns an exit status, as all that this process does. Only for a process's entry point."""
     _allow_bytecode()
-    exit_on_signals()
+    _end_in_one_line()
     os.environ.update(account_variables())
     try:
         status = main()
@@ -56,8 +58,24 @@ def run_process(main: Callable[[], int]) -> None:
             raise
         say_interrupted("")
         status = _CTRL_C
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is written and given back: let the interpreter end
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # everything is written and given back: let the interpreter end
     _end(ended_by() or status)
+
+
+def _end_in_one_line() -> None:
+    """Lets a signal end this process after its `finally` blocks, without tracebacks of what it cuts in two."""
+    report, report_thread = sys.unraisablehook, threading.excepthook
+
+    def unraisable(lost: Any) -> None:
+        if ended_by() is None:
+            report(lost)
+        elif issubclass(lost.exc_type, (KeyboardInterrupt, SystemExit)):
+            deliver_again()
+
+    sys.unraisablehook = unraisable
+    threading.excepthook = lambda error: None if ended_by() else report_thread(error)
+    exit_on_signals(_SIGNALS)
 
 
 def _end(status: int) -> NoReturn:
@@ -97,7 +115,7 @@ def call(main: Callable[[Args], None], args: Args, resume_hint: str = "") -> int
 
 def _status(error: BaseException, resume_hint: str) -> int | None:
     """Returns the exit status of an error, after telling the user; None for a defect, which keeps its traceback."""
-    if isinstance(error, KeyboardInterrupt) or early.was_interrupted() or ended_by() is not None:
+    if isinstance(error, KeyboardInterrupt) or ended_by() is not None:
         say_interrupted(resume_hint)
         return ended_by() or _CTRL_C
     if isinstance(error, BudgetError):

@@ -1,4 +1,4 @@
-"""The first milliseconds of a program, before its slow imports: it says that it starts, and Ctrl-C ends it in one line.
+"""The start of a program, before its slow imports: it says that it starts, and a signal ends it in one line.
 
 Imported by `jobs/__init__.py`, before anything else of a program; imports nothing slow itself. In a process that isn't
 one of these programs (tests, a notebook) it changes nothing.
@@ -7,22 +7,24 @@ one of these programs (tests, a notebook) it changes nothing.
 import os
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 
 _ERASE_LINE = "\r\x1b[K"
-_interrupts: list[int] = []
 _shown: list[bool] = []
 
 
 def begin() -> None:
-    """Makes Ctrl-C end this process in one line with status 130; on a terminal, says that the program starts."""
+    """Makes a signal end this process at once, in one line; on a terminal, says that the program starts.
+
+    Nothing is begun yet that would have to be ended, and an exception in the midst of an import may get lost. The
+    status is 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. A signal that is ignored, as SIGINT is in a
+    background job, stays ignored. Before Python has read the program, in its own first 20 ms, nobody can catch a signal.
+    """
     if not _is_program():
         return
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in a background job
-        signal.signal(signal.SIGINT, _interrupt)
-    before = sys.excepthook
-    sys.excepthook = lambda kind, error, trace: _end() if _interrupts else before(kind, error, trace)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _leave)
     if sys.stdout.isatty() and not {"-h", "--help"} & set(sys.argv):
         print("starting ...", end="\r", flush=True)  # what is printed next replaces it
         _shown.append(True)
@@ -35,22 +37,19 @@ def end_of_start() -> None:
         print(_ERASE_LINE, end="", flush=True)
 
 
-def was_interrupted() -> bool:
-    """Returns whether Ctrl-C was pressed: what was raised then may be another exception, in the midst of an import."""
-    return bool(_interrupts)
-
-
 def _is_program() -> bool:
-    script = Path(sys.orig_argv[1] if len(sys.orig_argv) > 1 else "")
-    return script.name == "image-pipeline" or (script.suffix == ".py" and script.parent.name in ("jobs", "bench"))
+    script = sys.argv[0]
+    if script not in sys.orig_argv:  # a child of `multiprocessing`, which gets its parent's arguments
+        return False
+    if script == "-m":  # until Python has found the module
+        return sys.orig_argv[sys.orig_argv.index("-m") + 1].startswith("jobs.")
+    folder, name = os.path.split(os.path.abspath(script))
+    return name == "image-pipeline" or (name.endswith(".py") and os.path.basename(folder) in ("jobs", "bench"))
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    _interrupts.append(number)
-    raise KeyboardInterrupt
-
-
-def _end() -> None:
-    print("interrupted", flush=True)
-    sys.stderr.flush()
-    os._exit(130)
+def _leave(number: int, frame: FrameType | None) -> None:
+    line = f"{_ERASE_LINE if _shown else ''}interrupted\n"
+    try:
+        os.write(1, line.encode())  # not print: the signal may have come while something was printed
+    finally:
+        os._exit(128 + number)

@@ -17,8 +17,8 @@ from pipeline.cluster.address import check_cluster, cluster_address, refuse
 from pipeline.cluster.ray_tasks import ray_is_initialized, usable_cpus
 from pipeline.cluster.session_folder import session_folder
 from pipeline.core.errors import ClusterError
-from pipeline.core.interrupts import hold_signals
-from pipeline.core.processes import ENDING_SIGNALS, children_naming, exit_on_signals, wait_or_kill
+from pipeline.core.interrupts import ENDING_SIGNALS, exit_on_signals, hold_signals
+from pipeline.core.processes import children_naming, wait_or_kill
 from pipeline.core.user_folders import account_variables
 from pipeline.core.variables import environment_variables
 

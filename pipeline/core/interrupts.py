@@ -5,17 +5,33 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, *ENDING_SIGNALS)
 # `uv run`, `timeout` and terminals may deliver one signal twice; a scheduler repeats SIGTERM while a run saves.
 _SAME_KEY_SECONDS, _REPEAT_SECONDS = 0.5, 60.0
-
-
 _PATIENCE = 3  # signals that are held back before the process gives way
+
+
+class _Signals:
+    """Numbers of the signals that came, without those that only repeat the one before."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self._since = 0.0
+
+    def add(self, number: int) -> bool:
+        """Returns whether a signal is a new one: the only rule for what counts as a repetition."""
+        seconds = _SAME_KEY_SECONDS if number == signal.SIGINT else _REPEAT_SECONDS
+        if self.numbers and time.monotonic() - self._since < seconds:
+            return False
+        self.numbers.append(number)
+        self._since = time.monotonic()
+        return True
 
 
 class StopRequest:
@@ -32,7 +48,7 @@ class StopRequest:
         """Whether the work has called it, here or by `remote`."""
         self.remote: Callable[[], bool] | None = None
         """What workers in other processes call instead; picklable."""
-        self._since = 0.0
+        self._came = _Signals()
 
     def __call__(self) -> bool:
         """Returns whether a stop is requested, and notes that the work looks."""
@@ -46,20 +62,21 @@ class StopRequest:
     def on_signals(self, tell: Callable[[], None]) -> Iterator[None]:
         """Lets the first SIGINT, SIGTERM or SIGHUP in the block request the stop; a second Ctrl-C has its usual effect.
 
+        The end of a `deadline` is such a signal, too.
+
         tell: called at the request, in a thread, to tell the user. Signals that the process ignores stay ignored.
         Outside the main thread, where Python allows no handlers, it changes nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        before = _handlers()
 
         def take(number: int, frame: FrameType | None) -> None:
-            same = _SAME_KEY_SECONDS if number == signal.SIGINT else _REPEAT_SECONDS
-            if self.signal is not None and time.monotonic() - self._since < same:
+            if not self._came.add(number):
                 return
             if self.signal is None and self.is_watched:
-                self.signal, self._since = number, time.monotonic()
+                self.signal = number
                 if number == signal.SIGHUP:
                     _let_go_of_terminal()
                 # In a thread: the signal may have come while this one was printing.
@@ -91,12 +108,10 @@ def hold_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    held: list[int] = []
+    before, held = _handlers(), _Signals()
 
     def hold(number: int, frame: FrameType | None) -> None:
-        held.append(number)
-        if len(held) == _PATIENCE:
+        if held.add(number) and len(held.numbers) == _PATIENCE:
             os._exit(128 + number)
 
     for number, handler in before.items():
@@ -106,8 +121,82 @@ def hold_signals() -> Iterator[None]:
         yield
     finally:
         _restore(before)
-        if held:
-            signal.raise_signal(held[0])
+        if held.numbers:
+            signal.raise_signal(held.numbers[0])
+
+
+@contextmanager
+def deadline(seconds: float, seconds_between_repeats: float) -> Iterator[None]:
+    """Raises KeyboardInterrupt in the block once `seconds` are over, again and again until it has left the block.
+
+    Only for the main thread. It needs the timer and the handler of SIGALRM, and restores both.
+    """
+    handler = signal.signal(signal.SIGALRM, _time_is_up)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, seconds_between_repeats)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def _time_is_up(number: int, frame: FrameType | None) -> None:
+    # Ray's C++ core passes on KeyboardInterrupt from a signal handler, and no other exception.
+    raise KeyboardInterrupt
+
+
+# --- the end of a process ----------------------------------------------------------------------------------------
+
+_taken = _Signals()
+
+
+def exit_on_signals(numbers: Iterable[signal.Signals] = ENDING_SIGNALS) -> None:
+    """Makes SIGTERM and SIGHUP end this process as `sys.exit(128 + signal)` does, 143 and 129, and SIGINT by its name.
+
+    So `finally` blocks run and end child processes. Further signals don't interrupt them; the third ends the process at
+    once. SIGHUP is what a terminal sends that is closed; a process that was started with nohup ignores it, and goes on
+    doing so. Does nothing outside the main thread, where Python sets no handler.
+
+    numbers: the signals; with SIGINT, which raises KeyboardInterrupt as ever, only for a process of one's own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _exit)
+
+
+def ended_by() -> int | None:
+    """Returns 128 + the number of the first signal that `exit_on_signals` took, or None if none came.
+
+    It is the exit status of this process, whatever else was raised while it was cleaning up.
+    """
+    return 128 + _taken.numbers[0] if _taken.numbers else None
+
+
+def _exit(number: int, _: object) -> None:
+    if not _taken.add(number):
+        return
+    if len(_taken.numbers) == _PATIENCE:
+        os._exit(128 + _taken.numbers[0])
+    if len(_taken.numbers) == 1:
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def deliver_again() -> None:
+    """Lets the signal that ends this process come once more: what it raised got lost in a `__del__` or a callback."""
+
+    def send() -> None:
+        number, _taken.numbers[:] = _taken.numbers[0], []
+        os.kill(os.getpid(), number)
+
+    threading.Timer(0.05, send).start()  # not here: Python is still busy with what got lost
+
+
+def _handlers() -> dict[signal.Signals, Any]:
+    """Returns the handlers of the signals that ask this process to stop; with that of a `deadline`, if there is one."""
+    found = {number: signal.getsignal(number) for number in _SIGNALS}
+    return found | ({signal.SIGALRM: _time_is_up} if signal.getsignal(signal.SIGALRM) is _time_is_up else {})
 
 
 def _let_go_of_terminal() -> None:

@@ -1,15 +1,10 @@
-"""Processes of this machine: process trees, their memory and CPU time, and a clean end on SIGTERM and SIGHUP."""
+"""Processes of this machine: process trees, their memory and CPU time."""
 
 import os
-import signal
 import sys
-import threading
-import time
 from contextlib import suppress
 
 import psutil
-
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def process_tree(root: int) -> list[int]:
@@ -58,36 +53,3 @@ def cpu_seconds(process: int) -> float:
 def is_ray_worker() -> bool:
     """Returns whether Ray started this process, for tasks or actors. Doesn't import Ray."""
     return os.path.basename(sys.argv[0]) == "default_worker.py"
-
-
-def exit_on_signals() -> None:
-    """Makes SIGTERM and SIGHUP end this process as `sys.exit(128 + signal)` does: 143 and 129.
-
-    So `finally` blocks run and end child processes. SIGHUP is what a terminal sends that is closed; a process that was
-    started with nohup ignores it, and goes on doing so. Does nothing outside the main thread, where Python sets no
-    handler.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number in ENDING_SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _exit)
-
-
-def ended_by() -> int | None:
-    """Returns 128 + the number of the first signal that `exit_on_signals` took, or None if none came.
-
-    It is the exit status of this process, whatever else was raised while it was cleaning up.
-    """
-    return _taken[0][0] if _taken else None
-
-
-_REPEAT_SECONDS = 10.0  # a clean end with Ray takes some seconds; a signal within them must not interrupt it
-_taken: list[tuple[int, float]] = []  # status, and the time at which the process was told to end
-
-
-def _exit(number: int, _: object) -> None:
-    if _taken and time.monotonic() - _taken[-1][1] < _REPEAT_SECONDS:
-        return
-    _taken.append((128 + number, time.monotonic()))
-    sys.exit(_taken[0][0])

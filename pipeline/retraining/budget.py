@@ -1,13 +1,12 @@
 """A limit of time for a block of code: the block is interrupted in an orderly way, as by Ctrl-C."""
 
-import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from pipeline.core.errors import BudgetError
+from pipeline.core.interrupts import deadline
 
 # Ray may lose an interrupt while it starts, so it is repeated.
 _SECONDS_BETWEEN_INTERRUPTS = 30.0
@@ -40,26 +39,17 @@ def time_budget(hours: float | None) -> Iterator[Budget]:
     """Interrupts the block when the hours are over, and then raises BudgetError; None sets no limit.
 
     The interrupt is a KeyboardInterrupt in the main thread, so every `finally` and context manager of the block runs:
-    Ray is shut down and leases are given back. It needs the timer and the handler of SIGALRM, and restores both.
+    Ray is shut down and leases are given back. Training is stopped after its running step, with a checkpoint. It needs
+    the timer and the handler of SIGALRM, and restores both.
     In another thread, where Python allows no signal handlers, the block has to call `Budget.check` itself.
     """
     budget = Budget(hours)
     if hours is None or threading.current_thread() is not threading.main_thread():
         yield budget
         return
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        # Ray's C++ core passes on KeyboardInterrupt from a signal handler, and no other exception.
-        raise KeyboardInterrupt
-
-    handler = signal.signal(signal.SIGALRM, interrupt)
-    timer = signal.setitimer(signal.ITIMER_REAL, 3600 * hours, _SECONDS_BETWEEN_INTERRUPTS)
     try:
-        try:
+        with deadline(3600 * hours, _SECONDS_BETWEEN_INTERRUPTS):
             yield budget
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, *timer)
-            signal.signal(signal.SIGALRM, handler)
     except KeyboardInterrupt:
         if budget.is_exceeded:
             raise budget.error() from None  # where it was interrupted doesn't matter

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -76,9 +77,15 @@ def run_training(job: TrainJob, loop: Callable[[dict[str, Any]], None] = train_l
 
 def _fit_or_stop(job: TrainJob, fit: Callable[[Any], None], trainer: Any) -> None:
     """Runs a trainer. A run that a signal has stopped says where, and the signal then has its usual effect."""
-    line = "stopping after this step, with a checkpoint; Ctrl-C again leaves at once"
+
+    def tell() -> None:
+        if job.stop.signal == signal.SIGALRM:
+            message(job.progress, "the time is up; stopping after this step, with a checkpoint")
+        else:
+            message(job.progress, "stopping after this step, with a checkpoint; Ctrl-C again leaves at once")
+
     try:
-        with job.stop.on_signals(lambda: message(job.progress, line)):
+        with job.stop.on_signals(tell):
             fit(trainer)
     except StoppedError as stopped:
         _log.info("%s", stopped)

@@ -1,19 +1,15 @@
 """Process trees, and what they take, against processes started here."""
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 
 import psutil
-import pytest
 
 from pipeline.core.processes import (
     children_naming,
     cpu_seconds,
-    exit_on_signals,
     process_tree,
     tree_megabytes,
     wait_or_kill,
@@ -47,42 +43,6 @@ def test_cpu_time_grows_with_work() -> None:
         pass
     assert cpu_seconds(os.getpid()) - before >= 0.08  # the system counts in hundredths
     assert cpu_seconds(0) == 0
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_ends_a_process_with_its_finally_blocks(number: signal.Signals, status: int) -> None:
-    program = (
-        "import time\nfrom pipeline.core.processes import exit_on_signals\nexit_on_signals()\n"
-        "try:\n print('up', flush=True)\n time.sleep(60)\nfinally:\n time.sleep(0.5)\n print('cleaned', flush=True)"
-    )
-    default = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731 - the tests may run under nohup
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, preexec_fn=default
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        process.send_signal(number)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)  # while it cleans up, which must go on
-        assert process.stdout.readline() == "cleaned\n"
-    assert process.returncode == status
-
-
-def test_a_process_that_ignores_hangups_goes_on_doing_so() -> None:
-    program = (
-        "import os, signal\nfrom pipeline.core.processes import exit_on_signals\nexit_on_signals()\n"
-        "os.kill(os.getpid(), signal.SIGHUP)"
-    )
-    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731 - as nohup does
-    assert subprocess.run([sys.executable, "-c", program], preexec_fn=ignore).returncode == 0
-
-
-def test_only_the_main_thread_sets_the_handlers() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=exit_on_signals)
-    thread.start()
-    thread.join()
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_processes_that_go_on_are_killed_and_others_left_alone() -> None:

@@ -1,13 +1,19 @@
 """A time budget interrupts its block in an orderly way, and leaves the process as it was."""
 
+import re
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from pipeline.config.presets import make_recipe
 from pipeline.core.errors import BudgetError
+from pipeline.models import checkpoint
 from pipeline.retraining.budget import time_budget
+from pipeline.training import launch
+from pipeline.training.job import TrainJob
 
 HOURS = 0.2 / 3600
 
@@ -39,6 +45,26 @@ def test_a_thread_that_is_waited_for_is_no_obstacle() -> None:
         thread.join()
     ended.set()
     thread.join()
+
+
+@pytest.mark.ray
+def test_a_training_is_saved_and_goes_on_from_its_step(tmp_path: Path, tree_dataset: str, ray_variables: None) -> None:
+    run, lines, steps = str(tmp_path / "run"), list[str](), list[int]()
+    recipe = make_recipe("digits", epochs=100_000, global_batch_size=16)
+
+    def progress(stage: str, done: int, total: int, remark: str = "") -> None:
+        lines.append(remark)
+        steps.extend([done] if stage == "train" else [])
+
+    for seconds in (4, 2):  # the first one loads libraries
+        lines.clear()
+        with pytest.raises(BudgetError), time_budget(seconds / 3600):
+            launch.run_training(TrainJob(tree_dataset, run, recipe, progress=progress))
+        newest = checkpoint.latest(run)
+        assert newest is not None
+        assert checkpoint.read_state(newest)["step"] >= steps[-1] > 0  # no step is lost that was shown
+        assert "the time is up; stopping after this step, with a checkpoint" in lines
+    assert any(re.match(r"continuing at step [\d,]+ ", line) for line in lines)
 
 
 def test_a_block_that_ends_in_time_is_left_alone() -> None:
