@@ -1,7 +1,7 @@
 """Repeats the steps after a checkpoint, and compares their losses with those that the run recorded.
 
-On CPUs, with as many workers as the run had, they are the same to the last bit. Ends with status 1 if they differ by
-more than --tolerance.
+With as many workers as the run had they are the same to the last bit: on CPUs, and on GPUs of the same kind if the run
+was trained with --deterministic. Ends with status 1 if they differ by more than --tolerance.
 
 Examples:
 uv run jobs/replay.py --checkpoint runs/first --data data/photos

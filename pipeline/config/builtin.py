@@ -93,6 +93,32 @@ def _imagenet(name: str, model: str, **changes: Any) -> Recipe:
     return replace(base, **changes)
 
 
+def _large_batch(size: int) -> Recipe:
+    """ResNet-50 in larger batches, for more GPUs: the recipe resnet50 with rates in proportion (arXiv 1706.02677).
+
+    Source: Goyal et al., sections 2.1 and 2.2 ("linear scaling", "gradual warm-up"): 0.1 for 256 images, reached over 5
+    epochs from 0.1. Published: 76.4 % top-1 with 256 images and 76.3 % with 8,192, there with rates that fall in steps.
+    Measured: none yet.
+    """
+    scale = size / 256
+    return _imagenet(
+        f"resnet50-batch{size}", "resnet50", global_batch_size=size, learning_rate=0.1 * scale, warmup_from=1 / scale
+    )
+
+
+def resnet50_batch32768() -> Recipe:
+    """ResNet-50 in batches of 32,768 by LARS, for hundreds of GPUs: NVIDIA's published settings of MLPerf 0.7.
+
+    Source: github.com/mlcommons/training_results_v0.7, NVIDIA/benchmarks/resnet/implementations/mxnet,
+    config_DGX2_multi_32x16x65.sh, for 33,280 images a step: 75.9 % in 56 of 58 epochs. LARS: You et al., arXiv
+    1708.03888. Measured: none yet.
+    """
+    return _imagenet(
+        "resnet50-batch32768", "resnet50", epochs=58, global_batch_size=32768, optimizer="lars", learning_rate=21.2,
+        momentum=0.94, weight_decay=2.5e-5, warmup_epochs=16, schedule="parabola", label_smoothing=0.1,
+    )  # fmt: skip
+
+
 def _ffcv(model: str, epochs: int, first_ramp: int, last_ramp: int) -> Recipe:
     """ResNets on ImageNet by FFCV's published settings (Leclerc et al., arXiv 2306.12517, repository ffcv-imagenet).
 
@@ -174,6 +200,10 @@ _PRESETS: dict[str, Callable[[], Recipe]] = {
     "resnet50-v2": resnet50_v2,
     "resnet18": partial(_imagenet, "resnet18", "resnet18"),
     "resnet50": partial(_imagenet, "resnet50", "resnet50"),
+    "resnet50-batch1024": partial(_large_batch, 1024),
+    "resnet50-batch2048": partial(_large_batch, 2048),
+    "resnet50-batch4096": partial(_large_batch, 4096),
+    "resnet50-batch32768": resnet50_batch32768,
     "alexnet": partial(_imagenet, "alexnet", "alexnet", learning_rate=0.01, weight_decay=5e-4),
     "vgg16": partial(_imagenet, "vgg16", "vgg16_bn", learning_rate=0.02, weight_decay=5e-4),
     "densenet121": partial(_imagenet, "densenet121", "densenet121"),

@@ -9,7 +9,7 @@ from pipeline.core.errors import RecipeError
 
 LossName = Literal["cross-entropy", "mse"]
 OptimizerName = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "lars", "lamb", "muon"]
-ScheduleName = Literal["constant", "step", "cosine", "one-cycle"]
+ScheduleName = Literal["constant", "step", "cosine", "one-cycle", "parabola"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Residency = Literal["resident", "stream"]
 OnCorrupt = Literal["stop", "quarantine"]

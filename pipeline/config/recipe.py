@@ -112,7 +112,7 @@ class Recipe:
 
     schedule: ScheduleName = "cosine"
     """Learning-rate schedule after the warm-up. "constant"; "step": times 0.1 at 1/2 and at 3/4; "cosine" to zero;
-    "one-cycle": linear to zero."""
+    "one-cycle": linear to zero; "parabola": to zero with the square of what is left, for LARS."""
 
     warmup_epochs: float = 0.0
     """Epochs, or a fraction, in which the learning rate rises linearly to its peak; less than `epochs`. The default is

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.cluster.ray_train import fit_trainer, scaling_config
-from pipeline.config.recipe import check_batch
+from pipeline.config.builtin import recipes
+from pipeline.config.recipe import Recipe, check_batch
 from pipeline.core.errors import StoppedError
 from pipeline.core.progress import message
 from pipeline.core.variables import environment_variables
@@ -23,6 +24,7 @@ from pipeline.training.resume import CONFIG_NAME
 from pipeline.training.safeguards.restart_policy import RestartPolicy
 
 _log = logging.getLogger(__name__)
+_FEW_IMAGES = 32  # of a step, for one worker
 
 # An elastic run also asks for places on nodes that have just gone, and waits this long for them; Ray's default is 60 s.
 _ELASTIC_START_SECONDS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
@@ -36,6 +38,29 @@ def check_job(job: TrainJob) -> Manifest:
     if job.teacher:
         Teacher(job.teacher.uri, data.classes, job.recipe)
     return data
+
+
+def few_images(recipe: Recipe, workers: int) -> list[str]:
+    """Returns a warning if each of several workers gets fewer than 32 images of a step, with the remedy; else nothing.
+
+    Goyal et al. (arXiv 1706.02677, section 4.2) give 32 to a worker: BatchNorm's statistics of fewer are noisy, and a
+    GPU spends more of a step on starting operations than on computing them.
+    """
+    batch = recipe.global_batch_size
+    if workers < 2 or batch // workers >= _FEW_IMAGES:
+        return []
+    larger = [
+        other
+        for other in recipes.values()
+        if other.model == recipe.model and other.global_batch_size >= _FEW_IMAGES * workers
+    ]
+    # Those of as many epochs first: the same training in larger batches.
+    larger.sort(key=lambda other: (other.epochs != recipe.epochs, other.global_batch_size))
+    remedies = [f"--workers {max(1, batch // _FEW_IMAGES)}", *(f"--recipe {other.name}" for other in larger[:2])]
+    return [
+        f"{workers} workers share global_batch_size={batch}: {batch // workers} images each, and with fewer than "
+        f"{_FEW_IMAGES} BatchNorm is noisy and GPUs wait; use {' or '.join(remedies)}"
+    ]
 
 
 def claim_run(job: TrainJob, data: Manifest) -> None:

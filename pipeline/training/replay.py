@@ -17,6 +17,7 @@ from pipeline.storage import files
 from pipeline.training.job import TrainJob, Weights, teacher_weights
 from pipeline.training.launch import check_job, run_training
 from pipeline.training.loop import Due, count_results, report, run_steps
+from pipeline.training.resume import numerics
 from pipeline.training.setup import set_up
 from pipeline.training.workflow import training_session
 
@@ -94,7 +95,8 @@ def replay_checkpoint(
     """Repeats up to `num_steps` steps after a checkpoint, with as many workers as the run had, and returns the losses.
 
     checkpoint_uri: a folder below RUN/checkpoints/, or a run, for its oldest checkpoint. dataset, teacher: those of the
-    run. Writes nothing but a temporary folder. Raises CheckpointError if there is nothing to repeat, or if data set or
+    run. On CPUs, and on GPUs of the same kind where the run was `deterministic`, the losses are the same to the last
+    bit. Writes nothing but a temporary folder. Raises CheckpointError if there is nothing to repeat, or if data set or
     teacher are others.
     """
     uri = files.absolute(checkpoint_uri).rstrip("/")
@@ -141,6 +143,7 @@ def prepare_replay(
     if not recorded:
         raise CheckpointError(f"{uri}: no step after step {first} is recorded; give an earlier checkpoint")
     identity: dict[str, Any] = meta["state"]["identity"]
+    computed = numerics(run, first)
     job = TrainJob(
         dataset,
         scratch,
@@ -152,6 +155,8 @@ def prepare_replay(
         hold_out=identity["hold_out"],
         # Steps that the run skipped, before the checkpoint and after it, are skipped again.
         max_skipped_steps=len(meta["state"]["skipped"]) + sum(math.isnan(loss) for loss in recorded),
+        compile=computed["compile"],
+        deterministic=computed["deterministic"],
     )
     data = check_job(job)
     check_identity(uri, identity, job.identity(data.digest))

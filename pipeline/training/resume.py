@@ -20,6 +20,7 @@ from pipeline.training.job import TrainJob
 
 CONFIG_NAME = "config.json"  # the identity of a run, written at its first start
 STARTS = "starts"
+_NUMERICS = ("compile", "deterministic")  # fields of a job that change the last bits, and no part of its identity
 
 
 def resume(
@@ -66,8 +67,15 @@ def note_start(job: TrainJob, rank: int, world_size: int, step: int) -> str:
     if rank == 0:
         now = time.time()
         values = {"time": now, "step": step, "world_size": world_size, "nodes": nodes, "command": job.command}
+        values |= {name: True for name in _NUMERICS if getattr(job, name)}
         files.write_json(files.join(job.run, STARTS, f"{int(1000 * now)}.json"), values)
     return tokens[0]
+
+
+def numerics(run: str, step: int) -> dict[str, bool]:
+    """Returns {"compile", "deterministic"}: how the steps after step `step` of a run were computed (`TrainJob`)."""
+    started = [start for start in read_starts(run) if start["step"] <= step]
+    return {name: bool(started and started[-1].get(name)) for name in _NUMERICS}
 
 
 def _node() -> str:
@@ -82,7 +90,7 @@ def _node() -> str:
 def read_starts(run: str) -> list[dict[str, Any]]:
     """Returns time (seconds since the epoch), step, world_size, nodes of the ranks and command of each start in order.
 
-    Starts of earlier versions have no command.
+    Starts of earlier versions have no command. "compile" and "deterministic" are there where they are true.
     """
     folder = files.join(run, STARTS)
     names = sorted(name for name, _ in files.list_files(folder))

@@ -249,7 +249,7 @@ def training_session(job: TrainJob, wait_minutes: float = 0, progress: Progress 
 def _train_and_report(job: TrainJob) -> dict[str, Any]:
     from pipeline.evaluation.predictions import read_predictions
     from pipeline.training.automatic import data_facts, run_warnings
-    from pipeline.training.launch import check_job, claim_run, run_training
+    from pipeline.training.launch import check_job, claim_run, few_images, run_training
     from pipeline.training.outputs.report import where_to_look, write_report
     from pipeline.training.outputs.result import build_result, read_result, write_result
 
@@ -261,6 +261,7 @@ def _train_and_report(job: TrainJob) -> dict[str, Any]:
         _log.info("this run is finished already; give another run directory or name to train again")
         return finished
     warnings = run_warnings(job.recipe, data_facts(job.dataset, data, job.hold_out))
+    warnings += few_images(job.recipe, max(job.num_workers, job.max_workers))
     for line in warnings:
         _log.warning("warning: %s", line)
     for line in where_to_look(job):

@@ -10,8 +10,9 @@ from pipeline.config.augment import Augment
 from pipeline.config.documentation import field_docs, field_help
 from pipeline.config.presets import make_recipe, recipes
 from pipeline.config.recipe import Recipe, SizeRamp, check_batch
-from pipeline.config.recipe_json import recipe_from_json
-from pipeline.core.errors import RecipeError
+from pipeline.config.recipe_json import recipe_from_json, recipe_to_json
+from pipeline.core.errors import CheckpointError, RecipeError
+from pipeline.models.identity import check_identity
 
 ROOT = Path(__file__).parents[2]
 
@@ -202,3 +203,23 @@ def test_a_recipe_that_is_read_from_json_is_written_as_the_same_bytes() -> None:
     for name, recipe in recipes.items():
         text = json.dumps(dataclasses.asdict(recipe))
         assert json.dumps(dataclasses.asdict(recipe_from_json(json.loads(text)))) == text, name
+
+
+@pytest.mark.parametrize("size", [1024, 2048, 4096])
+def test_larger_batches_of_resnet50_have_rates_in_proportion_and_start_from_the_same(size: int) -> None:
+    small, large = recipes["resnet50"], recipes[f"resnet50-batch{size}"]
+    assert large.learning_rate / large.global_batch_size == pytest.approx(small.learning_rate / 256)
+    assert large.learning_rate * large.warmup_from == pytest.approx(small.learning_rate)  # Goyal et al., section 2.2
+    kept = {"name": "x", "global_batch_size": 1, "learning_rate": 1.0, "warmup_from": 0.0}
+    assert dataclasses.replace(large, **kept) == dataclasses.replace(small, **kept)
+
+
+def test_the_identity_of_a_run_does_not_tell_compiled_from_not() -> None:
+    """A run that was begun with compile: true goes on without it, and the other way round."""
+    plain, compiled = (recipe_to_json(make_recipe("digits", compile=each)) for each in (False, True))
+    assert plain["compile"] is False  # as the files of earlier runs have it
+    assert recipe_from_json(compiled).compile
+    check_identity("run", {"recipe": compiled}, {"recipe": plain})
+    check_identity("run", {"recipe": plain}, {"recipe": compiled})
+    with pytest.raises(CheckpointError, match=r"recipe\.epochs was 16, now 3"):
+        check_identity("run", {"recipe": plain}, {"recipe": {**compiled, "epochs": 3}})

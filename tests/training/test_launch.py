@@ -37,3 +37,32 @@ def test_a_run_in_this_process_leaves_random_numbers_and_threads_alone(
     assert torch.equal(torch.rand(4), expected)
     assert torch.get_num_threads() == threads
     assert dict(os.environ) == variables
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "remedies"),
+    [
+        ("resnet50", 64, ["--workers 8", "--recipe resnet50-batch2048", "--recipe resnet50-batch4096"]),
+        ("resnet50", 9, ["--workers 8", "--recipe resnet50-batch1024", "--recipe resnet50-batch2048"]),
+        ("digits", 5, ["--workers 4"]),
+        ("resnet50", 8, []),
+        ("resnet50-batch32768", 1024, []),
+        ("digits", 0, []),  # this process
+    ],
+)
+def test_a_worker_with_few_images_is_warned_of_with_the_remedy(name: str, workers: int, remedies: list[str]) -> None:
+    recipe = make_recipe(name)
+    lines = launch.few_images(recipe, workers)
+    assert len(lines) == bool(remedies)
+    if remedies:
+        size = recipe.global_batch_size
+        assert lines[0].startswith(f"{workers} workers share global_batch_size={size}: {size // workers} images each")
+        for remedy in remedies:
+            assert remedy in lines[0]
+            kind, _, value = remedy.partition(" ")
+            changed = recipe if kind == "--workers" else make_recipe(value)
+            assert not launch.few_images(changed, int(value) if kind == "--workers" else workers)
+
+
+def test_one_worker_with_a_small_batch_is_not_warned_of() -> None:
+    assert launch.few_images(make_recipe("digits", global_batch_size=8), 1) == []

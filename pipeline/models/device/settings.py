@@ -89,14 +89,15 @@ def _deterministic_algorithms() -> Iterator[None]:
         except RuntimeError as error:
             if "use_deterministic_algorithms" not in str(error):
                 raise
-            raise RecipeError(f"deterministic: {_reason(str(error))}") from error
+            raise RecipeError(_explained(str(error))) from error
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             _CONVOLUTIONS.deterministic = cudnn_before
 
 
-def _reason(text: str) -> str:
+def _explained(text: str) -> str:
     """Returns what is wrong, and the remedy. text: torch's message."""
     if "CUBLAS_WORKSPACE_CONFIG" in text:
-        return "cuBLAS was started before the run; set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the program starts"
-    return f"{text.partition(',')[0]}; leave it out, or take another network"
+        remedy = "set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the program starts"
+        return f"deterministic: cuBLAS was started before the run; {remedy}"
+    return f"deterministic: {text.partition(',')[0]}; leave it out, or take another network"

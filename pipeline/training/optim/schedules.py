@@ -21,6 +21,7 @@ def learning_rate_factor(
     section 4.2, divide by 10 after 32k and 48k of 64k steps.
     cosine: (1 + cos(pi p)) / 2 (Loshchilov and Hutter, arXiv 1608.03983, equation 5, one cycle, down to 0).
     one-cycle: 1 - p, which with a warm-up is a triangle (Smith and Topin, arXiv 1708.07120).
+    parabola: (1 - p)^2 (You et al., arXiv 1708.03888, section 5: polynomial decay with power 2).
     """
     if step < warmup_steps:
         return warmup_from + (1 - warmup_from) * (step + 1) / (warmup_steps + 1)
@@ -29,6 +30,8 @@ def learning_rate_factor(
         return 0.1 ** sum(progress >= milestone for milestone in (0.5, 0.75))
     if name == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
+    if name == "parabola":
+        return (1.0 - progress) ** 2
     return 1.0 if name == "constant" else 1.0 - progress
 
 

@@ -44,6 +44,7 @@ def test_mse_is_taken_between_probabilities_and_one_hot_targets() -> None:
         ("step", [1 / 3, 2 / 3, 1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
         ("cosine", [1 / 3, 2 / 3, *[(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)]]),
         ("one-cycle", [1 / 3, 2 / 3, *[1 - k / 8 for k in range(8)]]),
+        ("parabola", [1 / 3, 2 / 3, *[(1 - k / 8) ** 2 for k in range(8)]]),
     ],
 )
 def test_schedules_against_a_table_of_ten_steps_with_two_of_warmup(schedule, factors) -> None:  # type: ignore[no-untyped-def]
