@@ -1,6 +1,7 @@
 """Zips and compressed tars: the same rows as the folder, and one line for each kind of damage."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import zipfile
@@ -9,12 +10,16 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.core.errors import SourceError
+from pipeline.core.progress import silent
 from pipeline.ingestion.sources import Index, Source, open_source
 from pipeline.ingestion.sources.archives import zips
+from pipeline.ingestion.sources.archives.ranged import Place
 from pipeline.ingestion.sources.members import stem_of
-from tests.support.pictures.images import make_tar, make_tree, rows_of, tree_files
+from tests.support.pictures.images import jpeg, make_tar, make_tree, rows_of, tree_files
 
 
 def opened(path: Path, tmp_path: Path) -> Index:
@@ -179,3 +184,97 @@ def test_a_symbolic_link_in_a_zip_goes_to_quarantine_by_name(tmp_path: Path) -> 
         archive.writestr(info, "/etc/passwd")
     index = opened(path, tmp_path)
     assert [(each.key, each.reason) for each in index.unusable] == [("train/ant/link.jpg", "a symbolic link in a zip")]
+
+
+def patched(path: Path, data: bytes, name: str, field: int, value: bytes) -> Path:
+    """Writes a zip with bytes of a member's local header, and the same ones of its entry in the directory, changed.
+
+    field: their offset in the local header; the entry has two bytes more before it.
+    """
+    changed = bytearray(data)
+    local = changed.index(name.encode()) - 30
+    entry = changed.rindex(name.encode()) - 46
+    for start in (local + field, entry + field + 2):
+        changed[start : start + len(value)] = value
+    return written(path, bytes(changed))
+
+
+METHOD, FLAGS, CRC = 8, 6, 14  # in a local header (APPNOTE.TXT 4.3.7)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        (CRC, b"\0\1\2\3", "damaged in the zip: Bad CRC-32"),
+        (METHOD, b"\x63\0", "can't be unpacked: That compression method is not supported"),
+        (METHOD, b"\x0c\0", "damaged in the zip: Invalid data stream"),  # bzip2, which it isn't
+        (METHOD, b"\x0e\0", "damaged in the zip: "),  # LZMA
+        (FLAGS, b"\x20\0", "can't be unpacked: compressed patched data"),
+        (FLAGS, b"\x40\0", "can't be unpacked: strong encryption"),
+    ],
+)
+def test_a_member_that_cannot_be_unpacked_goes_to_quarantine_with_the_reason(
+    tmp_path: Path, field: int, value: bytes, reason: str
+) -> None:
+    files = tree_files(make_tree(tmp_path / "t"))
+    data = make_zip(tmp_path / "a.zip", files).read_bytes()
+    index = opened(patched(tmp_path / "bad.zip", data, "train/bee/002.jpg", field, value), tmp_path)
+    assert [each.key for each in index.unusable] == ["train/bee/002.jpg"]
+    assert index.unusable[0].reason.startswith(reason)
+    assert index.num_labelled == len(files)
+
+
+def test_a_zip64_is_read(tmp_path: Path) -> None:
+    files = tree_files(make_tree(tmp_path / "t"))
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+            for name, data in files.items():
+                with archive.open(name, "w", force_zip64=True) as member:
+                    member.write(data)
+        assert rows_of(opened(tmp_path / "a.zip", tmp_path)) == rows_of(opened(tmp_path / "t", tmp_path))
+
+
+def test_names_in_a_zip_that_are_not_utf8(tmp_path: Path) -> None:
+    """Without the flag for UTF-8 they are read as cp437, and kept; with it the zip is damaged."""
+    data = make_zip(tmp_path / "a.zip", tree_files(make_tree(tmp_path / "t"))).read_bytes()
+    other = data.replace(b"train/bee/002.jpg", b"train/bee/\xff02.jpg")
+    index = opened(written(tmp_path / "cp437.zip", other), tmp_path)
+    assert "train/bee/\xa002.jpg" in index.splits["train"]["key"].to_pylist()
+    place = patched(tmp_path / "utf8.zip", data, "train/bee/002.jpg", FLAGS, b"\0\x08")
+    written(place, place.read_bytes().replace(b"train/bee/002.jpg", b"train/bee/\xff02.jpg"))
+    with pytest.raises(SourceError, match=r"utf8\.zip: the zip is truncated or damaged .*utf-8"):
+        opened(place, tmp_path)
+
+
+def test_a_zip_in_a_folder_is_read_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    files = tree_files(make_tree(tmp_path / "t"))
+    (tmp_path / "photos").mkdir()
+    data = make_zip(tmp_path / "photos" / "all.zip", files).read_bytes()
+    assert rows_of(opened(tmp_path / "photos", tmp_path)) == rows_of(opened(tmp_path / "t", tmp_path))
+    written(tmp_path / "photos" / "all.zip", data[:-40])
+    with pytest.raises(SourceError, match=r"photos: all\.zip: the zip is truncated or damaged"):
+        opened(tmp_path / "photos", tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
+    st.booleans(),
+    st.floats(0.5, 1),
+)
+def test_any_damage_of_a_zip_is_one_line_or_members_by_name(
+    tmp_path_factory: pytest.TempPathFactory, method: int, changes: list[tuple[float, int]], ends: bool, kept: float
+) -> None:
+    """ends: whether the changed bytes lie in the directory, where they do most harm. kept: the share that isn't cut."""
+    root = tmp_path_factory.mktemp("zips")
+    images = {f"train/{name}/{n}.jpg": jpeg(n) for name in ("ant", "bee") for n in range(2)}
+    data = bytearray(make_zip(root / "a.zip", images, method).read_bytes())
+    first = data.index(b"PK\x01\x02") if ends else 0
+    for share, value in changes:
+        data[first + int(share * (len(data) - first))] = value
+    cut = bytes(data[: len(data) if kept > 0.75 else int(len(data) * kept)])
+    place = Place("a.zip", str(written(root / "b.zip", cut)), 0, len(cut))
+    with contextlib.suppress(SourceError):
+        for member in zips.scan(place, str(root / "spool" / "unpacked"), silent):
+            assert member.damage or 0 <= member.length <= 10 * len(data)

@@ -14,15 +14,18 @@ Pictures = dict[str, list[bytes]]
 """Files of each class."""
 
 
-def photographs(per_class: int, classes: int = 3) -> Pictures:
-    """Returns photographs of Imagenette's first classes. Skips the test where they are absent."""
+def photographs(per_class: int, classes: int = 3, after: int = 0) -> Pictures:
+    """Returns photographs of Imagenette's first classes, those after the first `after` of each.
+
+    Skips the test where they are absent.
+    """
     found: Pictures = {}
     with tarfile.open(shared("imagenette-mini.tar")) as tar:
         for member in sorted(tar.getmembers(), key=lambda member: member.name):
             files = found.setdefault(member.name.split("/")[1], []) if member.isfile() else []
-            if member.isfile() and len(files) < per_class:
+            if member.isfile() and len(files) < after + per_class:
                 files.append(tar.extractfile(member).read())
-    return dict(sorted(found.items())[:classes])
+    return {name: files[after:] for name, files in sorted(found.items())[:classes]}
 
 
 def forty_of_five_classes(root: Path) -> Path:
@@ -98,12 +101,16 @@ def _table(pictures: Pictures, root: Path) -> Path:
     return root
 
 
-def _grey(pictures: Pictures, root: Path) -> Path:
-    grey = {
+def grey(pictures: Pictures) -> Pictures:
+    """Returns pictures as grey PNGs."""
+    return {
         label: [_encoded(Image.open(io.BytesIO(data)).convert("L"), "PNG") for data in files]
         for label, files in pictures.items()
     }
-    return _write(root, _files(grey, ("train", "val"), "png"))
+
+
+def _grey(pictures: Pictures, root: Path) -> Path:
+    return _write(root, _files(grey(pictures), ("train", "val"), "png"))
 
 
 def _large(pictures: Pictures, root: Path) -> Path:

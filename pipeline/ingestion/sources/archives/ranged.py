@@ -19,6 +19,10 @@ class Place:
     length: int
 
 
+class BeforeStartError(OSError):
+    """Raised where a damaged archive points before its own start: the error of a file, which libraries expect."""
+
+
 class RangedFile(io.RawIOBase):
     """A file whose reads are ranged reads: small ones while they are far apart, growing ones while they are near."""
 
@@ -37,8 +41,8 @@ class RangedFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._place.length}[whence]
-        if self._position < 0:  # a damaged archive points before its start; libraries expect the error of a file
-            raise OSError(f"{self._place.name}: position {self._position} lies before the start of the file")
+        if self._position < 0:
+            raise BeforeStartError(f"{self._place.name}: position {self._position} lies before the start of the file")
         return self._position
 
     def readinto(self, buffer: Any) -> int:

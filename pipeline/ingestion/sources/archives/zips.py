@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Bytes, Progress
 from pipeline.ingestion.sources.archives import compressed
-from pipeline.ingestion.sources.archives.ranged import Place, RangedFile
+from pipeline.ingestion.sources.archives.ranged import BeforeStartError, Place, RangedFile
 from pipeline.storage import files
 from pipeline.storage.parallel_reads import read_ahead
 
@@ -28,6 +28,9 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, leng
 _CHUNK_BYTES = 1 << 20
 _READERS = 32
 _MAX_EXPANSION = 200  # deflate can reach 1,032; photographs in any format stay near 1, flat drawings as BMP below 100
+# What `zipfile` raises for a damaged zip: bad signatures and checksums, a newer format, fields or data cut off,
+# a name that isn't UTF-8 although a flag says so, and offsets before the start.
+_DAMAGE = (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, UnicodeDecodeError, BeforeStartError)
 ALWAYS_ALLOWED_BYTES = 256 << 20
 
 
@@ -59,7 +62,7 @@ def scan(archive: Place, spooled: str, progress: Progress) -> list[ZipMember]:
             packed = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
             if packed:
                 found |= {id(info): member for info, member in _unpacked(opened, packed, spooled, progress)}
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError) as error:
+    except _DAMAGE as error:
         raise SourceError(f"{archive.name}: the zip is truncated or damaged ({error}); download it again") from error
     return [found[id(info)] for info in infos]
 
@@ -99,7 +102,7 @@ def _in_place(infos: list[zipfile.ZipInfo], archive: Place) -> Iterator[tuple[zi
     """
 
     def read(info: zipfile.ZipInfo) -> bytes:
-        if info.header_offset + _LOCAL_HEADER.size > archive.length:
+        if info.header_offset < 0 or info.header_offset + _LOCAL_HEADER.size > archive.length:
             return b""
         return bytes(files.read_range(archive.object, archive.offset + info.header_offset, _LOCAL_HEADER.size))
 
@@ -148,12 +151,14 @@ def _unpack(opened: zipfile.ZipFile, info: zipfile.ZipInfo, out: Any) -> tuple[i
             while chunk := stream.read(_CHUNK_BYTES):
                 out.write(chunk)
                 num_bytes += len(chunk)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, OSError) as error:
-        if isinstance(error, OSError) and str(error) != compressed.BZIP2_DAMAGE:
+    except NotImplementedError as error:  # a method of compression that Python doesn't have, or a newer format
+        return num_bytes, f"can't be unpacked: {error}"
+    except (*_DAMAGE, zlib.error, lzma.LZMAError) as error:
+        return num_bytes, f"damaged in the zip: {error}"
+    except OSError as error:
+        if str(error) != compressed.BZIP2_DAMAGE:  # the storage's, not the zip's
             raise
         return num_bytes, f"damaged in the zip: {error}"
-    except (NotImplementedError, RuntimeError) as error:  # a method of compression that Python doesn't have
-        return num_bytes, f"can't be unpacked: {error}"
     return num_bytes, ""
 
 
