@@ -25,7 +25,7 @@ DOCKERFILE = INFRA / "Dockerfile"
 NODE_FIELDS = {
     "aws": {
         "InstanceType", "ImageId", "SubnetIds", "SecurityGroupIds", "IamInstanceProfile", "MetadataOptions",
-        "BlockDeviceMappings", "InstanceMarketOptions",
+        "BlockDeviceMappings", "InstanceMarketOptions", "Placement", "NetworkInterfaces",
     },
     "gcp": {
         "machineType", "disks", "networkInterfaces", "serviceAccounts", "shieldedInstanceConfig", "guestAccelerators",
@@ -36,6 +36,8 @@ PROVIDER_FIELDS = {
     "aws": {"type", "region", "use_internal_ips", "cache_stopped_nodes"},
     "gcp": {"type", "region", "availability_zone", "project_id", "use_internal_ips", "cache_stopped_nodes"},
 }
+# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/using-eni.html#network-cards
+_NETWORK_CARDS = {"p5.48xlarge": 32}
 
 
 def cluster(name: str) -> dict[str, Any]:
@@ -76,8 +78,17 @@ def _aws_problems(name: str, node: dict[str, Any], head: str) -> list[str]:
     values, found = node["node_config"], []
     if values.get("MetadataOptions", {}).get("HttpTokens") != "required":
         found.append(f"{name}: the metadata service answers without a token")
-    for field in ("IamInstanceProfile", "SecurityGroupIds"):  # else the launcher makes ones that may all, or are open
-        if not values.get(field):
+    groups = values.get("SecurityGroupIds")
+    if "NetworkInterfaces" in values:  # which have the groups and subnets then, and the launcher refuses both
+        interfaces = values["NetworkInterfaces"]
+        groups = groups is None and "SubnetIds" not in values and all(each.get("Groups") for each in interfaces)
+        if [each.get("NetworkCardIndex") for each in interfaces] != list(range(_NETWORK_CARDS[values["InstanceType"]])):
+            found.append(f"{name}: not one interface on each network card")
+        if {each.get("InterfaceType") for each in interfaces} - {"efa", "efa-only"}:
+            found.append(f"{name}: an interface without EFA")
+    # Without them the launcher makes ones that may all, or are open.
+    for field, there in (("IamInstanceProfile", values.get("IamInstanceProfile")), ("SecurityGroupIds", groups)):
+        if not there:
             found.append(f"{name}: {field} is missing")
     if name != head and values.get("InstanceMarketOptions", {}).get("MarketType") != "spot":
         found.append(f"{name}: not spot")
@@ -97,7 +108,10 @@ def test_the_launcher_takes_its_files_and_they_are_safe(name: str) -> None:
     config = cluster(name)
     assert launcher_problems(config) == []
     assert config["available_node_types"]["cpu"]["labels"] == {"image-pipeline/role": "augment"}
-    assert config["available_node_types"]["gpu"]["resources"]["GPU"] == 1
+    gpus = {kind: node["resources"].get("GPU", 0) for kind, node in config["available_node_types"].items()}
+    assert gpus == {"head": 0, "gpu": 1, "h100": 8, "cpu": 0}
+    started = [kind for kind, count in gpus.items() if count and _node(config, kind)["max_workers"]]
+    assert started == ["gpu"]  # a job would train on a mixture of both kinds
 
 
 def _node(config: dict[str, Any], name: str = "gpu") -> dict[str, Any]:
@@ -130,6 +144,16 @@ MISTAKES: dict[str, tuple[str, Change]] = {
     "no token": (
         "aws",
         lambda c: c.update(head_start_ray_commands=[each.replace("AUTH", "AUHT") for each in _starts(c)]),
+    ),
+    "a network card left out": ("aws", lambda c: _node(c, "h100")["node_config"]["NetworkInterfaces"].pop()),
+    "an interface without EFA": (
+        "aws", lambda c: _node(c, "h100")["node_config"]["NetworkInterfaces"][3].update(InterfaceType="interface")
+    ),
+    "an interface that is open": (
+        "aws", lambda c: _node(c, "h100")["node_config"]["NetworkInterfaces"][3].pop("Groups")
+    ),
+    "a group beside those of interfaces": (
+        "aws", lambda c: _node(c, "h100")["node_config"].update(SecurityGroupIds=["SECURITY_GROUP"])
     ),
     "an open dashboard": (
         "gcp",

@@ -162,6 +162,49 @@ def test_the_component_turns_tls_on_for_a_cluster_and_for_a_job(tmp_path: Path) 
         assert "tlsOptions" not in cluster_of(find(build(name), kind))
 
 
+def with_h100(tmp_path: Path) -> Path:
+    """Returns a copy of infra/ whose cloud overlay takes the component of eight H100."""
+    infra = tmp_path / "infra"
+    shutil.copytree(INFRA, infra)
+    overlay = infra / "kuberay" / "overlays" / "cloud" / "kustomization.yaml"
+    text = overlay.read_text().replace("# components:", "components:")
+    overlay.write_text(text.replace("# - ../../components/h100", "- ../../components/h100"))
+    return infra
+
+
+def test_nodes_of_eight_h100_have_their_network_and_room_for_ray_and_nccl(tmp_path: Path) -> None:
+    """As Kubernetes' "restricted" asks for, like every pod; and one kind of GPU alone, or a job trained on both."""
+    infra = with_h100(tmp_path)
+    plain = find(build("kuberay/overlays/cloud"), "RayCluster")["spec"]["headGroupSpec"]["template"]["spec"]
+    for name, kind in (("kuberay/overlays/cloud", "RayCluster"), ("kuberay/train", "RayJob")):
+        document = find(build(name, infra), kind)
+        assert problems(document) == []
+        groups = {each["groupName"]: each for each in cluster_of(document)["workerGroupSpecs"]}
+        assert {key: each["maxReplicas"] for key, each in groups.items()} == {"gpu": 0, "cpu": 16, "h100": 8}
+        pod = groups["h100"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == plain["containers"][0]["image"]  # the overlay's
+        assert (pod["securityContext"], container["securityContext"]) == (
+            plain["securityContext"],
+            plain["containers"][0]["securityContext"],
+        )
+        assert pod["automountServiceAccountToken"] is False
+        resources = container["resources"]
+        assert resources["requests"] == resources["limits"]
+        assert {key: resources["limits"][key] for key in ("nvidia.com/gpu", "vpc.amazonaws.com/efa")} == {
+            "nvidia.com/gpu": "8",
+            "vpc.amazonaws.com/efa": "32",
+        }
+        assert int(resources["limits"]["cpu"]) < 192  # of the node; some are for its own pods
+        assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+        shm = next(each for each in pod["volumes"] if each["name"] == "shm")["emptyDir"]
+        assert shm["medium"] == "Memory"
+        assert int(shm["sizeLimit"].removesuffix("Gi")) < int(resources["limits"]["memory"].removesuffix("Gi"))
+        assert {"name": "FI_PROVIDER", "value": "efa"} in container["env"]
+        container["resources"]["limit"] = {}  # no field of a container
+        assert problems(document) != []
+
+
 Change = Callable[[dict[str, Any]], object]
 MISTAKES: dict[str, tuple[str, str, Change]] = {
     "a field of the cluster": ("kuberay/overlays/cloud", "RayCluster", lambda d: d["spec"].update(rayVersoin="2.60.0")),
