@@ -111,7 +111,9 @@ class Cluster:
             self.start(f"node-{number}")
         variables = {**self.state["variables"], **self._client_variables()}
         (self.folder / "env").touch(mode=0o600)
-        (self.folder / "env").write_text("".join(f"export {name}={value}\n" for name, value in variables.items()))
+        lines = [f"export {name}={value}\n" for name, value in variables.items()]
+        # A token in the shell's environment is another cluster's, and Ray would take it before the file.
+        (self.folder / "env").write_text("".join(["unset RAY_AUTH_TOKEN\n", *lines]))
 
     def start(self, name: str) -> None:
         """Starts the head or a node that has died, or one more node; those after the nodes that train only augment."""

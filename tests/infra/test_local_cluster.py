@@ -42,9 +42,9 @@ class Client:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         self.cluster = Cluster(name)
-        for line in (self.cluster.folder / "env").read_text().splitlines():
-            variable, _, value = line.removeprefix("export ").partition("=")
-            self.environment[variable] = value
+        shell = ["sh", "-c", f". '{self.cluster.folder}/env'; env -0"]
+        sourced = subprocess.run(shell, env=self.environment, capture_output=True, check=True, text=True).stdout
+        self.environment = dict(each.split("=", 1) for each in sourced.split("\0") if each)
 
     def submit(self, *entrypoint: str) -> "subprocess.Popen[str]":
         """Starts `ray job submit` of a Python job."""
