@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from jobs.arguments.flags import group, option
 from jobs.arguments.recipe import RecipeArgs
-from jobs.terminal.console import console
+from jobs.terminal.console import Display, console
 from jobs.terminal.continuation import command_to_repeat
 from pipeline.cluster import resources
 from pipeline.config.choices import OnCorrupt
@@ -14,6 +14,7 @@ from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
+from pipeline.core.progress import begin
 from pipeline.dataset.manifest import Manifest
 from pipeline.ingestion.sources import LAYOUTS, Source
 from pipeline.ingestion.sources.source import (
@@ -123,9 +124,11 @@ class TrainingArgs:
         check_setting(self.start.pretrained, None if chosen_later else recipe)
         sized = recipe.image_size_px != make_recipe(UNKNOWN_YET).image_size_px
         if self.recipe != RecipeArgs() and (sized or not chosen_later):  # loading torch takes seconds
-            from pipeline.models.factory import check_image_size
+            with Display() as display:
+                begin(display, "checking the recipe")
+                from pipeline.models.factory import check_image_size
 
-            check_image_size(recipe)
+                check_image_size(recipe)
         return recipe, self.options()
 
     def options(self) -> TrainOptions:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.jobs import command
 
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 EPOCHS = 6
 
 
@@ -101,3 +101,21 @@ def test_ctrl_c_while_a_program_starts_is_one_line(tmp_path: Path, digits_datase
     assert process.returncode in (130, -signal.SIGINT)  # the latter: before Python itself had started
     assert "Traceback" not in output
     assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STATUS)
+def test_a_signal_at_any_moment_of_the_imports_is_one_line(tmp_path: Path, number: signal.Signals) -> None:
+    """From 0.3 s on: a signal while Python itself starts can't be caught by a program."""
+    line = command("cifar10", "--recipe", "digits", "--data", "nothere", "--run-dir", "run")
+    for moment in range(3):
+        process = begin(line, tmp_path)
+        time.sleep(0.3 + moment * 0.6)
+        os.killpg(process.pid, number)
+        time.sleep(0.1 + moment * 0.4)
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode in (STATUS[number], 2), output  # 2: it had ended, for the data don't exist
+        assert "Traceback" not in output
+        assert output.count("interrupted") == (process.returncode != 2)
