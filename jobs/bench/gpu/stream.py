@@ -1,0 +1,252 @@
+"""A stream of photographs by Ray Data into a training worker of Ray Train, and what a SIGKILL costs.
+
+The images are decoded by tasks on all CPUs. Beside it the same network trains on the same images from the device's
+memory, in the same worker: what the stream reaches of that is what streaming costs.
+"""
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs.bench.gpu.child import Bench, SkippedError, write_json
+from jobs.bench.gpu.pictures import photo_dataset
+from jobs.bench.gpu.steps import resnet_recipe
+from jobs.bench.gpu.whole_loop import WithoutRay
+from pipeline.core.errors import StoppedError
+from pipeline.models.run_state import RunState
+from pipeline.training.job import TrainJob
+from pipeline.training.launch import claim_run, run_training
+from pipeline.training.loop import Due, TrainingSchedule, run_steps
+from pipeline.training.setup import set_up
+
+_START_SECONDS = 90.0
+"""Longest wait for Ray, its workers and their first step."""
+_LOADER = "ray::MapBatches"  # begins the title of such a process
+
+
+def run(bench: Bench) -> None:
+    """Measures the stream, then kills a process of the loader and the training worker."""
+    if importlib.util.find_spec("ray") is None:
+        raise SkippedError("Ray isn't installed")
+    from pipeline.cluster.session import ray_session
+
+    jobs = _jobs(bench)
+    with ray_session(1), tempfile.TemporaryDirectory(prefix="bench-gpu-", ignore_cleanup_errors=True) as folder:
+        notes = Notes(folder)
+        seconds = 2.0 if bench.small else min(15.0, bench.left() / 6)
+        resident = _measured(bench, jobs["resident"], notes, seconds, None)
+        bench.record("resident", resident, _line(resident))
+        stream = _measured(bench, jobs["stream"], notes, seconds, lambda: _kill_both(bench, notes))
+        share = stream["images_per_second"] / resident["images_per_second"]
+        bench.record("stream", {**stream, "of_resident": share}, f"{_line(stream)}, {share:.3f} of resident")
+
+
+def _jobs(bench: Bench) -> dict[str, TrainJob]:
+    batch_size = 4 if bench.small else 256
+    dataset = photo_dataset(bench.settings, 64 if bench.small else 4096)
+    # A hundred epochs have no end here, and a checkpoint is what a killed worker goes on from.
+    recipe = replace(resnet_recipe(bench, batch_size), epochs=100_000, checkpoint_every_steps=25)
+    jobs = {}
+    for residency in ("resident", "stream"):
+        run_folder = os.path.join(bench.settings.folder, f"run-{residency}-{time.time_ns()}")
+        one = replace(recipe, residency=residency)
+        jobs[residency] = TrainJob(dataset, run_folder, one, num_workers=1, use_gpu=bench.settings.device == "cuda")
+    return jobs
+
+
+# --- in the worker -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Files in which the worker notes what it does, and finds what it is asked for. The worker is another process."""
+
+    folder: str
+
+    @property
+    def steps(self) -> Path:
+        """One line a step: time, id of the process, step."""
+        return Path(self.folder, "steps.txt")
+
+    def place(self, name: str) -> str:
+        """Returns the path of a file of notes."""
+        return os.path.join(self.folder, name)
+
+    def ask(self, what: str) -> None:
+        """Asks the worker to "report" once, or to "stop"."""
+        Path(self.folder, what).touch()
+
+    def asked(self, what: str) -> bool:
+        """Returns whether that is asked for."""
+        return Path(self.folder, what).exists()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        for path in Path(self.folder).iterdir():
+            path.unlink()
+
+    def last(self, process: int = 0) -> tuple[float, int, int] | None:
+        """Returns time, process and step of the newest step; process: not that of this process."""
+        lines = self.steps.read_text().splitlines() if self.steps.exists() else []
+        found = [(float(when), int(pid), int(step)) for when, pid, step in map(str.split, lines)]
+        return next((each for each in reversed(found) if each[1] != process), None)
+
+
+class Noting:
+    """The run's own schedule, which notes each step, reports when it is asked to, and ends the run when asked to."""
+
+    def __init__(self, inner: WithoutRay, notes: Notes, state: RunState) -> None:
+        self._inner, self._notes, self._state = inner, notes, state
+        self._lines = len(state.history)
+        self.stage, self.last_step = inner.stage, inner.last_step
+
+    def due(self, step: int) -> Due:
+        """Returns what is due after `step` steps in all."""
+        with self._notes.steps.open("a") as file:
+            file.write(f"{time.time()} {os.getpid()} {step}\n")
+        if self._notes.asked("stop"):
+            raise StoppedError("measured")
+        if len(self._state.history) > self._lines:  # the report that was due after the last step
+            self._lines = len(self._state.history)
+            write_json(self._notes.place("line.json"), self._state.history[-1])
+        if reports := self._notes.asked("report"):
+            Path(self._notes.place("report")).unlink()
+        return replace(self._inner.due(step), line=reports)
+
+    def progress(self, step: int) -> tuple[int, int]:
+        """Returns the steps done and the steps in all."""
+        return self._inner.progress(step)
+
+
+def noted_loop(config: dict[str, Any]) -> None:
+    """Trains as one worker of Ray Train until it is asked to stop."""
+    notes: Notes = config["notes"]
+    with contextlib.ExitStack() as exits:
+        worker = set_up(config["job"], exits)
+        schedule = WithoutRay(TrainingSchedule.of(worker), checkpoints=True)
+        run_steps(worker, Noting(schedule, notes, worker.state))
+
+
+# --- in this process ---------------------------------------------------------------------------------------------
+
+
+def _measured(
+    bench: Bench, job: TrainJob, notes: Notes, seconds: float, meanwhile: Callable[[], None] | None
+) -> dict[str, Any]:
+    """Returns images a second, the share of waiting and the seconds by stage, of a job's steps for `seconds`."""
+    from pipeline.training.launch import check_job
+
+    notes.clear()
+    claim_run(job, check_job(job))
+    ended: list[BaseException | None] = []
+    thread = threading.Thread(target=_train, args=(job, notes, ended), daemon=True)
+    thread.start()
+    try:
+        _wait(
+            lambda: (notes.last() or (0, 0, 0))[2] >= (2 if bench.small else 20), ended, _START_SECONDS, "first steps"
+        )
+        _report(notes, ended)
+        time.sleep(seconds)
+        line = _report(notes, ended)
+        if meanwhile:
+            meanwhile()
+    finally:
+        notes.ask("stop")
+        thread.join(timeout=60)
+    return {name: line[name] for name in ("images_per_second", "data_wait", "seconds", "images")}
+
+
+def _train(job: TrainJob, notes: Notes, ended: list[BaseException | None]) -> None:
+    try:
+        run_training(job, noted_loop, notes=notes)
+    except StoppedError:
+        ended.append(None)
+    except BaseException as error:  # raised where the result is waited for
+        ended.append(error)
+    else:
+        ended.append(None)
+
+
+def _report(notes: Notes, ended: list[BaseException | None]) -> dict[str, Any]:
+    """Returns the line of a report that is made now: of the steps since the last one."""
+    notes.ask("report")
+    line = Path(notes.place("line.json"))
+    _wait(line.exists, ended, 60, "a report")
+    values: dict[str, Any] = json.loads(line.read_text())
+    line.unlink()
+    return values
+
+
+def _wait(ready: Callable[[], bool], ended: list[BaseException | None], seconds: float, what: str) -> None:
+    """Waits until something is so. Raises the error of the training if it has ended."""
+    end = time.monotonic() + seconds
+    while not ready():
+        if ended:
+            raise RuntimeError(f"the training ended before {what}") from ended[0]
+        if time.monotonic() > end:
+            raise TimeoutError(f"no {what} within {seconds:.0f} s")
+        time.sleep(0.02)
+
+
+def _kill_both(bench: Bench, notes: Notes) -> None:
+    """Kills a process of the loader, then the training worker, and records the time to the next step of each."""
+    newest = notes.last()
+    assert newest is not None
+    if (loader := _busy_loader()) is not None:
+        gap = _longest_gap(notes, loader, seconds=2.0 if bench.small else 5.0)
+        bench.record("killed loader", {"longest_step_seconds": gap}, f"longest step afterwards {gap:.2f} s")
+    else:
+        bench.remark("no process of the loader was found: none was killed")
+    if not bench.has(10 if bench.small else 30, "a killed training worker"):
+        return
+    newest = notes.last()
+    assert newest is not None
+    os.kill(newest[1], signal.SIGKILL)
+    killed = time.time()
+    _wait(lambda: (notes.last(newest[1]) or (0,))[0] > killed, [], _START_SECONDS, "step after the kill")
+    first = next(line for line in notes.steps.read_text().splitlines() if int(line.split()[1]) != newest[1])
+    after = float(first.split()[0]) - killed
+    lost = newest[2] - int(first.split()[2]) + 1
+    figures = {"seconds_to_next_step": after, "steps_repeated": lost}
+    bench.record("killed training worker", figures, f"{after:.1f} s to the next step, {lost} steps repeated")
+
+
+def _busy_loader() -> psutil.Process | None:
+    """Returns a process that makes a batch at this moment; None if there is none within two seconds."""
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                title = " ".join(process.cmdline())
+                if title.startswith(_LOADER):
+                    return process
+        time.sleep(0.005)
+    return None
+
+
+def _longest_gap(notes: Notes, process: psutil.Process, seconds: float) -> float:
+    """Kills a process, and returns the longest time between two steps in the seconds after it."""
+    killed = time.time()
+    process.kill()
+    time.sleep(seconds)
+    times = [float(line.split()[0]) for line in notes.steps.read_text().splitlines()]
+    after = [each for each in times if each >= killed]
+    moments = [max(each for each in times if each < killed), *after, time.time()]
+    return max(b - a for a, b in itertools.pairwise(moments))
+
+
+def _line(figures: dict[str, Any]) -> str:
+    stages = ", ".join(f"{name} {value:.2f} s" for name, value in figures["seconds"].items())
+    return f"{figures['images_per_second']:,.0f} images/s, {100 * figures['data_wait']:.1f} % waiting ({stages})"
