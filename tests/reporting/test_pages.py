@@ -80,7 +80,8 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
     (out / "decision.html").write_text(render_decision(str(out), decided, decision.changes))
     training = TrainJob(digits_dataset, trained, make_recipe("digits", epochs=3), hold_out=0.1)
     made = result.build_result(training, data)
-    shutil.copy(Path(trained) / "machine_use.json", out)
+    for name in ("machine_use.json", "result.json"):  # which a run's page links to
+        shutil.copy(Path(trained) / name, out)
     trained_page = write_report(replace(training, run=str(out)), data, made, read_predictions(trained)[0])
     space = {"learning_rate": Range(0.1, 1.0, logarithmic=True)}
     trials = [
