@@ -1,0 +1,1 @@
+"""Carries the proof on a GPU to a bare machine."""
