@@ -1,8 +1,8 @@
 """Pack what `jobs/bench_gpu.py` needs on a bare GPU machine into pieces of less than 60 MiB.
 
 The machine has Linux on x86-64, glibc, Python 3.12, torch and torchvision; no network is needed there. The pieces hold
-the last commit, packages that torch's environment lacks (Ray without the parts that training doesn't use),
-the compiled decoder with its libjpeg, and data. There, `sh start.sh` unpacks them and starts the proof:
+the last commit, packages that torch's environment lacks (Ray without the parts that training doesn't use), the
+compiled decoder with its libjpeg, and data. There, `sh start.sh` unpacks them and starts the proof:
 
     python3 infra/gpu_proof/pack.py --out pieces --cifar cifar-10-binary.tar.gz --photos photos.tar
     sh pieces/start.sh --seconds 450

@@ -18,8 +18,7 @@ def begin() -> None:
 
     Nothing is begun yet that would have to be ended, and an exception in the midst of an import may get lost. The
     status is 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. A signal that is ignored, as SIGINT is in a
-    background job, stays ignored. In the first 20 ms, in which Python itself
-    starts, nobody can catch a signal.
+    background job, stays ignored. While Python itself starts, some 30 ms, nobody can catch a signal.
     """
     if not _is_program():
         return

@@ -94,8 +94,8 @@ class TrainStep:
         """Updates the weights, clears the gradients, and returns the learning rate of step `step` of `num_steps`.
 
         norm: of the gradient, from `gradients`; cut to the recipe's `clip_norm`, if it has one. found_inf: scalar on
-        the device (`StepsInFlight.add`); 1 leaves weights and optimisers as they are. None where
-        loss and gradient are known to be finite; in float16, gradients are looked at here then.
+        the device (`StepsInFlight.add`); 1 leaves weights and optimisers as they are. None where loss and gradient are
+        known to be finite; in float16, gradients are looked at here then.
         """
         if self.loss_scale and found_inf is None:
             found_inf = norm.isfinite().logical_not().float()

@@ -5,13 +5,14 @@ A section runs alone in its process, so that a crash, a hang or an error of the 
 
 import importlib
 import json
-import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from pipeline.storage import files
 
 MODULES = {
     "ceilings": "ceilings",
@@ -98,10 +99,8 @@ class Bench:
     def write(self, status: str, **more: Any) -> None:
         """Writes the file."""
         seconds = round(time.monotonic() - self._started, 2)
-        write_json(
-            self._out,
-            {"status": status, "seconds": seconds, "results": self.results, "remarks": self.remarks, **more},
-        )
+        values = {"status": status, "seconds": seconds, "results": self.results, "remarks": self.remarks, **more}
+        files.write_json(self._out, values, pretty=True)
 
     def run(self, section: Callable[["Bench"], None]) -> None:
         """Runs a section, and writes how it ended: done, skipped, or failed with the error."""
@@ -117,17 +116,6 @@ class Bench:
             self.write("failed", error=line, traceback=traceback.format_exc())
         else:
             self.write("done")
-
-
-def write_json(path: str, value: Any) -> None:
-    """Writes a file of JSON atomically: a reader sees all of the old content or all of the new."""
-    partial = f"{path}.{os.getpid()}.part"
-    with open(partial, "w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _shown(value: Any) -> str:

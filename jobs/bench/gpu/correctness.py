@@ -1,10 +1,8 @@
 """Checks of correctness: optimisers, steps that aren't finite, resuming, collective operations, waits of the host."""
 
-import contextlib
 import copy
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
 
@@ -100,15 +98,15 @@ def _check_not_finite(bench: Bench, recipe: Recipe, batch: Batch, device: torch.
 
 def _check_resume(bench: Bench, recipe: Recipe, batch: Batch, device: torch.device) -> None:
     """A run that goes on from a checkpoint ends with the bits of one that was never interrupted."""
-    with _deterministic(), tempfile.TemporaryDirectory(prefix="bench-gpu-", ignore_cleanup_errors=True) as folder:
-        with open_loop(recipe, batch, device) as loop:
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-", ignore_cleanup_errors=True) as folder:
+        with open_loop(recipe, batch, device, deterministic=True) as loop:
             loop(4)
             whole = _tensors(loop)
-        with open_loop(recipe, batch, device, folder) as loop:
+        with open_loop(recipe, batch, device, folder, deterministic=True) as loop:
             loop(2)
             save_checkpoint(loop.worker)
             loop.worker.writer.wait()
-        with open_loop(recipe, batch, device, folder) as loop:
+        with open_loop(recipe, batch, device, folder, deterministic=True) as loop:
             resumed_at = loop.worker.state.step
             loop(2)
             parts = _tensors(loop)
@@ -136,19 +134,6 @@ def _tensors(loop: Loop) -> dict[str, Tensor]:
     """Returns copies of a checkpoint's tensors, by name."""
     tensors = loop.worker.learner.tensors(loop.worker.state)
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items() if name != "losses"}
-
-
-@contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    """Lets torch take deterministic algorithms only."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
 
 
 # --- collective operations ---------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.gpu.child import MODULES, Settings, command, write_json
+from jobs.bench.gpu.child import MODULES, Settings, command
+from pipeline.storage import files
 
 _WEIGHTS = {
     "ceilings": 1, "correctness": 4, "resnet50": 9, "cifar10": 10, "decoder": 2, "checkpoints": 1.5, "stream": 7,
@@ -27,7 +28,7 @@ class Proof:
     """The results of all sections, and the file that is written anew after each."""
 
     def __init__(self, out: str, settings: Settings, seconds: float) -> None:
-        self._out, self._settings = out, settings
+        self._out, self._settings = files.absolute(out), settings
         self._ends = time.monotonic() + seconds
         self.values: dict[str, Any] = {
             "command": " ".join(sys.argv),
@@ -57,7 +58,7 @@ class Proof:
 
     def write(self) -> None:
         """Writes the file."""
-        write_json(self._out, self.values)
+        files.write_json(self._out, self.values, pretty=True)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def machine(device: str) -> dict[str, Any]:
     import torch
 
     from pipeline.cluster.ray_tasks import usable_cpus
+    from pipeline.core.environment import git_commit
 
     values: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
@@ -74,10 +76,8 @@ def machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "cpus": usable_cpus(),
     }
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_ROOT, capture_output=True, text=True, check=False)
-    carried = _ROOT / "COMMIT"
-    commit = git.stdout.strip() or (carried.read_text().strip() if carried.exists() else "unknown")
-    return {**values, "commit": commit}
+    carried = _ROOT / "COMMIT"  # beside code that was packed without its repository
+    return {**values, "commit": carried.read_text().strip() if carried.exists() else git_commit()}
 
 
 def _run_apart(name: str, seconds: float, settings: Settings) -> dict[str, Any]:

@@ -20,12 +20,13 @@ from typing import Any
 
 import psutil
 
-from jobs.bench.gpu.child import Bench, SkippedError, write_json
+from jobs.bench.gpu.child import Bench, SkippedError
 from jobs.bench.gpu.pictures import photo_dataset
 from jobs.bench.gpu.steps import resnet_recipe
 from jobs.bench.gpu.whole_loop import WithoutRay
 from pipeline.core.errors import StoppedError
 from pipeline.models.run_state import RunState
+from pipeline.storage import files
 from pipeline.training.job import TrainJob
 from pipeline.training.launch import claim_run, run_training
 from pipeline.training.loop import Due, TrainingSchedule, run_steps
@@ -120,7 +121,7 @@ class Noting:
             raise StoppedError("measured")
         if len(self._state.history) > self._lines:  # the report that was due after the last step
             self._lines = len(self._state.history)
-            write_json(self._notes.place("line.json"), self._state.history[-1])
+            files.write_json(self._notes.place("line.json"), self._state.history[-1])
         if reports := self._notes.asked("report"):
             Path(self._notes.place("report")).unlink()
         return replace(self._inner.due(step), line=reports)

@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources import Index, Source, open_source
-from tests.support.pictures.images import jpeg, make_tar, sample_bytes, webdataset
+from tests.support.pictures.images import jpeg, make_tar, sample_bytes, webdataset, write_tree
 
 WNIDS = ("n01440764", "n01443537", "n02102040")
 # As in the real devkit, an ILSVRC2012_ID is not the rank of its WNID, and synsets with children aren't classes.
@@ -53,19 +53,14 @@ def official(root: Path) -> Path:
     return root
 
 
-def write(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
 def val_by_wnid() -> dict[str, bytes]:
     return {f"{SYNSET_IDS[n]}/{name}": data for (name, data), n in zip(VAL.items(), VAL_IDS, strict=True)}
 
 
 def folders(root: Path) -> Path:
-    return write(root, {f"train/{n}": d for n, d in TRAIN.items()} | {f"val/{n}": d for n, d in val_by_wnid().items()})
+    return write_tree(
+        root, {f"train/{n}": d for n, d in TRAIN.items()} | {f"val/{n}": d for n, d in val_by_wnid().items()}
+    )
 
 
 def kaggle(root: Path) -> Path:
@@ -74,7 +69,7 @@ def kaggle(root: Path) -> Path:
     solution += [
         f"{name[:-5]},{SYNSET_IDS[n]} 1 2 30 40 {SYNSET_IDS[n]} 5 6 7 8" for name, n in zip(VAL, VAL_IDS, strict=True)
     ]
-    return write(
+    return write_tree(
         root,
         {f"{below}/train/{n}": d for n, d in TRAIN.items()}
         | {f"{below}/val/{n}": d for n, d in VAL.items()}

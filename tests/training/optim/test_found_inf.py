@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -13,9 +12,9 @@ from torch import nn
 from pipeline.config.choices import OptimizerName
 from pipeline.config.presets import make_recipe
 from pipeline.models.weight_averages import LookAhead, WeightAverage
+from pipeline.training.on_device.waits import count_waits
 from pipeline.training.optim.factory import make_optimizers
 from pipeline.training.optim.found_inf import honour_found_inf, set_found_inf
-from tests.support.host_waits import refuse_host_waits
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -55,8 +54,9 @@ def step(net: nn.Module, optimizers: Optimizers, number: int, flag: float | None
     for optimizer in optimizers:
         # torch's Adam reads its step counter where it isn't fused, which is on CPUs alone.
         reads = isinstance(optimizer, torch.optim.Adam) and not optimizer.defaults["fused"]
-        with nullcontext() if reads else refuse_host_waits():
+        with count_waits() as waits:
             optimizer.step()
+        assert reads or not waits["read"], waits.table()
 
 
 def content(net: nn.Module, optimizers: Optimizers) -> list[bytes]:
@@ -105,12 +105,13 @@ def test_a_flag_of_zero_gives_the_bits_of_none(name: str) -> None:
 def test_a_flagged_step_has_no_part_in_an_average(kind: Callable[[nn.Module], Any]) -> None:
     net = small_net()
     average, zero, one = kind(net), torch.tensor(0.0), torch.tensor(1.0)
-    with torch.no_grad(), refuse_host_waits():
+    with torch.no_grad(), count_waits() as waits:
         net[0].weight += 1
         average.update(net, 1, 9, found_inf=zero)
         before = [tensor.clone() for tensor in (*average.values.values(), net[0].weight)]
         net[3].running_mean.fill_(float("nan"))
         average.update(net, 2, 9, found_inf=one)
+    assert not waits["read"], waits.table()
     assert all(torch.equal(a, b) for a, b in zip(before, (*average.values.values(), net[0].weight), strict=True))
 
 
