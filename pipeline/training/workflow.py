@@ -42,7 +42,7 @@ class TrainOptions:
 
     compile: bool = False
     """Whether to compile the network by torch.compile, for each size of batch, before the first step. For long runs on
-    a GPU: it takes a minute or more at each start. Not part of a run's identity."""
+    a GPU: it takes time at each start. Not part of a run's identity."""
 
     deterministic: bool = False
     """Whether a GPU repeats its numbers to the last bit, at the cost of speed, by torch's deterministic algorithms. A

@@ -80,9 +80,9 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
     (out / "decision.html").write_text(render_decision(str(out), decided, decision.changes))
     training = TrainJob(digits_dataset, trained, make_recipe("digits", epochs=3), hold_out=0.1)
     made = result.build_result(training, data)
-    for name in ("machine_use.json", "result.json"):  # which a run's page links to
-        shutil.copy(Path(trained) / name, out)
+    shutil.copy(Path(trained) / "machine_use.json", out)
     trained_page = write_report(replace(training, run=str(out)), data, made, read_predictions(trained)[0])
+    result.write_result(str(out), made)  # as a run does, once the page is written
     space = {"learning_rate": Range(0.1, 1.0, logarithmic=True)}
     trials = [
         TrialResult(0, {"learning_rate": 0.3}, "finished", [{"step": 9, "epoch": 1.0, "top1": 0.7, "loss": 0.9}], ""),
