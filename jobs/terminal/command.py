@@ -42,25 +42,47 @@ def run(main: Callable[[Args], None], args_type: type[Args], doc: str, resume_hi
 def run_process(main: Callable[[], int]) -> None:
     """Runs `main`, which returns an exit status, as all that this process does. Only for a process's entry point."""
     _allow_bytecode()
-    _end_in_one_line()
-    os.environ.update(account_variables())
     try:
+        _end_in_one_line()
+        os.environ.update(account_variables())
         status = main()
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if status == signal.SIGTERM:  # from the handler that Ray installs while it starts
-            status = 128 + signal.SIGTERM
+        _ignore_signals()
     except BrokenPipeError:  # `image-pipeline registry list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     except BaseException as error:
-        if ended_by() is None and not isinstance(error, KeyboardInterrupt):
-            raise
-        say_interrupted("")
-        status = _CTRL_C
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # everything is written and given back: let the interpreter end
+        status = _status_of_end(error)
+    _ignore_signals()
     _end(ended_by() or status)
+
+
+def _status_of_end(error: BaseException) -> int:
+    """Returns the exit status of what ended `main` although `call` returns a status; a defect is raised again.
+
+    That is argparse, or a signal that came before `call` began or after it had returned.
+    """
+    status = _status_of_signal(error)
+    if status is not None:
+        say_interrupted("")
+        return status
+    if not isinstance(error, SystemExit):
+        raise error
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
+
+
+def _status_of_signal(error: BaseException) -> int | None:
+    """Returns the exit status if a signal raised `error`, else None."""
+    if ended_by() is None and isinstance(error, KeyboardInterrupt):
+        return _CTRL_C
+    if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # the handler that Ray has while it starts
+        return 128 + signal.SIGTERM
+    return ended_by()
+
+
+def _ignore_signals() -> None:
+    """Lets the interpreter end undisturbed: everything is written and given back."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_in_one_line() -> None:
@@ -115,9 +137,10 @@ def call(main: Callable[[Args], None], args: Args, resume_hint: str = "") -> int
 
 def _status(error: BaseException, resume_hint: str) -> int | None:
     """Returns the exit status of an error, after telling the user; None for a defect, which keeps its traceback."""
-    if isinstance(error, KeyboardInterrupt) or ended_by() is not None:
+    status = _status_of_signal(error)
+    if status is not None:
         say_interrupted(resume_hint)
-        return ended_by() or _CTRL_C
+        return status
     if isinstance(error, BudgetError):
         console.print(str(error))
         return 1

@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -101,6 +102,43 @@ def test_ctrl_c_while_a_program_starts_is_one_line(tmp_path: Path, digits_datase
     assert process.returncode in (130, -signal.SIGINT)  # the latter: before Python itself had started
     assert "Traceback" not in output
     assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))
+
+
+PROGRAM = """
+import os, sys
+from jobs.terminal import command
+
+def main(args):
+    if args == "in the job":
+        os.kill(os.getpid(), {number})
+    if args == "by Ray":
+        sys.exit(15)
+
+def process():
+    if {place!r} == "before the job":
+        os.kill(os.getpid(), {number})
+    status = command.call(main, {place!r})
+    if {place!r} == "after the job":
+        os.kill(os.getpid(), {number})
+    return status
+
+command.run_process(process)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        *(("before the job", number) for number in STATUS),
+        ("in the job", signal.SIGTERM),
+        ("by Ray", signal.SIGTERM),
+        ("after the job", signal.SIGTERM),
+    ],
+)
+def test_a_signal_is_told_in_one_line_wherever_it_comes(place: str, number: signal.Signals) -> None:
+    program = [sys.executable, "-c", PROGRAM.format(place=place, number=int(number))]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (STATUS[number], "interrupted\n", "")
 
 
 @pytest.mark.slow
