@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from jobs.arguments.evaluation import CHECKPOINT_HELP, WorkerArgs, evaluation_option
-from jobs.arguments.training import RawArgs
+from jobs.arguments.source import RawArgs
 from jobs.terminal import command
 from jobs.terminal.training_result import describe_dataset
 from pipeline.config.choices import TestViews

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from jobs.arguments.evaluation import CHECKPOINT_HELP
-from jobs.arguments.training import RawArgs
+from jobs.arguments.source import RawArgs
 from jobs.terminal import command
 from jobs.terminal.training_result import describe_dataset
 from pipeline.config.choices import TestViews

@@ -13,9 +13,10 @@ import jobs  # noqa: F401 - first: from here on a signal ends the program in one
 
 # isort: split
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
+from jobs.arguments.source import RawArgs
 from jobs.terminal import command
 from pipeline.core.errors import PipelineError
 from pipeline.dataset.manifest import Manifest, load
@@ -24,15 +25,7 @@ from pipeline.ingestion.diff import compare_datasets
 from pipeline.ingestion.image_check import DEFAULT_SHRUNK_QUALITY, Checks, ImageHandling
 from pipeline.ingestion.plan import SHARD_BYTES, IngestSettings
 from pipeline.ingestion.run import Ingested
-from pipeline.ingestion.sources import LAYOUTS, Source
-from pipeline.ingestion.sources.source import (
-    IMAGE_COLUMN_HELP,
-    LABEL_COLUMN_HELP,
-    MAX_QUARANTINED,
-    MAX_QUARANTINED_HELP,
-    VAL_SHARE,
-    VAL_SHARE_HELP,
-)
+from pipeline.ingestion.sources import Source
 from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent
 
@@ -49,20 +42,6 @@ class SourceArgs:
         str | None,
         command.option("a folder, an archive (tar, zip), a table of files and labels, or the word digits", "URI"),
     ] = None
-    layout: Annotated[str, command.option(f"auto, {', '.join(LAYOUTS)}", "NAME", "auto")] = "auto"
-    md5: Annotated[
-        str | None,
-        command.option("expected MD5 of a CIFAR archive; any: no check", "HEX", "the published archive's"),
-    ] = None
-    val_share: Annotated[float, command.option(VAL_SHARE_HELP, "X", "0.1")] = VAL_SHARE
-    image_column: Annotated[str | None, command.option(IMAGE_COLUMN_HELP, "NAME", "by content")] = None
-    label_column: Annotated[str | None, command.option(LABEL_COLUMN_HELP, "NAME", "by content and name")] = None
-
-    def make(self) -> Source | None:
-        """Returns the source, None if no flag names it. Raises PipelineError for a value out of range."""
-        if self.source is None:
-            return None
-        return Source(self.source, self.layout, self.md5, self.val_share, self.image_column, self.label_column)
 
 
 @dataclass(frozen=True)
@@ -103,11 +82,11 @@ class ContentArgs:
 class Args:
     """Ingests, or with --dry-run or --diff looks without writing."""
 
-    raw: Annotated[SourceArgs, command.group("data")] = SourceArgs()
+    data: Annotated[SourceArgs, command.group("data")] = SourceArgs()
+    raw: Annotated[RawArgs, command.group("data")] = field(default_factory=RawArgs)
     content: Annotated[ContentArgs, command.group("content")] = ContentArgs()
     out: Annotated[str | None, command.option("the data set's folder, new or empty", "URI")] = None
     workers: Annotated[int | None, command.option("shards written at a time", "N", "one per CPU")] = None
-    max_quarantined: Annotated[float, command.option(MAX_QUARANTINED_HELP, "N", "0.5")] = MAX_QUARANTINED
     dry_run: Annotated[bool, command.option("show the plan and its cost; write nothing", "")] = False
     diff: Annotated[
         tuple[str, str] | None,
@@ -120,7 +99,7 @@ def main(args: Args) -> None:
     if args.diff is not None:
         print_diff(*map(files.absolute, args.diff))
         return
-    source, settings = args.raw.make(), args.content.settings()
+    source, settings = args.raw.source(args.data.source), args.content.settings()
     if source is None or args.out is None:
         missing = "--source" if source is None else "--out"
         raise PipelineError(f"{missing} is missing; give --source URI --out URI, or --diff OLD NEW")
@@ -133,7 +112,7 @@ def main(args: Args) -> None:
             source,
             args.out,
             settings=settings,
-            max_quarantined=args.max_quarantined,
+            max_quarantined=args.raw.max_quarantined,
             workers=args.workers,
             progress=display,
         )

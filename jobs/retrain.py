@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs.arguments import training
+from jobs.arguments.source import RawArgs
 from jobs.terminal import command
 from pipeline.core.errors import RecipeError
 from pipeline.storage import files
@@ -109,9 +110,7 @@ class Args(training.TrainingArgs):
     """
 
     data: Annotated[DataArgs, command.group("data")] = DataArgs()
-    raw: Annotated[training.RawArgs, command.group("data")] = field(
-        default_factory=lambda: training.RawArgs(max_quarantined=0.1)
-    )
+    raw: Annotated[RawArgs, command.group("data")] = field(default_factory=lambda: RawArgs(max_quarantined=0.1))
     output: Annotated[OutputArgs, command.group("output")] = OutputArgs()
     promotion: Annotated[GateArgs, command.group("promotion gate")] = GateArgs()
     budget: Annotated[BudgetArgs, command.group("advanced")] = BudgetArgs()

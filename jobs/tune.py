@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from jobs.arguments.recipe import RecipeArgs
-from jobs.arguments.training import RawArgs
+from jobs.arguments.source import RawArgs
 from jobs.terminal import command
 from jobs.terminal.training_result import describe_dataset
 from pipeline.cluster.session import ray_session

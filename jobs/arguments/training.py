@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from jobs.arguments.flags import group, option
 from jobs.arguments.recipe import RecipeArgs
+from jobs.arguments.source import RawArgs
 from jobs.terminal.console import Display, console
 from jobs.terminal.continuation import command_to_repeat
 from pipeline.cluster import resources
@@ -16,15 +17,6 @@ from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
 from pipeline.core.progress import begin
 from pipeline.dataset.manifest import Manifest
-from pipeline.ingestion.sources import LAYOUTS, Source
-from pipeline.ingestion.sources.source import (
-    IMAGE_COLUMN_HELP,
-    LABEL_COLUMN_HELP,
-    MAX_QUARANTINED,
-    MAX_QUARANTINED_HELP,
-    VAL_SHARE,
-    VAL_SHARE_HELP,
-)
 from pipeline.training.automatic.weights import check_setting
 from pipeline.training.trackers.defaults import default_trackers
 from pipeline.training.workflow import TrainOptions, check_workers
@@ -81,32 +73,12 @@ class AdvancedArgs:
     trace_rows: Annotated[bool, _option("trace_rows", "")] = False
 
 
-@dataclass(frozen=True)
-class RawArgs:
-    """Raw images, where --data isn't a data set."""
-
-    layout: Annotated[str, option(f"layout of raw images: auto, {', '.join(LAYOUTS)}", "NAME", "auto")] = "auto"
-    md5: Annotated[
-        str | None, option("expected MD5 of a CIFAR archive; any: don't check", "HEX", "the official one")
-    ] = None
-    val_share: Annotated[float, option(VAL_SHARE_HELP, "X", "0.1")] = VAL_SHARE
-    max_quarantined: Annotated[float, option(MAX_QUARANTINED_HELP, "N", "0.5, or 0.1 in retraining")] = MAX_QUARANTINED
-    image_column: Annotated[str | None, option(IMAGE_COLUMN_HELP, "NAME", "by content")] = None
-    label_column: Annotated[str | None, option(LABEL_COLUMN_HELP, "NAME", "by content and name")] = None
-
-    def source(self, data: str | None) -> Source | None:
-        """Returns the value of --data as a source, None for CIFAR-10. Raises PipelineError for a value out of range."""
-        if data is None:
-            return None
-        return Source(data, self.layout, self.md5, self.val_share, self.image_column, self.label_column)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainingArgs:
     """Flags of every training job, in the order of --help; `data` and `output` are each job's own."""
 
     data: Any
-    raw: Annotated[RawArgs, group("data")] = RawArgs()
+    raw: Annotated[RawArgs, group("data")] = field(default_factory=RawArgs)
     recipe: Annotated[RecipeArgs, group("recipe")] = field(default_factory=RecipeArgs)
     start: Annotated[StartArgs, group("recipe")] = StartArgs()
     workers: Annotated[WorkerArgs, group("hardware")] = WorkerArgs()
