@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipeline.loader.batch import Batch
 from pipeline.loader.stage_times import STAGES, training_seconds, waiting_seconds
@@ -144,7 +143,7 @@ class Meter:
             return
         table = self._gathered([self._local_seconds(piece) for piece in pieces])
         for number, piece in enumerate(pieces):
-            by_rank = [dict(zip(STAGES, row, strict=True)) for row in table[:, number].tolist()]
+            by_rank = [dict(zip(STAGES, rank[number], strict=True)) for rank in table]
             for name, value in max(by_rank, key=waiting_seconds).items():
                 self._seconds[name] = self._seconds.get(name, 0.0) + value
                 piece.seconds[name] += value
@@ -161,12 +160,12 @@ class Meter:
         piece.spans.clear()
         return [*local.values()]
 
-    def _gathered(self, seconds: list[list[float]]) -> Tensor:
-        """Returns float64 [world_size, pieces, stages]: the seconds of each rank. seconds: [pieces, stages]."""
-        mine = torch.tensor(seconds, dtype=torch.float64)
+    def _gathered(self, seconds: list[list[float]]) -> list[list[list[float]]]:
+        """Returns [world_size, pieces, stages]: the seconds of each rank. seconds: [pieces, stages]."""
         if self._world_size == 1:
-            return mine[None]
-        mine = mine.to(self._device)
+            return [seconds]
+        mine = torch.tensor(seconds, dtype=torch.float64, device=self._device)
         parts = [torch.empty_like(mine) for _ in range(self._world_size)]
         torch.distributed.all_gather(parts, mine)
-        return torch.stack(parts).cpu()
+        table: list[list[list[float]]] = torch.stack(parts).tolist()
+        return table

@@ -1,5 +1,8 @@
 """Mutated images of all kinds: each is stored or refused, and every decoder of the loader reads what is stored."""
 
+import io
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.dataset.image_codec import decode
 from pipeline.ingestion.image_check import ImageHandling, Refused, Stored, check_image
 from pipeline.loader.decode import CropGeometry, DecoderName, best_decoder, decode_batch
+from tests.support.pictures.images import picture
 from tests.support.pictures.mutations import HEIGHT, KINDS, WIDTH, Change, samples
 
 # The kinds of reasons in docs/guides/ingest.md, but "unexpected error": that would be an error of ours.
@@ -64,3 +68,22 @@ def test_a_mutated_image_is_stored_or_refused(
         assert "\n" not in found.reason
     elif handling.checks == "decode" or "converted" in found.repair:  # the header of other JPEGs is trusted
         assert_every_decoder_reads(found)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_the_frame_header_allows_every_decoder_reads(progressive: bool) -> None:
+    """All markers of a frame, with the sampling factors of luma that libjpeg writes, and 8 and 12 bits."""
+    out, kinds = io.BytesIO(), set[str]()
+    picture(3, 16, 24).save(out, "JPEG", progressive=progressive, quality=90)
+    data = out.getvalue()
+    frame = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    for marker, bits in [*((marker, 8) for marker in range(0xC0, 0xD0)), (0xC0, 12), (0xC1, 12)]:
+        for vertical, horizontal in itertools.product((1, 2), (1, 2, 4)):
+            changed = bytearray(data)
+            changed[frame + 1], changed[frame + 4] = marker, bits
+            changed[frame + 11] = 16 * horizontal + vertical
+            found = check_image(bytes(changed), "a.jpg", ImageHandling())
+            kinds.add("refused" if isinstance(found, Refused) else found.repair)
+            if isinstance(found, Stored):
+                assert_every_decoder_reads(found)
+    assert {"", "refused"} <= kinds

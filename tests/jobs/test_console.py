@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from jobs.terminal import console as console_module
-from jobs.terminal.console import Display, Stage, clock
+from jobs.terminal.console import Display, Stage, clock, print_table
 from pipeline.core.progress import Bytes, begin, message
 
 
@@ -102,3 +102,8 @@ def test_on_a_terminal_messages_stay_and_the_changing_line_goes(monkeypatch: pyt
     text = out.getvalue()
     assert "epoch 4  top-1 98.1 %" in text
     assert text.rstrip("\n").endswith("\x1b[2K") or "\x1b[?25h" in text  # the line is erased, the cursor is back
+
+
+def test_lines_of_a_table_have_no_blanks_at_their_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("\nphotos", [("rows", "3"), ("path", "/a/long/place[/1]")])
+    assert capsys.readouterr().out == "\nphotos\nrows  3\npath  /a/long/place[/1]\n"

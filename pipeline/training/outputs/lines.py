@@ -12,7 +12,9 @@ def start_line(step: int, num_steps: int, steps_per_epoch: int, checkpoint_uri: 
     "continuing at step 350 of 1,200 (epoch 4.2) from checkpoint runs/x/checkpoints/000000350"
     """
     if checkpoint_uri is None:
-        return f"training {num_steps:,} steps: {num_steps / steps_per_epoch:g} epochs of {steps_per_epoch:,} steps"
+        epochs = num_steps / steps_per_epoch
+        unit = "epoch" if epochs == 1 else "epochs"
+        return f"training {num_steps:,} steps: {epochs:g} {unit} of {steps_per_epoch:,} steps"
     where = f"step {step:,} of {num_steps:,} (epoch {epoch_of(step, steps_per_epoch)})"
     return f"continuing at {where} from checkpoint {checkpoint_uri}"
 
