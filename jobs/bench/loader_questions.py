@@ -19,7 +19,7 @@ def resume(one: Pass) -> None:
     import ray.data  # importing isn't to be measured
 
     from pipeline.dataset.row_reader import load_index
-    from pipeline.loader import stream as _  # noqa: F401
+    from pipeline.loader.streaming import ray_stream as _  # noqa: F401
 
     order = order_of(one)
     step = round(0.9 * order.steps_per_epoch)

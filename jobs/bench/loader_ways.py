@@ -130,7 +130,7 @@ def stream_from(one: Pass, first_step: int) -> Generator[Any]:
     """Returns the stream of 10,000 epochs, from a global step on."""
     from pipeline.loader.decode import best_decoder
     from pipeline.loader.samplers import TrainSampler
-    from pipeline.loader.stream import stream_batches
+    from pipeline.loader.streaming.ray_stream import stream_batches
     from pipeline.loader.transform import Transform
 
     split, order = manifest.load(one.data).split("train"), order_of(one)

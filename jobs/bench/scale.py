@@ -79,7 +79,7 @@ def measure(count: int, seconds: float) -> tuple[float, float]:
 
 def _coordinate(seconds: float) -> tuple[float, float]:
     from pipeline.cluster.ray_tasks import TASK_CPUS, map_in_order
-    from pipeline.loader.stream import BATCHES_PER_EXECUTION
+    from pipeline.loader.streaming.ray_stream import BATCHES_PER_EXECUTION
 
     def blocks() -> Iterator[Any]:
         while True:

@@ -24,9 +24,9 @@ from pipeline.evaluation.inference import view_logits
 from pipeline.evaluation.inputs import Data, StrPath, absolute_uri, dataset_uri
 from pipeline.evaluation.predictions import UNIT_ROWS
 from pipeline.loader.decode import best_decoder
-from pipeline.loader.local import local_batches
 from pipeline.loader.normalise import Normalise
 from pipeline.loader.samplers import EvaluationSampler
+from pipeline.loader.streaming.threads import local_batches
 from pipeline.loader.transform import Transform, evaluation_transform
 from pipeline.models.load import TrainedModel, check_classes, find_model, load_net
 from pipeline.storage import files

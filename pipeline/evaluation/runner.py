@@ -22,10 +22,10 @@ from pipeline.evaluation.output_files import write_kept, write_robustness
 from pipeline.evaluation.predictions import UNIT_ROWS, Keep, write_predictions
 from pipeline.loader.batch import Batch
 from pipeline.loader.decode import DecoderName, best_decoder
-from pipeline.loader.local import local_batches
 from pipeline.loader.normalise import Normalise
 from pipeline.loader.samplers import EvaluationSampler, train_eval_split
-from pipeline.loader.stream import stream_batches
+from pipeline.loader.streaming.ray_stream import stream_batches
+from pipeline.loader.streaming.threads import local_batches
 from pipeline.loader.transform import Transform, evaluation_transform
 from pipeline.models.load import TrainedModel, check_classes, find_model, load_net
 from pipeline.storage import files

@@ -11,12 +11,12 @@ from pipeline.core.lazy import lazy
 if TYPE_CHECKING:
     from pipeline.loader.api import Loader
     from pipeline.loader.batch import Batch
-    from pipeline.loader.local import local_batches
     from pipeline.loader.normalise import Normalise
     from pipeline.loader.resident import load_resident, resident_batches
     from pipeline.loader.sample_order import Order
     from pipeline.loader.samplers import EvaluationSampler, TrainSampler, train_eval_split
-    from pipeline.loader.stream import stream_batches
+    from pipeline.loader.streaming.ray_stream import stream_batches
+    from pipeline.loader.streaming.threads import local_batches
     from pipeline.loader.transform import Transform, evaluation_transform, training_transform
 
 __all__ = [
@@ -40,12 +40,12 @@ __getattr__ = lazy(
     {
         "api": ("Loader",),
         "batch": ("Batch",),
-        "local": ("local_batches",),
+        "streaming.threads": ("local_batches",),
         "normalise": ("Normalise",),
         "resident": ("load_resident", "resident_batches"),
         "sample_order": ("Order",),
         "samplers": ("EvaluationSampler", "TrainSampler", "train_eval_split"),
-        "stream": ("stream_batches",),
+        "streaming.ray_stream": ("stream_batches",),
         "transform": ("Transform", "evaluation_transform", "training_transform"),
     },
 )

@@ -14,11 +14,11 @@ from pipeline.core.errors import CheckpointError
 from pipeline.dataset import manifest
 from pipeline.loader.batch import Batch
 from pipeline.loader.decode import best_decoder, check_decoder
-from pipeline.loader.local import local_batches
 from pipeline.loader.normalise import Normalise
 from pipeline.loader.resident import ResidentSplit, load_resident, resident_batches
 from pipeline.loader.sample_order import training_order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler
+from pipeline.loader.streaming.threads import local_batches
 from pipeline.loader.transform import evaluation_transform, training_transform
 from pipeline.storage import files
 

@@ -11,11 +11,11 @@ from pipeline.evaluation.distributed import gather_objects
 from pipeline.evaluation.predictions import UNIT_ROWS
 from pipeline.loader.batch import Batch
 from pipeline.loader.device.copy_ahead import copied_ahead
-from pipeline.loader.local import sample_images
 from pipeline.loader.resident import ResidentSplit, load_resident, resident_batches
 from pipeline.loader.sample_order import training_order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler, train_eval_split
-from pipeline.loader.stream import stream_source
+from pipeline.loader.streaming.ray_stream import stream_source
+from pipeline.loader.streaming.threads import sample_images
 from pipeline.loader.transform import Transform, evaluation_transform, training_transform
 from pipeline.training.job import TrainJob
 

@@ -22,7 +22,7 @@ from pipeline.loader.decode import best_decoder
 from pipeline.loader.resident import load_resident, resident_batches
 from pipeline.loader.sample_order import Order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler
-from pipeline.loader.stream import stream_batches
+from pipeline.loader.streaming.ray_stream import stream_batches
 from pipeline.loader.transform import Transform
 from pipeline.training import launch
 from pipeline.training.job import TrainJob

@@ -37,7 +37,7 @@ from pipeline.loader.decode import best_decoder
 from pipeline.loader.sample_order import Order
 from pipeline.config.augment import Augment
 from pipeline.loader.samplers import TrainSampler
-from pipeline.loader.stream import stream_batches
+from pipeline.loader.streaming.ray_stream import stream_batches
 from pipeline.loader.transform import Transform
 
 @dataclass(frozen=True)

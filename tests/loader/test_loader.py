@@ -17,8 +17,8 @@ from pipeline.dataset import manifest
 from pipeline.dataset.row_reader import load_index
 from pipeline.loader import Batch, Loader, Order, TrainSampler, load_resident, resident_batches
 from pipeline.loader.decode import best_decoder
-from pipeline.loader.local import local_batches
 from pipeline.loader.sample_order import training_order
+from pipeline.loader.streaming.threads import local_batches
 from pipeline.loader.transform import training_transform
 from tests.support.pictures.damaged import damaged_copy
 
@@ -163,7 +163,7 @@ def test_damaged_images_stop_the_loop_or_are_left_out(tree_dataset: str, tmp_pat
 
 
 def test_threads_make_a_bounded_number_of_batches_ahead(tree_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.loader.local.decode_threads", lambda: 3)
+    monkeypatch.setattr("pipeline.loader.streaming.threads.decode_threads", lambda: 3)
     split, asked = manifest.load(tree_dataset).split("train"), []
 
     class Noting(TrainSampler):

@@ -25,7 +25,7 @@ from pipeline.loader.decode import DecoderName, best_decoder
 from pipeline.loader.resident import load_resident, resident_batches
 from pipeline.loader.sample_order import Order
 from pipeline.loader.samplers import EvaluationSampler, TrainSampler
-from pipeline.loader.stream import checked_batches
+from pipeline.loader.streaming.ray_stream import checked_batches
 from pipeline.loader.transform import Transform
 
 
@@ -224,7 +224,7 @@ def test_read_only_arrays_become_tensors_without_a_copy_or_a_warning() -> None:
 def test_importing_the_loader_leaves_the_filters_of_warnings() -> None:
     code = (
         "import warnings, numpy, pyarrow, torch, torchvision; before = list(warnings.filters);"
-        "import pipeline.loader.api, pipeline.loader.stream; assert warnings.filters == before"
+        "import pipeline.loader.api, pipeline.loader.streaming.ray_stream; assert warnings.filters == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -19,14 +19,14 @@ from pipeline.config.recipe import SizeRamp
 from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest
 from pipeline.dataset.row_reader import load_index
-from pipeline.loader import stream as stream_module
 from pipeline.loader import transform as transform_module
 from pipeline.loader.batch import usable_positions
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.sample_order import Order
 from pipeline.loader.samplers import TrainSampler
 from pipeline.loader.stage_times import Stopwatch
-from pipeline.loader.stream import stream_batches
+from pipeline.loader.streaming import ray_stream as stream_module
+from pipeline.loader.streaming.ray_stream import stream_batches
 from pipeline.loader.transform import Transform
 from pipeline.training import launch
 from pipeline.training.job import TrainJob

@@ -12,10 +12,10 @@ from pipeline.core.keyed_random import Epochs
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import load_index
-from pipeline.loader.local import local_batches
 from pipeline.loader.normalise import Normalise
 from pipeline.loader.sample_order import Rows, training_order
 from pipeline.loader.samplers import TrainSampler, train_eval_split
+from pipeline.loader.streaming.threads import local_batches
 from pipeline.loader.transform import training_transform
 from pipeline.models.batch_transforms import transform_batch
 from pipeline.training.job import TrainJob

@@ -23,7 +23,7 @@ from pipeline.dataset.row_group_cache import folder_of
 from pipeline.dataset.row_reader import load_index
 from pipeline.loader.batch import Batch, batch_from_columns
 from pipeline.loader.samplers import Sampler
-from pipeline.loader.stream_task import BatchTask
+from pipeline.loader.streaming.ray_task import BatchTask
 from pipeline.loader.transform import Transform
 
 Block = dict[str, npt.NDArray[Any]]

@@ -1,0 +1,1 @@
+"""Streams of batches: made by threads of this process, or by Ray Data tasks."""
