@@ -3,6 +3,8 @@
 Streamed images are cropped and flipped while they are decoded (`crop_boxes`, `flips`, then `decode.decode_batch`).
 `augment_batch` does the other operations, and for resident images all of them, on batches of one size and on any
 device. Both work on uint8 and use the same random numbers.
+
+torchvision is imported by the operations that need it: it takes over a second, in every process.
 """
 
 import math
@@ -10,16 +12,11 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from pipeline.config.augment import Augment
 from pipeline.core.keyed_random import Epochs, Keys, Stream, bits, uniform
-from pipeline.loader.auto_augment import rand_augment, trivial_augment
 from pipeline.loader.crops import Draws, crop_boxes, crop_shifts, flips
 from pipeline.loader.device.send import send
-
-_ANTIALIASED = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
 
 
 def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
@@ -46,11 +43,15 @@ def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys:
 
 
 def _resized_crops(images: Tensor, spec: Augment, draws: Draws) -> Tensor:
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
+    antialiased = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
     size = images.shape[-1]
     sizes = np.full(len(images), size, dtype=np.int64)
     boxes = crop_boxes(sizes, sizes, spec, draws).tolist()
     crops = [
-        F.resized_crop(image, top, left, height, width, [size, size], **_ANTIALIASED)
+        F.resized_crop(image, top, left, height, width, [size, size], **antialiased)
         for image, (top, left, height, width) in zip(images, boxes, strict=True)
     ]
     return torch.stack(crops)
@@ -87,6 +88,8 @@ def gather_crops(images: Tensor, rows: Tensor, from_y: Tensor, from_x: Tensor) -
 
 
 def _auto_augment(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
+    from pipeline.loader.auto_augment import rand_augment, trivial_augment
+
     if spec.auto == "trivial":
         lines = uniform(seed, epoch, Stream.AUTO, keys, 3)
         samples = [trivial_augment(image, draws) for image, draws in zip(images, lines, strict=True)]
@@ -100,10 +103,15 @@ def _auto_augment(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys:
 
 
 def _rotate(image: Tensor, degrees: float) -> Tensor:
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
     return F.rotate(image, float(degrees), interpolation=InterpolationMode.BILINEAR)
 
 
 def _jitter(image: Tensor, spec: Augment, draws: Draws) -> Tensor:
+    from torchvision.transforms.v2 import functional as F
+
     factors = 1 + (2 * draws - 1) * (spec.brightness, spec.contrast, spec.saturation, spec.hue)
     if spec.brightness:
         image = F.adjust_brightness(image, float(factors[0]))

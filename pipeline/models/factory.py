@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from pipeline.config.choices import MODELS, check_choice
@@ -22,8 +21,14 @@ from pipeline.models.small_networks import Airbench, FastResNet, SeedCnn
 _SMALL_IMAGE_PX = 64  # and below: a first layer of stride 4, as for 224 pixels, would leave too few pixels
 
 
+def _of_torchvision(name: str, num_classes: int) -> Any:
+    import torchvision  # here: it takes over a second
+
+    return torchvision.models.get_model(name, num_classes=num_classes)
+
+
 def _resnet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
-    model: Any = torchvision.models.get_model(name, num_classes=num_classes)
+    model: Any = _of_torchvision(name, num_classes)
     if image_size_px <= _SMALL_IMAGE_PX:  # as He et al., 1512.03385, section 4.2: 3x3, stride 1, no pooling
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         model.maxpool = nn.Identity()
@@ -31,7 +36,7 @@ def _resnet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
 
 
 def _densenet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
-    model: Any = torchvision.models.get_model(name, num_classes=num_classes)
+    model: Any = _of_torchvision(name, num_classes)
     if image_size_px <= _SMALL_IMAGE_PX:
         features = model.features
         features.conv0 = nn.Conv2d(3, features.conv0.out_channels, 3, padding=1, bias=False)
@@ -40,7 +45,7 @@ def _densenet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
 
 
 def _vgg(name: str, num_classes: int, image_size_px: int) -> nn.Module:
-    model: Any = torchvision.models.get_model(name, num_classes=num_classes)
+    model: Any = _of_torchvision(name, num_classes)
     if image_size_px <= _SMALL_IMAGE_PX:  # five poolings leave 1 pixel of 32, not 7x7; one linear layer is enough
         model.avgpool = nn.AdaptiveAvgPool2d(1)
         model.classifier = nn.Linear(512, num_classes)
@@ -48,7 +53,7 @@ def _vgg(name: str, num_classes: int, image_size_px: int) -> nn.Module:
 
 
 def _alexnet(name: str, num_classes: int, image_size_px: int) -> nn.Module:
-    model: Any = torchvision.models.get_model(name, num_classes=num_classes)
+    model: Any = _of_torchvision(name, num_classes)
     if image_size_px <= _SMALL_IMAGE_PX:  # 3x3 with stride 1, because 11x11 with stride 4 would leave 7 pixels of 32
         model.features[0] = nn.Conv2d(3, 64, 3, padding=1)
         model.avgpool = nn.AdaptiveAvgPool2d(2)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F
 
 from pipeline.config.choices import check_choice
 from pipeline.core.errors import RecipeError
@@ -59,6 +58,8 @@ def _salt_and_pepper(images: Tensor, share: float, keys: Keys) -> Tensor:
 
 
 def _gaussian_blur(images: Tensor, deviation: float, keys: Keys) -> Tensor:
+    from torchvision.transforms.v2 import functional as F  # here: it takes over a second
+
     reach = min(2 * round(4 * deviation) + 1, images.shape[-1] // 2 * 2 - 1)
     return F.gaussian_blur(images, [reach, reach], [deviation, deviation])
 
