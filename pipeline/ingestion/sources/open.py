@@ -11,6 +11,7 @@ from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.located import list_source
 from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.published import cifar100, tiny_imagenet
+from pipeline.ingestion.sources.recognise.lookalikes import lookalike
 from pipeline.ingestion.sources.source import Source
 from pipeline.ingestion.sources.tables import image_parquet, labels
 from pipeline.ingestion.sources.tables.choose_tables import TableOptions
@@ -103,7 +104,7 @@ _LAYOUTS = {
         named.may_match,
     ),
     "table": _Layout(
-        "a table of (file, label[, split]) with a folder of images: labels.csv, train.csv, .tsv, .parquet, .jsonl",
+        "a table of (file, label[, split]) with a folder of images: labels.csv, train.csv, .tsv, .parquet, .json",
         labels.matches,
         lambda listing, options: labels.build_index(listing, options.name, options.tables),
         labels.has_table,
@@ -158,7 +159,7 @@ def _build_folders(listing: Listing, options: _Options) -> Index:
     try:
         index = _LAYOUTS["folders"].build(listing, options)
     except SourceError as error:
-        if problem := named.problem(listing):
+        if problem := lookalike(listing.names) or named.problem(listing):
             raise SourceError(f"{error}; {problem}") from error
         if not labels.has_table(listing):
             raise

@@ -1,6 +1,8 @@
 """Tables of (file, label[, split]) with a folder of images: the rows of class folders of the same images."""
 
+import gzip
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +59,31 @@ def parquet(rows: list[tuple[str, ...]]) -> bytes:
     return out.getvalue()
 
 
+def as_json(content: object) -> bytes:
+    return json.dumps(content).encode()
+
+
+def stems(found: dict[str, tuple[str, bytes]]) -> list[str]:
+    return list(found)
+
+
+def labels_of(found: dict[str, tuple[str, bytes]]) -> list[str]:
+    return [label for label, _ in found.values()]
+
+
+def coco(found: dict[str, tuple[str, bytes]]) -> bytes:
+    """Returns annotations as iNaturalist has them; one image has two boxes of its class."""
+    boxes = [{"image_id": n, "category_id": 7 + CLASSES.index(label)} for n, label in enumerate(labels_of(found))]
+    return as_json(
+        {
+            "info": {"year": 2021},
+            "images": [{"id": n, "file_name": f"{stem}.jpg", "width": 32} for n, stem in enumerate(found)],
+            "annotations": [*boxes, boxes[0]],
+            "categories": [{"id": 7 + n, "name": name} for n, name in enumerate(CLASSES)],
+        }
+    )
+
+
 HEADER = [("file", "label")]
 ONE = {"": TRAIN}
 SPLIT = {"train": TRAIN, "val": VAL}
@@ -96,6 +123,23 @@ LAYOUTS: dict[str, tuple[Files, dict[str, dict[str, tuple[str, bytes]]]]] = {
             **flat(TRAIN),
         },
         ONE,
+    ),
+    "gzip": ({"labels.csv.gz": gzip.compress(csv(HEADER + table(TRAIN))), **flat(TRAIN, "images/")}, ONE),
+    "json rows": ({"labels.json": as_json([{"file": a, "label": b} for a, b in table(TRAIN)]), **flat(TRAIN)}, ONE),
+    "json columns as pandas writes them": (
+        {
+            "labels.json": as_json(
+                {name: dict(enumerate(values)) for name, values in (("f", stems(TRAIN)), ("label", labels_of(TRAIN)))}
+            ),
+            **flat(TRAIN),
+        },
+        ONE,
+    ),
+    "json of file and label": ({"a/labels.json": as_json(dict(table(TRAIN))), **flat(TRAIN, "a/images/")}, ONE),
+    "coco": ({"instances.json": coco(TRAIN), **flat(TRAIN, "images/")}, ONE),
+    "coco, a file a split": (
+        {"train2017.json": coco(TRAIN), "val2017.json": coco(VAL), **flat({**TRAIN, **VAL}, "images/")},
+        SPLIT,
     ),
     "list in plain text": ({"all.txt": csv(table(TRAIN, below="images/"), " "), **flat(TRAIN, "images/")}, ONE),
     "numbers and names": (
@@ -248,13 +292,21 @@ def test_a_test_table_without_labels_is_left_aside_and_said(tmp_path: Path) -> N
 
 
 def test_what_a_table_lacks_or_has_too_much_is_named(tmp_path: Path) -> None:
-    rows = [*table(TRAIN), ("gone.jpg", "bee"), ("empty.jpg", ""), ("both.jpg", "ant"), ("both.jpg", "cow")]
+    rows = [
+        *table(TRAIN),
+        ("gone.jpg", "bee"),
+        ("empty.jpg", ""),
+        ("nan.jpg", "NaN"),
+        ("both.jpg", "ant"),
+        ("both.jpg", "cow"),
+    ]
     files = {"a.csv": csv(HEADER + rows), **flat(TRAIN)}
-    files |= {"empty.jpg": jpeg(1), "both.jpg": jpeg(2), "unnamed.jpg": jpeg(3), "notes.txt": b"x"}
+    files |= {"empty.jpg": jpeg(1), "nan.jpg": jpeg(4), "both.jpg": jpeg(2), "unnamed.jpg": jpeg(3), "notes.txt": b"x"}
     index = opened(write_tree(tmp_path / "s", files), tmp_path)
     assert {(each.key, each.label, each.reason) for each in index.unusable} == {
         ("bee/gone.jpg", 1, "missing: a.csv names it"),
         ("empty.jpg", -1, "no label: a.csv has none for it"),
+        ("nan.jpg", -1, "no label: a.csv has none for it"),
         ("both.jpg", -1, "two labels: 'ant', 'cow' in a.csv"),
     }
     assert index.ignored == {"images that no table names": 1, ".csv": 1, ".txt": 1}
@@ -371,6 +423,31 @@ BAD: dict[str, tuple[bytes, str]] = {
     "one class": (csv(HEADER + [(a, "x") for a, _ in table(TRAIN)]), r"one class only \('x'\)"),
     "binary": (bytes(range(256)) * 4, r"a\.csv: "),
 }
+
+OTHERS: dict[str, tuple[dict[str, bytes], str]] = {
+    "json that names classes": ({"class_indices.json": as_json({"0": "ant", "1": "bee"})}, "no class folder|one class"),
+    "json that is damaged": ({"labels.json": b'[{"file": "im000.jpg",'}, "one class only"),
+    "json that is deep": ({"labels.json": b"[" * 100_000}, "one class only"),
+    "gzip that is cut": ({"labels.csv.gz": gzip.compress(csv(HEADER + table(TRAIN)))[:40]}, "cut off"),
+    "gzip that isn't": ({"labels.csv.gz": csv(HEADER + table(TRAIN))}, r"labels\.csv\.gz: .*damaged gzip"),
+    "a spreadsheet": ({"labels.xlsx": b"PK\x03\x04"}, r"labels\.xlsx isn't read: save it as a table in CSV"),
+    "boxes of VOC": (
+        {f"Annotations/{stem}.xml": b"<annotation/>" for stem in TRAIN},
+        r"look like boxes of objects \(Pascal VOC's form\)",
+    ),
+    "boxes of YOLO": (
+        {f"labels/{stem}.txt": b"0 0.5 0.5 1 1\n" for stem in TRAIN},
+        r"boxes of objects \(YOLO's form\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_only_looks_like_a_table_is_one_line_with_the_remedy(tmp_path: Path, kind: str) -> None:
+    files, message = OTHERS[kind]
+    with pytest.raises(SourceError, match=message) as caught:
+        opened(write_tree(tmp_path / "s", {**files, **flat(TRAIN, "images/")}), tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", BAD)

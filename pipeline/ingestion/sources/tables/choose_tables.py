@@ -8,7 +8,7 @@ from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.recognise.split_words import split_of
 from pipeline.ingestion.sources.tables.columns import Choice, choose_columns
 from pipeline.ingestion.sources.tables.finder import Finder
-from pipeline.ingestion.sources.tables.read import LIST_SUFFIX, Table, is_table, read_table
+from pipeline.ingestion.sources.tables.read import LIST_SUFFIXES, Table, is_table, read_table
 from pipeline.ingestion.sources.tables.split_words import split_in
 
 _FEW = 0.2  # share of the rows of the largest table
@@ -85,14 +85,23 @@ def table_rows(listing: Listing, finder: Finder, only: str | None) -> list[int]:
     if only is not None:
         return [listing.names.index(only)]
     tables = [row for row, name in enumerate(listing.names) if is_table(name)]
-    if not tables:  # lists in plain text are many things; one whose first word names an image is a table
-        lists = [row for row, name in enumerate(listing.names) if name.lower().endswith(LIST_SUFFIX)]
+    if not tables:
+        lists = [row for row, name in enumerate(listing.names) if name.lower().endswith(LIST_SUFFIXES)]
+        lists.sort(key=lambda row: listing.names[row].count("/"))
         tables = [row for row in lists[:_MOST_TABLES] if _is_list(listing, row, finder)]
     return sorted(tables, key=lambda row: (listing.names[row].count("/"), listing.names[row]))[:_MOST_TABLES]
 
 
 def _is_list(listing: Listing, row: int, finder: Finder) -> bool:
-    words = listing.member(row).read().split(b"\n", 1)[0].decode("utf-8", "replace").rsplit(None, 1)
+    """Whether a text file begins with the name of an image, or a JSON file has such names."""
+    member = listing.member(row)
+    if listing.names[row].lower().endswith(".json"):
+        try:
+            columns = read_table(member, listing.uri, finder.names_file).columns
+        except SourceError:  # it may be anything
+            return False
+        return any(finder.naming(values)[1] for values in columns.values())
+    words = member.read().split(b"\n", 1)[0].decode("utf-8", "replace").rsplit(None, 1)
     return len(words) == 2 and finder.names_file(words[0])
 
 

@@ -122,7 +122,8 @@ def choose_labels(
 
 
 def _stripped(values: Sequence[str]) -> list[str]:
-    """Returns labels without spaces around them; whole numbers that were written as 3.0 become 3."""
+    """Returns labels without spaces around them; NaN becomes "", none, and whole numbers written as 3.0 become 3."""
+    values = ["" if value.strip().lower() == "nan" else value for value in values]
     if all(_WHOLE.fullmatch(value) for value in set(values) if value):
         return [value.partition(".")[0] for value in values]
     return [value.strip() for value in values]

@@ -1,8 +1,11 @@
-"""Reads a table of file names and labels as text: CSV, TSV, JSON lines, Parquet, or a list in plain text."""
+"""Reads a table of file names and labels as text: CSV, TSV, JSON, Parquet, or a list in plain text.
+
+CSV and TSV may be compressed by gzip.
+"""
 
 import io
-import json
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,9 +13,10 @@ import pyarrow as pa
 
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.sources.members import Member
+from pipeline.ingestion.sources.tables.json_tables import json_columns, json_lines_columns
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-LIST_SUFFIX = ".txt"
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".parquet")
+LIST_SUFFIXES = (".txt", ".json")  # many things; tables where what they hold names files
 MAX_BYTES = 1 << 30
 _MAX_COLUMNS = 4096
 _DELIMITERS = ",;\t|"
@@ -44,7 +48,7 @@ def is_table(name: str) -> bool:
 
 def is_table_file(name: str) -> bool:
     """Whether a file that is given as a source is a table by its name."""
-    return name.lower().endswith((*SUFFIXES, LIST_SUFFIX))
+    return name.lower().endswith((*SUFFIXES, *LIST_SUFFIXES))
 
 
 def read_table(member: Member, uri: str, names_file: Callable[[str], bool]) -> Table:
@@ -58,25 +62,41 @@ def read_table(member: Member, uri: str, names_file: Callable[[str], bool]) -> T
         raise SourceError(f"{place}: the table is empty; it needs a column of file names and one of labels")
     if member.length > MAX_BYTES:
         raise SourceError(f"{place}: the table has {member.length:,} bytes, the limit is {MAX_BYTES:,}; split it")
-    data = member.read()
     try:
-        if member.name.lower().endswith(".parquet"):
-            columns = _parquet_columns(data)
-        elif member.name.lower().endswith(".jsonl"):
-            columns = _json_columns(data)
-        elif member.name.lower().endswith(LIST_SUFFIX):
-            columns = _list_columns(data)
-        else:
-            columns = _csv_columns(data, names_file)
+        columns = _columns(member.name.lower(), member.read(), names_file)
     except UnicodeDecodeError as error:
         raise SourceError(f"{place}: the table isn't UTF-8 ({error}); save it as UTF-8") from error
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError, RecursionError) as error:
         reason = re.sub(r"\s+", " ", str(error))[:200]
         remedy = "save it as UTF-8" if "UTF8" in reason else "mend it or download it again"
         raise SourceError(f"{place}: the table can't be read ({reason}); {remedy}") from error
     if not columns or not len(next(iter(columns.values()))):
         raise SourceError(f"{place}: the table has no rows; it needs a column of file names and one of labels")
     return Table(member.name, columns)
+
+
+def _columns(name: str, data: bytes, names_file: Callable[[str], bool]) -> dict[str, list[str]]:
+    if name.endswith(".parquet"):
+        return _parquet_columns(data)
+    if name.endswith(".jsonl"):
+        return json_lines_columns(data)
+    if name.endswith(".json"):
+        return json_columns(data)
+    if name.endswith(".txt"):
+        return _list_columns(data)
+    return _csv_columns(_unzipped(data) if name.endswith(".gz") else data, names_file)
+
+
+def _unzipped(data: bytes) -> bytes:
+    """Returns the content of a gzip file. Raises ValueError if it is damaged, cut off or too long."""
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        content = stream.decompress(data, MAX_BYTES)
+    except zlib.error as error:
+        raise ValueError(f"damaged gzip: {error}") from error
+    if not stream.eof:
+        raise ValueError("the gzip file is cut off, or has more than a table can")
+    return content
 
 
 def _csv_columns(data: bytes, names_file: Callable[[str], bool]) -> dict[str, list[str]]:
@@ -116,15 +136,6 @@ def _as_text(column: pa.ChunkedArray) -> list[str] | None:
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         return None
     return ["" if value is None else str(value) for value in column.to_pylist()]
-
-
-def _json_columns(data: bytes) -> dict[str, list[str]]:
-    rows = [json.loads(line) for line in data.decode("utf-8-sig").splitlines() if line.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("a line isn't an object with names and values")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    plain = [name for name in names if not any(isinstance(row.get(name), (dict, list)) for row in rows)]
-    return {name: ["" if row.get(name) is None else str(row[name]) for row in rows] for name in plain}
 
 
 def _list_columns(data: bytes) -> dict[str, list[str]]:
