@@ -2,8 +2,8 @@
 
 Seven sections run one after the other, each in a process and a time of its own: ceilings of the device, correctness,
 ResNet-50, CIFAR-10 in seconds, the decoder, checkpoints, and a stream by Ray with kills. Only the last needs Ray. The
-results are written after each section, so that a cut loses nothing. Without archives the images are generated, and
-the results say so.
+results are written while they come, so a cut loses nothing, and neither does a section that fails. Without archives the
+images are generated, and the results say so.
 
 Exit status: 1 if a section failed, a check of correctness among them. A target that is missed is reported, no failure.
 
@@ -38,9 +38,10 @@ def main(args: Args) -> None:
     """Runs the sections and prints the table of targets."""
     import torch
 
-    from jobs.bench.gpu import pictures, targets
+    from jobs.bench.gpu import pictures
     from jobs.bench.gpu.child import MODULES, Settings
     from jobs.bench.gpu.sections import Proof, chosen
+    from jobs.bench.gpu.targets import shown
 
     if unknown := set(args.sections) - set(MODULES):
         raise PipelineError(f"--sections {', '.join(sorted(unknown))}: no such section; there are {', '.join(MODULES)}")
@@ -55,9 +56,7 @@ def main(args: Args) -> None:
         proof, names = Proof(args.out, settings, args.seconds), chosen(args.sections)
         for number, name in enumerate(names):
             proof.run(name, names[number + 1 :])
-            proof.values["table"] = targets.table(proof.values["sections"], device == "cuda" and not args.small)
-            proof.write()
-    command.print_table("Targets", [(line["what"], targets.shown(line)) for line in proof.values["table"]])
+    command.print_table("Targets", [(line["what"], shown(line)) for line in proof.values["table"]])
     command.console.print(f"results: {args.out}")
     if failed := [name for name, each in proof.values["sections"].items() if each["status"] == "failed"]:
         command.console.print(f"failed: {', '.join(failed)}")

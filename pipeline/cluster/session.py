@@ -138,11 +138,24 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),
-            include_dashboard=num_workers > 0,  # Ray Train asks it when a run is cleaned up
+            include_dashboard=num_workers > 0 and _can_start_dashboard(),
             log_to_driver=False,
             logging_level=logging.WARNING,
             _temp_dir=folder,
         )
+
+
+def _can_start_dashboard() -> bool:
+    """Returns whether the packages of Ray's dashboard are here (aiohttp, OpenTelemetry and others: `ray[default]`).
+
+    Ray Train asks it whether the process that led a run still lives, to free what the run had reserved. A session on
+    this machine trains without it, too: Ray itself frees that when the process or the session ends.
+    """
+    try:
+        import ray.dashboard.optional_deps  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 @contextmanager

@@ -59,8 +59,9 @@ class Place:
 
     @staticmethod
     def alone(device: torch.device) -> "Place":
-        """Returns the place of a process that trains by itself: without Ray."""
-        return Place(0, 1, 1, device)
+        """Returns the place of a process that trains by itself, without Ray. "cuda" is the first GPU."""
+        # torch.cuda.set_device refuses a device without a number.
+        return Place(0, 1, 1, torch.device("cuda", 0) if device == torch.device("cuda") else device)
 
     @staticmethod
     def in_ray() -> "Place":
@@ -167,7 +168,7 @@ def _initialise(net: nn.Module, job: TrainJob, batches: Batches) -> None:
         load_pretrained(net, job.pretrained.uri)
     elif isinstance(net, Whitened):
         normalise = Normalise(job.recipe.pixel_mean, job.recipe.pixel_std).to(batches.device)
-        net.fit_whitening(normalise(batches.whitening_images().to(batches.device)).cpu())
+        net.fit_whitening(normalise(batches.whitening_images().to(batches.device)))
 
 
 def _make_learner(net: nn.Module, job: TrainJob, batches: Batches, exits: contextlib.ExitStack) -> Learner:

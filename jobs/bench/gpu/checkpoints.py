@@ -5,7 +5,6 @@ import tempfile
 import time
 
 import numpy as np
-import torch
 
 from jobs.bench.gpu.child import Bench
 from jobs.bench.gpu.clock import now
@@ -19,7 +18,7 @@ _PERCENTILES = (50, 90, 99, 100)
 
 def run(bench: Bench) -> None:
     """Measures each way in turn, with a checkpoint every ten steps to a local disk."""
-    device = torch.device(bench.settings.device)
+    device = bench.device
     recipe = resnet_recipe(bench, 4 if bench.small else 128)
     batch = photo_batch(bench, recipe.global_batch_size, recipe.image_size_px).to(device)
     step, net, optimizers = make_step(recipe, batch)

@@ -3,15 +3,17 @@
 A section runs alone in its process, so that a crash, a hang or an error of the device ends that section and no other.
 """
 
+import contextlib
 import importlib
 import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.core.finite import finite_or_none
 from pipeline.storage import files
 
 MODULES = {
@@ -46,8 +48,8 @@ class SkippedError(Exception):
     """Raised by a section that can't run here: why."""
 
 
-class ChecksFailedError(Exception):
-    """Raised at the end of a section of which a check of correctness failed."""
+class PartsFailedError(Exception):
+    """Raised at the end of a section of which a part or a check of correctness failed."""
 
 
 class Bench:
@@ -60,8 +62,17 @@ class Bench:
         self.name, self.settings, self._out = name, settings, out
         self.results: dict[str, Any] = {}
         self.remarks: list[str] = []
+        self.errors: dict[str, str] = {}
         self._started = time.monotonic()
         self._ends = self._started + seconds
+
+    @property
+    def device(self) -> Any:
+        """The torch.device of the section."""
+        import torch
+
+        # With its number: torch.cuda.set_device refuses a device without one.
+        return torch.device("cuda", 0) if self.settings.device == "cuda" else torch.device("cpu")
 
     @property
     def small(self) -> bool:
@@ -91,6 +102,18 @@ class Bench:
         self.write("running")
         print(f"  {name:<34} {'passed' if passed else 'FAILED'}: {line}", flush=True)
 
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Keeps and shows the error of a part of the section, which goes on, and has failed at its end."""
+        try:
+            yield
+        except SkippedError:
+            raise
+        except Exception as error:  # of any kind: it is the result of this part
+            self.errors[name] = traceback.format_exc()
+            self.remark(f"{name}: FAILED, {_in_one_line(error)}")
+            self.write("running")
+
     def remark(self, line: str) -> None:
         """Keeps a line about what was left out or is special, and shows it."""
         self.remarks.append(line)
@@ -100,22 +123,27 @@ class Bench:
         """Writes the file."""
         seconds = round(time.monotonic() - self._started, 2)
         values = {"status": status, "seconds": seconds, "results": self.results, "remarks": self.remarks, **more}
-        files.write_json(self._out, values, pretty=True)
+        if self.errors:
+            values["errors"] = self.errors
+        files.write_json(self._out, finite_or_none(values), pretty=True)
 
-    def run(self, section: Callable[["Bench"], None]) -> None:
-        """Runs a section, and writes how it ended: done, skipped, or failed with the error."""
+    def run(self, module: str) -> None:
+        """Runs the section in a module, and writes how it ended: done, skipped, or failed with the error."""
         try:
-            section(self)
+            importlib.import_module(module).run(self)
             failed = [name for name, check in self.results.get("checks", {}).items() if not check["passed"]]
-            if failed:
-                raise ChecksFailedError(f"{len(failed)} checks failed: {', '.join(failed)}")
+            if wrong := [*failed, *self.errors]:
+                raise PartsFailedError(f"{len(wrong)} failed: {', '.join(wrong)}")
         except SkippedError as reason:
             self.write("skipped", reason=str(reason))
         except Exception as error:  # of any kind: it is the result of this section
-            line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            self.write("failed", error=line, traceback=traceback.format_exc())
+            self.write("failed", error=_in_one_line(error), traceback=traceback.format_exc())
         else:
             self.write("done")
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _shown(value: Any) -> str:
@@ -129,8 +157,7 @@ def main() -> None:
     name, seconds, settings, out = sys.argv[1:]
     bench = Bench(name, Settings(**json.loads(settings)), float(seconds), out)
     bench.write("running")
-    module = importlib.import_module(f"jobs.bench.gpu.{MODULES[name]}")
-    bench.run(module.run)
+    bench.run(f"jobs.bench.gpu.{MODULES[name]}")
 
 
 def command(name: str, seconds: float, settings: Settings, out: str) -> list[str]:

@@ -36,7 +36,7 @@ Run = Callable[[int], dict[str, float]]
 
 def run(bench: Bench) -> None:
     """Trains with both in turn, and records seconds and top-1 of each seed."""
-    device = torch.device(bench.settings.device)
+    device = bench.device
     original = is_original_cifar(bench.settings)
     bench.record("original_pixels", original, "CIFAR-10's own pixels" if original else "not CIFAR-10 in full")
     splits = {
@@ -47,11 +47,12 @@ def run(bench: Bench) -> None:
     variants: dict[str, Run] = {PUBLISHED: Method(splits["train"], splits["val"]).run, OURS: ours.run}
     _in_turn(bench, variants, 1 if bench.small else _SEEDS, device)
     if device.type == "cuda" and bench.has(_COMPILE_SECONDS, "torch.compile"):
-        compiled: dict[str, Run] = {
-            f"{PUBLISHED}, compiled": Method(splits["train"], splits["val"], compiled=True).run,
-            f"{OURS}, compiled": _Ours(bench, device, ours.batches, compiled=True).run,
-        }
-        _in_turn(bench, compiled, _COMPILED_SEEDS, device)
+        with bench.part("torch.compile"):
+            compiled: dict[str, Run] = {
+                f"{PUBLISHED}, compiled": Method(splits["train"], splits["val"], compiled=True).run,
+                f"{OURS}, compiled": _Ours(bench, device, ours.batches, compiled=True).run,
+            }
+            _in_turn(bench, compiled, _COMPILED_SEEDS, device)
 
 
 def _in_turn(bench: Bench, variants: dict[str, Run], num_seeds: int, device: torch.device) -> None:
@@ -116,7 +117,7 @@ class _Ours:
             net = worker.learner.net
             assert isinstance(net, Whitened)
             # Again: it is part of a run's time, and gives the same weights.
-            net.fit_whitening(worker.learner.train_step.normalise(worker.batches.whitening_images()).cpu())
+            net.fit_whitening(worker.learner.train_step.normalise(worker.batches.whitening_images()))
             run_steps(worker, WithoutRay(TrainingSchedule.of(worker), checkpoints=True))
             trained = now(self._device)
             scores = scores_of(validate(worker), worker.data.classes)

@@ -32,15 +32,20 @@ _WAIT_STEPS = 6
 def run(bench: Bench) -> None:
     """Checks what must hold on any device, however fast it is."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic products; read when the device is first used
-    device = torch.device(bench.settings.device)
+    device = bench.device
     for name in get_args(OptimizerName):
-        _check_optimizer(bench, name, device)
+        with bench.part(f"optimiser {name}"):
+            _check_optimizer(bench, name, device)
     recipe = resnet_recipe(bench, 4 if bench.small else 64)
     batch = photo_batch(bench, recipe.global_batch_size, recipe.image_size_px)
-    _check_not_finite(bench, recipe, batch, device)
-    _check_resume(bench, recipe, batch, device)
-    _check_collectives(bench, device)
-    _check_waits(bench, recipe, batch, device)
+    with bench.part("waits"):
+        _check_waits(bench, recipe, batch, device)
+    with bench.part("a planted NaN"):
+        _check_not_finite(bench, recipe, batch, device)
+    with bench.part("resume"):
+        _check_resume(bench, recipe, batch, device)
+    with bench.part("collective operations"):  # last: it may hang where NCCL does
+        _check_collectives(bench, device)
 
 
 # --- optimisers --------------------------------------------------------------------------------------------------

@@ -5,65 +5,86 @@ import torch
 from jobs.bench.gpu.child import Bench
 from jobs.bench.gpu.clock import Measured, Steps, interleaved
 from jobs.bench.gpu.steps import make_step, our_steps, photo_batch, plain_steps, resnet_recipe
-from jobs.bench.gpu.whole_loop import Loop, open_loop
+from jobs.bench.gpu.whole_loop import open_loop
 from pipeline.config.recipe import Recipe
 from pipeline.loader.batch import Batch
 from pipeline.models.flops import operations_per_image
 
 PLAIN, STEP, LOOP = "plain PyTorch", "our step", "our whole loop"
 _ROUNDS = 3
-_COMPILE_SECONDS = 45.0  # that compiling one network takes, about; a guess for a fast machine
+_COMPILE_SECONDS = 40.0  # that compiling one network takes, about; a guess for a fast machine
 
 
 def run(bench: Bench) -> None:
-    """Measures images a second for each batch size, the largest first, and at last what is compiled."""
-    device = torch.device(bench.settings.device)
+    """Measures images a second for each batch size: the largest, the same compiled, and the smaller ones."""
     sizes = (4,) if bench.small else (256, 128, 32)
     recipe = resnet_recipe(bench, sizes[0])
     batch = photo_batch(bench, sizes[0], recipe.image_size_px)
-    net = make_step(recipe, batch.to("cpu"))[1]
-    operations = operations_per_image(net, recipe.image_size_px)
-    bench.record("operations_per_image", operations, f"{operations:.3g} operations, {recipe.model}")
+    with bench.part("operations"):
+        operations = operations_per_image(make_step(recipe, batch)[1], recipe.image_size_px)
+        bench.record("operations_per_image", operations, f"{operations:.3g} operations, {recipe.model}")
     for size in sizes:
-        part = _first(batch, size)
-        with open_loop(resnet_recipe(bench, size), part, device) as loop:
-            _measure(bench, f"batch {size}", _eager(bench, resnet_recipe(bench, size), part.to(device), loop), size)
-    if device.type == "cuda" and bench.has(2 * _COMPILE_SECONDS, "torch.compile"):
-        on_device = batch.to(device)
-        variants = {
-            f"{PLAIN}, compiled": plain_steps(recipe, on_device, compiled=True),
-            f"{STEP}, compiled": our_steps(recipe, on_device, compiled=True),
-        }
-        _measure(bench, f"batch {sizes[0]}, compiled", variants, sizes[0])
-    elif device.type == "cpu":
+        with bench.part(f"batch {size}"):
+            _eager(bench, _first(batch, size), with_options=size == sizes[0])
+        if size == sizes[0]:
+            _compiled(bench, recipe, batch)
+
+
+def _eager(bench: Bench, batch: Batch, with_options: bool) -> None:
+    """Measures what torch runs operation by operation. with_options: also without cuDNN's choice by timing."""
+    size = len(batch.rows)
+    recipe, on_device = resnet_recipe(bench, size), batch.to(bench.device)
+    plain, ours = plain_steps(recipe, on_device), our_steps(recipe, on_device)
+    with open_loop(recipe, batch, bench.device) as loop:
+        variants = {PLAIN: _timed_kernels(plain), STEP: _timed_kernels(ours), LOOP: loop}
+        if with_options and bench.device.type == "cuda":
+            variants |= {
+                f"{PLAIN}, without cudnn.benchmark": _timed_kernels(plain, False),
+                f"{STEP}, without cudnn.benchmark": _timed_kernels(ours, False),
+                f"{PLAIN}, contiguous": _timed_kernels(plain_steps(recipe, on_device, channels_last=False)),
+            }
+        _measure(bench, f"batch {size}", variants, size)
+
+
+def _compiled(bench: Bench, recipe: Recipe, batch: Batch) -> None:
+    """Measures what torch.compile makes of the largest batches: plain PyTorch's, this project's, and CUDA graphs."""
+    if bench.device.type == "cpu":
         bench.remark("torch.compile: measured on a GPU only")
+        return
+    on_device, size = batch.to(bench.device), len(batch.rows)
+    # Ours first: it has a target. One by one: the time that compiling takes isn't known.
+    for name, make in {
+        f"{STEP}, compiled": lambda: our_steps(recipe, on_device, compiled=True),
+        f"{PLAIN}, compiled": lambda: plain_steps(recipe, on_device, compiled="default"),
+        f"{PLAIN}, compiled, CUDA graphs": lambda: plain_steps(recipe, on_device, compiled="reduce-overhead"),
+    }.items():
+        with bench.part(name):
+            if bench.has(_COMPILE_SECONDS, name):
+                _measure(bench, f"batch {size}, compiled", {name: _timed_kernels(make())}, size)
 
 
-def _eager(bench: Bench, recipe: Recipe, batch: Batch, loop: Loop) -> dict[str, Steps]:
-    """Returns the variants that torch runs operation by operation; the options come one by one."""
-    ours = our_steps(recipe, batch)
+def _timed_kernels(steps: Steps, timed: bool = True) -> Steps:
+    """Returns the steps with cuDNN's choice of kernels by timing (`cudnn.benchmark`), which training sets, or without.
 
-    def benchmarked(steps: Steps) -> Steps:
-        def with_benchmark(count: int) -> None:
-            with torch.backends.cudnn.flags(benchmark=True):
-                steps(count)
+    The setting is the process's own, and an open loop has set it.
+    """
 
-        return with_benchmark
+    def with_setting(count: int) -> None:
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, timed
+        try:
+            steps(count)
+        finally:
+            torch.backends.cudnn.benchmark = before
 
-    plain = plain_steps(recipe, batch)
-    variants: dict[str, Steps] = {PLAIN: plain, STEP: ours, LOOP: loop}
-    if batch.images.device.type == "cuda":
-        variants |= {f"{PLAIN}, cudnn.benchmark": benchmarked(plain), f"{STEP}, cudnn.benchmark": benchmarked(ours)}
-    return variants
+    return with_setting
 
 
 def _measure(bench: Bench, name: str, variants: dict[str, Steps], batch_size: int) -> None:
     """Measures variants in turn, and records each one's images a second beside plain PyTorch's."""
-    device = torch.device(bench.settings.device)
-    rounds, seconds = (1, 0.2) if bench.small else (_ROUNDS, 2.0)
-    found = interleaved(bench, variants, device, rounds, seconds)
+    rounds, seconds = (1, 0.2) if bench.small else (_ROUNDS, 1.5)
+    found = interleaved(bench, variants, bench.device, rounds, seconds)
+    plain = found.get(PLAIN)
     for variant, measured in found.items():
-        plain = found.get(PLAIN) or found.get(f"{PLAIN}, compiled")
         bench.record(f"{name}: {variant}", _figures(measured, batch_size, plain), _line(measured, batch_size, plain))
 
 

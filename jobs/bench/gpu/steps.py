@@ -46,15 +46,20 @@ def photo_batch(bench: Bench, count: int, size_px: int) -> Batch:
     return Batch(0, rows, torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, rows.astype(np.uint64), rows, rows[:0])
 
 
-def plain_steps(recipe: Recipe, batch: Batch, compiled: bool = False) -> Steps:
-    """Returns plain PyTorch's steps: torchvision's network, channels_last, autocast to bfloat16, fused SGD."""
+def plain_steps(recipe: Recipe, batch: Batch, compiled: str = "", channels_last: bool = True) -> Steps:
+    """Returns plain PyTorch's steps: torchvision's network, channels_last, autocast to bfloat16, fused SGD.
+
+    compiled: mode of torch.compile; "reduce-overhead" is with CUDA graphs. Empty: not compiled.
+    """
     import torchvision
 
     device = batch.images.device
     torch.manual_seed(0)
     net = torchvision.models.get_model(recipe.model, num_classes=NUM_CLASSES)
-    net = net.to(device, memory_format=torch.channels_last)
-    called = torch.compile(net) if compiled else net
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    net = net.to(device, memory_format=memory_format)
+    images = batch.images.contiguous(memory_format=memory_format)
+    called = torch.compile(net, dynamic=False, mode=compiled) if compiled else net
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-5, fused=True)
     loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (recipe.pixel_mean, recipe.pixel_std))
@@ -64,7 +69,7 @@ def plain_steps(recipe: Recipe, batch: Batch, compiled: bool = False) -> Steps:
         for _ in range(count):
             optimizer.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                out = called((batch.images.float() / 255 - mean) / std)
+                out = called((images.float() / 255 - mean) / std)
             loss(out.float(), batch.labels).backward()
             optimizer.step()
 

@@ -28,12 +28,13 @@ from pipeline.core.errors import StoppedError
 from pipeline.models.run_state import RunState
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
-from pipeline.training.launch import claim_run, run_training
+from pipeline.training.launch import check_job, claim_run, run_training
 from pipeline.training.loop import Due, TrainingSchedule, run_steps
 from pipeline.training.setup import set_up
 
 _START_SECONDS = 90.0
 """Longest wait for Ray, its workers and their first step."""
+Figures = dict[str, Any]
 _LOADER = "ray::MapBatches"  # begins the title of such a process
 
 
@@ -47,11 +48,25 @@ def run(bench: Bench) -> None:
     with ray_session(1), tempfile.TemporaryDirectory(prefix="bench-gpu-", ignore_cleanup_errors=True) as folder:
         notes = Notes(folder)
         seconds = 2.0 if bench.small else min(15.0, bench.left() / 6)
-        resident = _measured(bench, jobs["resident"], notes, seconds, None)
-        bench.record("resident", resident, _line(resident))
-        stream = _measured(bench, jobs["stream"], notes, seconds, lambda: _kill_both(bench, notes))
-        share = stream["images_per_second"] / resident["images_per_second"]
-        bench.record("stream", {**stream, "of_resident": share}, f"{_line(stream)}, {share:.3f} of resident")
+        found: dict[str, Figures] = {}
+
+        def record_resident(figures: Figures) -> None:
+            found["resident"] = figures
+            bench.record("resident", figures, _line(figures))
+
+        def record_stream(figures: Figures) -> None:
+            share, line = {}, _line(figures)
+            if "resident" in found:
+                of_resident = figures["images_per_second"] / found["resident"]["images_per_second"]
+                share, line = {"of_resident": of_resident}, f"{line}, {of_resident:.3f} of resident"
+            bench.record("stream", {**figures, **share}, line)
+            with bench.part("kills"):  # after the figures, which they must not cost
+                _kill_both(bench, notes)
+
+        with bench.part("resident"):
+            _measure(bench, jobs["resident"], notes, seconds, record_resident)
+        with bench.part("stream"):
+            _measure(bench, jobs["stream"], notes, seconds, record_stream)
 
 
 def _jobs(bench: Bench) -> dict[str, TrainJob]:
@@ -143,30 +158,23 @@ def noted_loop(config: dict[str, Any]) -> None:
 # --- in this process ---------------------------------------------------------------------------------------------
 
 
-def _measured(
-    bench: Bench, job: TrainJob, notes: Notes, seconds: float, meanwhile: Callable[[], None] | None
-) -> dict[str, Any]:
-    """Returns images a second, the share of waiting and the seconds by stage, of a job's steps for `seconds`."""
-    from pipeline.training.launch import check_job
-
+def _measure(bench: Bench, job: TrainJob, notes: Notes, seconds: float, record: Callable[[Figures], None]) -> None:
+    """Trains, and calls `record` while it goes on: images a second, share of waiting, seconds by stage in `seconds`."""
     notes.clear()
     claim_run(job, check_job(job))
     ended: list[BaseException | None] = []
     thread = threading.Thread(target=_train, args=(job, notes, ended), daemon=True)
     thread.start()
     try:
-        _wait(
-            lambda: (notes.last() or (0, 0, 0))[2] >= (2 if bench.small else 20), ended, _START_SECONDS, "first steps"
-        )
+        first = 2 if bench.small else 20
+        _wait(lambda: (notes.last() or (0, 0, 0))[2] >= first, ended, _START_SECONDS, "first steps")
         _report(notes, ended)
         time.sleep(seconds)
         line = _report(notes, ended)
-        if meanwhile:
-            meanwhile()
+        record({name: line[name] for name in ("images_per_second", "data_wait", "seconds", "images")})
     finally:
         notes.ask("stop")
         thread.join(timeout=60)
-    return {name: line[name] for name in ("images_per_second", "data_wait", "seconds", "images")}
 
 
 def _train(job: TrainJob, notes: Notes, ended: list[BaseException | None]) -> None:
