@@ -16,6 +16,7 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.normalise import Normalise
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint_writer import CheckpointWriter
+from pipeline.models.device.architecture import check_architecture
 from pipeline.models.device.compiling import compile_network, stand_in, steps_of_each_size, warm_up
 from pipeline.models.device.settings import training_settings
 from pipeline.models.distillation import Teacher
@@ -153,6 +154,7 @@ def _prepare_process(job: TrainJob, place: Place, exits: contextlib.ExitStack) -
     """
     exits.enter_context(training_settings(job.deterministic))  # first: before anything uses the GPU
     device = place.device
+    check_architecture(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     exits.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
