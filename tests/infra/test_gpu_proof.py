@@ -54,7 +54,7 @@ def test_what_is_packed_is_unpacked(tmp_path: Path, batches: dict[str, bytes], m
     assert "--seconds 0 must be above 0" in done.stderr
     assert (proof / "photos.tar").read_bytes() == photos.read_bytes()
     with tarfile.open(proof / "cifar.tar") as tar:
-        found = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        found = {member.name: tar.extractfile(member).read() for member in tar}
     assert found == batches
     assert (proof / "code" / "COMMIT").read_text().strip()
 

@@ -1,5 +1,7 @@
 """ResNet-50 at 224 px: plain PyTorch, this project's step, its whole loop, and what each option adds."""
 
+from collections.abc import Callable
+
 import torch
 
 from jobs.bench.gpu.child import Bench
@@ -36,7 +38,7 @@ def _eager(bench: Bench, batch: Batch, with_options: bool) -> None:
     recipe, on_device = resnet_recipe(bench, size), batch.to(bench.device)
     plain, ours = plain_steps(recipe, on_device), our_steps(recipe, on_device)
     with open_loop(recipe, batch, bench.device) as loop:
-        variants = {PLAIN: _timed_kernels(plain), STEP: _timed_kernels(ours), LOOP: loop}
+        variants: dict[str, Steps] = {PLAIN: _timed_kernels(plain), STEP: _timed_kernels(ours), LOOP: loop}
         if with_options and bench.device.type == "cuda":
             variants |= {
                 f"{PLAIN}, without cudnn.benchmark": _timed_kernels(plain, False),
@@ -53,11 +55,12 @@ def _compiled(bench: Bench, recipe: Recipe, batch: Batch) -> None:
         return
     on_device, size = batch.to(bench.device), len(batch.rows)
     # Ours first: it has a target. One by one: the time that compiling takes isn't known.
-    for name, make in {
+    makers: dict[str, Callable[[], Steps]] = {
         f"{STEP}, compiled": lambda: our_steps(recipe, on_device, compiled=True),
         f"{PLAIN}, compiled": lambda: plain_steps(recipe, on_device, compiled="default"),
         f"{PLAIN}, compiled, CUDA graphs": lambda: plain_steps(recipe, on_device, compiled="reduce-overhead"),
-    }.items():
+    }
+    for name, make in makers.items():
         with bench.part(name):
             if bench.has(_COMPILE_SECONDS, name):
                 _measure(bench, f"batch {size}, compiled", {name: _timed_kernels(make())}, size)
