@@ -104,7 +104,17 @@ def test_what_is_asked_for_stays_and_the_rest_follows() -> None:
     assert (recipe.model, recipe.image_size_px, recipe.epochs, recipe.global_batch_size) == ("resnet18", 96, 3, 50)
     assert recipe.evaluate_resize_px == 110
     assert choice.pretrained == "timm"
-    assert "3 epochs as asked (12 steps)" in choice.reasons[1]
+    assert "3 epochs as asked (12 steps, learning rate 0.001 because they are few)" in choice.reasons[1]
+
+
+def test_a_fine_tuning_of_few_steps_has_a_higher_learning_rate() -> None:
+    rates = [choose(facts(rows), epochs=epochs).recipe.learning_rate for rows, epochs in ((24, 3), (120, 3), (200, 20))]
+    assert rates[0] == pytest.approx(1e-3)
+    assert 5e-4 < rates[1] < rates[0]
+    assert rates[2] == pytest.approx(3e-4)
+    few = choose(facts(120), epochs=3)
+    assert f"learning rate {few.recipe.learning_rate:.1g} because they are few" in few.reasons[1]
+    assert choose(facts(), weights=None, epochs=1).recipe.learning_rate == recipes["digits"].learning_rate
 
 
 def test_a_network_that_is_asked_for_gets_a_size_that_it_takes() -> None:

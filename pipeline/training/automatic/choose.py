@@ -24,6 +24,7 @@ _IMAGENET_ROWS = 200_000  # from here on pretrained weights gain little, and a G
 _STEPS = {own.FINE_TUNED: 240, own.PHOTOS: 1000, own.SMALL: 400}  # that a small set is trained for
 _LEAST_EPOCHS = {own.FINE_TUNED: 4, own.PHOTOS: 20, own.SMALL: 16}  # of a larger set, if there is time
 _MOST_EPOCHS = 100
+_HIGHEST_RATE = 10 / 3  # times the learning rate of a fine-tuning, where it has few steps: 1e-3
 _VALIDATION = 1.25  # its cost, and that of checkpoints, relative to training alone
 
 Operations = Callable[[Recipe, int], float]
@@ -137,7 +138,10 @@ def _with_amount(
         if not epochs:
             epochs, why = _epochs(recipe, rows, steps, rate, machine)
         recipe = replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs / 4))
-        lines.append(f"{epochs} epochs {why} ({epochs * steps:,} steps)")
+        rate_before, recipe = recipe.learning_rate, _with_rate(recipe, epochs * steps)
+        few = recipe.learning_rate != rate_before
+        about = f", learning rate {recipe.learning_rate:.1g} because they are few" if few else ""
+        lines.append(f"{epochs} epochs {why} ({epochs * steps:,} steps{about})")
         if rate:
             lines.append(f"about {_minutes(epochs * rows * _VALIDATION / rate)} on {machine}")
     return recipe, (", ".join(lines),)
@@ -152,8 +156,7 @@ def _batch(recipe: Recipe, rows: int, machine: Machine) -> int:
 
 
 def _scaled_batch(recipe: Recipe, batch: int) -> Recipe:
-    """Returns the recipe with another batch size; for SGD and its kin the learning rate changes with it, for Adam and
-    Muon by the square root."""
+    """Returns the recipe with another batch size; for SGD with momentum the learning rate changes with it."""
     share = batch / recipe.global_batch_size
     return replace(
         recipe,
@@ -161,6 +164,18 @@ def _scaled_batch(recipe: Recipe, batch: int) -> Recipe:
         learning_rate=recipe.learning_rate * (share if recipe.optimizer in ("momentum", "nesterov") else 1),
         accumulate_steps=min(recipe.accumulate_steps, batch),
     )
+
+
+def _with_rate(recipe: Recipe, steps: int) -> Recipe:
+    """Returns the recipe with the learning rate for a fine-tuning of so many steps: fewer steps are larger ones.
+
+    A step of Adam is about as long as its rate, whatever the gradient, so that few steps move the weights too little.
+    The square root lies between no change and equal paths; measured in docs/log.md, "Fine-tuning and small sets".
+    """
+    if recipe.name != own.FINE_TUNED:
+        return recipe
+    factor = min(_HIGHEST_RATE, max(1.0, (_STEPS[own.FINE_TUNED] / steps) ** 0.5))
+    return replace(recipe, learning_rate=recipe.learning_rate * factor)
 
 
 def _epochs(recipe: Recipe, rows: int, steps: int, rate: float, machine: Machine) -> tuple[int, str]:
