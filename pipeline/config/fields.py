@@ -101,7 +101,7 @@ def expected(hint: Any, text: str = "") -> str:
         return f"{expected(inner, text)}, or none"
     if get_origin(hint) is Literal:
         names = get_args(hint)
-        near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.4)
         return f"one of {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''}"
     if get_origin(hint) is tuple:
         return f"{len(get_args(hint))} numbers with a comma between, such as 0.3,1"

@@ -62,6 +62,8 @@ def _read(uri: str, above: tuple[str, ...]) -> Recipe:
     if uri in above:
         raise RecipeError(f"recipe={above[0]}: its bases form a circle: {' -> '.join([*above, uri])}; break it")
     if not uri.lower().endswith(_ENDINGS):
+        if not files.exists(files.join(uri, _OF_RUN)) and files.exists(uri):
+            raise RecipeError(f"recipe={uri}: neither a file {', '.join(_ENDINGS)} nor the folder of a run; rename it")
         uri = files.join(uri, _OF_RUN)
     values = _load(uri)
     values = values.get("recipe", values) if isinstance(values, dict) else values
@@ -96,7 +98,7 @@ def _load(uri: str) -> Any:
     try:
         text = files.read_bytes(uri)
     except OSError as error:  # a folder, or a file of somebody else
-        raise RecipeError(f"recipe={uri}: can't be read ({error.strerror}); give a file") from error
+        raise RecipeError(f"recipe={uri}: can't be read ({error.strerror or error}); give a file") from error
     try:
         if uri.lower().endswith(".json"):
             return json.loads(text, object_pairs_hook=_once)
@@ -155,7 +157,7 @@ def _typed(name: str, value: Any) -> Any:
 def _whole(values: Any) -> Recipe:
     """Returns the recipe of all its fields. Texts that say numbers are numbers, as YAML's 1e-3."""
     if not isinstance(values, dict):
-        return recipe_from_json(values)
+        raise RecipeError("it has no fields; write FIELD: VALUE, one a line, such as base: digits and epochs: 20")
     if "name" not in values and "model" not in values:
         raise RecipeError(
             "base is missing; say base: NAME, or give all fields (name, model ...: see --show-recipe NAME)"

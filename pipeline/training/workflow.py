@@ -153,7 +153,8 @@ def choose_settings(
 
 def new_run(recipe: Recipe, dataset_name: str) -> str:
     """Returns the folder of a run that isn't given one: runs/RECIPE-DATASET-TIME in the working directory."""
-    name = f"runs/{recipe.name}-{dataset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    what = f"{recipe.name}-{dataset_name}".replace("/", "-")  # a recipe's name may be any text
+    name = f"runs/{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = (name, *(f"{name}-{number}" for number in range(2, 100)))  # others may have started in the same second
     return next((each for each in names if not os.path.lexists(each)), name)
 

@@ -70,7 +70,13 @@ def test_a_run_has_a_recipe(tmp_path: Path) -> None:
         ("base: digits\nepochs: 3\nepochs: 4", "epochs is given twice"),
         ("epochs: 3", "base is missing; say base: NAME, or give all fields"),
         ("base: [a", "not YAML"),
-        ("", "Expected object, got null"),
+        ("", "it has no fields; write FIELD: VALUE"),
+        ("- digits", "it has no fields; write FIELD: VALUE"),
+        ("base: digits\n\tepochs: 3", "not YAML"),
+        ("base: digits\n---\nbase: digits", "not YAML"),
+        ("base: digits\n3: 4", "3: a recipe has no such field"),
+        ("base: digits\noptimizer: AdamW", "optimizer=AdamW: must be one of .*did you mean adamw"),
+        ("base: digits\npixel_mean: [0.5, 0.5]", "pixel_mean=0.5,0.5: must be 3 numbers"),
         ("!!python/object/apply:os.getcwd []", "not YAML"),
     ],
 )
@@ -84,8 +90,14 @@ def test_a_file_that_holds_no_recipe_is_named_with_what_is_wrong(text: str, mess
 
 def test_a_folder_that_is_called_like_a_file_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").mkdir()
-    with pytest.raises(RecipeError, match="can't be read"):
+    with pytest.raises(RecipeError, match=r"can't be read \(.*is a directory"):
         make_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_a_file_of_another_kind_is_named_itself(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("base = 'digits'")
+    with pytest.raises(RecipeError, match=r"mine\.toml: neither a file \.json, \.yaml, \.yml nor the folder of a run"):
+        make_recipe(str(tmp_path / "mine.toml"))
 
 
 @pytest.mark.parametrize(

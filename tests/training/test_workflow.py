@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,4 @@ def test_options_that_cannot_work_are_an_error(name: str) -> None:
 
 def test_a_run_without_a_name_is_called_by_recipe_data_and_time() -> None:
     assert new_run(RECIPE, "photos").startswith("runs/seed-cnn-photos-20")
+    assert new_run(replace(RECIPE, name="../mine"), "photos").startswith("runs/..-mine-photos-20")
