@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe, SizeRamp
     from pipeline.config.recipe_file import read_recipe
     from pipeline.config.recipe_json import recipe_from_json
+    from pipeline.config.sampling import Sampling
 
 __all__ = [
     "Augment",
     "Recipe",
+    "Sampling",
     "SizeRamp",
     "field_docs",
     "field_help",
@@ -36,5 +38,6 @@ __getattr__ = lazy(
         "recipe": ("Recipe", "SizeRamp"),
         "recipe_file": ("read_recipe",),
         "recipe_json": ("recipe_from_json",),
+        "sampling": ("Sampling",),
     },
 )

@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from pipeline.config.augment import Augment
 from pipeline.config.recipe import Recipe, SizeRamp
+from pipeline.config.sampling import Sampling
 from pipeline.core.errors import RecipeError
 
-NESTED: dict[str, type] = {"augment": Augment, "size_ramp": SizeRamp}
+NESTED: dict[str, type] = {"augment": Augment, "size_ramp": SizeRamp, "sampling": Sampling}
 _NONE, _TRUE, _FALSE = ("none", "null"), ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -21,7 +22,8 @@ _NONE, _TRUE, _FALSE = ("none", "null"), ("true", "yes", "on", "1"), ("false", "
 def field_types() -> dict[str, Any]:
     """Returns {dotted name: type} of every field that holds a plain value, in the order of definition.
 
-    `augment` and `size_ramp` stand for themselves, too: their type is None, for only "none" can be said of a whole.
+    `augment`, `size_ramp` and `sampling` stand for themselves, too: their type is None, for only "none" can be said of
+    a whole.
     """
     hints: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(Recipe).items():
@@ -118,8 +120,9 @@ def with_fields(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     for name in changes:
         check_field(name)
     plain = {name: value for name, value in changes.items() if "." not in name}
-    if plain.get("augment", recipe.augment) is None:
-        plain["augment"] = Augment()
+    for outer, whole_of in (("augment", Augment), ("sampling", Sampling)):
+        if plain.get(outer, getattr(recipe, outer)) is None:
+            plain[outer] = whole_of()
     for outer, cls in NESTED.items():
         inner = {name.partition(".")[2]: value for name, value in changes.items() if name.startswith(f"{outer}.")}
         if inner:

@@ -22,6 +22,7 @@ from pipeline.config.choices import (
     check_finite,
 )
 from pipeline.config.model_names import check_model
+from pipeline.config.sampling import Sampling
 from pipeline.core.errors import RecipeError
 
 
@@ -173,6 +174,9 @@ class Recipe:
     """Consecutive rows that stay in one batch, so that object storage gets one request for them. The default, 1,
     shuffles single rows; increase it to 8 or so if requests to object storage limit the speed."""
 
+    sampling: Sampling = field(default_factory=Sampling)
+    """Which training rows an epoch holds, and how often. The default is every row once."""
+
     size_ramp: SizeRamp | None = None
     """Smaller images in the first epochs; None, the default, for one size. Needs residency="stream"."""
 
@@ -270,8 +274,8 @@ class Recipe:
 def check_batch(recipe: Recipe, num_workers: int, num_rows: int | None = None) -> None:
     """Raises RecipeError unless each of `num_workers` gets rows in every step of an epoch of `num_rows`.
 
-    num_rows: None while it isn't known. Workers may get different numbers of rows: no batch size has to be divisible by
-    their number.
+    num_rows: rows of an epoch; None while they aren't known. Workers may get different numbers of rows: no batch size
+    has to be divisible by their number.
     """
     size = recipe.global_batch_size
     least = num_workers * (2 if recipe.augment.mixes else 1)  # mixing needs pairs

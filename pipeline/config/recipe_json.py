@@ -10,10 +10,11 @@ import msgspec
 from pipeline.config.augment import Augment
 from pipeline.config.choices import check_choice
 from pipeline.config.recipe import Recipe, SizeRamp
+from pipeline.config.sampling import Sampling
 from pipeline.core.errors import RecipeError
 
 # Fields that came later. They are left out where they have their default, so that the identities of earlier runs stay.
-_LATER = ("early_stop_epochs",)
+_LATER = ("early_stop_epochs", "sampling")
 _PATH = re.compile(r" - at `\$\.([\w.]+)")
 
 
@@ -24,7 +25,7 @@ def recipe_from_json(values: dict[str, Any]) -> Recipe:
     out of range.
     """
     # msgspec ignores unknown fields of a dataclass; a misspelt one must not silently take its default.
-    for name, cls in (("", Recipe), ("augment", Augment), ("size_ramp", SizeRamp)):
+    for name, cls in (("", Recipe), ("augment", Augment), ("size_ramp", SizeRamp), ("sampling", Sampling)):
         part = values.get(name) if name and isinstance(values, dict) else values
         for each in part if isinstance(part, dict) else ():
             check_choice(f"field of {name}" if name else "field", each, tuple(field.name for field in fields(cls)))
@@ -43,7 +44,7 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
 
     Fields that didn't exist when the first runs were made are left out where they have their default.
     """
-    defaults = {each.name: each.default for each in fields(Recipe)}
+    defaults = {each.name: each.default for each in fields(Recipe)} | {"sampling": asdict(Sampling())}
     values = asdict(recipe)
     return {name: value for name, value in values.items() if name not in _LATER or value != defaults[name]}
 

@@ -30,6 +30,9 @@ class Stream(IntEnum):
     ROW_GROUP = 3
     ROW = 4
     RUN = 5
+    SAMPLE = 6
+    SAMPLE_OFFSET = 7
+    MIXTURE = 8
     RESIZED_CROP = 10
     CROP = 11
     FLIP = 12
@@ -43,6 +46,11 @@ class Stream(IntEnum):
     CUTOUT = 20
     NOISE = 21
     IMPULSES = 22
+
+
+# Copies of a row in one epoch are augmented as in epochs that no run reaches. An odd number, so that what alternates
+# from epoch to epoch alternates from copy to copy.
+COPY_EPOCHS = 2**40 - 1
 
 
 def epochs_at(epochs: Epochs, places: Any) -> Epochs:

@@ -10,6 +10,7 @@ import torch
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.presets import make_recipe, with_changes
 from pipeline.config.recipe import Recipe, check_batch
+from pipeline.config.sampling import Sampling
 from pipeline.core.errors import CheckpointError
 from pipeline.dataset import manifest
 from pipeline.loader.batch import Batch
@@ -18,6 +19,7 @@ from pipeline.loader.normalise import Normalise
 from pipeline.loader.resident import ResidentSplit, load_resident, resident_batches
 from pipeline.loader.sample_order import training_order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler
+from pipeline.loader.sampling.plan import expected_counts
 from pipeline.loader.streaming.threads import local_batches
 from pipeline.loader.transform import evaluation_transform, training_transform
 from pipeline.storage import files
@@ -26,7 +28,7 @@ _EVALUATION_ROWS = 250  # rows of an evaluation batch, at most
 # Fields of a recipe that decide the batches of training.
 _BATCH_FIELDS = (
     "image_size_px", "global_batch_size", "repeats", "augment", "residency", "shuffle_window_row_groups",
-    "shuffle_run_rows", "size_ramp", "evaluate_size_px", "evaluate_resize_px",
+    "shuffle_run_rows", "sampling", "size_ramp", "evaluate_size_px", "evaluate_resize_px",
 )  # fmt: skip
 
 
@@ -101,7 +103,9 @@ class Loader:
         self.normalise = Normalise(self.recipe.pixel_mean, self.recipe.pixel_std)
         self.epoch, self._done = 0, 0  # global batches of this epoch that the loop has been given
         self._on_corrupt, self._decoder = on_corrupt, best_decoder()
-        self._order = training_order(self.recipe, self._rows.row_group_rows, seed)
+        sampled = self.recipe.sampling if self._trains else Sampling()  # evaluation isn't sampled
+        expected = expected_counts(self.uri, data, sampling=sampled)
+        self._order = training_order(self.recipe, self._rows.row_group_rows, seed, expected)
         self._resident: ResidentSplit | None = None
 
     @property
@@ -119,7 +123,7 @@ class Loader:
         """
         world_size, _ = _world()
         if self._trains:
-            check_batch(self.recipe, world_size, self.num_rows)
+            check_batch(self.recipe, world_size, self._order.num_rows)
         sampler, stride = self._sampler(), 1 if self._trains else world_size
         if not len(sampler):  # more ranks than batches of evaluation
             self.epoch, self._done = self.epoch + 1, 0

@@ -21,7 +21,7 @@ Pure numpy, no Ray. The definition, complete enough to recompute it in any langu
 Only point 5 depends on the world size, so the global batches are the same for any number of workers.
 """
 
-from collections.abc import Sequence
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -29,13 +29,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.recipe import Recipe
-from pipeline.core.keyed_random import Epochs, Stream, permutation
+from pipeline.core.keyed_random import COPY_EPOCHS, Epochs, Stream, permutation
 from pipeline.core.partition import even_split
+from pipeline.loader.sampling.counts import ExpectedCounts
 
 Rows = npt.NDArray[np.int64]
 # Runs whose rows are shuffled together, so that neighbours in a row group aren't always neighbours in a batch, where
 # MixUp and CutMix would mix the same pairs in every epoch.
 RUNS_TOGETHER = 4
+_COPY_BITS = 40  # of a number in the order: a row below, the number of its copy above
 
 
 def num_steps(num_rows: int, global_batch_size: int) -> int:
@@ -43,13 +45,14 @@ def num_steps(num_rows: int, global_batch_size: int) -> int:
     return -(-num_rows // global_batch_size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Order:
     """The order of one split's rows in every epoch.
 
     row_group_rows: rows of each row group, in manifest order. window_row_groups: row groups that are shuffled together;
     None for all. pairs: whether workers take whole pairs of rows. repeats: versions of an image in one batch;
-    `global_batch_size` must be a multiple. run_rows: consecutive rows that stay close in the order.
+    `global_batch_size` must be a multiple. run_rows: consecutive rows that stay close in the order. expected: count of
+    each row in an epoch; None for every row once.
 
     Raises ValueError for values that can't work.
     """
@@ -61,10 +64,14 @@ class Order:
     pairs: bool = False
     repeats: int = 1
     run_rows: int = 1
+    expected: ExpectedCounts | None = None
 
     def __post_init__(self) -> None:
-        if self.num_rows < 1:
+        rows = sum(self.row_group_rows)
+        if rows < 1:
             raise ValueError("row_group_rows holds no row; an order needs at least one")
+        if self.expected is not None and len(self.expected.units) != rows:
+            raise ValueError(f"expected holds counts of {len(self.expected.units)} rows; the row groups hold {rows}")
         if self.global_batch_size < 1:
             raise ValueError(f"global_batch_size={self.global_batch_size} must be 1 or more")
         if self.repeats < 1 or self.global_batch_size % self.repeats:
@@ -73,21 +80,40 @@ class Order:
             raise ValueError(f"run_rows={self.run_rows} must be 1 or more")
         if self.window_row_groups is not None and self.window_row_groups < 1:
             raise ValueError(f"window_row_groups={self.window_row_groups} must be 1 or more, or None for all")
+        hash(self), self.steps_per_epoch  # computed once, and pickled with the order
 
-    # Cached: a sum over the row groups, of which there may be thousands, several times a step.
+    # Cached: sums over the row groups, of which there may be tens of thousands, and their hash, would take longer in
+    # every step than all else.
     @cached_property
     def num_rows(self) -> int:
-        """Number of rows of the split, and so of an epoch."""
-        return sum(self.row_group_rows)
+        """Number of rows of an epoch: those of the split, or as many as are expected."""
+        return self.expected.num_samples if self.expected else sum(self.row_group_rows)
 
     @cached_property
     def steps_per_epoch(self) -> int:
         """Number of global batches of an epoch."""
         return num_steps(self.num_rows, self.global_batch_size)
 
+    @cached_property
+    def _digest(self) -> bytes:
+        """SHA-256 of everything that decides the order."""
+        values = (self.seed, self.global_batch_size, self.window_row_groups, self.pairs, self.repeats, self.run_rows)
+        digest = hashlib.sha256(repr(values).encode())
+        digest.update(np.asarray(self.row_group_rows, dtype=np.int64).tobytes())
+        if self.expected is not None:
+            digest.update(str(self.expected.step).encode() + self.expected.units.tobytes())
+            digest.update(self.expected.groups.tobytes())
+        return digest.digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Order) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
     def epoch_rows(self, epoch: int) -> Rows:
-        """Returns int64 [num_rows]: every row index once, in the order of this epoch."""
-        return _epoch_rows(self.row_group_rows, self.seed, epoch, self.window_row_groups, self.run_rows)
+        """Returns int64 [num_rows]: the row numbers of this epoch in their order; without `expected`, each once."""
+        return _epoch(self, epoch).rows
 
     def batch_size(self, global_step: int) -> int:
         """Returns the number of rows of a global batch: `global_batch_size` or a little less."""
@@ -120,20 +146,27 @@ class Order:
         return images[first:last] if self.repeats == 1 else np.tile(images, self.repeats)[first:last]
 
     def epochs(self, global_step: int, world_size: int = 1, rank: int = 0) -> Epochs:
-        """Returns the epoch that seeds the augmentation of the step's rows; with repeats, int64, one for each row."""
+        """Returns the epoch that seeds the augmentation of the step's rows; with copies, int64, one for each row."""
         epoch = global_step // self.steps_per_epoch
-        if self.repeats == 1:
-            return epoch
+        first_epoch = epoch // self.repeats * self.repeats
         start, stop = self._run(global_step)
-        copies = np.repeat(np.arange(self.repeats, dtype=np.int64), stop - start)
-        first, last = self._part(len(copies), world_size, rank)
-        return epoch // self.repeats * self.repeats + copies[first:last]
+        copies = _epoch(self, first_epoch).copies
+        if self.repeats == 1 and copies is None:
+            return epoch
+        first, last = self._part(self.repeats * (stop - start), world_size, rank)
+        epochs = first_epoch + np.repeat(np.arange(self.repeats, dtype=np.int64), stop - start)
+        if copies is not None:
+            epochs += np.tile(copies[start:stop] * COPY_EPOCHS, self.repeats)
+        return epochs[first:last]
 
 
-def training_order(recipe: Recipe, row_group_rows: tuple[int, ...], seed: int) -> Order:
+def training_order(
+    recipe: Recipe, row_group_rows: tuple[int, ...], seed: int, expected: ExpectedCounts | None = None
+) -> Order:
     """Returns the order in which a recipe trains on a split.
 
-    row_group_rows: rows of each row group, in manifest order. seed: of the run.
+    row_group_rows: rows of each row group, in manifest order. seed: of the run. expected: of each row, where the recipe
+    samples (`pipeline.loader.sampling.plan.expected_counts`).
     """
     return Order(
         row_group_rows,
@@ -143,31 +176,49 @@ def training_order(recipe: Recipe, row_group_rows: tuple[int, ...], seed: int) -
         recipe.augment.mixes,
         recipe.repeats,
         recipe.shuffle_run_rows,
+        expected,
     )
 
 
+@dataclass(frozen=True)
+class _Epoch:
+    """rows: int64 [n], the row numbers of an epoch in order. copies: int64 [n], from 0; None if no row comes twice."""
+
+    rows: Rows
+    copies: Rows | None
+
+
 @lru_cache(maxsize=4)
-def _epoch_rows(
-    row_group_rows: Sequence[int], seed: int, epoch: int, window_row_groups: int | None, run_rows: int
-) -> Rows:
-    sizes = np.asarray(row_group_rows, dtype=np.int64)
+def _epoch(order: Order, epoch: int) -> _Epoch:
+    sizes = np.asarray(order.row_group_rows, dtype=np.int64)
     starts = np.cumsum(sizes) - sizes
-    window = window_row_groups or len(sizes)
-    groups = permutation(seed, epoch, Stream.ROW_GROUP, np.arange(len(sizes), dtype=np.uint64))
+    window = order.window_row_groups or len(sizes)
+    counts = order.expected.counts(order.seed, epoch) if order.expected else None
+    groups = permutation(order.seed, epoch, Stream.ROW_GROUP, np.arange(len(sizes), dtype=np.uint64))
     parts = []
     for first in range(0, len(groups), window):
         members = np.sort(groups[first : first + window])
         rows = np.concatenate([np.arange(starts[g], starts[g] + sizes[g]) for g in members])
-        drawn = permutation(seed, epoch, Stream.ROW, rows.astype(np.uint64))
-        if run_rows > 1:
-            begins = np.concatenate([np.arange(sizes[g]) % run_rows == 0 for g in members])
-            places = _inverse(permutation(seed, epoch, Stream.RUN, rows[begins].astype(np.uint64)))
-            together = places[np.cumsum(begins) - 1] // RUNS_TOGETHER
+        numbers = rows if counts is None else _numbers(rows, counts[rows])
+        drawn = permutation(order.seed, epoch, Stream.ROW, numbers.astype(np.uint64))
+        if order.run_rows > 1:
+            begins = np.concatenate([np.arange(sizes[g]) % order.run_rows == 0 for g in members])
+            runs = _inverse(permutation(order.seed, epoch, Stream.RUN, rows[begins].astype(np.uint64)))
+            together = runs[np.cumsum(begins) - 1] // RUNS_TOGETHER
+            together = together if counts is None else np.repeat(together, counts[rows])
             drawn = np.lexsort((_inverse(drawn), together))
-        parts.append(rows[drawn])
-    order = np.concatenate(parts)
-    order.setflags(write=False)
-    return order
+        parts.append(numbers[drawn])
+    numbers = np.concatenate(parts)
+    copies = numbers >> _COPY_BITS if order.expected is not None and order.expected.has_copies else None
+    rows = numbers & ((1 << _COPY_BITS) - 1)
+    rows.setflags(write=False)
+    return _Epoch(rows, copies)
+
+
+def _numbers(rows: Rows, counts: Rows) -> Rows:
+    """Returns int64: each row as often as it comes, with the number of its copy in the upper bits."""
+    copies = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(rows, counts) + (copies << _COPY_BITS)
 
 
 def _inverse(permuted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -4,32 +4,42 @@ A training batch is one rank's part of one global batch; an evaluation batch is 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.core.keyed_random import Epochs
 from pipeline.dataset.manifest import Manifest
 from pipeline.loader.sample_order import Order, Rows
+from pipeline.loader.sampling.counts import ExpectedCounts
+from pipeline.loader.sampling.plan import expected_counts
 
 
 @dataclass(frozen=True)
 class TrainEvalSplit:
     """Rows to train on and rows to evaluate: `first_row` to `first_row + rows` of `split`.
 
-    train_row_groups: number of training rows in each row group of train; the last one may be cut short.
+    train_row_groups: number of training rows in each row group of train; the last one may be cut short. expected: count
+    of each training row in an epoch; None for every row once.
     """
 
     train_row_groups: tuple[int, ...]
     split: str
     first_row: int
     rows: int
+    expected: ExpectedCounts | None = None
 
     @property
     def train_rows(self) -> int:
-        """Number of rows to train on."""
+        """Number of rows that aren't held out."""
         return sum(self.train_row_groups)
+
+    @property
+    def epoch_rows(self) -> int:
+        """Number of rows of an epoch, copies counted."""
+        return self.expected.num_samples if self.expected else self.train_rows
 
 
 def train_eval_split(data: Manifest, hold_out: float = 0.0) -> TrainEvalSplit:
@@ -53,6 +63,15 @@ def train_eval_split(data: Manifest, hold_out: float = 0.0) -> TrainEvalSplit:
             train_row_groups.append(min(size, left))
             left -= size
     return TrainEvalSplit(tuple(train_row_groups), "train", first_row, held_out)
+
+
+def training_split(uri: str, data: Manifest, recipe: Recipe, hold_out: float = 0.0) -> TrainEvalSplit:
+    """Returns `train_eval_split` with the expected counts that a recipe's sampling gives the rows to train on.
+
+    uri: of the data set; its rows' index is read where the recipe samples. Raises RecipeError if that can't be done.
+    """
+    parts = train_eval_split(data, hold_out)
+    return replace(parts, expected=expected_counts(uri, data, recipe.sampling, parts.train_rows))
 
 
 @dataclass(frozen=True)

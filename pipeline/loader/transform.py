@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.config.augment import Augment
 from pipeline.config.recipe import Recipe, SizeRamp
-from pipeline.core.keyed_random import Epochs, Keys, Stream, epochs_at, uniform
+from pipeline.core.keyed_random import COPY_EPOCHS, Epochs, Keys, Stream, epochs_at, uniform
 from pipeline.dataset.row_reader import RowIndex, read_parts
 from pipeline.loader.crops import crop_boxes, flips, padded_crops
 from pipeline.loader.decode import CropGeometry, DecoderName, decode_batch
@@ -43,7 +43,7 @@ class Transform:
         """Returns the side S of the samples of an epoch, in pixels; of several epochs in one batch, of the first."""
         if self.ramp is None or self.augment is None:
             return self.size_px
-        return self.ramp.size_px(int(np.min(epoch)), self.size_px)
+        return self.ramp.size_px(int(np.min(np.asarray(epoch) % COPY_EPOCHS)), self.size_px)
 
     def at(self, epoch: Epochs) -> "Transform":
         """Returns the transform of an epoch, which has one size."""

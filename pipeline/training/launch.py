@@ -13,7 +13,7 @@ from pipeline.core.errors import StoppedError
 from pipeline.core.progress import message
 from pipeline.core.variables import environment_variables
 from pipeline.dataset.manifest import Manifest
-from pipeline.loader.samplers import train_eval_split
+from pipeline.loader.samplers import training_split
 from pipeline.models.distillation import Teacher
 from pipeline.models.identity import check_identity
 from pipeline.storage import files
@@ -33,8 +33,8 @@ _ELASTIC_START_SECONDS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
 def check_job(job: TrainJob) -> Manifest:
     """Returns the data set's manifest. Raises a PipelineError if the job can't work, before anything is started."""
     data = job.read_manifest()
-    parts = train_eval_split(data, job.hold_out)
-    check_batch(job.recipe, max(1, job.num_workers, job.max_workers), parts.train_rows)
+    parts = training_split(job.dataset, data, job.recipe, job.hold_out)
+    check_batch(job.recipe, max(1, job.num_workers, job.max_workers), parts.epoch_rows)
     if job.teacher:
         Teacher(job.teacher.uri, data.classes, job.recipe)
     return data

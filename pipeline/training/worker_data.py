@@ -13,7 +13,7 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.device.copy_ahead import copied_ahead
 from pipeline.loader.resident import ResidentSplit, load_resident, resident_batches
 from pipeline.loader.sample_order import training_order
-from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler, train_eval_split
+from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler, training_split
 from pipeline.loader.streaming.ray_stream import stream_source
 from pipeline.loader.streaming.threads import sample_images
 from pipeline.loader.transform import Transform, evaluation_transform, training_transform
@@ -33,8 +33,8 @@ class Batches:
     ) -> None:
         recipe = job.recipe
         self.job, self.data, self.world_size, self.rank, self.device = job, data, world_size, rank, device
-        self.parts = train_eval_split(data, job.hold_out)
-        self.order = training_order(recipe, self.parts.train_row_groups, job.seed)
+        self.parts = training_split(job.dataset, data, recipe, job.hold_out)
+        self.order = training_order(recipe, self.parts.train_row_groups, job.seed, self.parts.expected)
         self.train_transform = training_transform(recipe, job.seed, job.decoder)
         self._val_transform = evaluation_transform(recipe, job.decoder)
         self._corrupt: set[tuple[str, int]] = set()

@@ -15,7 +15,7 @@ from pipeline.evaluation.analysis.leakage import without_leaked
 from pipeline.evaluation.metrics import basic_metrics
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.loader import stage_times
-from pipeline.loader.samplers import train_eval_split
+from pipeline.loader.samplers import training_split
 from pipeline.models import checkpoint
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
@@ -31,12 +31,12 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     """
     output = files.read_json(files.join(job.run, checkpoint.OUTPUT_NAME))
     state, operations, starts = output["state"], output["operations"], read_starts(job.run)
-    parts = train_eval_split(data, job.hold_out)
+    parts = training_split(job.dataset, data, job.recipe, job.hold_out)
     predictions, _ = read_predictions(job.run)
     # Goodput: the share of the time since the first start that went into steps. Restarts and lost steps lower it.
     stepping = sum(state["seconds"].get(name, 0.0) for name in ("copy", "compute"))
     trained = stage_times.training_seconds(state["seconds"])
-    images_per_second = state["epochs"] * parts.train_rows / trained
+    images_per_second = state["epochs"] * parts.epoch_rows / trained
     possible = operations["peak_per_second"] * operations["devices"]
     result: dict[str, Any] = {
         "dataset": {

@@ -14,7 +14,7 @@ from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import load_index
 from pipeline.loader.normalise import Normalise
 from pipeline.loader.sample_order import Rows, training_order
-from pipeline.loader.samplers import TrainSampler, train_eval_split
+from pipeline.loader.samplers import TrainSampler, training_split
 from pipeline.loader.streaming.threads import local_batches
 from pipeline.loader.transform import training_transform
 from pipeline.models.batch_transforms import transform_batch
@@ -49,8 +49,8 @@ def augmented_images(job: TrainJob, data: Manifest) -> list[Pixels]:
 
     What the network sees is normalised; here it is converted back. Images that can't be used are left out.
     """
-    recipe, parts = job.recipe, train_eval_split(data, job.hold_out)
-    order = training_order(recipe, parts.train_row_groups, job.seed)
+    recipe, parts = job.recipe, training_split(job.dataset, data, job.recipe, job.hold_out)
+    order = training_order(recipe, parts.train_row_groups, job.seed, parts.expected)
     sampler = _FirstRows(order, num_steps=1, first_step=0, world_size=1, rank=0)
     transform = training_transform(recipe, job.seed, job.decoder)
     batch = next(local_batches(job.dataset, data.split("train"), sampler, transform, "quarantine"))

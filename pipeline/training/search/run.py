@@ -17,7 +17,7 @@ from pipeline.core.environment import git_commit
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset import manifest
 from pipeline.loader.sample_order import num_steps
-from pipeline.loader.samplers import train_eval_split
+from pipeline.loader.samplers import training_split
 from pipeline.models.identity import check_identity
 from pipeline.reporting.links import existing
 from pipeline.storage import files
@@ -62,12 +62,12 @@ def search(
     space = settings.space or default_space(recipe)
     drawn = settings.draw(recipe)
     data = manifest.load(dataset_uri)
-    parts = train_eval_split(data, settings.hold_out)
+    parts = training_split(dataset_uri, data, recipe, settings.hold_out)
     identity = _identity(recipe, space, settings, data.digest)
     claim_search(out_uri, identity)
     _logger.info(
         f"search {out_uri}: {settings.num_trials} trials of {recipe.epochs} epochs at most, each "
-        f"{recipe.epochs * num_steps(parts.train_rows, recipe.global_batch_size):,} steps on {parts.train_rows:,} "
+        f"{recipe.epochs * num_steps(parts.epoch_rows, recipe.global_batch_size):,} steps on {parts.train_rows:,} "
         f"images, compared on {parts.rows:,}"
     )
     with ray_session(max(1, settings.num_workers or 0)):

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.core.progress import silent
 from pipeline.dataset import manifest
 from pipeline.loader.sample_order import num_steps
-from pipeline.loader.samplers import train_eval_split
+from pipeline.loader.samplers import training_split
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
 from pipeline.training.search.space import Values, with_values
@@ -46,7 +46,8 @@ def trial_job(template: TrainJob, out: str, number: int, values: Values) -> Trai
     Reads the manifest of the data set, for the number of steps in an epoch.
     """
     recipe = with_values(template.recipe, values)
-    rows = train_eval_split(manifest.load(template.dataset), template.hold_out).train_rows
+    data = manifest.load(template.dataset)
+    rows = training_split(template.dataset, data, recipe, template.hold_out).epoch_rows
     trackers = (ScoresTracker(num_steps(rows, recipe.global_batch_size)), make_tensorboard)
     return replace(template, run=trial_run(out, number), recipe=recipe, trackers=trackers, progress=silent)
 

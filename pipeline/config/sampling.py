@@ -1,0 +1,71 @@
+"""Configuration of sampling: which training rows an epoch holds, and how often."""
+
+from dataclasses import dataclass
+
+from pipeline.config.choices import check_finite
+from pipeline.config.expressions import parse_expression
+from pipeline.core.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which training rows an epoch holds, and how often each. Without arguments, every row once.
+
+    All fields together give each row an expected count; `pipeline.loader.sampling.counts` says how often it comes then.
+    With r a row's repeat factor, w its weight and W the sum of r * w over its class, the expected count is in
+    proportion to r * w * W^-class_balance, and an epoch holds share * (sum of r) rows, rounded. Rows that don't pass
+    `where` have none. Evaluation isn't sampled. Raises RecipeError, with the field, for values that can't work.
+    """
+
+    where: str | None = None
+    """Condition that a training row must fulfil, such as "width >= 200 and class != 'tench'". The default, None, takes
+    all rows. Columns are those of the data set: class, label, key, height, width, bytes, brightness and others."""
+
+    class_balance: float = 0.0
+    """How far classes are balanced, in [0, 1]. The default, 0, leaves them as they are; 1 expects equally many rows of
+    each class; 0.5 is the square root between them (Kang et al., arXiv 1910.09217)."""
+
+    weights: str | None = None
+    """Relative weight of each row: an expression of columns, such as "1 + 2 * (width < 100)", or a .csv file with the
+    columns key and weight. The epoch keeps its size. The default, None, weighs all rows equally."""
+
+    repeat: str | None = None
+    """Expected number of times that each row comes in an epoch: an expression of columns, or a .csv file with the
+    columns key and repeat. Fractions are for some epochs. The epoch grows with it. The default, None, means once."""
+
+    repeat_below: float = 0.0
+    """Share of all rows, in [0, 1), below which a class is repeated: by sqrt(repeat_below / share of the class) (repeat
+    factor sampling, Gupta et al., arXiv 1908.03195, for one label an image). The default, 0, repeats none."""
+
+    share: float = 1.0
+    """Length of an epoch, as a share of the rows that it would hold otherwise; above 0. With 0.1, and without weights,
+    ten epochs hold each row once. The default is 1."""
+
+    def __post_init__(self) -> None:
+        check_finite("sampling.", vars(self))
+        if not 0 <= self.class_balance <= 1:
+            raise RecipeError(f"sampling.class_balance={self.class_balance} must lie in [0, 1]")
+        if not 0 <= self.repeat_below < 1:
+            raise RecipeError(f"sampling.repeat_below={self.repeat_below} must lie in [0, 1)")
+        if not 0 < self.share <= 1000:
+            raise RecipeError(f"sampling.share={self.share} must lie in (0, 1000]")
+        for name in ("where", "weights", "repeat"):
+            text = getattr(self, name)
+            if text is not None and not (name != "where" and is_table(text)):
+                parse_expression(f"sampling.{name}", text)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether epochs are other than every row once."""
+        return self != Sampling()
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """The files of values for rows, by field."""
+        named = {name: getattr(self, name) for name in ("repeat", "weights")}
+        return {name: text for name, text in named.items() if text is not None and is_table(text)}
+
+
+def is_table(text: str) -> bool:
+    """Whether the text names a file of values for rows, rather than an expression."""
+    return text.strip().lower().split("?")[0].endswith(".csv")

@@ -1,0 +1,50 @@
+"""Files of values for rows, by their keys: a .csv with the column key and one of numbers."""
+
+import hashlib
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv
+
+from pipeline.core.errors import RecipeError
+from pipeline.storage import files
+
+
+def table_values(name: str, uri: str, keys: list[str]) -> npt.NDArray[Any]:
+    """Returns float64, the value of each key in the column `name` of a .csv file; other keys of the file don't matter.
+
+    Raises RecipeError with the file and the remedy if it isn't there, isn't such a file, or lacks a key.
+    """
+    said = f"sampling.{name}={uri}"
+    try:
+        types = pyarrow.csv.ConvertOptions(column_types={"key": pa.string(), name: pa.float64()})
+        table = pyarrow.csv.read_csv(io.BytesIO(_content(said, uri)), convert_options=types)
+    except pa.ArrowException as error:
+        raise RecipeError(f"{said}: is no table ({str(error).splitlines()[0]}); give key,{name} lines") from error
+    if not {"key", name} <= set(table.column_names):
+        raise RecipeError(f"{said}: has the columns {', '.join(table.column_names)}; key and {name} are needed")
+    found = dict(zip(table["key"].to_pylist(), table[name].to_pylist(), strict=True))
+    if len(found) < table.num_rows:
+        raise RecipeError(f"{said}: {table.num_rows - len(found):,} keys come more than once; leave one line each")
+    missing = [key for key in keys if found.get(key) is None]
+    if missing:
+        raise RecipeError(f"{said}: has no {name} for {len(missing):,} rows, such as {missing[0]}; add them")
+    return np.array([found[key] for key in keys], dtype=np.float64)
+
+
+def table_sha256(name: str, uri: str) -> str:
+    """Returns the SHA-256 (hex) of a file of values: part of a run's identity."""
+    return hashlib.sha256(_content(f"sampling.{name}={uri}", uri)).hexdigest()
+
+
+def _content(said: str, uri: str) -> bytes:
+    place = files.absolute(uri)
+    if not files.exists(place):
+        raise RecipeError(f"{said}: no such file")
+    try:
+        return files.read_bytes(place)
+    except OSError as error:
+        raise RecipeError(f"{said}: can't be read ({error.strerror}); give a file") from error
