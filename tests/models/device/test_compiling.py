@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from pipeline.config.presets import make_recipe
 from pipeline.core.errors import RecipeError
 from pipeline.loader.sample_order import Order
 from pipeline.models.device.compiling import compile_network, stand_in, steps_of_each_size, warm_up
+from pipeline.models.factory import recipe_model
 from pipeline.training.optim.factory import make_optimizers
 from pipeline.training.train_step import TrainStep
 
 SIZE_PX = 16
+CPU = torch.device("cpu")
 
 
 class Net(nn.Module):
@@ -118,3 +121,36 @@ def test_the_limit_of_shapes_is_put_back() -> None:
         compile_network(Net(), exits)
         assert config.recompile_limit >= 64
     assert config.recompile_limit == before
+
+
+@pytest.mark.long
+def test_a_compiled_network_learns_as_it_does_uncompiled_from_one_graph_for_each_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    recipe = replace(make_recipe("digits"), precision="float32", global_batch_size=12, image_size_px=SIZE_PX)
+    order = Order((23,), 0, 12)  # batches of 11 and 12
+    draws = torch.Generator().manual_seed(1)
+    sizes = [order.batch_size(number) for number in range(6)]
+    images = [torch.randint(0, 256, (size, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8, generator=draws) for size in sizes]
+    losses: dict[bool, list[float]] = {}
+    from torch._dynamo.utils import counters  # takes a second
+
+    counters.clear()
+    for is_compiled in (False, True):
+        torch.manual_seed(0)
+        net = recipe_model(recipe, 10).to(memory_format=torch.channels_last).train()
+        with ExitStack() as exits:
+            model = compile_network(net, exits) if is_compiled else net
+            step = TrainStep(recipe, model, make_optimizers(net, recipe), order)
+            losses[is_compiled] = []
+            for number, pixels in enumerate(images):
+                batch = replace(stand_in(len(pixels), SIZE_PX, CPU), images=pixels.permute(0, 3, 1, 2))
+                loss, norm = step.gradients(batch, number)
+                step.update(norm, number, len(images))
+                losses[is_compiled].append(float(loss))
+    assert losses[True][0] == pytest.approx(losses[False][0], rel=1e-5)
+    assert losses[True] == pytest.approx(losses[False], rel=1e-2)  # what is rounded otherwise grows from step to step
+    assert losses[True][-1] < losses[True][0]
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == len(set(sizes)) == 2
