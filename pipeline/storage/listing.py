@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from pipeline.core.errors import StorageError
 from pipeline.storage import object_store
-from pipeline.storage.file_names import escaped, printable
+from pipeline.storage.file_names import escaped, printable, real_path
 from pipeline.storage.system_errors import one_line_errors
 from pipeline.storage.uris import in_store, is_local, join, object_uri, open_filesystem
 
@@ -32,14 +33,31 @@ class Entry:
 
 
 def kind(uri: str) -> Literal["file", "directory", "missing"]:
-    """Returns what is at `uri`; in object storage a prefix of any key is a directory."""
+    """Returns what is at `uri`; in object storage a prefix of any key is a directory.
+
+    Raises StorageError for a pipe, socket or device, which might be read without end.
+    """
     if in_store(uri):
         return _kind_in_store(uri)
+    if is_local(uri):
+        return _kind_on_disk(uri)
     filesystem, path = open_filesystem(uri)
     found = filesystem.get_file_info(path).type
     if found == fs.FileType.Directory:
         return "directory"
     return "missing" if found == fs.FileType.NotFound else "file"
+
+
+def _kind_on_disk(path: str) -> Literal["file", "directory", "missing"]:
+    try:
+        mode = os.stat(real_path(path)).st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return "missing"
+        raise
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return "file" if stat.S_ISREG(mode) else "directory"
+    raise StorageError(f"{path}: neither a file nor a folder, but a pipe, socket or device; give a file or a folder")
 
 
 def _kind_in_store(uri: str) -> Literal["file", "directory", "missing"]:
@@ -62,6 +80,8 @@ def size(uri: str) -> int:
     """Returns the size of a file in bytes. Raises FileNotFoundError."""
     if in_store(uri):
         return int(object_store.head(uri)["size"])
+    if is_local(uri):
+        return os.stat(real_path(uri)).st_size
     filesystem, path = open_filesystem(uri)
     info = filesystem.get_file_info(path)
     if info.type == fs.FileType.NotFound:

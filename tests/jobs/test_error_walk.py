@@ -94,6 +94,17 @@ WALK = [
     ("export --checkpoint brokenrun", "brokenrun: model.json or state.json is damaged"),
     ("replay --checkpoint nothere --data data", "no such checkpoint; give a folder below RUN/checkpoints/"),
     ("replay --checkpoint nothere --data data --steps 0", "steps=0 must be 1 or more"),
+    # a pipe is never waited for, and a device never read to its end
+    ("train --data pipe.tar", "pipe.tar: neither a file nor a folder, but a pipe, socket or device"),
+    ("train --data data --recipe pipe.yaml", "pipe.yaml: neither a file nor a folder"),
+    (f"{TWO} --pretrained pipe.tar", "pipe.tar: neither a file nor a folder"),
+    (f"{TWO} --run-dir pipe.tar", "pipe.tar: "),
+    ("ingest --source /dev/zero --out o", "/dev/zero: neither a file nor a folder"),
+    ("ingest --source tree --out pipe.tar", "pipe.tar: "),
+    ("verify --data pipe.tar", "pipe.tar: no manifest.json"),
+    ("predict --checkpoint pipe.tar --input tree --out p", "pipe.tar: no finished run"),
+    ("registry list --registry pipe.tar", "pipe.tar: "),
+    ("retrain --source pipe.tar --workspace w --recipe digits", "pipe.tar: neither a file nor a folder"),
     # registries, retraining, search
     ("registry list", "registry is missing; give --registry URI"),
     ("registry list --registry nothere", "nothere: no such folder; give the folder of one"),
@@ -138,6 +149,8 @@ def folder(tree_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "zero.tar").write_bytes(b"")
     (root / "one.jpg").write_bytes(jpeg(1))
     (root / "bad.json").write_text("{")
+    os.mkfifo(root / "pipe.tar")
+    os.mkfifo(root / "pipe.yaml")
     for name in ("empty", "registry"):
         (root / name).mkdir()
     manifests = {"broken": "{ not json", "old": json.dumps({"format": 99}), "list": "[1, 2]"}

@@ -1,10 +1,12 @@
 """Lists the images of folders, prefixes of a bucket, archives, files, or patterns such as `new/*.jpg`."""
 
 import glob
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -14,6 +16,7 @@ from pipeline.ingestion.sources.members import Listing, is_archive, list_members
 from pipeline.ingestion.sources.recognise.contents import HEAD_BYTES, looks_like_image
 from pipeline.ingestion.sources.recognise.file_kinds import is_image, kind_of
 from pipeline.storage import files
+from pipeline.storage.file_names import escaped
 
 _PATTERN = frozenset("*?[")
 
@@ -77,10 +80,16 @@ def _matching(uri: str) -> list[str]:
     """Returns the places that a pattern names, sorted, or `uri` itself."""
     if not _PATTERN & set(uri) or not files.is_local(uri) or files.kind(uri) != "missing":
         return [uri]
-    found = sorted(glob.glob(uri, recursive=True))
+    found = sorted(escaped(place) for place in glob.glob(uri, recursive=True) if not _in_circle(place))
     if not found:
         raise SourceError(f"input={uri}: no file matches; give existing files, a folder or an archive")
     return found
+
+
+def _in_circle(place: str) -> bool:
+    """Whether a path leads through a link to a folder that it lies in: `**` follows it some forty times."""
+    folders = [os.path.realpath(each) for each in Path(place).parents]
+    return len(set(folders)) < len(folders)
 
 
 def _find(uri: str, spool: str, progress: Progress) -> FoundImages:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.core.errors import CheckpointError, SourceError
+from pipeline.core.errors import CheckpointError, PipelineError, SourceError
 from pipeline.core.progress import silent
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_rows
@@ -26,6 +26,7 @@ from pipeline.loader.decode import best_decoder
 from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import find_model
 from pipeline.storage import files
+from pipeline.storage.file_names import printable
 from tests.support.jobs import call_job
 from tests.support.pictures.images import jpeg, make_tar, picture, tree_files
 
@@ -154,6 +155,21 @@ def test_names_of_several_inputs_are_their_places_below_the_common_folder(tmp_pa
     assert names("new/deep", "old", "new/b.png") == ["new/deep/a.jpg", "old/a.jpg", "new/b.png"]
     (tmp_path / "old" / "a[1].jpg").write_bytes(jpeg(4))  # the name of a file, though it looks like a pattern
     assert names("old/a[1].jpg") == ["a[1].jpg"]
+
+
+def test_patterns_over_odd_folders_end_and_name_each_image_once(tmp_path: Path) -> None:
+    for name in ("a.jpg", "deep/b.jpg", os.fsdecode(b"caf\xe9.jpg")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg(3))
+    (tmp_path / "deep" / "circle").symlink_to(tmp_path)
+    found = find_images([f"{tmp_path}/**/*.jpg"], str(tmp_path), silent).table
+    assert sorted(map(printable, found["name"].to_pylist())) == ["a.jpg", "caf\\xe9.jpg", "deep/b.jpg"]
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(PipelineError, match=r"pipe\.jpg: neither a file nor a folder, but a pipe, socket or device"):
+        find_images([str(tmp_path / "pipe.jpg")], str(tmp_path), silent)
 
 
 def png(height: int, width: int) -> bytes:
