@@ -25,6 +25,14 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         restart_with_them(pluginmanager, missing)
 
 
+def pytest_configure() -> None:
+    """Switches Hypothesis's limits by the clock off: on a busy machine they fail a test that has nothing wrong."""
+    from hypothesis import HealthCheck, settings  # not before the packages are there
+
+    settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any load")
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes for the whole suite, whose tests wait for Ray as much as they compute; none for chosen files."""
     return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0

@@ -16,26 +16,27 @@ from pipeline.models.undo import Undo
 class WeightAverage:
     """Exponential moving average: average = decay average + (1 - decay) weights, every `every_steps` steps.
 
-    It starts with the weights at construction. values: {name: tensor}, a part of the network's state_dict, kept in this
-    form because checkpoints store it by name.
+    It starts with the weights at construction. net: its tensors may be loaded anew, but not be replaced by others; they
+    are looked up once. values: {name: tensor}, a part of the network's state_dict, kept in this form because
+    checkpoints store it by name.
     """
 
     def __init__(self, net: nn.Module, decay: float, every_steps: int = 1) -> None:
         self._every_steps = every_steps
         self._average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self.values = {name: tensor.detach().clone() for name, tensor in _float_tensors(net)}
+        self.values, self._current = _copies(net)
 
     @torch.no_grad()
-    def update(self, net: nn.Module, step: int, num_steps: int, found_inf: Tensor | None = None) -> None:
+    def update(self, step: int, num_steps: int, found_inf: Tensor | None = None) -> None:
         """Updates the average after step number `step`, which counts from 1.
 
         found_inf: scalar on the device; 1: the step was skipped, and has no part in the average.
         """
         if step % self._every_steps == 0:
-            current, average = dict(_float_tensors(net)), list(self.values.values())
+            average = list(self.values.values())
             with _unless(found_inf, average):
                 # Torch's function takes the number of updates and doesn't use it.
-                self._average(average, [current[name] for name in self.values], step)
+                self._average(average, self._current, step)
 
 
 class LookAhead:
@@ -43,14 +44,15 @@ class LookAhead:
 
     Every `every_steps` steps: slow += (1 - decay) (fast - slow), then fast = slow. The decay grows with training as in
     Jordan's CIFAR-10 speed runs (arXiv 2404.00498): 0.95^5 (step / num_steps)^3. After the last step, fast = slow.
+    net, values: as of `WeightAverage`.
     """
 
     def __init__(self, net: nn.Module, every_steps: int = 5) -> None:
         self._every_steps = every_steps
-        self.values = {name: tensor.detach().clone() for name, tensor in _float_tensors(net)}
+        self.values, self._fast = _copies(net)
 
     @torch.no_grad()
-    def update(self, net: nn.Module, step: int, num_steps: int, found_inf: Tensor | None = None) -> None:
+    def update(self, step: int, num_steps: int, found_inf: Tensor | None = None) -> None:
         """Updates slow and fast weights, if it is time, after step number `step`, which counts from 1.
 
         found_inf: scalar on the device; 1: the step was skipped, and has no part in the slow weights; even then, the
@@ -60,8 +62,7 @@ class LookAhead:
         if step == num_steps:
             decays.append(1.0)
         if decays:
-            current = dict(_float_tensors(net))
-            slow, fast = list(self.values.values()), [current[name] for name in self.values]
+            slow, fast = list(self.values.values()), self._fast
             with _unless(found_inf, [*slow, *fast]):
                 for decay in decays:
                     torch._foreach_lerp_(slow, fast, 1 - decay)
@@ -70,8 +71,12 @@ class LookAhead:
                 torch._foreach_copy_(fast, slow)
 
 
-def _float_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, tensor) for name, tensor in net.state_dict().items() if tensor.is_floating_point())
+def _copies(net: nn.Module) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Returns copies of the network's tensors of floating point, by name, and the tensors themselves in this order."""
+    # The parameters and buffers themselves: to look through the network at each update takes the host longer than
+    # the update.
+    tensors = {name: tensor for name, tensor in net.state_dict(keep_vars=True).items() if tensor.is_floating_point()}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}, list(tensors.values())
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Learner:
         slow weights, even if the last step is skipped.
         """
         if self.average is not None:
-            self.average.update(self.net, step, num_steps, found_inf)
+            self.average.update(step, num_steps, found_inf)
 
     def evaluated_net(self) -> nn.Module:
         """Returns the network that is evaluated: a copy with the averaged weights where they are kept apart."""

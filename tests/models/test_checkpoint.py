@@ -44,7 +44,7 @@ def test_a_run_goes_on_from_its_tensors_to_the_same_bits(tmp_path: Path, optimiz
             for each in optimizers:
                 each.step()
                 each.zero_grad()
-            average.update(model, step + 1, 6)
+            average.update(step + 1, 6)
 
     model, state = net(), RunState(epochs=2, step=3, losses=[0.1, 1 / 3, 7.0], quarantined=[("val", 3)])
     optimizers, average = make_optimizers(model, recipe), WeightAverage(model, 0.5)

@@ -19,7 +19,8 @@ def test_an_exponential_average_is_its_formula() -> None:
     average = WeightAverage(net, 0.9, every_steps=2)
     expected = 1.0
     for step in range(1, 7):
-        average.update(moved(net, float(step)), step, 6)
+        moved(net, float(step))
+        average.update(step, 6)
         expected = 0.9 * expected + 0.1 * step if step % 2 == 0 else expected
     assert average.values["weight"].flatten().tolist() == pytest.approx([expected] * 2)
     assert net.weight.flatten().tolist() == [6.0, 6.0]  # training isn't touched
@@ -29,7 +30,8 @@ def test_look_ahead_sets_the_weights_back_now_and_then_and_at_the_end() -> None:
     net = moved(nn.Linear(1, 1, bias=False), 1.0)
     ahead, slow = LookAhead(net, 5), 1.0
     for step in range(1, 13):
-        ahead.update(moved(net, 2.0 * step), step, 12)
+        moved(net, 2.0 * step)
+        ahead.update(step, 12)
         if step % 5 == 0:
             decay = 0.95**5 * (step / 12) ** 3
             slow = decay * slow + (1 - decay) * 2 * step

@@ -43,6 +43,8 @@ class _Ahead:
 
     def __init__(self, source: Source, device: torch.device, num_ahead: int) -> None:
         self._source, self._device, self._num_ahead = source, device, num_ahead
+        if device.type == "cuda" and device.index is None:  # the consumer's current device isn't the thread's
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._free = threading.Semaphore(num_ahead)  # batches that may still be taken
         self._ready: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
         self._closed = threading.Event()
@@ -64,6 +66,8 @@ class _Ahead:
 
     def _work(self) -> None:
         try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)  # a thread starts on the first GPU, and pins memory there
             copy = _Copies(self._device, self._num_ahead) if self._device.type == "cuda" else None
             with closing(self._source(self._closed.is_set)) as batches:
                 while self._free.acquire() and not self._closed.is_set():

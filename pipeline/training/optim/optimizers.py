@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.training.optim.per_tensor import per_tensor
+
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
 
@@ -43,20 +45,26 @@ class Muon(torch.optim.Optimizer):
             updates = torch._foreach_add(slopes, momenta, alpha=group["momentum"])
             factors = torch._foreach_reciprocal(torch._foreach_norm(kernels))
             torch._foreach_mul_(factors, [len(kernel) ** 0.5 for kernel in kernels])
-            _scale(kernels, factors)
+            torch._foreach_mul_(kernels, per_tensor(self, kernels, torch.stack(list(factors))))
             torch._foreach_add_(kernels, _orthogonalised_kernels(list(updates)), alpha=-group["lr"])
 
 
 def _orthogonalised_kernels(updates: list[Tensor]) -> list[Tensor]:
-    """Returns `orthogonalised` of each kernel [out, in, h, w] as a matrix [out, in h w]; those of one shape at once."""
+    """Returns `orthogonalised` of each kernel [out, in, h, w] as a matrix [out, in h w]; those of one shape at once.
+
+    The results are channels_last, as the kernels of a network in training.
+    """
     places: dict[torch.Size, list[int]] = defaultdict(list)
     for place, update in enumerate(updates):
         places[update.shape].append(place)
     results = list(updates)
     for shape, those in places.items():
-        stacked = torch.stack([updates[place].flatten(1) for place in those])
-        for place, matrix in zip(those, orthogonalised(stacked).unbind(), strict=True):
-            results[place] = matrix.view(shape)
+        # Stacked as [out, h, w, in], the order in memory: all kernels of a shape are one copy there, and one back.
+        stacked = torch.stack([updates[place].permute(0, 2, 3, 1) for place in those])
+        matrices = orthogonalised(stacked.permute(0, 1, 4, 2, 3).flatten(2))
+        kernels = matrices.view(-1, *shape).permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        for place, kernel in zip(those, kernels.unbind(), strict=True):
+            results[place] = kernel
     return results
 
 
@@ -110,7 +118,7 @@ class Lars(torch.optim.Optimizer):
                 rate = torch.where((size > 0) & (slope > 0), group["trust"] * size / (slope + decay * size), 1.0)
                 updates = list(torch._foreach_mul(weights, decay))
                 torch._foreach_add_(updates, slopes)
-                _scale(updates, rate.unbind())
+                torch._foreach_mul_(updates, per_tensor(self, weights, rate))
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_add_(momenta, updates, alpha=group["lr"])
             torch._foreach_sub_(weights, momenta)
@@ -150,7 +158,8 @@ class Lamb(torch.optim.Optimizer):
             if decay:
                 torch._foreach_add_(updates, torch._foreach_mul(weights, decay))
                 size, length = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(updates))
-                _scale(updates, torch.where((size > 0) & (length > 0), size / length, 1.0).unbind())
+                ratio = torch.where((size > 0) & (length > 0), size / length, 1.0)
+                torch._foreach_mul_(updates, per_tensor(self, weights, ratio))
             torch._foreach_sub_(weights, updates, alpha=group["lr"])
 
     def _adam(self, weights: list[Tensor], slopes: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
@@ -165,9 +174,9 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, slopes, slopes, value=1 - second)
         counts = torch.stack(steps).double()
-        corrections = ((1 - beta**counts).to(weights[0].dtype).unbind() for beta in (first, second))
         updates, denominators = (
-            torch._foreach_div(values, list(each)) for values, each in zip((means, squares), corrections, strict=True)
+            torch._foreach_div(values, per_tensor(self, weights, (1 - beta**counts).to(weights[0].dtype)))
+            for values, beta in ((means, first), (squares, second))
         )
         torch._foreach_sqrt_(denominators)
         torch._foreach_add_(denominators, group["eps"])
@@ -190,9 +199,3 @@ def _state(optimizer: torch.optim.Optimizer, weights: list[Tensor], name: str, s
         elif scalar and state[name].device != weight.device:  # after a checkpoint, once
             state[name] = state[name].to(weight.device)
     return [optimizer.state[weight][name] for weight in weights]
-
-
-def _scale(tensors: list[Tensor], factors: Iterable[Tensor]) -> None:
-    """Multiplies each tensor by its own scalar. One by one: _foreach_ has no fast way for that either."""
-    for tensor, factor in zip(tensors, factors, strict=True):
-        tensor.mul_(factor)

@@ -83,7 +83,7 @@ def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
         assert on_gpu(loss, norm, scale, found_inf)
         step.update(norm, number, 2, found_inf)
         if average is not None:
-            average.update(net, number + 1, 2, found_inf)
+            average.update(number + 1, 2, found_inf)
     assert on_gpu(*net.parameters(), *net.buffers())
     for optimizer in optimizers:
         for state in optimizer.state.values():

@@ -107,10 +107,10 @@ def test_a_flagged_step_has_no_part_in_an_average(kind: Callable[[nn.Module], An
     average, zero, one = kind(net), torch.tensor(0.0), torch.tensor(1.0)
     with torch.no_grad(), count_waits() as waits:
         net[0].weight += 1
-        average.update(net, 1, 9, found_inf=zero)
+        average.update(1, 9, found_inf=zero)
         before = [tensor.clone() for tensor in (*average.values.values(), net[0].weight)]
         net[3].running_mean.fill_(float("nan"))
-        average.update(net, 2, 9, found_inf=one)
+        average.update(2, 9, found_inf=one)
     assert not waits["read"], waits.table()
     assert all(torch.equal(a, b) for a, b in zip(before, (*average.values.values(), net[0].weight), strict=True))
 
@@ -121,6 +121,6 @@ def test_look_ahead_ends_on_its_slow_weights_even_if_the_last_step_is_flagged() 
     slow = copy.deepcopy(ahead.values)
     with torch.no_grad():
         net[0].weight.fill_(float("nan"))
-        ahead.update(net, 9, 9, found_inf=torch.tensor(1.0))
+        ahead.update(9, 9, found_inf=torch.tensor(1.0))
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in slow.items())
     assert all(torch.equal(ahead.values[name], tensor) for name, tensor in slow.items())

@@ -1,18 +1,22 @@
-"""Operations that a step of an optimiser launches: on a GPU, each costs the host some microseconds."""
+"""Operations that the update of a step launches: on a GPU, each costs the host some microseconds."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.config.choices import OptimizerName
 from pipeline.config.presets import make_recipe
 from pipeline.models.factory import make_model
+from pipeline.models.weight_averages import LookAhead, WeightAverage
+from pipeline.training.on_device.operations import count_operations
 from pipeline.training.optim.factory import make_optimizers
-from tests.support.operations import count_operations
+from pipeline.training.optim.found_inf import set_found_inf
 
 
-@pytest.mark.parametrize(("name", "before", "most"), [("lars", 240, 90), ("lamb", 310, 160), ("muon", 230, 150)])
+@pytest.mark.parametrize(("name", "before", "most"), [("lars", 240, 84), ("lamb", 310, 148), ("muon", 230, 150)])
 def test_our_optimisers_launch_few_operations(name: OptimizerName, before: int, most: int) -> None:
     """On airbench94, the network of `cifar10-94`. before: at commit a7a8d21, tensor by tensor."""
     torch.manual_seed(0)
@@ -25,3 +29,38 @@ def test_our_optimisers_launch_few_operations(name: OptimizerName, before: int, 
         optimizer.step()
     assert most < before
     assert counts.total() <= most, counts
+
+
+def of_depth(depth: int) -> nn.Module:
+    """Returns a network whose parameters have the same shapes for every depth; only their number grows."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)) for _ in range(depth)]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 8)).to(memory_format=torch.channels_last)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return net
+
+
+def operations_of_update(name: OptimizerName, depth: int, flag: torch.Tensor | None) -> int:
+    net = of_depth(depth)
+    optimizers = make_optimizers(net, replace(make_recipe("digits"), optimizer=name, weight_decay=1e-2))
+    averages = WeightAverage(net, 0.9), LookAhead(net, 1)
+    for _ in range(2):  # the first one makes the state
+        set_found_inf(optimizers, flag)
+        with count_operations() as counts:
+            for optimizer in optimizers:
+                optimizer.step()
+            for average in averages:
+                average.update(1, 9, flag)
+    return counts.total()
+
+
+@pytest.mark.parametrize("name", [name for name in get_args(OptimizerName) if name != "rmsprop"])
+@pytest.mark.parametrize("flagged", [False, True])
+def test_the_operations_of_an_update_do_not_grow_with_the_number_of_parameters(
+    monkeypatch: pytest.MonkeyPatch, name: OptimizerName, flagged: bool
+) -> None:
+    """As on a GPU, where torch's optimisers are fused. Its RMSprop isn't, and takes tensors one by one on a CPU."""
+    monkeypatch.setattr("pipeline.training.optim.factory._fused", lambda groups: {"fused": True})
+    flag = torch.zeros(()) if flagged else None
+    assert operations_of_update(name, 3, flag) == operations_of_update(name, 12, flag)
