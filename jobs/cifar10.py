@@ -66,7 +66,7 @@ def main(args: Args) -> None:
         run = training.run_to_resume(files.absolute("runs"), data, args.recipe, options)
     if args.recipe.recipe is None:
         with command.Display() as display:
-            begin(display, "choosing a recipe")
+            begin(display, "loading PyTorch, choosing a recipe")
             recipe, options = choose_settings(opened, run and files.absolute(run), options, args.recipe.make)
     run = run or new_run(recipe, data.name)
     command.goes_on_with("--run-dir", run)

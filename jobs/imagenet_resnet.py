@@ -79,7 +79,7 @@ def main(args: Args) -> None:
             name = files.basename(training.run_to_resume(runs, data, args.recipe, options))
         if args.recipe.recipe is None:
             with command.Display() as display:
-                begin(display, "choosing a recipe")
+                begin(display, "loading PyTorch, choosing a recipe")
                 recipe, options = choose_settings(opened, name and files.join(runs, name), options, args.recipe.make)
         name = name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         given = args.workers.workers

@@ -34,6 +34,7 @@ from pipeline.dataset.image_codec import (
     read_jpeg_header,
 )
 from pipeline.dataset.jpeg_segments import APP1, read_frame, segments
+from pipeline.dataset.png_data import missing_rows
 from pipeline.dataset.thread_warnings import thread_warnings
 from pipeline.ingestion.quality.pixel_facts import PixelFacts, pixel_facts
 
@@ -149,6 +150,8 @@ def _repaired(data: Buffer, name: str, handling: ImageHandling) -> tuple[Buffer,
         kind = f"{oddity} {space} JPEG".lstrip()
     else:
         kind, mode, (height, width) = read_header(data)
+        if kind == "PNG" and missing_rows(data):
+            raise BadImageError("truncated: the pixel data end before the last row")
         if kind == "PNG" and mode == "RGB" and is_png_by_name:
             if handling.checks == "header":
                 decode(data)  # a PNG has no end mark that tells of truncation

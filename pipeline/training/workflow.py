@@ -241,7 +241,7 @@ def training_session(job: TrainJob, wait_minutes: float = 0, progress: Progress 
     begin(progress, "starting Ray")
     with ray_session(job.num_workers), ExitStack() as stack:
         job = fit_to_cluster(job, wait_minutes, progress)
-        begin(progress, f"starting {job.num_workers} workers" if job.num_workers else "loading PyTorch")
+        begin(progress, f"starting {job.num_workers} workers" if job.num_workers else "preparing the run")
         stop = StopRequest()
         remote = stack.enter_context(remote_progress(progress, stop)) if job.num_workers else progress
         yield replace(job, progress=remote, stop=stop)

@@ -149,6 +149,52 @@ def noise() -> Image.Image:
 WHOLE = encoded(noise(), "JPEG")
 
 
+def png_of(rows: int, colour: int, depth: int, interlaced: bool = False) -> bytes:
+    """Returns a PNG of 16x16 pixels whose data end after so many of its 16 rows, with all checksums right."""
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    passes = [(2, 2), (2, 2), (4, 2), (4, 4), (8, 4), (8, 8), (16, 8)] if interlaced else [(16, 16)]
+    lines = [bytes(1 + -(-width * bits // 8)) for width, height in passes for _ in range(height)]
+    kept = b"".join(lines[: len(lines) * rows // 16])
+    header = struct.pack(">IIBBBBB", 16, 16, depth, colour, 0, 0, int(interlaced))
+    palette = [(b"PLTE", bytes(3 * 2**depth))] if colour == 3 else []
+    chunks = [(b"IHDR", header), *palette, (b"IDAT", zlib.compress(kept)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize("handling", [DECODE, HEADER])
+@pytest.mark.parametrize(
+    ("colour", "depth"),
+    [
+        (0, 1),
+        (0, 2),
+        (0, 4),
+        (0, 8),
+        (0, 16),
+        (2, 8),
+        (2, 16),
+        (3, 1),
+        (3, 4),
+        (3, 8),
+        (4, 8),
+        (4, 16),
+        (6, 8),
+        (6, 16),
+    ],
+)
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_png_is_stored_if_the_data_of_all_rows_are_there(
+    colour: int, depth: int, interlaced: bool, handling: ImageHandling
+) -> None:
+    """PIL fills the rows with black that the compressed data lack."""
+    assert isinstance(check_image(png_of(16, colour, depth, interlaced), "a.png", handling), Stored)
+    for rows in (0, 8, 15):
+        found = check_image(png_of(rows, colour, depth, interlaced), "a.png", handling)
+        assert isinstance(found, Refused)
+        assert found.reason == "truncated: the pixel data end before the last row"
+
+
 @pytest.mark.parametrize("handling", [DECODE, HEADER])
 @pytest.mark.parametrize(
     ("data", "reason"),
