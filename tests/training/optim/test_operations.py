@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from jobs.bench.operations import count_step
 from pipeline.config.choices import OptimizerName
 from pipeline.config.presets import make_recipe
 from pipeline.models.factory import make_model
@@ -64,3 +65,10 @@ def test_the_operations_of_an_update_do_not_grow_with_the_number_of_parameters(
     monkeypatch.setattr("pipeline.training.optim.factory._fused", lambda groups: {"fused": True})
     flag = torch.zeros(()) if flagged else None
     assert operations_of_update(name, 3, flag) == operations_of_update(name, 12, flag)
+
+
+@pytest.mark.parametrize(("recipe", "most"), [("cifar10-94", (1, 105, 7, 88, 0)), ("cifar10-96", (1, 145, 7, 4, 8))])
+def test_a_whole_step_launches_no_more_operations_than_the_table_says(recipe: str, most: tuple[int, ...]) -> None:
+    """The table of docs/benchmarks.md, which has ResNet-50, too. A loop over tensors or images would exceed it."""
+    counts = [names.total() for names in count_step(make_recipe(recipe)).values()]
+    assert all(count <= limit for count, limit in zip(counts, most, strict=True)), counts

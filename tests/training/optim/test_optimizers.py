@@ -12,7 +12,14 @@ from pipeline.config.recipe import Recipe
 from pipeline.models.factory import make_model
 from pipeline.models.losses import sample_losses
 from pipeline.training.optim.factory import describe_groups, make_optimizers
-from pipeline.training.optim.optimizers import Lamb, Lars, Muon, orthogonalised
+from pipeline.training.optim.optimizers import (
+    Lamb,
+    Lars,
+    Muon,
+    newton_schulz,
+    newton_schulz_in_products,
+    orthogonalised,
+)
 from pipeline.training.optim.schedules import learning_rate_factor, set_learning_rates
 
 
@@ -113,6 +120,11 @@ def test_orthogonalised_is_near_the_polar_factor() -> None:
         u, _, v = torch.linalg.svd(matrix, full_matrices=False)
         polar, ours = u @ v, orthogonalised(matrix, num_iterations=5)
         assert (polar * ours).sum() / (polar.norm() * ours.norm()) > 0.97
+
+
+def test_the_iteration_in_three_products_is_the_one_in_eight_operations() -> None:
+    matrices = torch.randn(3, 8, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
+    torch.testing.assert_close(newton_schulz_in_products(matrices), newton_schulz(matrices))
 
 
 def test_muon_steps_by_the_learning_rate_on_rescaled_kernels() -> None:
