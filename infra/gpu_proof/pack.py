@@ -59,6 +59,7 @@ def main() -> None:
         pack_packages(stage / "site", [*ALWAYS_THERE, *args.have], Path(folder, "wheels"))
         pack_decoder(stage)
         whole = Path(folder, "proof.tar")
+        print("compressing program and images: some minutes", flush=True)
         with tarfile.open(whole, "w") as tar:
             add_bytes(tar, "program.tar.xz", compressed(stage))
             if args.photos:
@@ -94,6 +95,9 @@ def pack_packages(site: Path, have: Iterable[str], wheels: Path) -> None:
     wanted = [f"{name}=={importlib.metadata.version(name)}" for name in named]
     platforms = [f"--platform=manylinux{each}_x86_64" for each in ("_2_28", "_2_27", "_2_24", "_2_17", "2014", "1")]
     options = ["--no-deps", "--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *platforms]
+    if not wanted:
+        return
+    print(f"downloading {len(wanted)} packages", flush=True)
     pip = shutil.which("pip") or "pip3"  # an environment of uv has none of its own
     subprocess.run([pip, "download", "-q", "-d", str(wheels), *options, *wanted], check=True)
     for wheel in sorted(wheels.glob("*.whl")):

@@ -138,14 +138,14 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),
-            include_dashboard=num_workers > 0 and _can_start_dashboard(),
+            include_dashboard=num_workers > 0 and can_start_dashboard(),
             log_to_driver=False,
             logging_level=logging.WARNING,
             _temp_dir=folder,
         )
 
 
-def _can_start_dashboard() -> bool:
+def can_start_dashboard() -> bool:
     """Returns whether the packages of Ray's dashboard are here (aiohttp, OpenTelemetry and others: `ray[default]`).
 
     Ray Train asks it whether the process that led a run still lives, to free what the run had reserved. A session on

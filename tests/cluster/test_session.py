@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pipeline.cluster.session import can_start_dashboard
 from tests.support.jobs import ROOT
 
 _HOST = """
@@ -72,3 +73,9 @@ def test_the_process_is_as_it_was_after_a_session(first: str, handler: str, sess
     python = "python" if uv else sys.executable
     done = subprocess.run([*uv, python, "-c", program], capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ray_starts_where_the_packages_of_its_dashboard_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert can_start_dashboard()
+    monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", None)  # as if an import in it had failed
+    assert not can_start_dashboard()

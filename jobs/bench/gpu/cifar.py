@@ -99,7 +99,8 @@ class _Ours:
         self._device, self._compiled = device, compiled
         recipe = make_recipe("cifar10-94")
         # The generated pictures are few, and bfloat16 is slow on most CPUs.
-        self._recipe = replace(recipe, global_batch_size=20, precision="float32") if bench.small else recipe
+        small = replace(recipe, global_batch_size=10, epochs=2, precision="float32")
+        self._recipe = small if bench.small else recipe
         self._dataset = cifar_dataset(bench.settings)
         self.batches = batches or self._load()
 

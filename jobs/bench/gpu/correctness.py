@@ -122,16 +122,17 @@ def _check_resume(bench: Bench, recipe: Recipe, batch: Batch, device: torch.devi
 
 def _check_waits(bench: Bench, recipe: Recipe, batch: Batch, device: torch.device) -> None:
     """Between two reports the host asks the device for nothing: twice the steps have no more waits."""
+    steps = 2 if bench.small else _WAIT_STEPS
     with open_loop(recipe, batch, device) as loop:
         loop(2)
         with count_waits(device) as short:
-            loop(_WAIT_STEPS)
+            loop(steps)
         with count_waits(device) as long:
-            loop(2 * _WAIT_STEPS)
+            loop(2 * steps)
     waits, places = long.total - short.total, long.places - short.places
-    line = f"{waits} in {_WAIT_STEPS} steps between reports; {short.total} at their begin and in the report"
+    line = f"{waits} in {steps} steps between reports; {short.total} at their begin and in the report"
     table = {f"{kind} {place}": count for (kind, place), count in places.items()}
-    bench.record("waits", {"steps": _WAIT_STEPS, "waits": waits, "places": table}, line)
+    bench.record("waits", {"steps": steps, "waits": waits, "places": table}, line)
     bench.check("no wait in a step", waits == 0, line + "".join(f"; {name}" for name in list(table)[:3]))
 
 

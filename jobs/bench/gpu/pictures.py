@@ -38,7 +38,8 @@ from pipeline.storage import files
 
 Pixels = npt.NDArray[np.uint8]
 _CIFAR_ROWS = {"train": 50_000, "val": 10_000}
-_GENERATED_ROWS = {"train": 40, "val": 20}
+_GENERATED_ROWS = {"train": 20, "val": 10}
+_SMALL_BATCHES = {"data_batch_1.bin": "train", "test_batch.bin": "val"}
 _RECORD = 1 + 3 * 32 * 32
 _PEEK = 8  # members of an archive that tell what it holds
 
@@ -121,9 +122,14 @@ def _cifar_folder(settings: Settings) -> Path:
         with tarfile.open(settings.cifar, "r|*") as tar:
             for member in tar:
                 if member.name.endswith(".bin") and (content := tar.extractfile(member)):
-                    (partial_folder / os.path.basename(member.name)).write_bytes(content.read())
+                    name = os.path.basename(member.name)
+                    if not settings.small:
+                        (partial_folder / name).write_bytes(content.read())
+                    elif name in _SMALL_BATCHES:
+                        rows = _GENERATED_ROWS[_SMALL_BATCHES[name]]
+                        (partial_folder / name).write_bytes(content.read(rows * _RECORD))
     else:
-        for name, split in (("data_batch_1.bin", "train"), ("test_batch.bin", "val")):
+        for name, split in _SMALL_BATCHES.items():
             (partial_folder / name).write_bytes(_generated_batch(split, _GENERATED_ROWS[split]))
     partial_folder.rename(folder)
     return folder

@@ -38,12 +38,12 @@ def _eager(bench: Bench, batch: Batch, with_options: bool) -> None:
     recipe, on_device = resnet_recipe(bench, size), batch.to(bench.device)
     plain, ours = plain_steps(recipe, on_device), our_steps(recipe, on_device)
     with open_loop(recipe, batch, bench.device) as loop:
-        variants: dict[str, Steps] = {PLAIN: _timed_kernels(plain), STEP: _timed_kernels(ours), LOOP: loop}
+        variants: dict[str, Steps] = {PLAIN: timed_kernels(plain), STEP: timed_kernels(ours), LOOP: loop}
         if with_options and bench.device.type == "cuda":
             variants |= {
-                f"{PLAIN}, without cudnn.benchmark": _timed_kernels(plain, False),
-                f"{STEP}, without cudnn.benchmark": _timed_kernels(ours, False),
-                f"{PLAIN}, contiguous": _timed_kernels(plain_steps(recipe, on_device, channels_last=False)),
+                f"{PLAIN}, without cudnn.benchmark": timed_kernels(plain, False),
+                f"{STEP}, without cudnn.benchmark": timed_kernels(ours, False),
+                f"{PLAIN}, contiguous": timed_kernels(plain_steps(recipe, on_device, channels_last=False)),
             }
         _measure(bench, f"batch {size}", variants, size)
 
@@ -63,10 +63,10 @@ def _compiled(bench: Bench, recipe: Recipe, batch: Batch) -> None:
     for name, make in makers.items():
         with bench.part(name):
             if bench.has(_COMPILE_SECONDS, name):
-                _measure(bench, f"batch {size}, compiled", {name: _timed_kernels(make())}, size)
+                _measure(bench, f"batch {size}, compiled", {name: timed_kernels(make())}, size)
 
 
-def _timed_kernels(steps: Steps, timed: bool = True) -> Steps:
+def timed_kernels(steps: Steps, timed: bool = True) -> Steps:
     """Returns the steps with cuDNN's choice of kernels by timing (`cudnn.benchmark`), which training sets, or without.
 
     The setting is the process's own, and an open loop has set it.

@@ -25,13 +25,13 @@ _NO_END = 10**9
 
 
 def resnet_recipe(bench: Bench, batch_size: int) -> Recipe:
-    """Returns the recipe of the measured steps: ResNet-50 at 224 px in bfloat16; small: ResNet-18 at 96 px."""
+    """Returns the recipe of the measured steps: ResNet-50 at 224 px in bfloat16; small: ResNet-18 at 72 px."""
     # Never a checkpoint: those are measured by themselves.
     recipe = replace(make_recipe("resnet50"), global_batch_size=batch_size, checkpoint_every_steps=_NO_END)
     if not bench.small:
         return replace(recipe, precision="bfloat16")
     # In float32: bfloat16 is slow on most CPUs. Above 64 px, for below it our first layer isn't torchvision's.
-    return replace(recipe, precision="float32", model="resnet18", image_size_px=96, evaluate_resize_px=96)
+    return replace(recipe, precision="float32", model="resnet18", image_size_px=72, evaluate_resize_px=72)
 
 
 def photo_batch(bench: Bench, count: int, size_px: int) -> Batch:
