@@ -14,6 +14,7 @@ import torch
 
 from jobs.bench.gpu import pictures, resnet
 from jobs.bench.gpu.child import Bench, Settings, SkippedError
+from jobs.bench.gpu.steps import photo_batch, plain_steps, resnet_recipe
 from jobs.bench.gpu.targets import table
 
 RECORD = 3073
@@ -97,6 +98,18 @@ def test_of_a_real_archive_tiny_sizes_take_the_first_images(tmp_path: Path, smal
     found = pictures.cifar(settings(tmp_path, small=small, cifar=str(archive)))
     assert {name: len(part.labels) for name, part in found.items()} == rows
     assert set(found["val"].labels) == {2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", [{}, {"channels_last": False}, {"fused": False}, {"copied_from": "host"}])
+def test_plain_steps_run_with_each_option(tmp_path: Path, option: dict[str, Any]) -> None:
+    """Only a GPU is measured with all of them."""
+    bench = Bench("resnet50", settings(tmp_path), 60.0, str(tmp_path / "out.json"))
+    recipe = resnet_recipe(bench, 2)
+    batch = photo_batch(bench, 2, recipe.image_size_px)
+    if "copied_from" in option:
+        option = {"copied_from": batch}
+    plain_steps(recipe, batch, **option)(2)
 
 
 def test_the_table_has_a_line_for_each_target_whatever_was_measured() -> None:

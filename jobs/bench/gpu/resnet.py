@@ -1,6 +1,7 @@
 """ResNet-50 at 224 px: plain PyTorch, this project's step, its whole loop, and what each option adds."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -8,7 +9,6 @@ from jobs.bench.gpu.child import Bench
 from jobs.bench.gpu.clock import Measured, Steps, interleaved
 from jobs.bench.gpu.steps import make_step, our_steps, photo_batch, plain_steps, resnet_recipe
 from jobs.bench.gpu.whole_loop import open_loop
-from pipeline.config.recipe import Recipe
 from pipeline.loader.batch import Batch
 from pipeline.models.flops import operations_per_image
 
@@ -29,11 +29,12 @@ def run(bench: Bench) -> None:
         with bench.part(f"batch {size}"):
             _eager(bench, _first(batch, size), with_options=size == sizes[0])
         if size == sizes[0]:
-            _compiled(bench, recipe, batch)
+            _compiled(bench, batch)
+    _graphs(bench, _first(batch, sizes[-1]))
 
 
 def _eager(bench: Bench, batch: Batch, with_options: bool) -> None:
-    """Measures what torch runs operation by operation. with_options: also without cuDNN's choice by timing."""
+    """Measures what torch runs operation by operation. with_options: also without each of the options."""
     size = len(batch.rows)
     recipe, on_device = resnet_recipe(bench, size), batch.to(bench.device)
     plain, ours = plain_steps(recipe, on_device), our_steps(recipe, on_device)
@@ -44,26 +45,39 @@ def _eager(bench: Bench, batch: Batch, with_options: bool) -> None:
                 f"{PLAIN}, without cudnn.benchmark": timed_kernels(plain, False),
                 f"{STEP}, without cudnn.benchmark": timed_kernels(ours, False),
                 f"{PLAIN}, contiguous": timed_kernels(plain_steps(recipe, on_device, channels_last=False)),
+                f"{PLAIN}, SGD not fused": timed_kernels(plain_steps(recipe, on_device, fused=False)),
+                f"{PLAIN}, copies in the step": timed_kernels(plain_steps(recipe, on_device, copied_from=batch)),
             }
         _measure(bench, f"batch {size}", variants, size)
 
 
-def _compiled(bench: Bench, recipe: Recipe, batch: Batch) -> None:
-    """Measures what torch.compile makes of the largest batches: plain PyTorch's, this project's, and CUDA graphs."""
+def _compiled(bench: Bench, batch: Batch) -> None:
+    """Measures what torch.compile makes of this project's step and of plain PyTorch's."""
     if bench.device.type == "cpu":
         bench.remark("torch.compile: measured on a GPU only")
         return
-    on_device, size = batch.to(bench.device), len(batch.rows)
+    recipe, on_device = resnet_recipe(bench, len(batch.rows)), batch.to(bench.device)
     # Ours first: it has a target. One by one: the time that compiling takes isn't known.
-    makers: dict[str, Callable[[], Steps]] = {
-        f"{STEP}, compiled": lambda: our_steps(recipe, on_device, compiled=True),
-        f"{PLAIN}, compiled": lambda: plain_steps(recipe, on_device, compiled="default"),
-        f"{PLAIN}, compiled, CUDA graphs": lambda: plain_steps(recipe, on_device, compiled="reduce-overhead"),
-    }
-    for name, make in makers.items():
-        with bench.part(name):
-            if bench.has(_COMPILE_SECONDS, name):
-                _measure(bench, f"batch {size}, compiled", {name: timed_kernels(make())}, size)
+    _measure_compiled(bench, f"{STEP}, compiled", lambda: our_steps(recipe, on_device, compiled=True), on_device)
+    _measure_compiled(
+        bench, f"{PLAIN}, compiled", lambda: plain_steps(recipe, on_device, compiled="default"), on_device
+    )
+
+
+def _graphs(bench: Bench, batch: Batch) -> None:
+    """Measures CUDA graphs with the smallest batches, where launches take the largest share of a step."""
+    if bench.device.type == "cuda":
+        recipe, on_device = resnet_recipe(bench, len(batch.rows)), batch.to(bench.device)
+        for name, mode in (("compiled", "default"), ("compiled, CUDA graphs", "reduce-overhead")):
+            _measure_compiled(
+                bench, f"{PLAIN}, {name}", partial(plain_steps, recipe, on_device, compiled=mode), on_device
+            )
+
+
+def _measure_compiled(bench: Bench, name: str, make: Callable[[], Steps], batch: Batch) -> None:
+    with bench.part(name):
+        if bench.has(_COMPILE_SECONDS, name):
+            _measure(bench, f"batch {len(batch.rows)}, compiled", {name: timed_kernels(make())}, len(batch.rows))
 
 
 def timed_kernels(steps: Steps, timed: bool = True) -> Steps:
@@ -84,7 +98,7 @@ def timed_kernels(steps: Steps, timed: bool = True) -> Steps:
 
 def _measure(bench: Bench, name: str, variants: dict[str, Steps], batch_size: int) -> None:
     """Measures variants in turn, and records each one's images a second beside plain PyTorch's."""
-    rounds, seconds = (1, 0.2) if bench.small else (_ROUNDS, 1.5)
+    rounds, seconds = (1, 0.2) if bench.small else (_ROUNDS, 1.0)
     found = interleaved(bench, variants, bench.device, rounds, seconds)
     plain = found.get(PLAIN)
     for variant, measured in found.items():

@@ -46,10 +46,18 @@ def photo_batch(bench: Bench, count: int, size_px: int) -> Batch:
     return Batch(0, rows, torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, rows.astype(np.uint64), rows, rows[:0])
 
 
-def plain_steps(recipe: Recipe, batch: Batch, compiled: str = "", channels_last: bool = True) -> Steps:
+def plain_steps(
+    recipe: Recipe,
+    batch: Batch,
+    compiled: str = "",
+    channels_last: bool = True,
+    fused: bool = True,
+    copied_from: Batch | None = None,
+) -> Steps:
     """Returns plain PyTorch's steps: torchvision's network, channels_last, autocast to bfloat16, fused SGD.
 
-    compiled: mode of torch.compile; "reduce-overhead" is with CUDA graphs. Empty: not compiled.
+    compiled: mode of torch.compile; "reduce-overhead" is with CUDA graphs. Empty: not compiled. copied_from: the batch
+    on the host, from which each step copies it, as a loop without copies ahead does; None: it stays on the device.
     """
     import torchvision
 
@@ -60,16 +68,17 @@ def plain_steps(recipe: Recipe, batch: Batch, compiled: str = "", channels_last:
     net = net.to(device, memory_format=memory_format)
     images = batch.images.contiguous(memory_format=memory_format)
     called = torch.compile(net, dynamic=False, mode=compiled) if compiled else net
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-5, fused=True)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-5, fused=fused)
     loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (recipe.pixel_mean, recipe.pixel_std))
     net.train()
 
     def steps(count: int) -> None:
         for _ in range(count):
+            pixels = copied_from.images.to(device) if copied_from else images
             optimizer.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                out = called((images.float() / 255 - mean) / std)
+                out = called((pixels.float() / 255 - mean) / std)
             loss(out.float(), batch.labels).backward()
             optimizer.step()
 
