@@ -1,6 +1,7 @@
 """Resources of a cluster: GPUs, CPUs for each worker, and waiting for nodes that an autoscaler starts."""
 
 import time
+from collections.abc import Collection
 from typing import Literal
 
 from pipeline.cluster.address import check_cluster, cluster_address
@@ -87,6 +88,28 @@ def node_cpus(that_train: bool = False) -> list[float]:
     key, value = AUGMENT_NODES
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     return [node["Resources"]["CPU"] for node in nodes if not (that_train and node.get("Labels", {}).get(key) == value)]
+
+
+def this_node() -> str:
+    """Returns the id of the cluster's node that this process runs on; empty outside of a Ray session."""
+    if not ray_is_initialized():
+        return ""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def spare_cpus(rank_nodes: Collection[str]) -> float:
+    """Returns the number of CPUs of the nodes on which no rank runs: they are free for making batches.
+
+    rank_nodes: ids of the nodes on which ranks run. 0 outside of a Ray session.
+    """
+    if not ray_is_initialized():
+        return 0.0
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in rank_nodes]
+    return sum(node["Resources"].get("CPU", 0.0) for node in nodes)
 
 
 def worker_cpus(num_workers: int, use_gpu: bool, nodes: list[float]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.cluster.ray_tasks import ray_is_initialized
+from pipeline.cluster.resources import this_node
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError
 from pipeline.core.progress import Progress, silent
@@ -22,11 +22,12 @@ from pipeline.evaluation.output_files import write_kept, write_robustness
 from pipeline.evaluation.predictions import UNIT_ROWS, Keep, write_predictions
 from pipeline.loader.batch import Batch
 from pipeline.loader.decode import DecoderName, best_decoder
+from pipeline.loader.device.copy_ahead import copied_ahead
 from pipeline.loader.normalise import Normalise
 from pipeline.loader.samplers import EvaluationSampler, train_eval_split
-from pipeline.loader.streaming.ray_stream import stream_batches
-from pipeline.loader.streaming.threads import local_batches
-from pipeline.loader.transform import Transform, evaluation_transform
+from pipeline.loader.streaming.carrier import stream_source
+from pipeline.loader.streaming.plan import Source, StreamPlan
+from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import TrainedModel, check_classes, find_model, load_net
 from pipeline.storage import files
 
@@ -121,8 +122,9 @@ def _evaluate(job: EvaluateJob, rank: int, world_size: int, device: torch.device
     view = evaluation_transform(recipe, job.decoder)
     units = EvaluationSampler(len(rows), UNIT_ROWS, world_size, rank, rows.start)
     progress = job.progress if rank == 0 else silent
-    batches: Iterable[Batch] = _batches(job, data, units, view, progress)
-    batches = (batch.to(device) for batch in batches)
+    rank_nodes = gather_objects(this_node(), world_size)
+    source = stream_source(StreamPlan(job.dataset, data.split(job.split), units, view), device, rank_nodes)
+    batches: Iterable[Batch] = _batches(source, device, len(units), progress)
     # Corruptions are counted on the batches as they pass, so that every image is read and decoded once.
     tally = CorruptionTally(job.severities, rows.start + (job.robustness_rows or len(rows)))
     if job.severities:
@@ -137,10 +139,7 @@ def _evaluate(job: EvaluateJob, rank: int, world_size: int, device: torch.device
             write_robustness(job.out, add_tallies(tallies).lines(view.size_px))
 
 
-def _batches(
-    job: EvaluateJob, data: Manifest, units: EvaluationSampler, view: Transform, progress: Progress
-) -> Iterator[Batch]:
-    load = stream_batches if ray_is_initialized() else local_batches
-    for batch in load(job.dataset, data.split(job.split), units, view):
-        yield batch
-        progress("evaluate", batch.index + 1, len(units))
+def _batches(source: Source, device: torch.device, num_batches: int, progress: Progress) -> Iterator[Batch]:
+    for batch in copied_ahead(source, device):
+        yield batch.to(device)
+        progress("evaluate", batch.index + 1, num_batches)

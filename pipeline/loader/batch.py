@@ -27,7 +27,7 @@ class Batch:
     positions: int64 [N], positions of the rows in the sampler's batch: 0 to N - 1 unless images were left out.
     corrupt: int64 [M], rows of the sampler's batch that were left out because their images can't be used.
     epochs: the epoch of all rows, or int64 [N].
-    timing: how long a task took to make the batch; None where no task did.
+    timing: how long it took to make the batch; None where it was gathered from memory.
     ready: an event of CUDA after which images and labels are on their device; None where they are there already.
     """
 
@@ -73,7 +73,7 @@ def batch_from_columns(index: int, columns: dict[str, npt.NDArray[Any]], keys: K
     """Returns a batch without its corrupt rows. Raises DatasetError if all are corrupt.
 
     columns: row, label: int64 [N]; image: uint8 [N, S, S, 3]; corrupt: bool [N]; timing: float64 [5], the fields of
-    BatchTiming, where a task made the batch. keys: uint64, hashes of the keys of all rows of the split. epochs: of the
+    BatchTiming, where it was measured. keys: uint64, hashes of the keys of all rows of the split. epochs: of the
     N rows.
     """
     positions = usable_positions(index, columns["corrupt"])

@@ -1,12 +1,12 @@
-"""Time by stage, in the tasks that make batches and in the loop that trains on them.
+"""Time by stage, in the threads or tasks that make batches and in the loop that trains on them.
 
 The loop's seconds add up to its wall time. A second that the loop waits for a batch counts as "queue" if the batch's
-task had not started, and as "hand-over" if the batch was already made. A second in between is divided among "storage",
-"decode" and "augment" in the proportion in which they made up the making of this batch.
+making had not started, and as "hand-over" if the batch was already made. A second in between is divided among
+"storage", "decode" and "augment" in the proportion in which they made up the making of this batch.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,11 +16,11 @@ LOOP_STAGES = (*WAIT_STAGES, "copy", "compute", "checkpoint", "other")
 STAGES = ("start", *LOOP_STAGES, "evaluate")
 STAGE_MEANINGS = {
     "start": "until the first step: loading, and timing where a recipe asks for it",
-    "queue": "waiting for a batch whose task had not started: processes start, or no CPU was free",
+    "queue": "waiting for a batch whose making had not started: processes start, or no CPU was free",
     "storage": "waiting for a batch whose images were read and checked",
     "decode": "waiting for a batch whose images were decoded, cropped and resized",
     "augment": "waiting for a batch whose images were augmented",
-    "hand-over": "waiting for a finished batch on its way from its task",
+    "hand-over": "waiting for a finished batch on its way to the loop",
     "copy": "batches to the device",
     "compute": "forward, backward, the optimiser's step, and waiting for the other workers in it",
     "checkpoint": "writing checkpoints",
@@ -31,9 +31,10 @@ STAGE_MEANINGS = {
 
 @dataclass(frozen=True)
 class BatchTiming:
-    """How long a task took to make one batch.
+    """How long it took to make one batch.
 
-    storage, decode, augment: seconds of each of TASK_STAGES. started, ended: seconds since 1970 by the task's clock.
+    storage, decode, augment: seconds of each of TASK_STAGES. started, ended: seconds since 1970,
+    by the clock of the node that made it.
     """
 
     storage: float
@@ -41,6 +42,13 @@ class BatchTiming:
     augment: float
     started: float
     ended: float
+
+    @staticmethod
+    def together(parts: Sequence["BatchTiming"]) -> "BatchTiming":
+        """Returns the timing of a batch whose parts were made by several threads: their seconds, added up."""
+        seconds = {name: sum(getattr(part, name) for part in parts) for name in TASK_STAGES}
+        started, ended = min(part.started for part in parts), max(part.ended for part in parts)
+        return BatchTiming(**seconds, started=started, ended=ended)
 
     def attribute(self, asked: float, arrived: float) -> dict[str, float]:
         """Returns the seconds of each of WAIT_STAGES between `asked` and `arrived` (seconds since 1970); they add up.

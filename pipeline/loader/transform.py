@@ -72,14 +72,16 @@ class Transform:
         epoch: Epochs,
         corrupt: set[int] | None = None,
         watch: Stopwatch | None = None,
+        out: Pixels | None = None,
     ) -> Pixels:
         """Returns uint8 [N, S, S, 3]: rows read, decoded and augmented, each independent of the others in the batch.
 
         corrupt: a set that receives the positions in `rows` of images that can't be used; those are black. Without it,
-        DatasetError is raised for the first one. watch: receives the seconds of each stage.
+        DatasetError is raised for the first one. watch: receives the seconds of each stage. out: the array that is
+        filled and returned, contiguous; None for a new one.
         """
         watch, fixed, spec = watch or Stopwatch(), self.at(epoch), self._after_decoding
-        pixels = np.empty((len(rows), fixed.size_px, fixed.size_px, 3), dtype=np.uint8)
+        pixels = np.empty((len(rows), fixed.size_px, fixed.size_px, 3), dtype=np.uint8) if out is None else out
         with watch.stage("storage"):
             parts = read_parts(index, rows, corrupt)
         while True:
@@ -94,7 +96,11 @@ class Transform:
         if spec is None or not spec.changes_samples:
             return pixels
         with watch.stage("augment"):
-            return augment_pixels(pixels, spec, self.seed, epoch, index.key_hash[rows])
+            augmented = augment_pixels(pixels, spec, self.seed, epoch, index.key_hash[rows])
+            if out is None:
+                return augmented
+            out[:] = augmented
+            return out
 
     def _geometry(self, index: RowIndex, rows: Rows, epoch: Epochs) -> CropGeometry:
         """Returns which part of each image is decoded, and to what size."""

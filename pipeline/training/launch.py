@@ -72,7 +72,7 @@ def claim_run(job: TrainJob, data: Manifest) -> None:
 def run_training(job: TrainJob, loop: Callable[[dict[str, Any]], None] = train_loop, **config: Any) -> None:
     """Runs the workers of a job; returns when the outputs lie in the run.
 
-    Needs a Ray session, unless the job has no workers and its data are resident. loop: what each worker calls with
+    Needs a Ray session if the job has workers. loop: what each worker calls with
     {"job": job, **config}. Raises the PipelineError that a worker raised, if it is one. Ctrl-C,
     SIGTERM and SIGHUP end the run after its running step, with a checkpoint; then they have their usual effect.
     """

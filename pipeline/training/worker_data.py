@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pipeline.core.progress import Progress
+from pipeline.cluster.resources import this_node
+from pipeline.core.progress import Progress, message
 from pipeline.dataset.manifest import Manifest, Split
 from pipeline.evaluation.distributed import gather_objects
 from pipeline.evaluation.predictions import UNIT_ROWS
@@ -14,7 +15,8 @@ from pipeline.loader.device.copy_ahead import copied_ahead
 from pipeline.loader.resident import ResidentSplit, load_resident, resident_batches
 from pipeline.loader.sample_order import training_order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler, training_split
-from pipeline.loader.streaming.ray_stream import stream_source
+from pipeline.loader.streaming.carrier import carrier_line, stream_source
+from pipeline.loader.streaming.plan import StreamPlan
 from pipeline.loader.streaming.threads import sample_images
 from pipeline.loader.transform import Transform, evaluation_transform, training_transform
 from pipeline.training.job import TrainJob
@@ -44,6 +46,9 @@ class Batches:
             for name, (split, transform) in splits.items():
                 whole = load_resident(job.dataset, data.split(split), transform, progress, job.on_corrupt)
                 self._resident[name] = whole.to(device)
+        else:
+            self._rank_nodes = frozenset(gather_objects(this_node(), world_size))
+            message(progress, carrier_line(job.dataset, self._rank_nodes))
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Yields this rank's part of each global batch, from step `first_step` up to step `num_steps`."""
@@ -69,8 +74,8 @@ class Batches:
     def _streamed(self, split: Split, sampler: Sampler, transform: Transform) -> Iterator[Batch]:
         """Yields batches that are on the device, or on their way to it, before they are asked for."""
         job = self.job
-        source = stream_source(job.dataset, split, sampler, transform, job.on_corrupt, job.cache)
-        return copied_ahead(source, self.device)
+        plan = StreamPlan(job.dataset, split, sampler, transform, job.on_corrupt, job.cache)
+        return copied_ahead(stream_source(plan, self.device, self._rank_nodes), self.device)
 
     def _noting_corrupt(self, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.cluster.address import cluster_address
 from pipeline.cluster.remote_progress import remote_progress
 from pipeline.cluster.resources import Device, check_machine, count_gpus, resolve_cache_folder, workers_use_gpus
 from pipeline.cluster.session import ray_in_process, ray_session
@@ -120,7 +121,7 @@ def train(
     that is chosen for the data and this machine. workers: training processes; 0 for this process, None for one on each
     GPU. options: seed, held-out share and the like. progress: called with each stage's progress.
 
-    Ray is started, or the cluster of RAY_ADDRESS joined, if workers or streaming need it, and ended after. In a script,
+    Ray is started, or the cluster of RAY_ADDRESS joined, if there are workers, and ended after. In a script,
     call it below `if __name__ == "__main__":`, as with every library that starts processes. Raises a PipelineError,
     with the remedy, for what the user can mend.
     """
@@ -219,7 +220,7 @@ def check_workers(recipe: Recipe, workers: int | None, max_workers: int | None) 
 def train_job(job: TrainJob, wait_minutes: float = 0, progress: Progress = silent) -> dict[str, Any]:
     """Trains a job unless it is finished, writes `report.html` and `result.json`, and returns the latter's content.
 
-    Uses the running Ray session, or starts one if workers or streaming need it. wait_minutes: for nodes to join.
+    Uses the running Ray session, or starts one for workers. wait_minutes: for nodes to join.
     Raises ClusterError if the cluster has no room, and what `run_training` raises.
     """
     with training_session(job, wait_minutes, progress) as ready:
@@ -230,10 +231,12 @@ def train_job(job: TrainJob, wait_minutes: float = 0, progress: Progress = silen
 def training_session(job: TrainJob, wait_minutes: float = 0, progress: Progress = silent) -> Iterator[TrainJob]:
     """Yields the job as it can be run: with the CPUs of its workers, and a progress that they can call.
 
-    Uses the running Ray session, or starts one for the block if workers or streaming need it. wait_minutes: for nodes
-    to join. Raises ClusterError if the cluster has no room.
+    Uses the running Ray session, or starts one for the block if there are workers. Without workers a run that streams
+    joins the cluster of RAY_ADDRESS, whose nodes help. wait_minutes: for nodes to join. Raises ClusterError if the
+    cluster has no room.
     """
-    if not job.num_workers and job.recipe.residency == "resident":
+    streams_from_cluster = job.recipe.residency == "stream" and cluster_address() is not None
+    if not job.num_workers and not streams_from_cluster:
         begin(progress, "loading PyTorch")
         with ray_in_process():
             yield replace(job, progress=progress, stop=StopRequest())

@@ -163,7 +163,7 @@ def test_damaged_images_stop_the_loop_or_are_left_out(tree_dataset: str, tmp_pat
 
 
 def test_threads_make_a_bounded_number_of_batches_ahead(tree_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.loader.streaming.threads.decode_threads", lambda: 3)
+    monkeypatch.setattr("pipeline.loader.streaming.threads.decode_threads", lambda remote: 3)
     split, asked = manifest.load(tree_dataset).split("train"), []
 
     class Noting(TrainSampler):

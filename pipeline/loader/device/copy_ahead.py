@@ -2,32 +2,35 @@
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from pipeline.loader.batch import Batch
+from pipeline.loader.device.send import send
+from pipeline.loader.streaming.buffers import ImageBuffers
+from pipeline.loader.streaming.plan import Source
 
 NUM_AHEAD = 2
 """Batches that are made and copied ahead of the one that is trained on."""
-
-Source = Callable[[Callable[[], bool]], Generator[Batch]]
 
 
 def copied_ahead(source: Source, device: torch.device, num_ahead: int = NUM_AHEAD) -> Generator[Batch]:
     """Yields the batches of `source` in their order, taken by a thread up to `num_ahead` before they are asked for.
 
-    On a GPU the thread copies them, too: into a ring of pinned buffers, and from there on a stream of its own.
-    `Batch.to` has the training's stream wait for the copy, not the host. Memory, in batches of the largest size: pinned
-    `num_ahead`, which are reused once their copy is complete; on the device `num_ahead`, and those of the steps that
-    the host has launched and the device hasn't done. On a CPU nothing is copied.
+    On a GPU the thread copies them, too, on a stream of its own: from the pinned memory that threads have decoded them
+    into, or else by way of such memory. `Batch.to` has the training's stream wait for the copy, not the host. Memory,
+    in batches of the largest size: pinned `num_ahead` beside those that are being decoded, which are used again once
+    their copy is complete; on the device `num_ahead`, and those of the steps that the host has launched and the device
+    hasn't done. On a CPU nothing is copied.
 
-    source: makes the iterator in the thread, which closes it, too; called with a function that says whether the
-    consumer has closed, so that a wait for the next batch can end. What it raises is raised here.
+    source: makes the iterator in the thread, which closes it, too. What it raises is raised here.
     """
     if num_ahead < 1:
         raise ValueError(f"num_ahead={num_ahead} must be 1 or more")
@@ -81,50 +84,32 @@ class _Ahead:
 
 
 class _Copies:
-    """Copies batches to a GPU through a ring of pinned buffers, on a stream of its own. Used by one thread."""
+    """Copies batches to a GPU from pinned memory, on a stream of its own. Used by one thread."""
 
-    def __init__(self, device: torch.device, num_buffers: int) -> None:
+    def __init__(self, device: torch.device, num_ahead: int) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._buffers = [_Buffer() for _ in range(num_buffers)]
-        self._count = 0
+        self._buffers, self._num_ahead = ImageBuffers(pinned=True), num_ahead
+        self._leaving: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
     def __call__(self, batch: Batch) -> Batch:
         """Returns the batch on the device; its `ready` is the event after which it is there."""
-        buffer = self._buffers[self._count % len(self._buffers)]
-        self._count += 1
-        pixels, labels = buffer.hold(batch)
+        if len(self._leaving) == self._num_ahead:
+            self._leaving.popleft()[0].synchronize()
+        pixels = self._pinned(batch)
         with torch.cuda.stream(self._stream):
             # As [N, S, S, 3], the order in memory: the result is channels_last.
             images = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-            targets = labels.to(self._device, non_blocking=True)
-            buffer.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            buffer.copied.record(self._stream)
-        return replace(batch, images=images, labels=targets, ready=buffer.copied)
+            labels = send(batch.labels.numpy(), self._device)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record(self._stream)
+        self._leaving.append((copied, pixels))  # its memory must not be used again before
+        return replace(batch, images=images, labels=labels, ready=copied)
 
-
-class _Buffer:
-    """Pinned memory for one batch; grows to the largest one it has held."""
-
-    def __init__(self) -> None:
-        self._pixels, self._labels = _pinned(0, torch.uint8), _pinned(0, torch.int64)
-        self.copied: torch.cuda.Event | None = None
-
-    def hold(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns pinned copies: pixels, uint8 [N, S, S, 3], and labels, int64 [N].
-
-        Waits until the last batch that was held has left for the device.
-        """
-        if self.copied is not None:
-            self.copied.synchronize()
+    def _pinned(self, batch: Batch) -> Tensor:
+        """Returns the images, uint8 [N, S, S, 3], in pinned memory: where threads made them, or a copy."""
         pixels = batch.images.permute(0, 2, 3, 1)
-        if self._pixels.numel() < pixels.numel() or self._labels.numel() < len(batch.labels):
-            self._pixels, self._labels = _pinned(pixels.numel(), torch.uint8), _pinned(len(batch.labels), torch.int64)
-        held = self._pixels[: pixels.numel()].view(pixels.shape), self._labels[: len(batch.labels)]
-        # By numpy, which takes one thread: torch would take those that compute.
-        np.copyto(held[0].numpy(), pixels.numpy())
-        np.copyto(held[1].numpy(), batch.labels.numpy())
-        return held
-
-
-def _pinned(count: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(count, dtype=dtype, pin_memory=True)
+        if pixels.is_pinned():
+            return pixels
+        held = self._buffers.take((*pixels.shape,))
+        np.copyto(held, pixels.numpy())  # by numpy, which takes one thread: torch would take those that compute
+        return from_dlpack(held)

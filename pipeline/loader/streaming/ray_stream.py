@@ -7,7 +7,6 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,9 @@ from pipeline.core import errors
 from pipeline.core.errors import ExactnessError
 from pipeline.core.keyed_random import Keys
 from pipeline.dataset.manifest import Split
-from pipeline.dataset.row_group_cache import folder_of
-from pipeline.dataset.row_reader import load_index
 from pipeline.loader.batch import Batch, batch_from_columns
 from pipeline.loader.samplers import Sampler
+from pipeline.loader.streaming.plan import ConsumerClosedError, Source, StreamPlan
 from pipeline.loader.streaming.ray_task import BatchTask
 from pipeline.loader.transform import Transform
 
@@ -42,26 +40,20 @@ def stream_batches(
     cache: a folder on each node for row groups read from object storage; empty for none. Raises ExactnessError if a row
     is missing, repeated or out of order.
     """
-    return stream_source(uri, split, sampler, transform, on_corrupt, cache)(lambda: False)
+    return ray_source(StreamPlan(uri, split, sampler, transform, on_corrupt, cache))(lambda: False)
 
 
-def stream_source(
-    uri: str, split: Split, sampler: Sampler, transform: Transform, on_corrupt: OnCorrupt = "stop", cache: str = ""
-) -> Callable[[Callable[[], bool]], Generator[Batch]]:
-    """Returns what makes `stream_batches` in a thread that may have to end while it waits for a batch.
-
-    It is called with a function that says whether the thread ends; the stream then ends early.
-    """
+def ray_source(plan: StreamPlan) -> Source:
+    """Returns what makes `stream_batches`."""
 
     def source(is_closed: Callable[[], bool]) -> Generator[Batch]:
         import ray
 
+        sampler = plan.sampler
         if not len(sampler):
             return
-        index = load_index(uri, split)
-        if cache:
-            index = replace(index, cache=folder_of(cache, split))
-        task = BatchTask(ray.put(index), sampler, transform, on_corrupt)
+        index = plan.index()
+        task = BatchTask(ray.put(index), sampler, plan.transform, plan.on_corrupt)
         with closing(_blocks(task, len(sampler), is_closed)) as blocks:
             yield from checked_batches(blocks, sampler, index.key_hash)
 
@@ -84,10 +76,6 @@ def _blocks(task: BatchTask, num_batches: int, is_closed: Callable[[], bool]) ->
     finally:
         for fetcher in fetchers:
             fetcher.close()
-
-
-class ConsumerClosedError(Exception):
-    """Ends a stream whose consumer has closed while it waited for a batch; nobody receives it."""
 
 
 class _Fetcher:

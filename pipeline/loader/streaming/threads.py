@@ -1,11 +1,18 @@
-"""Batches decoded by threads of this process, without Ray."""
+"""Batches decoded by threads of this process, straight into the memory that goes to the device; without Ray.
 
+A call of the kernel decodes many images without the GIL. So threads decode as fast as processes would, and no batch
+has to be copied from one process to another.
+"""
+
+import logging
 import math
 import os
 from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,90 +25,148 @@ from pipeline.core.keyed_random import Epochs, epochs_at
 from pipeline.dataset.manifest import Manifest, Split
 from pipeline.dataset.row_reader import RowIndex, load_index
 from pipeline.loader.batch import Batch, batch_from_columns
+from pipeline.loader.decode import check_decoder
 from pipeline.loader.sample_order import Rows
 from pipeline.loader.samplers import Sampler
+from pipeline.loader.stage_times import BatchTiming, Stopwatch
+from pipeline.loader.streaming.buffers import ImageBuffers
+from pipeline.loader.streaming.plan import ConsumerClosedError, Source, StreamPlan
 from pipeline.loader.transform import Pixels, Transform
+from pipeline.storage import files
+
+_log = logging.getLogger(__name__)
 
 # Rows that a thread decodes at a time: few enough that all threads work on one batch, many enough that a call into the
 # decoder costs little. A guess, not measured.
 _PART_ROWS = 32
+# A thread that waits for object storage needs no CPU: of four one decodes. A guess, not measured.
+_REMOTE_THREADS = 4
+_POLL_SECONDS = 0.2
 
 
-def decode_threads() -> int:
-    """Returns the number of decoding threads of this process: its share of the node's CPUs, one or more.
+def decode_threads(remote: bool = False) -> int:
+    """Returns the number of decoding threads of this process: one a CPU of its share of the node's, and at least one.
 
-    torchrun and Ray Train tell the number of processes on the node in LOCAL_WORLD_SIZE.
+    torchrun and Ray Train tell the number of processes on the node in LOCAL_WORLD_SIZE. remote: the images are in
+    object storage; then four a CPU.
     """
-    return max(1, usable_cpus() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    share = max(1, usable_cpus() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return share * (_REMOTE_THREADS if remote else 1)
 
 
 def local_batches(
-    uri: str, split: Split, sampler: Sampler, transform: Transform, on_corrupt: OnCorrupt = "stop"
+    uri: str, split: Split, sampler: Sampler, transform: Transform, on_corrupt: OnCorrupt = "stop", cache: str = ""
 ) -> Generator[Batch]:
     """Yields the sampler's batches, in order, decoded by threads of this process ahead of the consumer.
 
     At least one whole batch is made ahead, and as many as keep all threads busy; so memory is bounded by a few batches.
     on_corrupt: "quarantine" leaves out images whose bytes have changed or can't be decoded; "stop" raises DatasetError.
+    cache: a folder for row groups read from object storage; empty for none.
     """
-    index, threads = load_index(uri, split), decode_threads()
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[_PendingBatch] = deque()
-        numbers = iter(range(len(sampler)))
-        try:
-            for number in numbers:
-                waiting.append(_submit(pool, index, sampler, number, transform, on_corrupt))
-                if len(waiting) > 1 + math.ceil(threads / waiting[0].num_parts):
-                    yield waiting.popleft().result(index)
+    return thread_source(StreamPlan(uri, split, sampler, transform, on_corrupt, cache))(lambda: False)
+
+
+def thread_source(plan: StreamPlan, pinned: bool = False) -> Source:
+    """Returns what makes `local_batches`. pinned: images lie in pinned memory, from which a GPU copies by itself."""
+
+    def source(is_closed: Callable[[], bool]) -> Generator[Batch]:
+        waiting: deque[PendingBatch] = deque()
+        with closing(BatchThreads(plan, pinned)) as threads:
+            for number in range(len(plan.sampler)):
+                waiting.append(threads.begin(number))
+                if len(waiting) > threads.batches_ahead(waiting[0]):
+                    yield waiting.popleft().result(is_closed)
             while waiting:
-                yield waiting.popleft().result(index)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+                yield waiting.popleft().result(is_closed)
+
+    return source
+
+
+class BatchThreads:
+    """Threads of this process that make any batches of a plan."""
+
+    def __init__(self, plan: StreamPlan, pinned: bool) -> None:
+        check_decoder(plan.transform.decoder)
+        self._plan, self._index, self._buffers = plan, plan.index(), ImageBuffers(pinned)
+        self.count = decode_threads(remote=not files.is_local(plan.uri))
+        start = _one_thread_each if plan.transform.needs_torch else None
+        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="decode", initializer=start)
+
+    def batches_ahead(self, batch: "PendingBatch") -> int:
+        """Returns how many batches like this one are begun ahead of the consumer: all threads are busy then."""
+        return 1 + math.ceil(self.count / max(1, len(batch.parts)))
+
+    def begin(self, number: int) -> "PendingBatch":
+        """Returns a batch of the sampler that is being made."""
+        plan, index = self._plan, self._index
+        rows, epochs = plan.sampler.rows(number), plan.sampler.epochs(number)
+        # One size for all parts: they may hold different epochs of a size ramp.
+        fixed = plan.transform.at(epochs)
+        pixels = self._buffers.take((len(rows), fixed.size_px, fixed.size_px, 3))
+
+        def load(part: slice) -> _Part:
+            watch = Stopwatch()
+            unusable: set[int] | None = set() if plan.on_corrupt == "quarantine" else None
+            fixed.load(index, rows[part], epochs_at(epochs, part), unusable, watch, pixels[part])
+            return _Part([position + part.start for position in unusable or ()], watch.timing())
+
+        parts = [slice(start, min(start + _PART_ROWS, len(rows))) for start in range(0, len(rows), _PART_ROWS)]
+        return PendingBatch(number, index, rows, epochs, pixels, [self._pool.submit(load, part) for part in parts])
+
+    def close(self) -> None:
+        """Ends the threads; what hasn't begun isn't made."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)
-class _PendingBatch:
-    """A batch whose parts are being decoded into `pixels`. Each part's future returns the positions it can't use."""
+class _Part:
+    """A part of a batch that is made: positions in the batch that can't be used, and how long it took."""
+
+    unusable: list[int]
+    timing: BatchTiming
+
+
+@dataclass(frozen=True)
+class PendingBatch:
+    """A batch whose parts are being decoded into `pixels`."""
 
     number: int
+    index: RowIndex
     rows: Rows
     epochs: Epochs
     pixels: Pixels
-    parts: list[Future[set[int]]]
+    parts: list[Future[_Part]]
 
-    @property
-    def num_parts(self) -> int:
-        return max(1, len(self.parts))
-
-    def result(self, index: RowIndex) -> Batch:
-        """Waits for all parts. Raises what the first part that failed raised."""
+    def result(self, is_closed: Callable[[], bool]) -> Batch:
+        """Waits for all parts. Raises what the first part that failed raised, or ConsumerClosedError."""
+        done = [_wait(part, is_closed) for part in self.parts]
         corrupt = np.zeros(len(self.rows), dtype=np.bool_)
-        for part in self.parts:
-            corrupt[sorted(part.result())] = True
-        labels = index.label[self.rows].astype(np.int64)
+        corrupt[[position for part in done for position in part.unusable]] = True
+        labels = self.index.label[self.rows].astype(np.int64)
         columns: dict[str, Any] = {"row": self.rows, "label": labels, "image": self.pixels, "corrupt": corrupt}
-        return batch_from_columns(self.number, columns, index.key_hash, self.epochs)
+        if done:
+            columns["timing"] = astuple(BatchTiming.together([part.timing for part in done]))
+        return batch_from_columns(self.number, columns, self.index.key_hash, self.epochs)
 
 
-def _submit(
-    pool: ThreadPoolExecutor,
-    index: RowIndex,
-    sampler: Sampler,
-    number: int,
-    transform: Transform,
-    on_corrupt: OnCorrupt,
-) -> _PendingBatch:
-    rows, epochs = sampler.rows(number), sampler.epochs(number)
-    # One size for all parts: they may hold different epochs of a size ramp.
-    fixed = transform.at(epochs)
-    pixels = np.empty((len(rows), fixed.size_px, fixed.size_px, 3), dtype=np.uint8)
+def _wait(part: Future[_Part], is_closed: Callable[[], bool]) -> _Part:
+    while not is_closed():
+        if wait([part], timeout=_POLL_SECONDS).done:
+            return part.result()
+    raise ConsumerClosedError
 
-    def load(part: slice) -> set[int]:
-        unusable: set[int] | None = set() if on_corrupt == "quarantine" else None
-        pixels[part] = fixed.load(index, rows[part], epochs_at(epochs, part), unusable)
-        return {position + part.start for position in unusable or ()}
 
-    parts = [slice(start, min(start + _PART_ROWS, len(rows))) for start in range(0, len(rows), _PART_ROWS)]
-    return _PendingBatch(number, rows, epochs, pixels, [pool.submit(load, part) for part in parts])
+def _one_thread_each() -> None:
+    """Has operations of torch in the calling thread use that thread alone; torch itself could only tell all threads."""
+    torch.get_num_threads()  # a thread's first question sets it to all CPUs
+    _openmp().limit(limits=1)
+
+
+@lru_cache(maxsize=1)
+def _openmp() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="openmp")
 
 
 def sample_images(uri: str, manifest: Manifest, split: str, count: int, transform: Transform) -> Tensor:

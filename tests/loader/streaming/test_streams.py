@@ -1,10 +1,10 @@
-"""Streams on a real Ray: exact batches for any number of workers, time by stage, corrupt rows."""
+"""Streams by threads and on a real Ray: exact batches for any number of workers, time by stage, corrupt rows."""
 
 import hashlib
 import shutil
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest
 from pipeline.dataset.row_reader import load_index
 from pipeline.loader import transform as transform_module
-from pipeline.loader.batch import usable_positions
+from pipeline.loader.batch import Batch, usable_positions
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.sample_order import Order
 from pipeline.loader.samplers import TrainSampler
 from pipeline.loader.stage_times import Stopwatch
-from pipeline.loader.streaming import ray_stream as stream_module
+from pipeline.loader.streaming import ray_stream, threads
 from pipeline.loader.streaming.ray_stream import stream_batches
+from pipeline.loader.streaming.threads import local_batches
 from pipeline.loader.transform import Transform
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
@@ -37,54 +38,71 @@ from tests.support.pictures.damaged import damaged_copy
 from tests.support.trained.runs import traced
 
 pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.usefixtures("ray_variables"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
 ]
+
+Carrier = Callable[..., Generator[Batch]]
+
+
+def carrier_named(name: str, request: pytest.FixtureRequest) -> Carrier:
+    if name == "ray":
+        request.getfixturevalue("ray_cluster")
+        return stream_batches
+    return local_batches
+
+
+@pytest.fixture(params=["threads", pytest.param("ray", marks=pytest.mark.ray)])
+def carrier(request: pytest.FixtureRequest) -> Carrier:
+    """What makes the batches of a stream: threads of this process, or Ray Data tasks."""
+    return carrier_named(request.param, request)
+
 
 EVERYTHING = Augment(
     resized_crop_area=(0.3, 1.0), flip_probability=0.5, auto="trivial", rotation_degrees=10, salt_and_pepper=0.02
 )
 
 
-def streamed(uri: str, order: Order, view: Transform, first: int, last: int, world_size: int) -> dict[int, str]:
-    """Returns {global step: SHA-256 of the global batch's pixels, labels and rows} of the steps in [first, last)."""
+def streamed(
+    carrier: Carrier, uri: str, order: Order, view: Transform, steps: range, world_size: int
+) -> dict[int, str]:
+    """Returns {global step: SHA-256 of the global batch's pixels, labels and rows} of `steps`."""
     parts: dict[int, list[tuple[bytes, ...]]] = {}
     split = manifest.load(uri).split("train")
     for rank in range(world_size):
-        sampler = TrainSampler(order, last, first, world_size, rank)
-        for batch in stream_batches(uri, split, sampler, view):
+        sampler = TrainSampler(order, steps.stop, steps.start, world_size, rank)
+        for batch in carrier(uri, split, sampler, view):
             pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()
             part = (pixels.tobytes(), batch.labels.numpy().tobytes(), batch.rows.tobytes())
-            parts.setdefault(first + batch.index, []).append(part)
+            parts.setdefault(steps.start + batch.index, []).append(part)
     joined = {step: b"".join(b"".join(column) for column in zip(*part, strict=True)) for step, part in parts.items()}
     return {step: hashlib.sha256(data).hexdigest() for step, data in joined.items()}
 
 
-def test_batches_are_the_same_for_any_number_of_workers_and_any_first_step(tree_dataset: str) -> None:
+def test_batches_are_the_same_for_any_number_of_workers_and_any_first_step(tree_dataset: str, carrier: Carrier) -> None:
     """51 rows, batches of 17, 3 epochs of 16, 24 and 32 px; world sizes change in the middle of epochs."""
     split = manifest.load(tree_dataset).split("train")
     order = Order(split.row_group_rows, 9, 17, 2)
     view = Transform(32, 32, EVERYTHING, seed=9, decoder=best_decoder(), ramp=SizeRamp(16, 0, 2, multiple_px=8))
-    alone = streamed(tree_dataset, order, view, 0, 9, 1)
+    alone = streamed(local_batches, tree_dataset, order, view, range(9), 1)
     assert len(alone) == len(set(alone.values())) == 9
     pieces: dict[int, str] = {}
     for first, last, world_size in ((0, 2, 2), (2, 4, 7), (4, 7, 3), (7, 9, 4)):
-        pieces |= streamed(tree_dataset, order, view, first, last, world_size)
+        pieces |= streamed(carrier, tree_dataset, order, view, range(first, last), world_size)
     assert pieces == alone
 
 
-def test_sizes_grow_from_epoch_to_epoch_in_one_stream(tree_dataset: str) -> None:
+def test_sizes_grow_from_epoch_to_epoch_in_one_stream(tree_dataset: str, carrier: Carrier) -> None:
     split = manifest.load(tree_dataset).split("train")
     order = Order(split.row_group_rows, 9, 17, 2)
     view = Transform(32, 32, Augment((0.3, 1.0)), decoder=best_decoder(), ramp=SizeRamp(16, 0, 2, multiple_px=8))
-    batches = stream_batches(tree_dataset, split, TrainSampler(order, 12), view)
+    batches = carrier(tree_dataset, split, TrainSampler(order, 12), view)
     assert [batch.images.shape[-1] for batch in batches] == [16] * 3 + [24] * 3 + [32] * 6
 
 
 # --- where the time goes -----------------------------------------------------------------------------------------
 
-DELAY = 0.4
+DELAY = 0.2
 
 
 def slowed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +115,7 @@ def slowed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Slow(Transform):
-    """A transform with one slow function, in whichever process it runs."""
+    """A transform with one slow function, in a task's process."""
 
     function: str = ""
 
@@ -110,27 +128,37 @@ class Slow(Transform):
             setattr(transform_module, self.function, original)
 
 
+BLAMED = [
+    ("read_parts", "storage"),
+    ("decode_batch", "decode"),
+    ("augment_pixels", "augment"),
+    ("batch_from_columns", "hand-over"),
+    ("", "compute"),
+]
+
+
 @pytest.mark.parametrize(
-    ("function", "stage"),
+    ("name", "function", "stage"),
     [
-        ("read_parts", "storage"),
-        pytest.param("decode_batch", "decode", marks=pytest.mark.slow),
-        pytest.param("augment_pixels", "augment", marks=pytest.mark.slow),
-        ("batch_from_columns", "hand-over"),
-        ("", "compute"),
+        *(("threads", *each) for each in BLAMED),
+        pytest.param("ray", *BLAMED[0], marks=pytest.mark.ray),
+        *(pytest.param("ray", *each, marks=[pytest.mark.ray, pytest.mark.slow]) for each in BLAMED[1:4]),
     ],
 )
 def test_the_slow_stage_is_blamed(
-    tree_dataset: str, monkeypatch: pytest.MonkeyPatch, function: str, stage: str
+    tree_dataset: str, request: pytest.FixtureRequest, name: str, function: str, stage: str
 ) -> None:
+    carrier, monkeypatch = carrier_named(name, request), request.getfixturevalue("monkeypatch")
     split = manifest.load(tree_dataset).split("train")
     spec = EVERYTHING if stage == "augment" else Augment((0.3, 1.0), flip_probability=0.5)
     order, view = Order(split.row_group_rows, 1, 5), Transform(24, 24, spec, decoder=best_decoder())
-    if stage in ("storage", "decode", "augment"):
+    if name == "ray" and stage in ("storage", "decode", "augment"):
         view = Slow(24, 24, spec, decoder=best_decoder(), function=function)
     elif function:
-        monkeypatch.setattr(stream_module, function, slowed(getattr(stream_module, function)))
-    stream = stream_batches(tree_dataset, split, TrainSampler(order, 5), view)
+        makes = transform_module if stage in ("storage", "decode", "augment") else threads
+        module = ray_stream if name == "ray" else makes
+        monkeypatch.setattr(module, function, slowed(getattr(module, function)))
+    stream = carrier(tree_dataset, split, TrainSampler(order, 5), view)
     seconds: dict[str, float] = {}
     meter = Meter(seconds, [], torch.device("cpu"), 1, 0)
     for _ in range(5):
@@ -184,11 +212,13 @@ def run_it(job: TrainJob) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("residency", "num_workers"),
-    [("resident", 0), ("stream", 0), pytest.param("stream", 2, marks=pytest.mark.long)],
+    [("resident", 0), ("stream", 0), pytest.param("stream", 2, marks=[pytest.mark.ray, pytest.mark.long])],
 )
 def test_corrupt_rows_are_left_out_counted_and_named(
-    damaged: str, tmp_path: Path, residency: str, num_workers: int
+    damaged: str, tmp_path: Path, request: pytest.FixtureRequest, residency: str, num_workers: int
 ) -> None:
+    if num_workers:
+        request.getfixturevalue("ray_cluster")
     more = {"num_workers": num_workers, "cpus_per_worker": 0.5, "on_corrupt": "quarantine"}
     values = run_it(job_on(damaged, tmp_path / "run", residency, **more))
     assert [(line["split"], line["row"]) for line in values["quarantined"]] == DAMAGED
@@ -224,6 +254,8 @@ def test_a_batch_of_which_nothing_is_left_stops_the_run() -> None:
         usable_positions(4, np.ones(3, dtype=np.bool_))
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_seconds_of_a_run_are_metrics_of_ray(digits_dataset: str, tmp_path: Path) -> None:
     import ray
 
