@@ -15,6 +15,13 @@ typedef int16_t lanes_short __attribute__((vector_size(16)));
 typedef uint64_t two_words __attribute__((vector_size(16)));
 typedef uint8_t bytes_16 __attribute__((vector_size(16))), bytes_32 __attribute__((vector_size(32)));
 
+/* Elements of two vectors in a new order. GCC before 12 has a function of its own for it. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(mask, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(mask, a, b, ...) __builtin_shuffle(a, b, (mask){__VA_ARGS__})
+#endif
+
 enum { USE_LIBJPEG = 6, LOOK = 11, PARTS = 3, MAX_DC = 11, MAX_AC = 10 };
 /* Bytes that may be read after the end of the data: six blocks of 64 * 27 bits, and eight for the buffer. */
 enum { MARGIN = 6 * 64 * 27 / 8 + 16 };
@@ -201,41 +208,39 @@ static inline __attribute__((always_inline)) void idct_8(lanes *x) {
 }
 
 static inline __attribute__((always_inline)) void transpose_8(lanes *x) {
-    const lanes_int low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
-    const lanes_int low_2 = {0, 1, 8, 9, 4, 5, 12, 13}, high_2 = {2, 3, 10, 11, 6, 7, 14, 15};
-    const lanes_int low_4 = {0, 1, 2, 3, 8, 9, 10, 11}, high_4 = {4, 5, 6, 7, 12, 13, 14, 15};
     lanes y[8], z[8];
     for (int i = 0; i < 8; i += 2) {
-        y[i] = __builtin_shuffle(x[i], x[i + 1], low);
-        y[i + 1] = __builtin_shuffle(x[i], x[i + 1], high);
+        y[i] = SHUFFLE(lanes_int, x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        y[i + 1] = SHUFFLE(lanes_int, x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
     }
     for (int i = 0; i < 8; i += 4)
         for (int j = 0; j < 2; j++) {
-            z[i + 2 * j] = __builtin_shuffle(y[i + j], y[i + j + 2], low_2);
-            z[i + 2 * j + 1] = __builtin_shuffle(y[i + j], y[i + j + 2], high_2);
+            z[i + 2 * j] = SHUFFLE(lanes_int, y[i + j], y[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            z[i + 2 * j + 1] = SHUFFLE(lanes_int, y[i + j], y[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
         }
     for (int i = 0; i < 4; i++) {
-        x[i] = __builtin_shuffle(z[i], z[i + 4], low_4);
-        x[i + 4] = __builtin_shuffle(z[i], z[i + 4], high_4);
+        x[i] = SHUFFLE(lanes_int, z[i], z[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        x[i + 4] = SHUFFLE(lanes_int, z[i], z[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     }
 }
 
 /* Eight bytes <-> eight floats. Written out, because the compiler uses eight registers for the conversion otherwise. */
 static inline __attribute__((always_inline)) lanes read_8(const uint8_t *from) {
-    const bytes_16 zero = {0}, order = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const bytes_16 zero = {0};
     two_words pair = {0, 0};
     memcpy(&pair, from, 8);
-    lanes_short shorts = (lanes_short)__builtin_shuffle((bytes_16)pair, zero, order);
+    lanes_short shorts = (lanes_short)SHUFFLE(bytes_16, (bytes_16)pair, zero, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,
+                                              22, 7, 23);
     return __builtin_convertvector(__builtin_convertvector(shorts, lanes_int), lanes);
 }
 
 static inline __attribute__((always_inline)) void write_8(uint8_t *to, lanes value) {
     const lanes most = {255, 255, 255, 255, 255, 255, 255, 255};
-    const bytes_32 order = {0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12,
-                            16, 20, 24, 28, 16, 20, 24, 28, 16, 20, 24, 28, 16, 20, 24, 28};
     lanes_int above = value > most, inside = value > 0.0f;
     lanes clamped = (lanes)((above & (lanes_int)most) | (~above & inside & (lanes_int)value));
-    lanes_int whole = (lanes_int)__builtin_shuffle((bytes_32)__builtin_convertvector(clamped, lanes_int), order);
+    bytes_32 words = (bytes_32)__builtin_convertvector(clamped, lanes_int);
+    lanes_int whole = (lanes_int)SHUFFLE(bytes_32, words, words, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 16, 20,
+                                         24, 28, 16, 20, 24, 28, 16, 20, 24, 28, 16, 20, 24, 28);
     int32_t halves[2] = {whole[0], whole[4]};
     memcpy(to, halves, 8);
 }

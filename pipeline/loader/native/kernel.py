@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import uuid
@@ -14,6 +15,8 @@ from typing import Any
 from pipeline.core.user_folders import cache_folder, temporary_home
 
 SOURCE = Path(__file__).parent / "decode.c"
+# Where Homebrew and MacPorts install libjpeg-turbo, and compilers don't look by themselves.
+_LIBRARIES = ("/opt/homebrew/opt/jpeg-turbo", "/usr/local/opt/jpeg-turbo", "/opt/local")
 # No contraction to fused multiply-adds: all CPUs must give the same pixels.
 _FLAGS = ("-O3", "-ffp-contract=off", "-fPIC", "-shared")
 
@@ -53,21 +56,39 @@ def _c_library() -> str:
     return ""
 
 
+def compilers() -> list[list[str]]:
+    """Returns the commands of this machine's C compilers: the one of the variable CC first, then cc, gcc and clang."""
+    asked = shlex.split(os.environ.get("CC", ""))
+    found = [asked] if asked and shutil.which(asked[0]) else []
+    return found + [[path] for path in dict.fromkeys(map(shutil.which, ("cc", "gcc", "clang"))) if path]
+
+
 def _compile(source: Path, library: Path) -> None:
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None:
-        raise KernelUnavailableError("no C compiler (cc, gcc or clang) is installed")
+    """Compiles with the first compiler that can; all give the same pixels. Raises what the first one said."""
+    failures = []
+    for compiler in compilers():
+        try:
+            _compile_with(compiler, source, library)
+            return
+        except KernelUnavailableError as error:
+            failures.append(error)
+    raise failures[0] if failures else KernelUnavailableError("no C compiler (cc, gcc or clang) is installed")
+
+
+def _compile_with(compiler: list[str], source: Path, library: Path) -> None:
     if not _make_folder(library.parent):
         raise KernelUnavailableError(f"{library.parent} can't be written, so the compiled library can't be kept")
     # Several processes of a node may compile at once: each writes a file of its own, and the rename is atomic.
     unfinished = library.with_name(f"{library.stem}.{uuid.uuid4().hex[:8]}.tmp")
-    command = [compiler, *_FLAGS, "-o", str(unfinished), str(source), "-ljpeg"]
+    places = [folder for folder in _LIBRARIES if os.path.exists(f"{folder}/include/jpeglib.h")]
+    search = [flag for folder in places for flag in (f"-I{folder}/include", f"-L{folder}/lib")]
+    command = [*compiler, *_FLAGS, *search, "-o", str(unfinished), str(source), "-ljpeg"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             error = next((each for each in lines if "error" in each), lines[-1] if lines else str(done.returncode))
-            raise KernelUnavailableError(f"{Path(compiler).name} failed: {error.strip()}")
+            raise KernelUnavailableError(f"{Path(compiler[0]).name} failed: {error.strip()}")
         os.replace(unfinished, library)
     except OSError as error:
         raise KernelUnavailableError(f"{library}: {error.strerror}") from error
