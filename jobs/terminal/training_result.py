@@ -35,6 +35,7 @@ def print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
             ("time went to", stage_times.largest_shares(result["seconds"])),
             ("operations", _operations(result)),
             ("goodput", f"{result['goodput']:.0%} of the time since the first start, {len(result['starts'])} start(s)"),
+            *_sampled(result),
             *_quarantined(result),
             *(("WARNING", line) for line in result.get("warnings", ())),
             ("data set", data.digest[:16]),
@@ -47,6 +48,16 @@ def print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
 def _operations(result: dict[str, Any]) -> str:
     total = result["operations"]["total"]
     return f"{total:.3g} in training, {result['utilisation']:.0%} of what the device can do"
+
+
+def _sampled(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns a line on the rows of a sampled epoch; none where every row comes once."""
+    sampling = result.get("sampling")
+    if sampling is None:
+        return []
+    said = ", ".join(f"{name}={value}" for name, value in result["recipe"]["sampling"].items() if value)
+    rows = f"{sampling['epoch_rows']:,} images an epoch, of {sampling['different_rows']:,} different ones"
+    return [("sampled", f"{rows} ({said})")]
 
 
 def _quarantined(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,3 +1,5 @@
+import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle
 
@@ -199,3 +201,33 @@ def test_impossible_orders_are_refused(arguments: tuple[object, ...], message: s
 def test_a_rank_outside_the_world_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rank=2 must lie in \[0, 2\)"):
         Order((3,), 0, 1).rows(0, world_size=2, rank=2)
+
+
+def test_a_later_step_does_not_look_at_the_row_groups_again() -> None:
+    """There may be tens of thousands, and hashing them took ten times as long as a step's rows may take."""
+
+    class Watched(tuple[int, ...]):
+        looks = 0
+
+        def __hash__(self) -> int:
+            Watched.looks += 1
+            return super().__hash__()
+
+        def __iter__(self) -> Iterator[int]:
+            Watched.looks += 1
+            return super().__iter__()
+
+    order = Order(Watched((64,) * 100), 0, 32, 8)
+    order.rows(0)
+    looks = Watched.looks
+    for step in range(1, order.steps_per_epoch):
+        order.rows(step, 2, 1)
+        order.epochs(step, 2, 1)
+    assert Watched.looks == looks > 0
+
+
+def test_an_order_arrives_in_another_process_with_what_it_has_computed() -> None:
+    order = pickle.loads(pickle.dumps(Order((64,) * 100, 0, 32, 8)))  # noqa: S301
+    assert {"_digest", "num_rows", "steps_per_epoch"} <= vars(order).keys()
+    assert order == Order((64,) * 100, 0, 32, 8)
+    assert order != Order((64,) * 100, 1, 32, 8)

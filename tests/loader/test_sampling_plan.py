@@ -1,5 +1,6 @@
 """From a recipe's sampling and a real data set to expected counts; and what is said about what can't be done."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.dataset.row_reader import load_index
 from pipeline.loader import Loader
 from pipeline.loader.sampling.counts import ONE, ExpectedCounts
 from pipeline.loader.sampling.plan import expected_counts
+from pipeline.training import TrainOptions, train
 from pipeline.training.job import TrainJob
 
 
@@ -177,3 +179,21 @@ def test_the_loader_samples_training_and_not_evaluation(digits_dataset: str, res
         assert expected.images.equal(found.images)
     whole = Loader(digits_dataset, "digits", "val", **changes)
     assert sum(len(batch.rows) for batch in whole) == manifest.load(digits_dataset).split("val").rows
+
+
+@pytest.mark.slow
+def test_a_sampled_run_trains_on_what_it_says(digits_dataset: str, tmp_path: Path, ray_variables: None) -> None:
+    recipe = make_recipe("digits", epochs=2, **{"sampling.where": "label < 5", "sampling.class_balance": 1.0})
+    result = train(digits_dataset, tmp_path / "run", recipe, workers=0, options=TrainOptions(trace_rows=True))
+    lines = [json.loads(line) for each in (tmp_path / "run" / "rows").iterdir() for line in each.open()]
+    split = manifest.load(digits_dataset).split("train")
+    table = read_split_provenance(digits_dataset, split, ["key", "label"])
+    labels = dict(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
+    seen = np.bincount([labels[key] for line in lines for key in line["keys"]])
+    rows = sum(split.rows_per_class[:5])
+    assert result["sampling"]["epoch_rows"] == rows
+    assert list(result["sampling"]["expected_per_class"].values()) == pytest.approx([rows / 5] * 5 + [0] * 5, abs=0.01)
+    assert seen.sum() == 2 * rows
+    assert np.abs(seen - 2 * rows / 5).max() < 2
+    assert result["val"]["rows"] == manifest.load(digits_dataset).split("val").rows  # evaluation isn't sampled
+    assert "class_balance=1.0" in (tmp_path / "run" / "report.html").read_text()

@@ -16,6 +16,7 @@ from pipeline.evaluation.metrics import basic_metrics
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.loader import stage_times
 from pipeline.loader.samplers import training_split
+from pipeline.loader.sampling.counts import ONE, ExpectedCounts
 from pipeline.models import checkpoint
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
@@ -71,10 +72,24 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
         "versions": versions(),
         "git_commit": git_commit(),
     }
+    if parts.expected is not None:
+        result["sampling"] = sampled_epoch(parts.expected, data)
     if "early_stop" in output:
         result["early_stop"] = output["early_stop"]
     finite: dict[str, Any] = finite_or_none(result)
     return finite
+
+
+def sampled_epoch(expected: ExpectedCounts, data: Manifest) -> dict[str, Any]:
+    """Returns the rows of an epoch, how many different rows may come, and how many of each class are expected."""
+    by_class = np.bincount(expected.groups, weights=expected.units / ONE, minlength=len(data.classes))
+    return {
+        "epoch_rows": expected.num_samples,
+        "different_rows": int(np.count_nonzero(expected.units)),
+        "expected_per_class": {
+            name: round(count, 3) for name, count in zip(data.classes, by_class.tolist(), strict=True)
+        },
+    }
 
 
 def quarantined(dataset: str, data: Manifest, rows: list[tuple[str, int]]) -> list[dict[str, Any]]:
