@@ -17,7 +17,7 @@ from pipeline.core.errors import PipelineError
 
 Args = TypeVar("Args")
 _EXAMPLES = "\nExamples:\n"
-_SCRIPT = re.compile(r"\buv run jobs/\w+\.py")
+_SCRIPT = re.compile(r"\buv run jobs/(\w+/)?\w+\.py")
 _USER_ERROR = 2
 _WIDEST = 120  # columns; longer lines are hard to read
 

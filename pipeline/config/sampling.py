@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.config.choices import check_finite
 from pipeline.config.expressions import parse_expression
+from pipeline.config.shares import parse_shares
 from pipeline.core.errors import RecipeError
 
 
@@ -41,6 +42,11 @@ class Sampling:
     """Length of an epoch, as a share of the rows that it would hold otherwise; above 0. With 0.1, and without weights,
     ten epochs hold each row once. The default is 1."""
 
+    shares: str | None = None
+    """Shares of a mixture's sources in every batch, such as "photos=0.7, drawings=0.3"; in proportion, so 7 and 3 are
+    the same. "photos=1, drawings=0; 5000: photos=1, drawings=1" changes them linearly up to step 5,000. The default,
+    None, takes each source as often as it has rows. `image-pipeline mix` makes a mixture."""
+
     def __post_init__(self) -> None:
         check_finite("sampling.", vars(self))
         if not 0 <= self.class_balance <= 1:
@@ -53,6 +59,8 @@ class Sampling:
             text = getattr(self, name)
             if text is not None and not (name != "where" and is_table(text)):
                 parse_expression(f"sampling.{name}", text)
+        if self.shares is not None:
+            parse_shares("sampling.shares", self.shares)
 
     @property
     def is_active(self) -> bool:

@@ -27,6 +27,7 @@ class Shard:
     row_group_bytes: tuple[int, ...]
     provenance_path: str  # below the folder of the manifest; its rows are described by `schema.PROVENANCE_SCHEMA`
     provenance_sha256: str  # hex
+    key_prefix: str = ""  # of the keys of a mixture's source, so that keys stay unique; not in the file
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,20 @@ class Split:
     def row_group_places(self) -> list[tuple[Shard, int]]:
         """(shard, index of the row group in the shard) for each row group of the split."""
         return [(shard, index) for shard in self.shards for index in range(len(shard.row_group_rows))]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of the data sets that a mixture is made of."""
+
+    uri: str
+    """Absolute path or URI; not part of the digest."""
+
+    digest: str
+    """Digest of its manifest."""
+
+    shards: dict[str, int]
+    """Its number of shards in each split, which follow those of the sources before it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,10 @@ class Manifest:
     """Share of each class that ingest held out as val by a hash of the keys, because the source had no val split; 1 if
     every row is val. 0, and left out of the JSON and the digest, if the source had one."""
 
+    sources: dict[str, Source] = field(default_factory=dict)
+    """The data sets that a mixture is made of, by name (`mixture.mix`): their shards stay where they are. Empty, and
+    left out of the JSON and the digest, if the data set has its own shards."""
+
     digest: str = ""
     """SHA-256 (hex) over all other fields but the name: the identity of the data set."""
 
@@ -98,6 +117,8 @@ class Manifest:
         A folder and an archive of it have different names and are the same data set.
         """
         values = {**self._values(), "name": "", "digest": ""}
+        for source in values.get("sources", {}).values():
+            source["uri"] = ""
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def with_digest(self) -> "Manifest":
@@ -122,6 +143,26 @@ class Manifest:
             raise DatasetError(f"split {name!r} isn't in data set {self.name!r}; it holds {', '.join(self.splits)}")
         return self.splits[name]
 
+    @property
+    def resolved(self) -> "Manifest":
+        """The manifest with whole URIs of the shards and prefixes of their keys, if it is a mixture; else itself."""
+        if not self.sources:
+            return self
+        splits = {}
+        for name, split in self.splits.items():
+            owners = [each for each in self.sources.items() for _ in range(each[1].shards.get(name, 0))]
+            shards = [_of_source(*each) for each in zip(split.shards, owners, strict=True)]
+            splits[name] = replace(split, shards=tuple(shards))
+        return replace(self, splits=splits)
+
+    def source_row_groups(self, split: str) -> dict[str, int]:
+        """Returns the number of row groups of each source of a mixture in a split, in their order."""
+        shards = iter(self.split(split).shards)
+        return {
+            name: sum(len(next(shards).row_group_rows) for _ in range(source.shards.get(split, 0)))
+            for name, source in self.sources.items()
+        }
+
     def to_json(self) -> bytes:
         """Returns the content of `manifest.json`."""
         return json.dumps(self._values(), indent=1).encode() + b"\n"
@@ -130,7 +171,18 @@ class Manifest:
         values = asdict(self)
         if not self.val_share:
             del values["val_share"]  # manifests from before this field keep their bytes and digests
+        if not self.sources:
+            del values["sources"]
+        for split in values["splits"].values():
+            for shard in split["shards"]:
+                del shard["key_prefix"]
         return values
+
+
+def _of_source(shard: Shard, owner: tuple[str, Source]) -> Shard:
+    name, source = owner
+    path, provenance = files.join(source.uri, shard.path), files.join(source.uri, shard.provenance_path)
+    return replace(shard, path=path, provenance_path=provenance, key_prefix=f"{name}/")
 
 
 class _Version(msgspec.Struct):
@@ -153,7 +205,7 @@ def parse(data: bytes, uri: str) -> Manifest:
             f"{uri}: the manifest doesn't match its own digest; it was edited or damaged: delete the folder and ingest "
             "again"
         )
-    return manifest
+    return manifest.resolved
 
 
 def parse_shard(values: dict[str, Any]) -> Shard:

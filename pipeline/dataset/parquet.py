@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.manifest import Manifest, Split
+from pipeline.dataset.manifest import Manifest, Shard, Split
 from pipeline.storage import files
 
 Rows = npt.NDArray[np.int64]
@@ -30,15 +30,22 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(files.read_bytes(uri)), columns=columns)
 
 
-def read_tables(uris: list[str], columns: list[str]) -> pa.Table:
-    """Returns columns of many Parquet files as one table, in the order of the URIs; reads up to 16 files at a time."""
-    with ThreadPoolExecutor(_TABLE_READERS) as pool:
-        return pa.concat_tables(pool.map(lambda uri: read_table(uri, columns), uris))
-
-
 def read_split_provenance(uri: str, split: Split, columns: list[str]) -> pa.Table:
-    """Returns columns of PROVENANCE_SCHEMA for all rows of a split, in the order of the split."""
-    return read_tables([files.join(uri, shard.provenance_path) for shard in split.shards], columns)
+    """Returns columns of PROVENANCE_SCHEMA for all rows of a split, in its order; reads up to 16 files at a time."""
+    with ThreadPoolExecutor(_TABLE_READERS) as pool:
+        return pa.concat_tables(pool.map(lambda shard: _provenance(uri, shard, columns), split.shards))
+
+
+def _provenance(uri: str, shard: Shard, columns: list[str]) -> pa.Table:
+    return with_prefix(read_table(files.join(uri, shard.provenance_path), columns), shard)
+
+
+def with_prefix(table: pa.Table, shard: Shard) -> pa.Table:
+    """Returns rows of a shard with the keys that they have in the data set: in a mixture, after their source's name."""
+    if not shard.key_prefix or "key" not in table.column_names:
+        return table
+    keys = pa.compute.binary_join_element_wise(shard.key_prefix, table["key"], "")
+    return table.set_column(table.column_names.index("key"), "key", keys)
 
 
 def read_provenance(uri: str, manifest: Manifest, columns: list[str]) -> pa.Table:
@@ -85,7 +92,7 @@ def read_rows(uri: str, split: Split, rows: Rows, columns: tuple[str, ...] = ("k
         members = np.flatnonzero(groups == group)
         within = rows[members] - (ends[group] - split.row_group_rows[group])
         table = open_shard(files.join(uri, shard.path)).read_row_group(index, columns=list(columns))
-        tables.append(table.take(pa.array(within)))
+        tables.append(with_prefix(table.take(pa.array(within)), shard))
         positions[members] = np.arange(taken, taken + len(members))
         taken += len(members)
     return pa.concat_tables(tables).take(pa.array(positions))

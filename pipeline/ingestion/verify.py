@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.cluster.ray_tasks import map_tables
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset.manifest import Manifest, Shard, Split, load
-from pipeline.dataset.parquet import read_table
+from pipeline.dataset.parquet import read_table, with_prefix
 from pipeline.storage import files
 
 # One table holds both results of a check: damaged files (path, damage), and rows of the shard (path, key, label).
@@ -51,7 +51,7 @@ class _ShardCheck:
             source = read_table(files.join(self.uri, shard.provenance_path), ["key", "label"])
             if not source.equals(rows.cast(source.schema)):
                 damages.append(Damage(shard.provenance_path, "other rows than its shard"))
-        return pa.concat_tables([_damage_table(damages), _row_table(shard.path, rows)])
+        return pa.concat_tables([_damage_table(damages), _row_table(shard.path, with_prefix(rows, shard))])
 
     def _read(self, path: str, sha256: str, size: int | None, damages: list[Damage]) -> bytes | None:
         """Returns the content of a file, or None, having added its damage."""

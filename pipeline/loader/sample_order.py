@@ -29,9 +29,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.recipe import Recipe
-from pipeline.core.keyed_random import COPY_EPOCHS, Epochs, Stream, permutation
+from pipeline.core.keyed_random import COPY_EPOCHS, Epochs, Stream, bits, permutation
 from pipeline.core.partition import even_split
 from pipeline.loader.sampling.counts import ExpectedCounts
+from pipeline.loader.sampling.mixture import Mixture
 
 Rows = npt.NDArray[np.int64]
 # Runs whose rows are shuffled together, so that neighbours in a row group aren't always neighbours in a batch, where
@@ -101,7 +102,7 @@ class Order:
         digest = hashlib.sha256(repr(values).encode())
         digest.update(np.asarray(self.row_group_rows, dtype=np.int64).tobytes())
         if self.expected is not None:
-            digest.update(str(self.expected.step).encode() + self.expected.units.tobytes())
+            digest.update(repr((self.expected.step, self.expected.mixture)).encode() + self.expected.units.tobytes())
             digest.update(self.expected.groups.tobytes())
         return digest.digest()
 
@@ -190,11 +191,28 @@ class _Epoch:
 
 @lru_cache(maxsize=4)
 def _epoch(order: Order, epoch: int) -> _Epoch:
+    expected, groups = order.expected, np.arange(len(order.row_group_rows))
+    if expected is None:
+        numbers = _in_windows(order, epoch, groups, None)
+    elif expected.mixture is None:
+        numbers = _in_windows(order, epoch, groups, expected.counts(order.seed, epoch))
+    else:
+        numbers = _mixed(order, epoch, expected, expected.mixture)
+    copies = numbers >> _COPY_BITS if expected is not None and expected.has_copies else None
+    rows = numbers & ((1 << _COPY_BITS) - 1)
+    rows.setflags(write=False)
+    return _Epoch(rows, copies)
+
+
+def _in_windows(order: Order, epoch: int, row_groups: Rows, counts: Rows | None) -> Rows:
+    """Returns int64, the rows of some row groups in order, each with the number of its copy in the upper bits.
+
+    counts: int64 [rows of the split], how often each comes; None for once.
+    """
     sizes = np.asarray(order.row_group_rows, dtype=np.int64)
     starts = np.cumsum(sizes) - sizes
-    window = order.window_row_groups or len(sizes)
-    counts = order.expected.counts(order.seed, epoch) if order.expected else None
-    groups = permutation(order.seed, epoch, Stream.ROW_GROUP, np.arange(len(sizes), dtype=np.uint64))
+    window = order.window_row_groups or len(row_groups)
+    groups = row_groups[permutation(order.seed, epoch, Stream.ROW_GROUP, row_groups.astype(np.uint64))]
     parts = []
     for first in range(0, len(groups), window):
         members = np.sort(groups[first : first + window])
@@ -208,11 +226,25 @@ def _epoch(order: Order, epoch: int) -> _Epoch:
             together = together if counts is None else np.repeat(together, counts[rows])
             drawn = np.lexsort((_inverse(drawn), together))
         parts.append(numbers[drawn])
-    numbers = np.concatenate(parts)
-    copies = numbers >> _COPY_BITS if order.expected is not None and order.expected.has_copies else None
-    rows = numbers & ((1 << _COPY_BITS) - 1)
-    rows.setflags(write=False)
-    return _Epoch(rows, copies)
+    return np.concatenate(parts)
+
+
+def _mixed(order: Order, epoch: int, expected: ExpectedCounts, mixture: Mixture) -> Rows:
+    """Returns int64, the rows of an epoch of a mixture, or of a round of epochs, as `_in_windows` does."""
+    num_batches = order.repeats * order.steps_per_epoch
+    cuts = [even_split(order.num_rows, num_batches, batch) for batch in range(num_batches)]
+    sizes = np.array([stop - start for start, stop in cuts])
+    taken = mixture.step_counts(epoch * order.steps_per_epoch, sizes)
+    numbers, batches = [], []
+    for source, (groups, rows) in enumerate(mixture.parts(order.row_group_rows)):
+        if num_samples := int(taken[:, source].sum()):
+            counts = np.zeros(len(expected.units), dtype=np.int64)
+            counts[rows] = expected.of_source(rows, num_samples).counts(order.seed, epoch)
+            numbers.append(_in_windows(order, epoch, np.arange(groups.start, groups.stop), counts))
+            batches.append(np.repeat(np.arange(num_batches), taken[:, source]))
+    together = np.concatenate(numbers)
+    draws = bits(order.seed, epoch, Stream.MIXTURE, together.astype(np.uint64))[:, 0]
+    return together[np.lexsort((draws, np.concatenate(batches)))]
 
 
 def _numbers(rows: Rows, counts: Rows) -> Rows:

@@ -50,6 +50,8 @@ def train_eval_split(data: Manifest, hold_out: float = 0.0) -> TrainEvalSplit:
     groups = data.split("train").row_group_rows
     if not hold_out:
         return TrainEvalSplit(groups, "val", 0, data.split("val").rows)
+    if data.sources:
+        raise RecipeError(f"hold_out={hold_out}: the last rows of a mixture are all of one source; leave it out")
     rows = sum(groups)
     held_out = round(hold_out * rows)
     if not 0 < held_out < rows:

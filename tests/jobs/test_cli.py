@@ -30,6 +30,7 @@ def test_help_lists_every_subcommand_with_one_line(capsys: pytest.CaptureFixture
     assert status == 0
     assert set(cli.SUBCOMMANDS) == {
         "train", "ingest", "evaluate", "predict", "export", "retrain", "registry", "push", "tune", "verify", "replay",
+        "mix",
     }  # fmt: skip
     for name, (_, text) in cli.SUBCOMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE)
@@ -84,10 +85,10 @@ def test_help_of_a_command_is_grouped_shows_defaults_and_ends_with_two_examples(
     if name in ("train", "retrain", "tune", ""):
         known = ("data", "recipe", "hardware", "output", "advanced")
         assert [each for each in groups if each in known] == list(known)[: 4 if name == "tune" else 5]
-    elif name not in ("verify", "export", "replay"):  # a handful of flags
+    elif name not in ("verify", "export", "replay", "mix"):  # a handful of flags
         assert groups
     assert max(map(len, out.splitlines())) <= 80
-    assert "(default: " in out or name == "verify"
+    assert "(default: " in out or name in ("verify", "mix")
     head, _, examples = out.rpartition("\nexamples:\n")
     assert "Examples:" not in head
     assert len(examples.replace("\\\n", "").strip().splitlines()) >= 2

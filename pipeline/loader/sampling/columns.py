@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.config.expressions import CLASS, column_names, parse_expression
 from pipeline.core.errors import RecipeError
-from pipeline.dataset.manifest import Split
+from pipeline.dataset.manifest import Manifest, Split
 from pipeline.dataset.parquet import read_split_provenance
 from pipeline.dataset.row_reader import load_index
 from pipeline.dataset.schema import PROVENANCE_SCHEMA
@@ -19,7 +19,8 @@ from pipeline.loader.sampling.evaluate import evaluate
 
 Column = npt.NDArray[Any]
 _OF_INDEX = {"label": "label", "height": "height", "width": "width", "bytes": "length", "crc32": "crc32"}
-COLUMNS = (CLASS, *(name for name in PROVENANCE_SCHEMA.names if name not in ("thumbnail", "offset")))
+SOURCE = "source"
+COLUMNS = (CLASS, SOURCE, *(name for name in PROVENANCE_SCHEMA.names if name not in ("thumbnail", "offset")))
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,36 @@ class SplitColumns:
     """The columns of the first `num_rows` rows of a split."""
 
     uri: str
-    split: Split
-    classes: tuple[str, ...]
+    data: Manifest
+    split_name: str
     num_rows: int
+
+    @property
+    def split(self) -> Split:
+        """The split in the manifest."""
+        return self.data.split(self.split_name)
 
     def column(self, name: str) -> Column:
         """Returns a column: numbers (NaN where one is missing), or texts ("" where one is missing)."""
         # Most columns are in the index of the rows, which the loader needs anyway.
         if name == CLASS:
-            return np.array(self.classes, dtype=object)[self.column("label")]
+            return np.array(self.data.classes, dtype=object)[self.column("label")]
+        if name == SOURCE:
+            return self._sources()
         if name in _OF_INDEX:
             column: Column = getattr(load_index(self.uri, self.split), _OF_INDEX[name])[: self.num_rows]
             return column.astype(np.int64)
         return _provenance_column(self.uri, self.split, name)[: self.num_rows]
+
+    def _sources(self) -> Column:
+        """Returns the name of each row's source; the name of the data set where it is no mixture."""
+        if not self.data.sources:
+            return np.array([self.data.name] * self.num_rows, dtype=object)
+        sizes = iter(self.split.row_group_rows)
+        names: list[str] = []
+        for name, count in self.data.source_row_groups(self.split_name).items():
+            names += [name] * sum(next(sizes) for _ in range(count))
+        return np.array(names, dtype=object)[: self.num_rows]
 
     def values(self, field_name: str, text: str) -> Column:
         """Returns the value of an expression for each row, bool, float64, int64 or texts.

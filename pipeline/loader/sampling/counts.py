@@ -14,13 +14,14 @@ The definition, complete enough to recompute it in any language (systematic samp
    expectations.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.keyed_random import Stream, bits
+from pipeline.loader.sampling.mixture import Mixture
 
 Counts = npt.NDArray[np.int64]
 ONE = 1 << 32  # the unit of expected counts is 1 / ONE
@@ -33,12 +34,14 @@ class ExpectedCounts:
     """The expected count of each row in an epoch.
 
     units: int64 [N], in units of 2^-32; their sum is a multiple of 2^32. groups: int32 [N], the group of each row.
-    step: int, how far the offset moves from epoch to epoch, in the same unit.
+    step: int, how far the offset moves from epoch to epoch, in the same unit. mixture: shares of several sources, where
+    they are stated; the units then say how the rows of one source are to each other.
     """
 
     units: Counts
     groups: npt.NDArray[np.int32]
     step: int = _GOLDEN
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         if len(self.units) != len(self.groups) or self.total % ONE or self.total < ONE:
@@ -59,7 +62,13 @@ class ExpectedCounts:
     @cached_property
     def has_copies(self) -> bool:
         """Whether a row may come more than once in an epoch."""
-        return bool(self.units.max() > ONE)
+        return self.mixture is not None or bool(self.units.max() > ONE)
+
+    def of_source(self, rows: slice, num_samples: int) -> "ExpectedCounts":
+        """Returns the expected counts of a source's rows, when `num_samples` of them come in an epoch."""
+        masses = self.units[rows].astype(np.float64)
+        part = whole_total(masses * (num_samples / masses.sum()), self.groups[rows])
+        return replace(part, step=_GOLDEN)  # the number changes from epoch to epoch
 
     def counts(self, seed: int, epoch: int) -> Counts:
         """Returns int64 [N]: how often each row comes in an epoch."""

@@ -1,16 +1,20 @@
 """From a recipe's sampling and a data set's columns to the expected count of each training row."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config.choices import check_choice
 from pipeline.config.sampling import Sampling, is_table
+from pipeline.config.shares import parse_shares
 from pipeline.core.errors import RecipeError
 from pipeline.dataset.manifest import Manifest
 from pipeline.loader.sampling.columns import SplitColumns
 from pipeline.loader.sampling.counts import ExpectedCounts, whole_total
+from pipeline.loader.sampling.mixture import Mixture
 from pipeline.loader.sampling.tables import table_values
 
 Numbers = npt.NDArray[np.float64]
@@ -29,7 +33,8 @@ def expected_counts(
     if not sampling.is_active:
         return None
     rows = data.split(split)
-    columns = SplitColumns(uri, rows, data.classes, rows.rows if num_rows is None else num_rows)
+    mixture = make_mixture(data, sampling.shares, split) if sampling.shares else None
+    columns = SplitColumns(uri, data, split, rows.rows if num_rows is None else num_rows)
     labels = columns.column("label")
     passing = passing_rows(columns, sampling.where)
     repeats = np.zeros(columns.num_rows)
@@ -47,9 +52,37 @@ def expected_counts(
     if expected.max() >= _MOST_COPIES:
         raise RecipeError(f"sampling: a row would come {expected.max():.3g} times in an epoch; make its weight smaller")
     try:
-        return whole_total(expected, labels.astype(np.int32))
+        whole = whole_total(expected, labels.astype(np.int32))
     except ValueError as error:
         raise RecipeError(f"sampling: {error}; make sampling.share or sampling.repeat smaller") from error
+    if mixture is None:
+        return whole
+    for number, (name, (_, part)) in enumerate(zip(data.sources, mixture.parts(rows.row_group_rows), strict=True)):
+        if not whole.units[part].any() and any(shares[number] for _, shares in mixture.stages):
+            raise RecipeError(f"sampling.shares={sampling.shares!r}: no row of {name} is left; give it a share of 0")
+    return replace(whole, mixture=mixture)
+
+
+def make_mixture(data: Manifest, text: str, split: str) -> Mixture:
+    """Returns the mixture of a data set's sources that `sampling.shares` says.
+
+    Raises RecipeError if the data set is no mixture, or if its sources have other names.
+    """
+    said = f"sampling.shares={text!r}"
+    if not data.sources:
+        raise RecipeError(
+            f"{said}: {data.name} isn't made of several data sets; make a mixture with image-pipeline mix"
+        )
+    stages = parse_shares("sampling.shares", text)
+    for name, _ in stages[0].shares:
+        check_choice("sampling.shares", name, tuple(data.sources))
+    if missing := [name for name in data.sources if name not in dict(stages[0].shares)]:
+        raise RecipeError(f"{said}: says nothing of {', '.join(missing)}; a share of 0 leaves a source out")
+    shares = []
+    for stage in stages:
+        given, total = dict(stage.shares), math.fsum(share for _, share in stage.shares)
+        shares.append((stage.step, tuple(given[name] / total for name in data.sources)))
+    return Mixture(tuple(data.source_row_groups(split).values()), tuple(shares))
 
 
 def passing_rows(columns: SplitColumns, where: str | None, field_name: str = "sampling.where") -> npt.NDArray[np.int64]:
