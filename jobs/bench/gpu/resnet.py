@@ -40,15 +40,18 @@ def _eager(bench: Bench, batch: Batch, with_options: bool) -> None:
     plain, ours = plain_steps(recipe, on_device), our_steps(recipe, on_device)
     with open_loop(recipe, batch, bench.device) as loop:
         variants: dict[str, Steps] = {PLAIN: timed_kernels(plain), STEP: timed_kernels(ours), LOOP: loop}
-        if with_options and bench.device.type == "cuda":
-            variants |= {
-                f"{PLAIN}, without cudnn.benchmark": timed_kernels(plain, False),
-                f"{STEP}, without cudnn.benchmark": timed_kernels(ours, False),
-                f"{PLAIN}, contiguous": timed_kernels(plain_steps(recipe, on_device, channels_last=False)),
-                f"{PLAIN}, SGD not fused": timed_kernels(plain_steps(recipe, on_device, fused=False)),
-                f"{PLAIN}, copies in the step": timed_kernels(plain_steps(recipe, on_device, copied_from=batch)),
-            }
-        _measure(bench, f"batch {size}", variants, size)
+        # Each turn starts a loop and catches up with it, some 20 ms (a guess) that a run's epochs have once.
+        _measure(bench, f"batch {size}", variants, size, seconds=3.0 if with_options else 1.5)
+    if with_options and bench.device.type == "cuda":
+        options: dict[str, Steps] = {
+            PLAIN: timed_kernels(plain),
+            f"{PLAIN}, without cudnn.benchmark": timed_kernels(plain, False),
+            f"{STEP}, without cudnn.benchmark": timed_kernels(ours, False),
+            f"{PLAIN}, contiguous": timed_kernels(plain_steps(recipe, on_device, channels_last=False)),
+            f"{PLAIN}, SGD not fused": timed_kernels(plain_steps(recipe, on_device, fused=False)),
+            f"{PLAIN}, copies in the step": timed_kernels(plain_steps(recipe, on_device, copied_from=batch)),
+        }
+        _measure(bench, f"batch {size}, options", options, size, seconds=0.7)
 
 
 def _compiled(bench: Bench, batch: Batch) -> None:
@@ -96,9 +99,9 @@ def timed_kernels(steps: Steps, timed: bool = True) -> Steps:
     return with_setting
 
 
-def _measure(bench: Bench, name: str, variants: dict[str, Steps], batch_size: int) -> None:
+def _measure(bench: Bench, name: str, variants: dict[str, Steps], batch_size: int, seconds: float = 1.5) -> None:
     """Measures variants in turn, and records each one's images a second beside plain PyTorch's."""
-    rounds, seconds = (1, 0.2) if bench.small else (_ROUNDS, 1.0)
+    rounds, seconds = (1, 0.2) if bench.small else (_ROUNDS, seconds)
     found = interleaved(bench, variants, bench.device, rounds, seconds)
     plain = found.get(PLAIN)
     for variant, measured in found.items():

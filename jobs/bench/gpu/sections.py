@@ -18,7 +18,7 @@ from jobs.bench.gpu.child import MODULES, Settings, command
 from pipeline.storage import files
 
 _WEIGHTS = {
-    "ceilings": 20, "correctness": 35, "resnet50": 155, "cifar10": 95, "decoder": 25, "checkpoints": 20, "stream": 100,
+    "ceilings": 20, "correctness": 35, "resnet50": 160, "cifar10": 90, "decoder": 25, "checkpoints": 20, "stream": 100,
 }  # fmt: skip
 """Shares of the time: seconds of 450, guesses for one H100. What a section doesn't use is left to those after it."""
 _GRACE_SECONDS = 15.0
