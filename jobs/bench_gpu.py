@@ -42,6 +42,7 @@ def main(args: Args) -> None:
     from jobs.bench.gpu.child import MODULES, Settings
     from jobs.bench.gpu.sections import Proof, chosen
     from jobs.bench.gpu.targets import shown
+    from pipeline.models.device.architecture import check_architecture
 
     if unknown := set(args.sections) - set(MODULES):
         raise PipelineError(f"--sections {', '.join(sorted(unknown))}: no such section; there are {', '.join(MODULES)}")
@@ -50,6 +51,7 @@ def main(args: Args) -> None:
     if args.seconds <= 0:
         raise PipelineError(f"--seconds {args.seconds:g} must be above 0")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    check_architecture(torch.device(device))
     cifar, photos = pictures.recognise(args.data)
     with tempfile.TemporaryDirectory(prefix="bench-gpu-", ignore_cleanup_errors=True) as folder:
         settings = Settings(device, args.small, cifar, photos, folder)
