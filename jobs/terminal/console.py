@@ -2,16 +2,17 @@
 
 import logging
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
 from jobs.terminal import early
@@ -159,19 +160,21 @@ def _no_display() -> Callable[..., None]:
 
 
 def print_table(title: str, rows: list[tuple[str, str]]) -> None:
-    """Prints names and values."""
+    """Prints names and values. On a terminal texts are folded between words; a path is one line, as it is copied."""
+    indent = max((cell_len(name) for name, _ in rows), default=0) + 2
     # As Text, since a name of a user's may look like markup: photos[/1].
-    table = Table(
-        title=Text(title), title_justify="left", show_header=False, box=None, pad_edge=False, title_style="bold"
-    )
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
+    console.print(Text(title, style="bold"))
     for name, value in rows:
-        table.add_row(Text(name), Text(value))
-    if console.is_terminal:
-        console.print(table)
-        return
-    with console.capture() as captured:
-        console.print(table)
-    lines = [line.rstrip() for line in captured.get().splitlines()]  # a table is padded with blanks, which logs keep
-    console.print("\n".join(lines), markup=False)
+        lines = _folded(value, console.width - indent) if console.is_terminal else [value]
+        first = Text(name + " " * (indent - cell_len(name)), style="dim")
+        first.append(lines[0], style="not dim")
+        first.rstrip()  # logs keep blanks
+        console.print(first)
+        for line in lines[1:]:
+            console.print(Text(" " * indent + line))
+
+
+def _folded(text: str, width: int) -> list[str]:
+    if cell_len(text) <= width or len(text.split()) < 2:
+        return [text]
+    return textwrap.wrap(text, max(20, width), break_long_words=False, break_on_hyphens=False)

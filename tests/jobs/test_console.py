@@ -1,6 +1,7 @@
 """The console: one line that fits the terminal, time left and rates, sizes in MB, and lines that are kept."""
 
 import io
+import re
 from collections import deque
 
 import pytest
@@ -107,3 +108,12 @@ def test_on_a_terminal_messages_stay_and_the_changing_line_goes(monkeypatch: pyt
 def test_lines_of_a_table_have_no_blanks_at_their_ends(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("\nphotos", [("rows", "3"), ("path", "/a/long/place[/1]")])
     assert capsys.readouterr().out == "\nphotos\nrows  3\npath  /a/long/place[/1]\n"
+
+
+def test_a_path_in_a_table_is_one_line_on_a_terminal_and_texts_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = shown_on(monkeypatch, 40, terminal=True)
+    path = f"/a/{'long' * 12}/result.json"
+    print_table("photos", [("result", path), ("top-1", "0.92 [0.87, 0.95] (184 of 200 validation images)")])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    assert path in text
+    assert "(184 of 200\n        validation images)" in text

@@ -104,7 +104,7 @@ def test_what_is_asked_for_stays_and_the_rest_follows() -> None:
     assert (recipe.model, recipe.image_size_px, recipe.epochs, recipe.global_batch_size) == ("resnet18", 96, 3, 50)
     assert recipe.evaluate_resize_px == 110
     assert choice.pretrained == "timm"
-    assert "3 epochs as asked (12 steps, learning rate 0.001 because they are few)" in choice.reasons[1]
+    assert "3 epochs as asked (12 steps, learning rate 0.001 because they are few)" in choice.reasons[-1]
 
 
 def test_a_fine_tuning_of_few_steps_has_a_higher_learning_rate() -> None:
@@ -113,7 +113,7 @@ def test_a_fine_tuning_of_few_steps_has_a_higher_learning_rate() -> None:
     assert 5e-4 < rates[1] < rates[0]
     assert rates[2] == pytest.approx(3e-4)
     few = choose(facts(120), epochs=3)
-    assert f"learning rate {few.recipe.learning_rate:.1g} because they are few" in few.reasons[1]
+    assert f"learning rate {few.recipe.learning_rate:.1g} because they are few" in few.reasons[-1]
     assert choose(facts(), weights=None, epochs=1).recipe.learning_rate == recipes["digits"].learning_rate
 
 

@@ -59,11 +59,12 @@ def choose_recipe(
     asked = asked or {}
     if not asked.get("model") and not asked.get("pretrained") and (known := _known(facts)):
         return known
-    recipe, why, pretrained = _of_kind(facts, machine, weights, asked)
+    recipe, why, about, pretrained = _of_kind(facts, machine, weights, asked)
     recipe = _with(recipe, asked, ("model", "image_size_px"))
     recipe, amount = _with_amount(recipe, facts, machine, asked, operations or _operations)
     first = f"recipe {recipe.name}: {recipe.model} at {recipe.image_size_px} px, {why}"
-    return Choice(recipe, "timm" if pretrained else None, (first, *amount))
+    lines = (first, *((f"weights: {about}",) if about else ()), *amount)
+    return Choice(recipe, "timm" if pretrained else None, lines)
 
 
 def _known(facts: DataFacts) -> Choice | None:
@@ -77,28 +78,28 @@ def _of_kind(
     machine: Machine,
     weights: Callable[[str | None], tuple[str | None, str]],
     asked: Mapping[str, Any],
-) -> tuple[Recipe, str, bool]:
-    """Returns the recipe for images of this kind, why, and whether it starts from pretrained weights."""
+) -> tuple[Recipe, str, str, bool]:
+    """Returns (recipe for images of this kind, why, about weights, whether it starts from pretrained weights)."""
     median = f"the images have a median of {facts.width_px}x{facts.height_px}"
     side, on_gpu, from_scratch = facts.side_px, machine.gpus > 0, not asked.get("pretrained")
     if side <= _SMALL_PX and from_scratch:
         if facts.train_rows >= _MANY_ROWS:
-            return own.many_small_images(facts, on_gpu), f"because {median} and are many", False
-        return own.small_images(32, facts), f"because {median}", False
+            return own.many_small_images(facts, on_gpu), f"because {median} and are many", "", False
+        return own.small_images(32, facts), f"because {median}", "", False
     if side <= _MEDIUM_PX and facts.train_rows >= _MANY_ROWS and from_scratch:
-        return own.small_images(64, facts, "resnet18" if on_gpu else "fast-resnet"), f"because {median}", False
+        return own.small_images(64, facts, "resnet18" if on_gpu else "fast-resnet"), f"because {median}", "", False
     size = asked.get("image_size_px") or _photo_size(side, on_gpu)
     if facts.train_rows >= _IMAGENET_ROWS and from_scratch:
-        return replace(recipes["resnet50-16" if on_gpu else "resnet18-16"]), _scale(facts, on_gpu), False
+        return replace(recipes["resnet50-16" if on_gpu else "resnet18-16"]), _scale(facts, on_gpu), "", False
     wanted = asked.get("model")
     model, about = weights(wanted)
     size = asked.get("image_size_px") or fixed_size_px(model or wanted) or size
     if model:
-        return own.fine_tuned(model, size, facts, on_gpu), f"because {median}; weights: {about}", True
+        return own.fine_tuned(model, size, facts, on_gpu), f"because {median}", about, True
     if wanted not in OWN_MODELS and (wanted or on_gpu):
-        return own.photos(wanted or "resnet18", size, facts), f"because {median}; weights: {about}", False
+        return own.photos(wanted or "resnet18", size, facts), f"because {median}", about, False
     small = asked.get("image_size_px") or 64
-    return own.photos_on_cpu(small, facts), f"what learns from scratch on a CPU; {median}; weights: {about}", False
+    return own.photos_on_cpu(small, facts), f"what learns from scratch on a CPU; {median}", about, False
 
 
 def _scale(facts: DataFacts, on_gpu: bool) -> str:
