@@ -19,7 +19,7 @@ EPOCHS = 6
 
 
 def begin(line: str | list[str], folder: Path) -> subprocess.Popen[str]:
-    """Starts a command line in a session of its own, with SIGINT as a terminal's foreground process has it."""
+    """Starts a command line in a session of its own."""
     return subprocess.Popen(
         f"exec {line}" if isinstance(line, str) else line,
         shell=isinstance(line, str),
@@ -29,8 +29,13 @@ def begin(line: str | list[str], folder: Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=as_in_the_foreground,
     )
+
+
+def as_in_the_foreground() -> None:
+    """Gives a process SIGINT as a terminal's foreground process has it: in the background a shell ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupt(process: subprocess.Popen[str], number: signal.Signals, seconds: float) -> str | None:
@@ -137,7 +142,7 @@ command.run_process(process)
 )
 def test_a_signal_is_told_in_one_line_wherever_it_comes(place: str, number: signal.Signals) -> None:
     program = [sys.executable, "-c", PROGRAM.format(place=place, number=int(number))]
-    ended = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60, preexec_fn=as_in_the_foreground)
     assert (ended.returncode, ended.stdout, ended.stderr) == (STATUS[number], "interrupted\n", "")
 
 
