@@ -4,6 +4,11 @@ import os
 import sys
 from collections.abc import Iterator
 
+# Processes of tests side by side share the cores: with more threads than cores, torch's spin while they wait.
+_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _processes > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _processes)))
+
 import pytest
 
 from pipeline.ingestion.sources import digits, open_source
