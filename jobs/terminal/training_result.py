@@ -55,9 +55,8 @@ def _sampled(result: dict[str, Any]) -> list[tuple[str, str]]:
     sampling = result.get("sampling")
     if sampling is None:
         return []
-    said = ", ".join(f"{name}={value}" for name, value in result["recipe"]["sampling"].items() if value)
     rows = f"{sampling['epoch_rows']:,} images an epoch, of {sampling['different_rows']:,} different ones"
-    return [("sampled", f"{rows} ({said})")]
+    return [("sampled", f"{rows} ({sampling['said']})")]
 
 
 def _quarantined(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """The loader for a training loop of one's own: exact batches in one process or under torch.distributed, without Ray."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -19,7 +19,9 @@ from pipeline.loader.normalise import Normalise
 from pipeline.loader.resident import ResidentSplit, load_resident, resident_batches
 from pipeline.loader.sample_order import training_order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler
-from pipeline.loader.sampling.plan import expected_counts
+from pipeline.loader.sampling.columns import SplitColumns
+from pipeline.loader.sampling.plan import expected_counts, passing_rows
+from pipeline.loader.sampling.tables import table_sha256
 from pipeline.loader.streaming.threads import local_batches
 from pipeline.loader.transform import evaluation_transform, training_transform
 from pipeline.storage import files
@@ -81,6 +83,7 @@ class Loader:
         *,
         seed: int = 0,
         on_corrupt: OnCorrupt = "stop",
+        where: str | None = None,
         **changes: Any,
     ) -> None:
         """Opens a split; nothing is decoded before the first loop.
@@ -89,17 +92,27 @@ class Loader:
         (`pipeline.recipes`), or the path of a .json file with one. split: "train" is shuffled and augmented; any other
         split comes in order, without augmentation. seed: of order and augmentation. on_corrupt: "stop" raises
         DatasetError at an image whose bytes have changed or can't be decoded; "quarantine" leaves it out and lists it
-        in `batch.corrupt`. changes: fields of the recipe to change, such as `global_batch_size=64`.
+        in `batch.corrupt`. where: condition of the rows that come, such as "width >= 200"; of training rows it is the
+        recipe's `sampling.where`. changes: fields of the recipe to change, such as `global_batch_size=64`, or
+        `sampling={"class_balance": 1.0}`.
 
         Raises DatasetError for a data set or split that isn't there, and RecipeError for a recipe or field that isn't.
         """
+        if isinstance(changes.get("sampling"), Mapping):
+            changes |= {f"sampling.{name}": value for name, value in changes.pop("sampling").items()}
+        if split == "train":
+            changes["sampling.where"] = changes.get("sampling.where") if where is None else where
         location = dataset if isinstance(dataset, (str, os.PathLike)) else dataset.uri
         self.uri = files.absolute(os.fspath(location))
         self.recipe = make_recipe(recipe, **changes) if isinstance(recipe, str) else with_changes(recipe, **changes)
         self.split, self.seed = split, seed
         data = manifest.load(self.uri)
         self._rows, self._digest, self.classes = data.split(split), data.digest, data.classes
-        self.num_rows = self._rows.rows
+        self._selected = None  # rows that are evaluated, of a split that isn't trained on; None for all
+        if where is not None and not self._trains:
+            self._selected = passing_rows(SplitColumns(self.uri, data, split, self._rows.rows), where, "where")
+        self.num_rows = self._rows.rows if self._selected is None else len(self._selected)
+        self._where = where
         self.normalise = Normalise(self.recipe.pixel_mean, self.recipe.pixel_std)
         self.epoch, self._done = 0, 0  # global batches of this epoch that the loop has been given
         self._on_corrupt, self._decoder = on_corrupt, best_decoder()
@@ -148,7 +161,7 @@ class Loader:
         world_size, rank = _world()
         size = min(self.recipe.global_batch_size, _EVALUATION_ROWS)
         first_row = min(done * size, self.num_rows)
-        return EvaluationSampler(self.num_rows - first_row, size, world_size, rank, first_row)
+        return EvaluationSampler(self.num_rows - first_row, size, world_size, rank, first_row, self._selected)
 
     def _batches(self, sampler: Sampler) -> Iterator[Batch]:
         if self._trains:
@@ -169,6 +182,10 @@ class Loader:
         fields = asdict(self.recipe)
         settings = {"dataset": self._digest, "split": self.split, "seed": self.seed}
         settings |= {name: fields[name] for name in _BATCH_FIELDS}
+        if not self._trains:
+            settings["where"] = self._where
+        if tables := self.recipe.sampling.tables:
+            settings["sampling_tables"] = {name: table_sha256(name, uri) for name, uri in tables.items()}
         return {"epoch": self.epoch, "done": self._done, "decoder": self._decoder, "settings": settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -178,7 +195,8 @@ class Loader:
         machine lacks the decoder that the saved run used, since other decoders give slightly different pixels.
         """
         ours = self.state_dict()["settings"]
-        for name, saved in state["settings"].items():
+        unsampled = {"sampling": asdict(Sampling()), "where": None}  # states of earlier versions don't say so
+        for name, saved in ({name: unsampled[name] for name in unsampled if name in ours} | state["settings"]).items():
             if _json(ours.get(name)) != _json(saved):
                 raise CheckpointError(
                     f"{name}={ours.get(name)!r} of this loader differs from {saved!r} of the saved state; make the "

@@ -111,7 +111,8 @@ class EvaluationSampler:
     """Batches of `batch_rows` consecutive rows from `first_row` on, dealt to the ranks in turn.
 
     The batches don't depend on the number of workers, so that a row is always computed in the same batch and every
-    world size gives the same numbers to the last bit.
+    world size gives the same numbers to the last bit. selected: int64, the rows that are evaluated; `first_row` and
+    `num_rows` then count those. None for all.
     """
 
     num_rows: int
@@ -119,6 +120,7 @@ class EvaluationSampler:
     world_size: int = 1
     rank: int = 0
     first_row: int = 0
+    selected: Rows | None = None
 
     def __len__(self) -> int:
         num_batches = -(-self.num_rows // self.batch_rows)
@@ -127,7 +129,8 @@ class EvaluationSampler:
     def rows(self, index: int) -> Rows:
         """Returns int64, the row numbers of a batch."""
         start = (self.rank + index * self.world_size) * self.batch_rows
-        return self.first_row + np.arange(start, min(start + self.batch_rows, self.num_rows), dtype=np.int64)
+        places = self.first_row + np.arange(start, min(start + self.batch_rows, self.num_rows), dtype=np.int64)
+        return places if self.selected is None else self.selected[places]
 
     def epochs(self, index: int) -> Epochs:
         """Returns 0: evaluation has no epochs."""

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.presets import make_recipe
 from pipeline.config.sampling import Sampling
-from pipeline.core.errors import RecipeError
+from pipeline.core.errors import CheckpointError, RecipeError
 from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_split_provenance
 from pipeline.dataset.row_reader import load_index
@@ -196,4 +196,34 @@ def test_a_sampled_run_trains_on_what_it_says(digits_dataset: str, tmp_path: Pat
     assert seen.sum() == 2 * rows
     assert np.abs(seen - 2 * rows / 5).max() < 2
     assert result["val"]["rows"] == manifest.load(digits_dataset).split("val").rows  # evaluation isn't sampled
+    assert result["sampling"]["said"] == "where=label < 5, class_balance=1.0"
     assert "class_balance=1.0" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_loader_takes_a_filter_for_any_split_and_sampling_as_a_mapping(digits_dataset: str) -> None:
+    val = manifest.load(digits_dataset).split("val")
+    filtered = Loader(digits_dataset, "digits", "val", where="label in (3, 4)", global_batch_size=30)
+    batches = list(filtered)
+    rows = np.concatenate([batch.rows for batch in batches])
+    labels = load_index(digits_dataset, val).label
+    assert rows.tolist() == np.flatnonzero((labels == 3) | (labels == 4)).tolist()
+    assert filtered.num_rows == len(rows)
+    train = Loader(digits_dataset, "digits", where="label < 5", sampling={"class_balance": 1.0, "share": 0.2})
+    assert train.recipe.sampling == Sampling(where="label < 5", class_balance=1.0, share=0.2)
+    assert {label for batch in train for label in batch.labels.tolist()} == {0, 1, 2, 3, 4}
+    with pytest.raises(RecipeError, match=r"where='label > 10': no row passes; label lies in 0 to 9"):
+        Loader(digits_dataset, "digits", "val", where="label > 10")
+    with pytest.raises(RecipeError, match=r"sampling\.balance"):
+        Loader(digits_dataset, "digits", sampling={"balance": 1.0})
+
+
+def test_a_state_of_other_sampling_is_refused(digits_dataset: str) -> None:
+    state = Loader(digits_dataset, "digits").state_dict()
+    del state["settings"]["sampling"]  # as earlier versions saved it
+    Loader(digits_dataset, "digits").load_state_dict(state)
+    with pytest.raises(CheckpointError, match="sampling="):
+        Loader(digits_dataset, "digits", sampling={"share": 0.5}).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="where="):
+        Loader(digits_dataset, "digits", "val", where="label < 5").load_state_dict(
+            Loader(digits_dataset, "digits", "val").state_dict()
+        )

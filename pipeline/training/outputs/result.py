@@ -1,11 +1,13 @@
 """`result.json`: settings, scores, times and history of a finished run, from the files that training left."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from pipeline.config.recipe_json import recipe_to_json
+from pipeline.config.sampling import Sampling
 from pipeline.core.environment import git_commit, versions
 from pipeline.core.finite import finite_or_none
 from pipeline.dataset import parquet
@@ -23,6 +25,7 @@ from pipeline.training.job import TrainJob
 from pipeline.training.resume import read_starts
 
 RESULT_NAME = "result.json"
+_DEFAULTS = asdict(Sampling())
 
 
 def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
@@ -73,23 +76,26 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
         "git_commit": git_commit(),
     }
     if parts.expected is not None:
-        result["sampling"] = sampled_epoch(parts.expected, data)
+        result["sampling"] = sampled_epoch(parts.expected, data, job.recipe.sampling)
     if "early_stop" in output:
         result["early_stop"] = output["early_stop"]
     finite: dict[str, Any] = finite_or_none(result)
     return finite
 
 
-def sampled_epoch(expected: ExpectedCounts, data: Manifest) -> dict[str, Any]:
-    """Returns the rows of an epoch, how many different rows may come, and how many of each class are expected."""
-    by_class = np.bincount(expected.groups, weights=expected.units / ONE, minlength=len(data.classes))
-    return {
+def sampled_epoch(expected: ExpectedCounts, data: Manifest, sampling: Sampling) -> dict[str, Any]:
+    """Returns what was sampled in words, the rows of an epoch, how many different rows may come, and, unless shares of
+    sources decide it, how many rows of each class are expected.
+    """
+    values: dict[str, Any] = {
+        "said": ", ".join(f"{name}={value}" for name, value in asdict(sampling).items() if value != _DEFAULTS[name]),
         "epoch_rows": expected.num_samples,
         "different_rows": int(np.count_nonzero(expected.units)),
-        "expected_per_class": {
-            name: round(count, 3) for name, count in zip(data.classes, by_class.tolist(), strict=True)
-        },
     }
+    if expected.mixture is None:
+        by_class = np.bincount(expected.groups, weights=expected.units / ONE, minlength=len(data.classes)).tolist()
+        values["expected_per_class"] = {name: round(by_class[label], 3) for label, name in enumerate(data.classes)}
+    return values
 
 
 def quarantined(dataset: str, data: Manifest, rows: list[tuple[str, int]]) -> list[dict[str, Any]]:
