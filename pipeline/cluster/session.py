@@ -28,21 +28,20 @@ _VARIABLES = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives a session must not start another one
-    "RAY_DATA_LOG_LEVEL": "WARNING",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
 }
 _END_SECONDS = 0.5
 _FEW_WORKERS = 4  # are possible on any machine, for trials of what several workers do
 _SET_BY_RAY = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")  # by its start and by its import
 _LOG_LEVELS = {
     "ray": logging.WARNING,
-    "ray.data": logging.WARNING,
+    # Its warnings are for users of Ray Data: of many tasks, which the order needs; of its progress bars, which are off;
+    # and, on a busy machine, of tasks that wait.
+    "ray.data": logging.ERROR,
     "ray.train": logging.WARNING,
     # These repeat as an error what a task has raised, which is raised in this process, too.
     "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
     "ray.data.exceptions": logging.CRITICAL,
-    "ray.data._internal.progress": logging.ERROR,  # warns that Ray's progress bars are off: ours are on
-    "ray.data._internal.logical.rules.set_read_parallelism": logging.ERROR,  # warns of many tasks: the order needs them
-    "ray.data._internal.util": logging.ERROR,
 }
 
 
