@@ -11,6 +11,7 @@ compiled decoder with its libjpeg, and data. There, `sh start.sh` unpacks them a
 """
 
 import argparse
+import hashlib
 import importlib.metadata
 import io
 import re
@@ -68,6 +69,8 @@ def main() -> None:
                 for name, mosaic in mosaics(args.cifar):
                     add_bytes(tar, f"cifar/{name}", mosaic)
         pieces = split(whole, out)
+    sums = [f"{hashlib.sha256(piece.read_bytes()).hexdigest()}  {piece.name}\n" for piece in pieces]
+    (out / "pieces.sha256").write_text("".join(sums))
     for name in ("start.sh", "unpack.py"):
         shutil.copy(Path(__file__).parent / name, out)
     for piece in pieces:

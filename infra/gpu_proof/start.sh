@@ -5,7 +5,10 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${PROOF_DIR:-/tmp/gpu-proof}
 python=${PYTHON:-python3}
-[ -e "$folder/unpacked" ] || { "$python" "$here/unpack.py" "$folder" && touch "$folder/unpacked"; }
+if [ ! -e "$folder/unpacked" ]; then
+    "$python" "$here/unpack.py" "$folder"
+    touch "$folder/unpacked"
+fi
 # libjpeg in `lib` is the decoder's.
 export PYTHONPATH="$folder/code:$folder/site" XDG_CACHE_HOME="$folder/cache"
 export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder/lib"

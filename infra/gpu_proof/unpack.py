@@ -3,6 +3,7 @@
 python3 unpack.py FOLDER
 """
 
+import hashlib
 import io
 import shutil
 import subprocess
@@ -32,9 +33,9 @@ class Pieces(io.RawIOBase):
 
 def main() -> None:
     """Unpacks, and puts the compiled decoder where the loader looks for it."""
+    pieces = checked(Path(__file__).parent)
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = sorted(Path(__file__).parent.glob("piece-*"))
     with tarfile.open(fileobj=io.BufferedReader(Pieces(pieces)), mode="r|") as tar:
         tar.extractall(folder, filter="data")
     with tarfile.open(folder / "program.tar.xz") as tar:
@@ -42,6 +43,19 @@ def main() -> None:
     if (folder / "cifar").exists():
         rebuild_cifar(folder)
     place_decoder(folder)
+
+
+def checked(folder: Path) -> list[Path]:
+    """Returns the pieces in their order, after a check that all are there, whole."""
+    pieces = []
+    for line in (folder / "pieces.sha256").read_text().splitlines():
+        expected, name = line.split()
+        pieces.append(folder / name)
+        if not pieces[-1].exists():
+            sys.exit(f"{pieces[-1]} is missing; copy it here")
+        if hashlib.sha256(pieces[-1].read_bytes()).hexdigest() != expected:
+            sys.exit(f"{pieces[-1]} isn't what was packed; copy it again")
+    return pieces
 
 
 def rebuild_cifar(folder: Path) -> None:

@@ -25,17 +25,14 @@ def archive(path: Path, files: dict[str, bytes]) -> Path:
 
 @pytest.fixture
 def batches() -> dict[str, bytes]:
-    draws = np.random.default_rng(0)
-    sizes = {"data_batch_1": 2600, "test_batch": 50}  # one and a bit, and less than one mosaic
-    return {
-        f"cifar-10-batches-bin/{name}.bin": draws.integers(0, 256, (rows, 3073), np.uint8).tobytes()
-        for name, rows in sizes.items()
-    }
+    some = np.random.default_rng(0).integers(0, 256, (100, 3073), np.uint8)
+    sizes = {"data_batch_1": 2550, "test_batch": 50}  # one and a bit, and less than one mosaic
+    return {f"cifar-10-batches-bin/{name}.bin": np.resize(some, (n, 3073)).tobytes() for name, n in sizes.items()}
 
 
 @pytest.mark.slow
 def test_what_is_packed_is_unpacked(tmp_path: Path, batches: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "PIECE_BYTES", MIB)
+    monkeypatch.setattr(pack, "PIECE_BYTES", MIB // 4)
     monkeypatch.setattr(pack, "pack_packages", lambda site, have, wheels: site.mkdir(parents=True))  # by a network
     cifar = archive(tmp_path / "cifar.tar.xz", {"cifar-10-batches-bin/readme.html": b"", **batches})
     photos = archive(tmp_path / "photos.tar", {"photo.jpg": b"JPEG"})
@@ -43,12 +40,24 @@ def test_what_is_packed_is_unpacked(tmp_path: Path, batches: dict[str, bytes], m
     monkeypatch.setattr(sys, "argv", ["pack.py", "--out", str(pieces), "--cifar", str(cifar), "--photos", str(photos)])
     pack.main()
     assert len(list(pieces.glob("piece-*"))) > 3
-    assert all(piece.stat().st_size <= MIB for piece in pieces.glob("piece-*"))
+    assert all(piece.stat().st_size <= MIB // 4 for piece in pieces.glob("piece-*"))
 
     proof = tmp_path / "proof"
     # A refused flag: unpacked, and the proof was started with the data that came along.
     variables = {"PROOF_DIR": str(proof), "PYTHON": sys.executable, "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     command = ["sh", str(pieces / "start.sh"), "--seconds", "0"]
+    last = max(pieces.glob("piece-*"))
+    whole = last.read_bytes()
+    for content, said in ((None, "is missing"), (whole[:-1], "isn't what was packed")):
+        last.unlink()
+        if content:
+            last.write_bytes(content)
+        refused = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith(f"{last} {said}")
+        last.touch()
+    last.write_bytes(whole)
+
     done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert "--seconds 0 must be above 0" in done.stderr
