@@ -5,7 +5,8 @@
     result = train("photos", "runs/photos", "imagenette-5")
     print(result["val"]["top1"], load_model("runs/photos").predict("new/1.jpg").names)
 
-The names in `__all__` are imported on first use: `import pipeline` loads neither torch nor Ray.
+The names in `__all__` are the interface; everything else is internal and may change with any version. They are imported
+on first use: `import pipeline` loads neither torch nor Ray.
 """
 
 from typing import TYPE_CHECKING

@@ -46,6 +46,8 @@ class Stream(IntEnum):
     CUTOUT = 20
     NOISE = 21
     IMPULSES = 22
+    OWN_SAMPLE = 30
+    OWN_BATCH = 31
 
 
 # Copies of a row in one epoch are augmented as in epochs that no run reaches. An odd number, so that what alternates
