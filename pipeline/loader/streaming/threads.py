@@ -88,7 +88,7 @@ class BatchThreads:
     def __init__(self, plan: StreamPlan, pinned: bool) -> None:
         check_decoder(plan.transform.decoder)
         self._plan, self._index, self._buffers = plan, plan.index(), ImageBuffers(pinned)
-        self.count = decode_threads(remote=not files.is_local(plan.uri))
+        self.count = decode_threads(remote=not all(map(files.is_local, self._index.paths)))
         start = _one_thread_each if plan.transform.needs_torch else None
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="decode", initializer=start)
 
