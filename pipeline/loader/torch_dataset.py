@@ -1,16 +1,13 @@
 """A loader as torch's IterableDataset, for libraries that accept nothing else."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.core.errors import RecipeError
 from pipeline.loader.batch import Batch
-
-if TYPE_CHECKING:
-    from pipeline.loader.api import Loader
 
 
 class Sample(NamedTuple):
@@ -34,7 +31,7 @@ class LoaderDataset(IterableDataset[Batch | Sample]):
     loader has threads. Attributes: loader, the loader, whose state is the position.
     """
 
-    def __init__(self, loader: "Loader", samples: bool) -> None:
+    def __init__(self, loader: Any, samples: bool) -> None:
         self.loader, self._samples = loader, samples
 
     def __iter__(self) -> Iterator[Batch | Sample]:
@@ -44,6 +41,7 @@ class LoaderDataset(IterableDataset[Batch | Sample]):
                 f"num_workers={worker.num_workers} of the DataLoader must be 0: the loader decodes by threads, and "
                 "each worker process would yield all rows"
             )
+        batch: Batch
         for batch in self.loader:
             yield from samples_of(batch) if self._samples else [batch]
 
