@@ -6,49 +6,41 @@ from contextlib import closing
 
 import numpy as np
 
-from jobs.bench.loader_ways import Pass, order_of, stream_from
+from jobs.bench.loader_ways import Pass, order_of, plan_of
 from jobs.terminal import command
-from pipeline.cluster.session import ray_session
 from pipeline.core.processes import tree_megabytes
 from pipeline.dataset import manifest
 
 
 def resume(one: Pass) -> None:
     """Prints the time and the bytes read to start at 90 % of an epoch, and to skip all batches before that step."""
-    import ray
-    import ray.data  # importing isn't to be measured
-
     from pipeline.dataset.row_reader import load_index
-    from pipeline.loader.streaming import ray_stream as _  # noqa: F401
+    from pipeline.loader.streaming.threads import thread_source
 
     order = order_of(one)
     step = round(0.9 * order.steps_per_epoch)
     index = load_index(one.data, manifest.load(one.data).split("train"))
 
-    @ray.remote(num_cpus=0.5)  # type: ignore[untyped-decorator]
-    def nothing() -> None:
-        pass
-
     rows = []
     for name, first, skipped in (("from the step on", step, 0), ("skipping up to it", 0, step)):
-        with ray_session():
-            ray.get([nothing.remote() for _ in range(16)])  # nor is the start of Ray's processes
-            start, num_bytes = time.perf_counter(), 0
-            with closing(stream_from(one, first)) as stream:
-                for number in range(skipped + 1):
-                    batch = next(stream)
-                    num_bytes += int(index.length[batch.rows].sum())
-                    seconds = time.perf_counter() - start
-                    if number == skipped:
-                        break
-            assert np.array_equal(batch.rows, order.rows(step))
-            rows.append((name, f"first batch after {seconds:6.1f} s, {num_bytes / 1e6:9,.1f} MB read up to its end"))
+        start, num_bytes = time.perf_counter(), 0
+        with closing(thread_source(plan_of(one, first))(lambda: False)) as stream:
+            for number in range(skipped + 1):
+                batch = next(stream)
+                num_bytes += int(index.length[batch.rows].sum())
+                seconds = time.perf_counter() - start
+                if number == skipped:
+                    break
+        assert np.array_equal(batch.rows, order.rows(step))
+        rows.append((name, f"first batch after {seconds:6.1f} s, {num_bytes / 1e6:9,.1f} MB read up to its end"))
     command.print_table(f"\nstep {step} of {order.steps_per_epoch}, {order.num_rows:,} rows", rows)
 
 
 def soak(one: Pass, minutes: float) -> None:
     """Prints speed and memory of one stream, ten times in `minutes`, after the stream has run for a minute."""
-    with ray_session(), closing(stream_from(one, 0)) as stream:
+    from pipeline.loader.streaming.threads import thread_source
+
+    with closing(thread_source(plan_of(one, 0))(lambda: False)) as stream:
         start = time.perf_counter()
         while time.perf_counter() < start + min(60, minutes * 6):
             next(stream)

@@ -103,14 +103,28 @@ def _decode_forever(one: Pass, decoder: Any, queue: Any) -> None:
 
 
 def ours(one: Pass) -> Generator[int]:
-    """The stream of Ray Data tasks, as a single training worker receives it."""
-    with ray_session(), closing(stream_from(one, 0)) as stream:
+    """The stream of a training worker: threads of its process, and batches taken ahead."""
+    import torch
+
+    from pipeline.loader.device.copy_ahead import copied_ahead
+    from pipeline.loader.streaming.threads import thread_source
+
+    with closing(copied_ahead(thread_source(plan_of(one, 0)), torch.device("cpu"))) as stream:
         for batch in stream:
             yield len(batch.images)
 
 
-def without_ray(one: Pass) -> Generator[int]:
-    """`pipeline.loader.Loader`, whose threads decode in the trainer's process."""
+def by_ray(one: Pass) -> Generator[int]:
+    """The stream of Ray Data tasks, which a worker gets where nodes without workers help."""
+    from pipeline.loader.streaming.ray_stream import ray_source
+
+    with ray_session(), closing(ray_source(plan_of(one, 0))(lambda: False)) as stream:
+        for batch in stream:
+            yield len(batch.images)
+
+
+def public_loader(one: Pass) -> Generator[int]:
+    """`pipeline.Loader` in a loop of one's own."""
     from pipeline.loader import Loader
 
     loader = Loader(
@@ -126,17 +140,17 @@ def without_ray(one: Pass) -> Generator[int]:
             yield len(batch.images)
 
 
-def stream_from(one: Pass, first_step: int) -> Generator[Any]:
-    """Returns the stream of 10,000 epochs, from a global step on."""
+def plan_of(one: Pass, first_step: int) -> Any:
+    """Returns the plan of a stream of 10,000 epochs, from a global step on."""
     from pipeline.loader.decode import best_decoder
     from pipeline.loader.samplers import TrainSampler
-    from pipeline.loader.streaming.ray_stream import stream_batches
+    from pipeline.loader.streaming.plan import StreamPlan
     from pipeline.loader.transform import Transform
 
     split, order = manifest.load(one.data).split("train"), order_of(one)
     sampler = TrainSampler(order, 10_000 * order.steps_per_epoch, first_step)
     transform = Transform(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
-    return stream_batches(one.data, split, sampler, transform, cache=os.path.abspath("cache") if one.cached else "")
+    return StreamPlan(one.data, split, sampler, transform, cache=os.path.abspath("cache") if one.cached else "")
 
 
 def order_of(one: Pass) -> Any:
@@ -150,7 +164,7 @@ def order_of(one: Pass) -> Any:
 
 
 LIMIT, DECODER = "limit: libjpeg-turbo alone", "our decoder alone"
-OURS, WITHOUT_RAY = "this project", "this project, without Ray"
+OURS, BY_RAY, PUBLIC = "this project", "this project, by Ray Data tasks", "this project, pipeline.Loader"
 BESIDE = ", by the CPU that the server left"
 FROM_S3: dict[str, dict[str, Any]] = {
     f"{OURS}, from S3": {},
@@ -161,6 +175,7 @@ WAYS: dict[str, Callable[[Pass], Generator[int]]] = {
     LIMIT: limit,
     DECODER: partial(limit, decoder="kernel"),
     OURS: ours,
-    WITHOUT_RAY: without_ray,
+    PUBLIC: public_loader,
+    BY_RAY: by_ray,
     **dict.fromkeys(FROM_S3, ours),
 }
