@@ -70,6 +70,7 @@ class AdvancedArgs:
     on_corrupt: Annotated[OnCorrupt, _option("on_corrupt", "WHAT", "stop")] = "stop"
     max_skipped_steps: Annotated[int, _option("max_skipped_steps", "N", "0")] = 0
     hang_minutes: Annotated[float, _option("hang_minutes", "N", "30")] = 30
+    checkpoint_seconds: Annotated[float | None, _option("checkpoint_seconds", "N", "10 on a GPU, else 0")] = None
     trace_rows: Annotated[bool, _option("trace_rows", "")] = False
 
 

@@ -22,6 +22,22 @@ def convolutions(net: nn.Module) -> list[nn.Conv2d]:
     return [module for module in net.modules() if isinstance(module, nn.Conv2d)]
 
 
+# Packages whose modules draw no random numbers but by torch's own layers.
+_WITHOUT_DRAWS = ("torch.nn.modules.", "pipeline.models.", "torchvision.models.resnet", "torchvision.models.vgg",
+                  "torchvision.models.alexnet")  # fmt: skip
+_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, nn.RNNBase,
+            nn.MultiheadAttention)  # fmt: skip
+
+
+def may_draw(net: nn.Module) -> bool:
+    """Whether the network may draw random numbers in training: by dropout, or in code that isn't known here."""
+    return any(
+        (isinstance(module, _DRAWING) and getattr(module, "p", 1.0) > 0)
+        or not f"{type(module).__module__}.".startswith(_WITHOUT_DRAWS)
+        for module in net.modules()
+    )
+
+
 def num_parameters(model: nn.Module) -> int:
     """Returns the number of parameters, including frozen ones."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -90,6 +90,8 @@ class TrainJob:
     """Seconds without progress after which a worker ends itself, to be restarted; 0 for never."""
     resize_seconds: float = 60
     """Seconds between looks for new nodes, in an elastic run."""
+    checkpoint_seconds: float | None = None
+    """Least seconds between two checkpoints, and from the start to the first; None: 10 on a GPU, none on a CPU."""
     decoder: DecoderName = field(default_factory=best_decoder)
     """JPEG decoder on all nodes. Decoders differ in a few pixel values, so a run keeps the one it was started with."""
     trackers: tuple[MakeTracker, ...] = ()

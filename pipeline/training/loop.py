@@ -8,7 +8,7 @@ loop on another schedule.
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,12 +18,13 @@ from pipeline.core.progress import message
 from pipeline.loader.augment import dropout_seed
 from pipeline.loader.batch import Batch
 from pipeline.models.checkpoint_writer import record_score
-from pipeline.models.run_state import RunState, is_rank_local
+from pipeline.models.run_state import RunState
 from pipeline.training.finish import finish
 from pipeline.training.on_device.rank_zero import Request
 from pipeline.training.on_device.steps_in_flight import StepResult
 from pipeline.training.outputs.lines import evaluation_line, progress_line
 from pipeline.training.safeguards import early_stop
+from pipeline.training.safeguards.checkpoints import is_time, save_checkpoint, write_checkpoint
 from pipeline.training.safeguards.divergence import explain_divergence
 from pipeline.training.setup import set_up
 from pipeline.training.validation import scores_of, validate
@@ -53,7 +54,7 @@ def run_steps(worker: Worker, schedule: "Schedule") -> None:
     """
     for batch in batches_until(worker, schedule.last_step):
         rate = step(worker, batch)
-        due = schedule.due(worker.state.step)
+        due = heed_clock(worker, schedule, schedule.due(worker.state.step))
         if due.line:
             worker.meter.end_line(worker.state.step, rate)
         request = read_results(worker, catch_up=due.leaves_the_loop)
@@ -75,12 +76,24 @@ def run_steps(worker: Worker, schedule: "Schedule") -> None:
             break
 
 
+def heed_clock(worker: Worker, schedule: "Schedule", due: "Due") -> "Due":
+    """Returns what is due, without a checkpoint where the last one was just now. All ranks together.
+
+    The last step's is written in any case, and with early stopping that of each evaluation: it may be the best one.
+    """
+    if not due.checkpoint:
+        return due
+    must = worker.state.step == schedule.last_step or (due.validation and worker.job.recipe.early_stop_epochs > 0)
+    return replace(due, checkpoint=is_time(worker, must))
+
+
 def batches_until(worker: Worker, last_step: int) -> Iterator[Batch]:
     """Yields this rank's batches, on its device, from the run's next step to `last_step`."""
     state = worker.state
     stream = worker.batches.training(state.step, last_step)
     while state.step < last_step:
-        worker.learner.model.train()  # validation leaves it in evaluation mode
+        if not worker.learner.net.training:  # validation leaves it in evaluation mode
+            worker.learner.model.train()
         batch = worker.meter.next_batch(stream)
         worker.watchdog.beat(f"batch {state.step}")
         if worker.trace:
@@ -96,7 +109,8 @@ def step(worker: Worker, batch: Batch) -> float:
     Where loss or gradient isn't finite, on any rank, the update changes nothing: the device decides, unasked.
     """
     learner, state, number = worker.learner, worker.state, worker.state.step
-    _seed_dropout(worker, number)
+    if learner.draws:
+        _seed_dropout(worker, number)
     loss, norm = learner.train_step.gradients(batch, number)
     scale = learner.loss_scale.get("scale")
     found_inf = worker.in_flight.add(number, batch.rows, loss, norm, scale, worker.rank_zero.outgoing())
@@ -271,10 +285,10 @@ def report(worker: Worker, schedule: Schedule, catch_up: bool = False) -> None:
 
 
 def evaluate(worker: Worker) -> None:
-    """Evaluates on the validation split, and records the scores, top-1 for the checkpoint that was just saved, too.
+    """Evaluates on the validation split, and records the scores, top-1 for the checkpoint of this step, too.
 
-    The checkpoint comes first, so that a run that is ended meanwhile loses no step; a run that goes on from it makes up
-    for the evaluation (`owes_validation`).
+    A checkpoint that is due comes first, and one that a stop asks for meanwhile holds the same step; a run that goes on
+    from it makes up for the evaluation (`owes_validation`).
     """
     state, meter = worker.state, worker.meter
     meter.mark("other")
@@ -288,27 +302,6 @@ def evaluate(worker: Worker) -> None:
     if worker.batches.rank == 0:
         record_score(worker.job.run, state.step, scores["top1"])
     meter.mark("checkpoint")
-
-
-def save_checkpoint(worker: Worker) -> None:
-    """Begins to write a checkpoint, while steps go on. All ranks together."""
-    worker.state.quarantined = worker.batches.quarantined(worker.state.quarantined)
-    write_checkpoint(worker)
-    worker.meter.mark("checkpoint")
-
-
-def write_checkpoint(worker: Worker, alone: bool = False) -> None:
-    """Hands what a resumed run needs to the checkpoint writer. alone: this rank writes the parts of all ranks."""
-    state, job = worker.state, worker.job
-    if worker.trace:
-        worker.trace.flush(state.step)
-    values = {
-        **state.as_json(),
-        "identity": job.identity(worker.data.digest),
-        "world_size": worker.batches.world_size,
-        "classes": list(worker.data.classes),
-    }
-    worker.writer.save(state.step, worker.learner.tensors(state), values, is_rank_local=is_rank_local, alone=alone)
 
 
 def save_if_preempted(worker: Worker) -> None:

@@ -143,6 +143,7 @@ def set_up(
         log=log,
         progress=progress,
         warn=warn,
+        saved_step=-1 if resumed is None else state.step,
     )
 
 

@@ -7,6 +7,7 @@ from pipeline.evaluation.distributed import predict_distributed
 from pipeline.evaluation.inference import Predictor
 from pipeline.evaluation.metrics import basic_metrics
 from pipeline.evaluation.predictions import Predictions
+from pipeline.training.safeguards.checkpoints import leave_evaluation
 from pipeline.training.worker import Worker
 
 SCORES = ("loss", "top1", "top5")
@@ -23,7 +24,7 @@ def validate(worker: Worker) -> Predictions:
 
     def progress(stage: str, done: int, total: int, remark: str = "") -> None:
         worker.watchdog.beat(f"evaluation batch {done}")
-        worker.interruption.leave_validation()
+        leave_evaluation(worker)
         worker.progress(stage, done, total, remark)
 
     def left_out() -> list[int]:

@@ -1,8 +1,10 @@
 """The parts of a training worker, which `setup.py` makes and the loop works with."""
 
 import copy
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from pipeline.core.progress import Progress
 from pipeline.core.structured_log import RunLog
 from pipeline.dataset.manifest import Manifest
 from pipeline.models.checkpoint_writer import CheckpointWriter
+from pipeline.models.layers import may_draw
 from pipeline.models.run_state import Average, RunState, collect
 from pipeline.models.tensor_file import Tensors
 from pipeline.models.weight_averages import WeightAverage
@@ -39,6 +42,11 @@ class Learner:
     average: Average | None
     """The average of weights that the recipe asks for."""
     train_step: TrainStep
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether a step may draw random numbers, such as dropout's. Known from the layers, which stay as they are."""
+        return may_draw(self.net)
 
     def tensors(self, state: RunState) -> Tensors:
         """Returns references to the tensors of a checkpoint, by name."""
@@ -97,6 +105,10 @@ class Worker:
     """Reports (stage, line), which may need attention, to the display and the log."""
     reported_at: float = 0.0
     """Time of `time.monotonic` at which rank 0 requested a report last."""
+    saved_at: float = field(default_factory=time.monotonic)
+    """Time of `time.monotonic` of the last checkpoint, or of the start."""
+    saved_step: int = -1
+    """Step of the last checkpoint; -1 for none."""
 
     @property
     def num_steps(self) -> int:

@@ -22,6 +22,18 @@ from pipeline.loader.transform import Transform, evaluation_transform, training_
 from pipeline.training.job import TrainJob
 
 _WHITENING_IMAGES = 5000
+_PIXELS_ON_GPU = 2000 * 32 * 32  # of a batch of evaluation; 2,000 images of CIFAR-10
+
+
+def rows_on_gpu(rows: int, size_px: int, world_size: int) -> int:
+    """Returns the rows of a batch in which a run on a GPU evaluates resident images: up to 2,000, a multiple of 250.
+
+    A GPU is idle between batches of 250 small images. Fewer than 2,000 where the images are larger, whose activations
+    need memory, or where some ranks would get none. A run evaluates its network for itself, before and at its end; an
+    evaluation that is certified (`pipeline/evaluation/runner.py`) always has batches of `UNIT_ROWS`.
+    """
+    most = min(2000, _PIXELS_ON_GPU // size_px**2, rows // world_size)
+    return max(1, most // UNIT_ROWS) * UNIT_ROWS
 
 
 class Batches:
@@ -62,7 +74,9 @@ class Batches:
     def validation(self, progress: Progress) -> Iterator[Batch]:
         """Yields this rank's part of the validation rows, on its device."""
         split, first, rows = self.parts.split, self.parts.first_row, self.parts.rows
-        sampler = EvaluationSampler(rows, UNIT_ROWS, self.world_size, self.rank, first)
+        on_gpu = bool(self._resident) and self.device.type == "cuda"
+        batch_rows = rows_on_gpu(rows, self._val_transform.size_px, self.world_size) if on_gpu else UNIT_ROWS
+        sampler = EvaluationSampler(rows, batch_rows, self.world_size, self.rank, first)
         if self._resident:
             batches = resident_batches(self._resident["val"], sampler, self._val_transform)
         else:

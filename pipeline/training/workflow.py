@@ -82,6 +82,10 @@ class TrainOptions:
     """Steps that may be skipped because loss or gradient isn't finite; one more ends the run. A skipped step updates
     nothing, and its loss doesn't count."""
 
+    checkpoint_seconds: float | None = None
+    """Least seconds between two checkpoints: those that are due earlier are left out, but not the last step's,
+    nor one when the run is stopped. None: 10 on a GPU, and on a CPU all are written."""
+
     cache: str | None = None
     """Folder on each node's own disk that keeps what is read of object storage."""
 
@@ -95,8 +99,8 @@ class TrainOptions:
     """Command line that repeats the run, for its report; empty where the run isn't begun by a command."""
 
     def __post_init__(self) -> None:
-        for name in ("max_skipped_steps", "hang_minutes", "wait_minutes"):
-            if getattr(self, name) < 0:
+        for name in ("max_skipped_steps", "hang_minutes", "wait_minutes", "checkpoint_seconds"):
+            if (getattr(self, name) or 0) < 0:
                 raise RecipeError(f"{name.replace('_', '-')}={getattr(self, name)} must be 0 or more")
 
 
@@ -195,6 +199,7 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
         pretrained=first,
         teacher=teacher_weights(options.teacher) if options.teacher else None,
         hang_seconds=60 * options.hang_minutes,
+        checkpoint_seconds=options.checkpoint_seconds,
         command=options.command,
         trackers=options.trackers,
     )

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config.choices import MODELS
@@ -12,7 +13,7 @@ from pipeline.config.presets import make_recipe, recipes
 from pipeline.core.errors import RecipeError
 from pipeline.models import factory
 from pipeline.models.factory import check_image_size, make_model, recipe_model
-from pipeline.models.layers import add_blur_pool, num_parameters
+from pipeline.models.layers import add_blur_pool, may_draw, num_parameters
 from pipeline.models.small_networks import Airbench, FastResNet, SeedCnn
 
 
@@ -151,3 +152,25 @@ def test_a_network_that_only_computes_for_real_is_tried_for_real(monkeypatch: py
     with pytest.raises(RecipeError, match=r"image_size_px=40: .*32 pixels only.*; use another size or another model"):
         check_image_size(replace(make_recipe("cifar10"), image_size_px=40, evaluate_resize_px=0))
     factory._built.cache_clear()
+
+
+class Hidden(nn.Module):
+    """A network that draws where no layer tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5)
+
+
+NETWORKS = ("resnet18", "vgg11", "alexnet", "densenet121", "seed-cnn", "fast-resnet", "airbench-small", "airbench96")
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "hidden"])
+def test_a_network_that_draws_random_numbers_is_known_and_those_of_fast_runs_draw_none(name: str) -> None:
+    size = 64 if name in ("vgg11", "alexnet") else 32
+    net = Hidden() if name == "hidden" else make_model(name, 5, size)
+    net.train()
+    before = torch.get_rng_state()
+    net(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    draws = not torch.equal(before, torch.get_rng_state())
+    assert may_draw(net) >= draws
+    assert may_draw(net) == (name in ("alexnet", "densenet121", "hidden"))

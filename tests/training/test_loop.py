@@ -10,6 +10,7 @@ import pytest
 from pipeline.models import checkpoint
 from pipeline.training.loop import Due, TrainingSchedule
 from pipeline.training.replay import Replay, ReplaySchedule
+from pipeline.training.worker_data import rows_on_gpu
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,21 @@ def test_a_runs_operations_are_those_of_an_image_times_its_images_times_its_epoc
     output = json.loads(Path(trained, checkpoint.OUTPUT_NAME).read_text())
     images = 1438 - 144  # of train, without what was held out
     assert output["operations"]["total"] == pytest.approx(output["operations"]["per_image"] * images * 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size_px", "world_size", "expected"),
+    [
+        (10_000, 32, 1, 2000),
+        (10_000, 28, 1, 2000),
+        (10_000, 32, 8, 1250),  # each rank gets one
+        (900, 32, 1, 750),
+        (100, 32, 1, 250),  # never less than a certified evaluation has
+        (10_000, 64, 1, 500),  # as many pixels
+        (50_000, 224, 1, 250),
+    ],
+)
+def test_rows_of_a_batch_of_resident_images_that_are_evaluated_on_a_gpu(
+    rows: int, size_px: int, world_size: int, expected: int
+) -> None:
+    assert rows_on_gpu(rows, size_px, world_size) == expected

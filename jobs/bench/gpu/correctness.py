@@ -17,9 +17,9 @@ from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.loader.batch import Batch
 from pipeline.models.run_state import is_rank_local
-from pipeline.training.loop import save_checkpoint
 from pipeline.training.on_device.waits import count_waits
 from pipeline.training.optim.factory import make_optimizers
+from pipeline.training.safeguards.checkpoints import save_checkpoint
 
 _STEPS = 3
 _TOLERANCE = 1e-4

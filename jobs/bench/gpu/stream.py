@@ -78,7 +78,8 @@ def _jobs(bench: Bench) -> dict[str, TrainJob]:
     for residency in ("resident", "stream"):
         run_folder = os.path.join(bench.settings.folder, f"run-{residency}-{time.time_ns()}")
         one = replace(recipe, residency=residency)
-        jobs[residency] = TrainJob(dataset, run_folder, one, num_workers=1, use_gpu=bench.settings.device == "cuda")
+        on_gpu = bench.settings.device == "cuda"
+        jobs[residency] = TrainJob(dataset, run_folder, one, num_workers=1, use_gpu=on_gpu, checkpoint_seconds=0)
     return jobs
 
 

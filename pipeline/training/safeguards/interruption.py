@@ -36,11 +36,10 @@ class Interruption:
             torch.distributed.barrier()  # the first rank to leave ends the others; rank 0 publishes the checkpoint
         raise self._stopped()
 
-    def leave_validation(self) -> None:
-        """Raises StoppedError on rank 0 if a stop is requested: the checkpoint before a validation has everything."""
-        if self._batches.rank == 0 and self._job.stop():
-            self._writer.wait()
-            raise self._stopped()
+    def leave_alone(self) -> NoReturn:
+        """Raises StoppedError when the checkpoint that is being written is complete. On rank 0 alone."""
+        self._writer.wait()
+        raise self._stopped()
 
     def _stopped(self) -> StoppedError:
         """Returns the error that ends the run, which names the newest checkpoint."""

@@ -32,7 +32,7 @@ class StopAt(StopRequest):
         return bool(self.call) and self.calls >= self.call
 
 
-def train(dataset: str, run: Path, call: int = 0) -> tuple[StopAt, list[str]]:
+def train(dataset: str, run: Path, call: int = 0, seconds: float | None = None) -> tuple[StopAt, list[str]]:
     """Trains; returns what asked whether to stop, and the messages of the run."""
     stop, lines = StopAt(call), []
     recipe = make_recipe("digits", epochs=3, global_batch_size=16)
@@ -41,7 +41,8 @@ def train(dataset: str, run: Path, call: int = 0) -> tuple[StopAt, list[str]]:
         if not stage:
             lines.append(remark)
 
-    launch.run_training(TrainJob(dataset, str(run), recipe, stop=stop, progress=progress))
+    job = TrainJob(dataset, str(run), recipe, stop=stop, progress=progress, checkpoint_seconds=seconds)
+    launch.run_training(job)
     return stop, lines
 
 
@@ -85,6 +86,33 @@ def test_a_run_that_is_stopped_at_any_moment_loses_no_step_and_ends_the_same(
     assert (weights, same) == outcome(undisturbed)[:2]
     assert steps == sorted(set(steps))
     assert json.loads((run / "best.json").read_text()) == json.loads((undisturbed / "best.json").read_text())
+
+
+def steps_saved(run: Path) -> list[int]:
+    return checkpoint.steps(str(run))
+
+
+def test_a_run_of_seconds_has_the_checkpoint_of_its_end_alone(
+    tmp_path: Path, tree_dataset: str, undisturbed: Path
+) -> None:
+    train(tree_dataset, tmp_path, seconds=1000)
+    assert steps_saved(tmp_path) == [12]
+    assert outcome(tmp_path) == outcome(undisturbed)
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 12
+
+
+@pytest.mark.parametrize("call", [2, ASKS.index("evaluation") + 1])
+def test_a_run_of_seconds_that_is_stopped_has_a_checkpoint_of_where_it_was(
+    tmp_path: Path, tree_dataset: str, undisturbed: Path, call: int
+) -> None:
+    step = max(ask for ask in ASKS[:call] if isinstance(ask, int))
+    with pytest.raises(StoppedError, match=rf"stopped at step {step} of 12 .*; checkpoint {tmp_path}"):
+        train(tree_dataset, tmp_path, call, seconds=1000)
+    assert steps_saved(tmp_path) == [step]
+    _, lines = train(tree_dataset, tmp_path, seconds=1000)
+    assert lines[0].startswith(f"continuing at step {step} of 12 (epoch ")
+    assert outcome(tmp_path)[:2] == outcome(undisturbed)[:2]
+    assert steps_saved(tmp_path) == [step, 12]
 
 
 @pytest.mark.parametrize(
