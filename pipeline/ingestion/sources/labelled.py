@@ -57,6 +57,9 @@ def labelled_index(
     classes = tuple(sorted(set(labelled.class_names), key=sort_key))
     if len(classes) < 2:
         what = f"one class only ({classes[0]!r})" if classes else "no labelled image"
+        if labelled.refusals:
+            refused, more = labelled.refusals[0], len(labelled.refusals) - 1
+            what += f", and {refused.key} ({refused.reason}){f' and {more:,} more' if more else ''} can't be used"
         raise SourceError(f"{listing.uri}: {what}; a classifier needs two or more folders")
     if not usable:
         first = listing.unreadable[labelled.rows[0]]

@@ -159,7 +159,7 @@ def _build_folders(listing: Listing, options: _Options) -> Index:
     try:
         index = _LAYOUTS["folders"].build(listing, options)
     except SourceError as error:
-        if problem := lookalike(listing.names) or named.problem(listing):
+        if problem := lookalike(listing) or named.problem(listing):
             raise SourceError(f"{error}; {problem}") from error
         if not labels.has_table(listing):
             raise

@@ -124,6 +124,13 @@ LAYOUTS: dict[str, tuple[Files, dict[str, dict[str, tuple[str, bytes]]]]] = {
         },
         ONE,
     ),
+    "long notes": (
+        {
+            "labels.csv": csv([("file", "label", "note"), *((*row, "x" * 300_000) for row in table(TRAIN))]),
+            **flat(TRAIN, "images/"),
+        },
+        ONE,
+    ),
     "gzip": ({"labels.csv.gz": gzip.compress(csv(HEADER + table(TRAIN))), **flat(TRAIN, "images/")}, ONE),
     "json rows": ({"labels.json": as_json([{"file": a, "label": b} for a, b in table(TRAIN)]), **flat(TRAIN)}, ONE),
     "json columns as pandas writes them": (
@@ -431,6 +438,14 @@ OTHERS: dict[str, tuple[dict[str, bytes], str]] = {
     "gzip that is cut": ({"labels.csv.gz": gzip.compress(csv(HEADER + table(TRAIN)))[:40]}, "cut off"),
     "gzip that isn't": ({"labels.csv.gz": csv(HEADER + table(TRAIN))}, r"labels\.csv\.gz: .*damaged gzip"),
     "a spreadsheet": ({"labels.xlsx": b"PK\x03\x04"}, r"labels\.xlsx isn't read: save it as a table in CSV"),
+    "captions": ({f"images/{stem}.txt": b"a photo of a cat" for stem in TRAIN}, "look like captions, and a classifier"),
+    "tables that contradict each other": (
+        {
+            "a.csv": csv(HEADER + table(TRAIN)),
+            "b.csv": csv(HEADER + [(file, f"no {label}") for file, label in table(TRAIN)]),
+        },
+        r"no labelled image, and \S+ \(two labels: 'ant', 'no ant' in a\.csv, b\.csv\) and 11 more can't be used",
+    ),
     "boxes of VOC": (
         {f"Annotations/{stem}.xml": b"<annotation/>" for stem in TRAIN},
         r"look like boxes of objects \(Pascal VOC's form\)",

@@ -1,31 +1,40 @@
-"""Why a source that can't be read may not be what a classifier takes: boxes of objects, or a table as a spreadsheet."""
+"""Why a source that can't be read may not be what a classifier takes: boxes of objects, captions, or a spreadsheet."""
 
-from collections.abc import Sequence
-
+from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.recognise.file_kinds import is_image, left_behind
 
 _SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
-_BOXES = {".xml": "Pascal VOC's", ".txt": "YOLO's"}  # a file beside each image, or in a folder of its own
+_REMEDY = "and a classifier takes one label an image: write a table labels.csv of (file, label)"
 
 
-def lookalike(names: Sequence[str]) -> str | None:
+def lookalike(listing: Listing) -> str | None:
     """Returns a line on what the files of a source look like, with the remedy; None where they look like nothing known.
 
-    names: of all files, relative to the source.
+    Reads one file at most.
     """
-    names = [name for name in names if not left_behind(name)]
-    for name in names:
-        if name.lower().endswith(_SPREADSHEETS):
-            return f"{name} isn't read: save it as a table in CSV, with a column of files and one of labels"
-    images = {_stem(name) for name in names if is_image(name)}
-    for suffix, whose in _BOXES.items():
-        boxes = [name for name in names if name.lower().endswith(suffix) and _stem(name) in images]
-        if len(boxes) > 1 and 2 * len(boxes) >= len(images):
+    rows = [row for row, name in enumerate(listing.names) if not left_behind(name)]
+    for row in rows:
+        if listing.names[row].lower().endswith(_SPREADSHEETS):
             return (
-                f"{boxes[0]} and {len(boxes) - 1:,} more look like boxes of objects ({whose} form), and a classifier "
-                "takes one label an image: write a table labels.csv of (file, label)"
+                f"{listing.names[row]} isn't read: save it as a table in CSV, with a column of files and one of labels"
             )
+    images = {_stem(listing.names[row]) for row in rows if is_image(listing.names[row])}
+    for suffix in (".xml", ".txt"):  # a file beside each image, or in a folder of its own
+        beside = [row for row in rows if listing.names[row].lower().endswith(suffix)]
+        beside = [row for row in beside if _stem(listing.names[row]) in images]
+        if len(beside) > 1 and 2 * len(beside) >= len(images):
+            what = "boxes of objects (Pascal VOC's form)" if suffix == ".xml" else _kind_of_text(listing, beside[0])
+            return f"{listing.names[beside[0]]} and {len(beside) - 1:,} more look like {what}, {_REMEDY}"
     return None
+
+
+def _kind_of_text(listing: Listing, row: int) -> str:
+    words = bytes(listing.member(row).read()[:1000]).decode("utf-8", "replace").split()
+    try:
+        list(map(float, words))
+    except ValueError:
+        return "captions"
+    return "boxes of objects (YOLO's form)"
 
 
 def _stem(name: str) -> str:

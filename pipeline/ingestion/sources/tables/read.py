@@ -19,6 +19,7 @@ SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".parquet")
 LIST_SUFFIXES = (".txt", ".json")  # many things; tables where what they hold names files
 MAX_BYTES = 1 << 30
 _MAX_COLUMNS = 4096
+_BLOCK_BYTES = 64 << 20  # a row may be no longer
 _DELIMITERS = ",;\t|"
 
 
@@ -109,7 +110,7 @@ def _csv_columns(data: bytes, names_file: Callable[[str], bool]) -> dict[str, li
     text = {f"f{number}": pa.string() for number in range(_MAX_COLUMNS)}
     table = csv.read_csv(
         io.BytesIO(data),
-        csv.ReadOptions(autogenerate_column_names=True),
+        csv.ReadOptions(autogenerate_column_names=True, block_size=_BLOCK_BYTES),
         csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         csv.ConvertOptions(column_types=text, strings_can_be_null=False),
     )
