@@ -16,7 +16,7 @@ from pipeline.cluster.ray_tasks import TASK_CPUS, map_in_order
 from pipeline.cluster.session import ray_session
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import CheckpointError, ExactnessError, RecipeError
-from pipeline.core.progress import Progress, silent
+from pipeline.core.progress import Progress, begin, silent
 from pipeline.dataset.parquet import parquet_bytes
 from pipeline.evaluation.batch_predict.decode_task import UNIT_IMAGES, Arrays, DecodeTask
 from pipeline.evaluation.batch_predict.images import find_images
@@ -69,7 +69,9 @@ def predict(
     uris, folder = [absolute_uri(each) for each in sources], absolute_uri(out)
     check_folder(folder, "out")
     with tempfile.TemporaryDirectory() as spool:
+        begin(progress, "looking at the images")
         found = find_images(uris, spool, progress)
+        begin(progress, "starting Ray")
         with ray_session(num):
             use_gpu = resources.workers_use_gpus(workers.device, num, gpus)
             resources.wait_for_resources(num, use_gpu, workers.wait_minutes, progress)

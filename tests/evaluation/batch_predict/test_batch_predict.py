@@ -27,7 +27,7 @@ from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import find_model
 from pipeline.storage import files
 from pipeline.storage.file_names import printable
-from tests.support.jobs import call_job
+from tests.support.jobs import call_job, run_job
 from tests.support.pictures.images import jpeg, make_tar, picture, tree_files
 
 
@@ -155,6 +155,16 @@ def test_names_of_several_inputs_are_their_places_below_the_common_folder(tmp_pa
     assert names("new/deep", "old", "new/b.png") == ["new/deep/a.jpg", "old/a.jpg", "new/b.png"]
     (tmp_path / "old" / "a[1].jpg").write_bytes(jpeg(4))  # the name of a file, though it looks like a pattern
     assert names("old/a[1].jpg") == ["a[1].jpg"]
+
+
+@pytest.mark.slow
+def test_a_prediction_prints_its_own_lines_and_none_of_rays(trained: str, pictures: Path, tmp_path: Path) -> None:
+    """In a process of its own, since Ray's core writes past Python."""
+    done = run_job("predict", "--checkpoint", trained, "--input", str(pictures), "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "core_worker" not in done.stdout
+    assert {"looking at the images", "starting Ray"} <= set(done.stdout.splitlines())
 
 
 def test_patterns_over_odd_folders_end_and_name_each_image_once(tmp_path: Path) -> None:
