@@ -153,13 +153,3 @@ def wait_for_resources(num_workers: int, use_gpu: bool, minutes: float, progress
     finally:
         if asked:
             request_resources(bundles=[])  # from here on the workers hold the nodes
-
-
-def check_stream_resources(num_workers: int, cpus_per_worker: float, total_cpus: float) -> None:
-    """Raises ClusterError if the workers would leave no CPU for reading, because the stream would wait forever."""
-    free = total_cpus - num_workers * cpus_per_worker
-    if free < 1:
-        raise ClusterError(
-            f"workers={num_workers} x {cpus_per_worker:g} CPUs leave {free:g} of the cluster's {total_cpus:g} CPUs "
-            "for reading; use fewer workers or add a node (at least 1 CPU must stay free)"
-        )

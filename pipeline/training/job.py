@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.cluster.resources import check_stream_resources, node_cpus, wait_for_resources, worker_cpus
+from pipeline.cluster.resources import node_cpus, wait_for_resources, worker_cpus
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_json import recipe_to_json
@@ -146,11 +146,10 @@ def fit_to_cluster(job: TrainJob, wait_minutes: float, progress: Progress) -> Tr
     """Returns the job with the CPUs that each worker gets on the running cluster.
 
     wait_minutes: how long to wait for nodes to join. Raises ClusterError if the cluster has no room for the workers
-    then, or if they would leave no CPU for reading.
+    then.
     """
     if not job.num_workers:
         return job
     wait_for_resources(job.num_workers, job.use_gpu, wait_minutes, progress)
     cpus = worker_cpus(job.num_workers, job.use_gpu, node_cpus(that_train=True))
-    check_stream_resources(job.num_workers, cpus, sum(node_cpus()))
     return replace(job, cpus_per_worker=int(100 * cpus) / 100)

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from pipeline.cluster.resources import check_stream_resources
 from pipeline.config.augment import Augment
 from pipeline.config.recipe import SizeRamp
-from pipeline.core.errors import ClusterError, DatasetError, ExactnessError
+from pipeline.core.errors import DatasetError, ExactnessError
 from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import load_index, read_images
@@ -170,17 +169,6 @@ def test_a_batch_of_other_rows_stops_the_run() -> None:
     block["row"] = block["row"][:, ::-1]
     with pytest.raises(ExactnessError, match="received batch 0 with rows"):
         list(checked_batches(iter([block]), sampler, KEYS))
-
-
-@pytest.mark.parametrize(
-    ("workers", "cpus", "total", "starves"), [(2, 1.0, 2, True), (2, 0.5, 2, False), (0, 1, 1, False)]
-)
-def test_trainers_must_leave_a_cpu_for_reading(workers: int, cpus: float, total: float, starves: bool) -> None:
-    if starves:
-        with pytest.raises(ClusterError, match="leave 0 of the cluster's 2 CPUs for reading"):
-            check_stream_resources(workers, cpus, total)
-    else:
-        check_stream_resources(workers, cpus, total)
 
 
 def test_repeated_images_are_the_samples_of_as_many_epochs(digits_dataset: str) -> None:

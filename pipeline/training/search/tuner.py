@@ -58,7 +58,7 @@ def max_concurrent_trials(template: TrainJob) -> int:
     workers, resources = template.num_workers, ray.cluster_resources()
     if template.use_gpu:
         return max(1, int(resources.get("GPU", 0)) // workers)
-    # A trial that streams needs one CPU more, for its tasks; with workers, the trainer needs one for all of them.
+    # A trial that streams needs one CPU more, for decoding; with workers, the trainer needs one for all of them.
     cpus = int(max(1, workers) * template.cpus_per_worker) + (template.recipe.residency == "stream")
     return max(1, (int(resources.get("CPU", 1)) - (workers > 0)) // cpus)
 
