@@ -11,6 +11,9 @@ from pipeline.core.lazy import lazy
 if TYPE_CHECKING:
     from pipeline.dataset.api import Dataset, ImageSplit, open_dataset
     from pipeline.dataset.manifest import Manifest
+    from pipeline.dataset.mixture import mix
 
-__all__ = ["Dataset", "ImageSplit", "Manifest", "open_dataset"]
-__getattr__ = lazy(__name__, {"api": ("Dataset", "ImageSplit", "open_dataset"), "manifest": ("Manifest",)})
+__all__ = ["Dataset", "ImageSplit", "Manifest", "mix", "open_dataset"]
+__getattr__ = lazy(
+    __name__, {"api": ("Dataset", "ImageSplit", "open_dataset"), "manifest": ("Manifest",), "mixture": ("mix",)}
+)

@@ -24,6 +24,8 @@ def mix(sources: Mapping[str, str], out: str) -> Manifest:
     for name in sources:
         if not _NAME.fullmatch(name):
             raise DatasetError(f"{name!r} can be no source's name; take letters, digits, _, - and .")
+    if len({files.is_local(files.absolute(uri)) for uri in sources.values()}) > 1:
+        raise DatasetError("some sources are local and some in object storage; copy them to one kind of place")
     parts = {name: load(files.absolute(uri)) for name, uri in sources.items()}
     first, one = next(iter(parts.items()))
     for name, part in parts.items():

@@ -187,6 +187,8 @@ def test_what_can_not_be_mixed_is_refused(two: dict[str, str], digits_dataset: s
         mix({"photos": two["photos"]}, out)
     with pytest.raises(DatasetError, match="'a b' can be no source's name"):
         mix({"a b": two["photos"], "drawings": two["drawings"]}, out)
+    with pytest.raises(DatasetError, match="some sources are local and some in object storage"):
+        mix({"photos": two["photos"], "drawings": "s3://bucket/drawings"}, out)
     with pytest.raises(DatasetError, match="no finished data set"):
         mix({"photos": two["photos"], "drawings": str(tmp_path)}, out)
     with pytest.raises(RecipeError, match="isn't made of several data sets; make a mixture"):

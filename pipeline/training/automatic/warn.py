@@ -19,7 +19,7 @@ def run_warnings(recipe: Recipe, facts: DataFacts) -> list[str]:
 
 def steps_of(recipe: Recipe, rows: int) -> int:
     """Returns the steps of a run: at most so many where the recipe has a time budget."""
-    return recipe.epochs * -(-rows // recipe.global_batch_size)
+    return recipe.epochs * -(-max(1, round(recipe.sampling.share * rows)) // recipe.global_batch_size)
 
 
 def _shrunk(recipe: Recipe, facts: DataFacts) -> str | None:
@@ -65,14 +65,16 @@ def _small_classes(recipe: Recipe, facts: DataFacts) -> str | None:
 
 
 def _imbalanced(recipe: Recipe, facts: DataFacts) -> str | None:
-    del recipe
+    if recipe.sampling.is_active:
+        return None
     rows = sorted(zip(facts.rows_per_class, facts.classes, strict=True))
     (least, rare), (most, common) = rows[0], rows[-1]
     if most < _IMBALANCE * max(1, least):
         return None
     return (
         f"class {common} has {most:,} training images and {rare} {least:,}: a model that always says {common} is right "
-        f"for {most / sum(facts.rows_per_class):.0%} of them; look at the recall of each class, or add images"
+        f"for {most / sum(facts.rows_per_class):.0%} of them; look at the recall of each class, show rare ones more "
+        "often (--set sampling.class_balance=0.5), or add images"
     )
 
 
