@@ -24,6 +24,10 @@ def augment_batch(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys:
 
     images: uint8 [N, 3, S, S], any memory format. keys: uint64 [N], hashes of the rows' keys. Erasing, cutout and
     mixing are left to `pipeline.models.batch_transforms`.
+
+    Resized crops, rotation and jitter go image by image, some ten operations each: torchvision takes one box, angle or
+    factor for a whole batch, and formulas of our own for many would round otherwise. A stream leaves them to its tasks,
+    on CPUs; of resident images on a GPU each is a launch for each image.
     """
     if spec.resized_crop_area is not None:
         images = _resized_crops(images, spec, uniform(seed, epoch, Stream.RESIZED_CROP, keys, 40))
@@ -88,18 +92,22 @@ def gather_crops(images: Tensor, rows: Tensor, from_y: Tensor, from_x: Tensor) -
 
 
 def _auto_augment(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
-    from pipeline.loader.auto_augment import rand_augment, trivial_augment
+    """Applies RandAugment or TrivialAugment: on a GPU to images of the same operation together, else one by one.
+
+    One by one an image's bytes depend on nothing else in its batch, whatever the CPU and the size.
+    """
+    from pipeline.loader.auto_augment import apply_alike, apply_in_turn, rand_choices, trivial_choice
 
     if spec.auto == "trivial":
-        lines = uniform(seed, epoch, Stream.AUTO, keys, 3)
-        samples = [trivial_augment(image, draws) for image, draws in zip(images, lines, strict=True)]
+        choices = [trivial_choice(draws) for draws in uniform(seed, epoch, Stream.AUTO, keys, 3)]
     else:
-        lines = uniform(seed, epoch, Stream.AUTO, keys, 2 * spec.rand_ops)
-        samples = [
-            rand_augment(image, spec.rand_ops, spec.rand_strength, draws)
-            for image, draws in zip(images, lines, strict=True)
-        ]
-    return torch.stack(samples).contiguous(memory_format=torch.channels_last)
+        lines, size = uniform(seed, epoch, Stream.AUTO, keys, 2 * spec.rand_ops), images.shape[-1]
+        choices = [rand_choices(spec.rand_ops, spec.rand_strength, draws, size) for draws in lines]
+    if images.is_cuda:
+        augmented = apply_alike(images, choices)
+    else:
+        augmented = torch.stack([apply_in_turn(*each) for each in zip(images, choices, strict=True)])
+    return augmented.contiguous(memory_format=torch.channels_last)
 
 
 def _rotate(image: Tensor, degrees: float) -> Tensor:

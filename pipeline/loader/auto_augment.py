@@ -7,6 +7,7 @@ classes can't be used, because they draw from torch's global generator.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from pipeline.loader.device.send import send
+
 BINS = 31
 SIGNED = {"shear-x", "shear-y", "translate-x", "translate-y", "rotate", "brightness", "color", "contrast", "sharpness"}
 _TRANSLATE = 150.0 / 331.0  # of the side, as in AutoAugment
@@ -22,27 +25,51 @@ OPERATIONS = (
     "identity", "shear-x", "shear-y", "translate-x", "translate-y", "rotate", "brightness", "color", "contrast",
     "sharpness", "posterize", "solarize", "auto-contrast", "equalize",
 )  # fmt: skip
+Operation = tuple[str, float]  # one of OPERATIONS, and its strength
 
 
-def rand_augment(image: Tensor, ops: int, strength: int, draws: npt.NDArray[np.float64]) -> Tensor:
-    """Returns the image after `ops` random operations, uint8 [3, S, S].
+def rand_choices(ops: int, strength: int, draws: npt.NDArray[np.float64], size: int) -> list[Operation]:
+    """Returns the `ops` operations of RandAugment for an image.
 
-    strength: 0 to BINS - 1. draws: float64 [2 * ops] in [0, 1), operation and sign of each.
+    strength: 0 to BINS - 1. draws: float64 [2 * ops] in [0, 1), operation and sign of each. size: side of the image.
     """
-    for choice, sign in draws.reshape(ops, 2).tolist():
-        name = OPERATIONS[int(choice * len(OPERATIONS))]
-        image = apply(image, name, _signed(name, rand_strength(name, strength, image.shape[-1]), sign))
-    return image
+    names = [(OPERATIONS[int(choice * len(OPERATIONS))], sign) for choice, sign in draws.reshape(ops, 2).tolist()]
+    return [(name, _signed(name, rand_strength(name, strength, size), sign)) for name, sign in names]
 
 
-def trivial_augment(image: Tensor, draws: npt.NDArray[np.float64]) -> Tensor:
-    """Returns the image after one random operation, uint8 [3, S, S].
+def trivial_choice(draws: npt.NDArray[np.float64]) -> list[Operation]:
+    """Returns the operation of TrivialAugment for an image.
 
     draws: float64 [3] in [0, 1), for operation, strength and sign.
     """
     choice, strength, sign = draws.tolist()
     name = OPERATIONS[int(choice * len(OPERATIONS))]
-    return apply(image, name, _signed(name, trivial_strength(name, int(strength * BINS)), sign))
+    return [(name, _signed(name, trivial_strength(name, int(strength * BINS)), sign))]
+
+
+def apply_in_turn(image: Tensor, operations: list[Operation]) -> Tensor:
+    """Returns the image after its operations, uint8 [3, S, S]."""
+    for name, value in operations:
+        image = apply(image, name, value)
+    return image
+
+
+def apply_alike(images: Tensor, operations: list[list[Operation]]) -> Tensor:
+    """Returns each image after its operations, uint8 [N, 3, S, S]: those with the same one go through it together.
+
+    operations: as many for each image. The bytes are those of `apply_in_turn` up to 256 px; in larger images the mean
+    that contrast takes may round otherwise.
+    """
+    images = images.clone()
+    for turn in zip(*operations, strict=True):
+        places: dict[Operation, list[int]] = defaultdict(list)
+        for place, operation in enumerate(turn):
+            if operation[0] != "identity":
+                places[operation].append(place)
+        for (name, value), those in places.items():
+            index = send(np.array(those), images.device)
+            images[index] = apply(images[index], name, value)
+    return images
 
 
 def _signed(name: str, value: float, draw: float) -> float:

@@ -125,6 +125,21 @@ def test_each_operation_is_torchvisions_at_each_strength(images: Tensor, name: s
             assert torch.equal(auto_augment.apply(images[5], name, sign * value), expected)
 
 
+def test_images_of_the_same_operation_go_through_it_together_to_the_same_bytes() -> None:
+    """As on a GPU. All operations are there, most of them for several images."""
+    count, size = 120, 32
+    images = torch.randint(
+        0, 256, (count, size, size, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
+    images = images.permute(0, 3, 1, 2)
+    draws = uniform(0, 0, Stream.AUTO, np.arange(count, dtype=np.uint64), 4)
+    operations = [auto_augment.rand_choices(2, 9, each, size) for each in draws]
+    assert {name for pair in operations for name, _ in pair} == set(auto_augment.OPERATIONS)
+    together = auto_augment.apply_alike(images, operations)
+    for image, each, found in zip(images, operations, together, strict=True):
+        assert torch.equal(found, auto_augment.apply_in_turn(image, each))
+
+
 def test_the_tables_have_torchvisions_operations_and_all_are_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {their_name(name) for name in auto_augment.OPERATIONS}
     assert names == set(v2.RandAugment()._AUGMENTATION_SPACE) == set(v2.TrivialAugmentWide()._AUGMENTATION_SPACE)
@@ -138,9 +153,9 @@ def test_the_tables_have_torchvisions_operations_and_all_are_drawn_alike(monkeyp
     keys = np.arange(5000, dtype=np.uint64)
     image = torch.zeros((3, 8, 8), dtype=torch.uint8)
     for draws in uniform(0, 0, Stream.AUTO, keys, 4):
-        auto_augment.rand_augment(image, 2, 9, draws)
+        auto_augment.apply_in_turn(image, auto_augment.rand_choices(2, 9, draws, 8))
     for draws in uniform(0, 1, Stream.AUTO, keys, 3):
-        auto_augment.trivial_augment(image, draws)
+        auto_augment.apply_in_turn(image, auto_augment.trivial_choice(draws))
     counts = {name: sum(name == other for other, _ in seen) for name in auto_augment.OPERATIONS}
     assert all(abs(count - 15_000 / 14) < 150 for count in counts.values()), counts  # a standard deviation of 32
     signs = [value < 0 for name, value in seen if name == "rotate"]
