@@ -1,7 +1,9 @@
 """Several data sets in stated shares: exact in every step, for any shares and any number of workers."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +154,28 @@ def test_a_mixture_is_trained_on_in_its_shares(two: dict[str, str], tmp_path: Pa
     by_source = expected_counts(uri, manifest.load(uri), Sampling(where="source == 'drawings'"))
     assert by_source is not None
     assert by_source.num_samples == 15
+
+
+def test_a_sampled_mixture_goes_on_with_another_number_of_ranks(two: dict[str, str], tmp_path: Path) -> None:
+    """Left on three ranks after four steps, and continued on two: the batches of one rank, row by row."""
+    mix(two, str(tmp_path / "mixed"))
+    sampling = {"shares": "photos=1, drawings=2", "class_balance": 1.0, "repeat": "1.5"}
+
+    def loaders(world_size: int) -> list[Loader]:
+        ranks = range(world_size)
+        settings = {"global_batch_size": 12, "image_size_px": 16, "seed": 1, "sampling": sampling}
+        return [Loader(str(tmp_path / "mixed"), "digits", rank=r, world_size=world_size, **settings) for r in ranks]
+
+    def steps(of: list[Loader]) -> Iterator[list[int]]:
+        for parts in zip(*of, strict=True):
+            yield np.concatenate([batch.rows for batch in parts]).tolist()
+
+    whole, three, two_ranks = list(steps(loaders(1))), loaders(3), loaders(2)
+    begun = list(islice(steps(three), 4))
+    for loader in two_ranks:
+        loader.load_state_dict(three[0].state_dict())
+    assert begun + list(steps(two_ranks)) == whole
+    assert len(whole) == 9  # 1.5 times 66 rows
 
 
 @pytest.mark.parametrize(
