@@ -87,6 +87,8 @@ class _Copies:
     """Copies batches to a GPU from pinned memory, on a stream of its own. Used by one thread."""
 
     def __init__(self, device: torch.device, num_ahead: int) -> None:
+        if device.index is not None:
+            torch.cuda.set_device(device)  # of this thread: pinned memory would belong to the first GPU otherwise
         self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers, self._num_ahead = ImageBuffers(pinned=True), num_ahead
         self._leaving: deque[tuple[torch.cuda.Event, Tensor]] = deque()
