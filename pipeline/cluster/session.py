@@ -29,9 +29,6 @@ _VARIABLES = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives a session must not start another one
     "RAY_DATA_LOG_LEVEL": "ERROR",
-    # Its core writes errors to this terminal, too, that are none of the user's: of each actor of Ray Data that its
-    # arguments lie in the object store. What fails is raised.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _END_SECONDS = 0.5
 _FEW_WORKERS = 4  # are possible on any machine, for trials of what several workers do

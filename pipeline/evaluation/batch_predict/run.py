@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.cluster import resources
+from pipeline.cluster.address import cluster_address
 from pipeline.cluster.ray_tasks import TASK_CPUS, map_in_order
 from pipeline.cluster.session import ray_session
 from pipeline.config.choices import TestViews
@@ -128,6 +129,8 @@ def _execute(job: PredictJob, units: list[int]) -> Iterator[Arrays]:
             fn_constructor_args=(job.model, job.views, job.threads),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=job.num_workers),
+            # A cluster's node may go. Of each actor that may be restarted Ray's core writes an error to the terminal.
+            max_restarts=-1 if cluster_address() else 0,
             num_cpus=0 if job.use_gpu else 0.5,  # tasks and actors share the CPUs: neither waits for all of one
             num_gpus=1 if job.use_gpu else 0,
         )
