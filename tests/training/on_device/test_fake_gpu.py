@@ -55,6 +55,7 @@ def fused_sgd(parameters: list[Tensor], gradients: list[Tensor], momenta: list[T
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(torch, "_fused_sgd_", fused_sgd)
+    monkeypatch.setattr(torch.nn.init, "dirac_", lambda tensor: tensor)  # channel by channel: seconds
     monkeypatch.setattr(steps_in_flight, "HostCopies", Copies)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
