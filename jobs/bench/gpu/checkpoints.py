@@ -19,7 +19,7 @@ _PERCENTILES = (50, 90, 99, 100)
 def run(bench: Bench) -> None:
     """Measures each way in turn, with a checkpoint every ten steps to a local disk."""
     device = bench.device
-    recipe = resnet_recipe(bench, 4 if bench.small else 128)
+    recipe = resnet_recipe(bench, 2 if bench.small else 128)
     batch = photo_batch(bench, recipe.global_batch_size, recipe.image_size_px).to(device)
     step, net, optimizers = make_step(recipe, batch)
     for _ in range(3):

@@ -36,7 +36,7 @@ def run(bench: Bench) -> None:
     for name in get_args(OptimizerName):
         with bench.part(f"optimiser {name}"):
             _check_optimizer(bench, name, device)
-    recipe = resnet_recipe(bench, 4 if bench.small else 64)
+    recipe = resnet_recipe(bench, 2 if bench.small else 64)
     batch = photo_batch(bench, recipe.global_batch_size, recipe.image_size_px)
     with bench.part("waits"):
         _check_waits(bench, recipe, batch, device)

@@ -19,7 +19,7 @@ _COMPILE_SECONDS = 40.0  # that compiling one network takes, about; a guess for 
 
 def run(bench: Bench) -> None:
     """Measures images a second for each batch size: the largest, the same compiled, and the smaller ones."""
-    sizes = (4,) if bench.small else (256, 128, 32)
+    sizes = (2,) if bench.small else (256, 128, 32)
     recipe = resnet_recipe(bench, sizes[0])
     batch = photo_batch(bench, sizes[0], recipe.image_size_px)
     with bench.part("operations"):
