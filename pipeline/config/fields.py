@@ -47,6 +47,7 @@ def check_field(name: str) -> None:
         return
     short = {each.rpartition(".")[2]: each for each in names}  # who writes `hue` means `augment.hue`
     near = difflib.get_close_matches(name.lower(), [*names, *short], n=4, cutoff=0.5)
+    near = [name.lower()] if name.lower() in short else near
     near = list(dict.fromkeys(short.get(each, each) for each in near))[:3]
     remedy = f"did you mean {' or '.join(near)}?" if near else "--show-recipe NAME lists all fields"
     raise RecipeError(f"{name}: a recipe has no such field; {remedy}")
