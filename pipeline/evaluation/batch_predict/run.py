@@ -19,6 +19,7 @@ from pipeline.config.choices import TestViews
 from pipeline.core.errors import CheckpointError, ExactnessError, RecipeError
 from pipeline.core.progress import Progress, begin, silent
 from pipeline.dataset.parquet import parquet_bytes
+from pipeline.dataset.thread_warnings import thread_warnings
 from pipeline.evaluation.batch_predict.decode_task import UNIT_IMAGES, Arrays, DecodeTask
 from pipeline.evaluation.batch_predict.images import find_images
 from pipeline.evaluation.batch_predict.job import PredictJob
@@ -124,15 +125,16 @@ def _execute(job: PredictJob, units: list[int]) -> Iterator[Arrays]:
     decode = DecodeTask(ray.put(job.images), evaluation_transform(job.model.recipe, job.decoder))
 
     def stages(source: Any) -> Any:
-        return source.map_batches(decode, batch_size=1, num_cpus=TASK_CPUS).map_batches(
-            PredictWorker,
-            fn_constructor_args=(job.model, job.views, job.threads),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=job.num_workers),
-            # A cluster's node may go. Of each actor that may be restarted Ray's core writes an error to the terminal.
-            max_restarts=-1 if cluster_address() else 0,
-            num_cpus=0 if job.use_gpu else 0.5,  # tasks and actors share the CPUs: neither waits for all of one
-            num_gpus=1 if job.use_gpu else 0,
-        )
+        with thread_warnings("ignore"):  # Ray calls `max_restarts` deprecated, and has nothing in its place yet
+            return source.map_batches(decode, batch_size=1, num_cpus=TASK_CPUS).map_batches(
+                PredictWorker,
+                fn_constructor_args=(job.model, job.views, job.threads),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=job.num_workers),
+                # A cluster's node may go. Of each actor with restarts Ray's core writes an error to the terminal.
+                max_restarts=-1 if cluster_address() else 0,
+                num_cpus=0 if job.use_gpu else 0.5,  # tasks and actors share the CPUs: neither waits for all of one
+                num_gpus=1 if job.use_gpu else 0,
+            )
 
     yield from map_in_order(units, stages)
