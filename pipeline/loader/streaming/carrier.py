@@ -27,4 +27,6 @@ def carrier_line(uri: str, rank_nodes: Collection[str]) -> str:
     if spare := spare_cpus(rank_nodes):
         return f"batches: by tasks on all nodes of the cluster, of which some don't train ({spare:g} CPUs)"
     threads = decode_threads(remote=not files.is_local(uri))
-    return f"batches: by {threads} thread{'s' if threads > 1 else ''} in each training process"
+    if threads == 1:
+        return "batches: by one thread in each training process"
+    return f"batches: by {threads} threads in each training process"
