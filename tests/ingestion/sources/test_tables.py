@@ -131,6 +131,13 @@ LAYOUTS: dict[str, tuple[Files, dict[str, dict[str, tuple[str, bytes]]]]] = {
         },
         ONE,
     ),
+    "gzip of two parts": (
+        {
+            "labels.csv.gz": gzip.compress(csv(HEADER + table(TRAIN)[:5])) + gzip.compress(csv(table(TRAIN)[5:])),
+            **flat(TRAIN, "images/"),
+        },
+        ONE,
+    ),
     "gzip": ({"labels.csv.gz": gzip.compress(csv(HEADER + table(TRAIN))), **flat(TRAIN, "images/")}, ONE),
     "json rows": ({"labels.json": as_json([{"file": a, "label": b} for a, b in table(TRAIN)]), **flat(TRAIN)}, ONE),
     "json columns as pandas writes them": (
@@ -433,6 +440,14 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 OTHERS: dict[str, tuple[dict[str, bytes], str]] = {
     "json that names classes": ({"class_indices.json": as_json({"0": "ant", "1": "bee"})}, "no class folder|one class"),
+    "json of images that isn't coco": (
+        {"info.json": as_json({"images": ["a.jpg"], "annotations": [["cat"]]})},
+        "one class only",
+    ),
+    "json of annotations without numbers": (
+        {"info.json": as_json({"images": [{"id": [1], "file_name": "a.jpg"}], "annotations": [], "categories": None})},
+        "one class only",
+    ),
     "json that is damaged": ({"labels.json": b'[{"file": "im000.jpg",'}, "one class only"),
     "json that is deep": ({"labels.json": b"[" * 100_000}, "one class only"),
     "gzip that is cut": ({"labels.csv.gz": gzip.compress(csv(HEADER + table(TRAIN)))[:40]}, "cut off"),

@@ -22,7 +22,10 @@ def json_columns(data: bytes) -> Columns:
     if not isinstance(found, dict) or not found:
         raise ValueError("it is neither rows, nor columns, nor {file: label}")
     if isinstance(found.get("images"), list) and isinstance(found.get("annotations"), list):
-        return _coco_columns(found)
+        try:
+            return _coco_columns(found)
+        except (AttributeError, TypeError) as error:  # names or numbers in place of objects
+            raise ValueError("its images and annotations haven't COCO's form") from error
     if all("." in name for name in found) and all(isinstance(v, (str, int, float)) for v in found.values()):
         return {"file": list(found), "label": list(map(_text, found.values()))}
     columns = {name: list(v.values()) if isinstance(v, dict) else v for name, v in found.items()}

@@ -3,6 +3,7 @@
 CSV and TSV may be compressed by gzip.
 """
 
+import gzip
 import io
 import re
 import zlib
@@ -90,13 +91,14 @@ def _columns(name: str, data: bytes, names_file: Callable[[str], bool]) -> dict[
 
 def _unzipped(data: bytes) -> bytes:
     """Returns the content of a gzip file. Raises ValueError if it is damaged, cut off or too long."""
-    stream = zlib.decompressobj(wbits=31)
     try:
-        content = stream.decompress(data, MAX_BYTES)
-    except zlib.error as error:
+        content = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BYTES + 1)
+    except EOFError as error:
+        raise ValueError("the gzip file is cut off") from error
+    except (zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"damaged gzip: {error}") from error
-    if not stream.eof:
-        raise ValueError("the gzip file is cut off, or has more than a table can")
+    if len(content) > MAX_BYTES:
+        raise ValueError("the gzip file has more than a table can")
     return content
 
 
