@@ -37,7 +37,7 @@ def read_split_provenance(uri: str, split: Split, columns: list[str]) -> pa.Tabl
 
 
 def _provenance(uri: str, shard: Shard, columns: list[str]) -> pa.Table:
-    return with_prefix(read_table(files.join(uri, shard.provenance_path), columns), shard)
+    return with_prefix(read_table(files.resolve(uri, shard.provenance_path), columns), shard)
 
 
 def with_prefix(table: pa.Table, shard: Shard) -> pa.Table:
@@ -91,7 +91,7 @@ def read_rows(uri: str, split: Split, rows: Rows, columns: tuple[str, ...] = ("k
         shard, index = places[group]
         members = np.flatnonzero(groups == group)
         within = rows[members] - (ends[group] - split.row_group_rows[group])
-        table = open_shard(files.join(uri, shard.path)).read_row_group(index, columns=list(columns))
+        table = open_shard(files.resolve(uri, shard.path)).read_row_group(index, columns=list(columns))
         tables.append(with_prefix(table.take(pa.array(within)), shard))
         positions[members] = np.arange(taken, taken + len(members))
         taken += len(members)

@@ -83,7 +83,7 @@ def load_index(uri: str, split: Split) -> RowIndex:
     table = read_split_provenance(uri, split, _COLUMNS)
     columns: dict[str, Any] = {name: table[name].to_numpy() for name in _COLUMNS[1:]}
     return RowIndex(
-        paths=tuple(files.join(uri, shard.path) for shard in split.shards),
+        paths=tuple(files.resolve(uri, shard.path) for shard in split.shards),
         shard=np.repeat(np.arange(len(split.shards), dtype=np.int32), [shard.rows for shard in split.shards]),
         offset=columns["offset"],
         length=columns["bytes"],

@@ -80,7 +80,7 @@ def _slice_columns(
         "size, px": np.sqrt(index.height[rows].astype(np.float64) * index.width[rows]).round(),
     }
     shards = data.split(job.split).shards
-    tables = [read_table(files.join(job.dataset, shard.provenance_path)) for shard in shards]
+    tables = [read_table(files.resolve(job.dataset, shard.provenance_path)) for shard in shards]
     for name in ("brightness", *names):
         if name not in tables[0].column_names:
             raise RecipeError(

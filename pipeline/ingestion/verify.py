@@ -48,7 +48,7 @@ class _ShardCheck:
                 damages.append(Damage(shard.path, f"row groups of {groups} rows, {shard.row_group_rows} expected"))
             rows = file.read(columns=["key", "label"])
         if self._read(shard.provenance_path, shard.provenance_sha256, None, damages) is not None and data is not None:
-            source = read_table(files.join(self.uri, shard.provenance_path), ["key", "label"])
+            source = read_table(files.resolve(self.uri, shard.provenance_path), ["key", "label"])
             if not source.equals(rows.cast(source.schema)):
                 damages.append(Damage(shard.provenance_path, "other rows than its shard"))
         return pa.concat_tables([_damage_table(damages), _row_table(shard.path, with_prefix(rows, shard))])
@@ -56,7 +56,7 @@ class _ShardCheck:
     def _read(self, path: str, sha256: str, size: int | None, damages: list[Damage]) -> bytes | None:
         """Returns the content of a file, or None, having added its damage."""
         try:
-            data = files.read_bytes(files.join(self.uri, path))
+            data = files.read_bytes(files.resolve(self.uri, path))
         except FileNotFoundError:
             damages.append(Damage(path, "missing"))
             return None

@@ -35,7 +35,7 @@ from pipeline.storage.listing import (
 from pipeline.storage.local_files import MappedFile, map_file, read_local_range, temporary_beside, write_direct
 from pipeline.storage.retries import ConflictError
 from pipeline.storage.system_errors import one_line_errors
-from pipeline.storage.uris import absolute, basename, in_store, is_local, join, open_filesystem
+from pipeline.storage.uris import absolute, basename, in_store, is_local, join, open_filesystem, resolve
 
 __all__ = [
     "Entry",
@@ -63,6 +63,7 @@ __all__ = [
     "read_range",
     "read_version",
     "replace",
+    "resolve",
     "size",
     "write_bytes",
     "write_json",

@@ -61,16 +61,16 @@ def in_store(uri: str) -> bool:
 
 
 def join(uri: str, *names: str) -> str:
-    """Returns the URI of a file below `uri`; names: folders and file. A query stays at the end.
-
-    A name that is a URI or an absolute path stands for itself: a mixture's files lie in other data sets.
-    """
-    if names and ("://" in names[-1] or names[-1].startswith("/")):
-        return names[-1]
+    """Returns the URI of a file below `uri`; names: folders and file. A query stays at the end."""
     if "?" in uri and not is_local(uri):  # a folder's name may hold one
         base, query = uri.split("?", 1)
         return f"{posixpath.join(base, *names)}?{query}"
     return posixpath.join(uri, *names)
+
+
+def resolve(uri: str, place: str) -> str:
+    """Returns the URI of a file that is named from the folder `uri`: below it, or by a URI or an absolute path."""
+    return place if "://" in place or place.startswith("/") else join(uri, place)
 
 
 def basename(uri: str) -> str:
