@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from pipeline.core.errors import DatasetError
-from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, Source, Split, is_dataset, load, parse
+from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, Source, Split, is_dataset, load
 from pipeline.storage import files
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
@@ -34,12 +34,9 @@ def mix(sources: Mapping[str, str], out: str) -> Manifest:
         if part.classes != one.classes:
             raise DatasetError(_other_classes(first, one.classes, name, part.classes))
     mixed = _mixed(files.basename(out), {name: files.absolute(uri) for name, uri in sources.items()}, parts)
-    place = files.join(out, MANIFEST_NAME)
-    if is_dataset(out):
-        there = parse(files.read_bytes(place), place)
-        if there.digest != mixed.digest:
-            raise DatasetError(f"{out}: holds another data set; give another folder, or delete it")
-    files.write_bytes(place, mixed.to_json())
+    if is_dataset(out) and load(out).digest != mixed.digest:
+        raise DatasetError(f"{out}: holds another data set; give another folder, or delete it")
+    files.write_bytes(files.join(out, MANIFEST_NAME), mixed.to_json())
     return mixed.resolved
 
 

@@ -25,7 +25,7 @@ from pipeline.loader.sample_order import training_order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler
 from pipeline.loader.sampling.columns import SplitColumns
 from pipeline.loader.sampling.plan import expected_counts, passing_rows
-from pipeline.loader.sampling.tables import table_sha256
+from pipeline.loader.sampling.tables import table_digests
 from pipeline.loader.streaming.plan import StreamPlan
 from pipeline.loader.streaming.threads import thread_source
 from pipeline.loader.torch_dataset import LoaderDataset, Sample, samples_of
@@ -116,8 +116,8 @@ class Loader:
         """
         if isinstance(changes.get("sampling"), Mapping):
             changes |= {f"sampling.{name}": value for name, value in changes.pop("sampling").items()}
-        if split == "train":
-            changes["sampling.where"] = changes.get("sampling.where") if where is None else where
+        if split == "train" and where is not None:
+            changes["sampling.where"] = where
         location = dataset if isinstance(dataset, (str, os.PathLike)) else dataset.uri
         self.uri = files.absolute(os.fspath(location))
         self.recipe = _recipe(recipe, size_px, changes)
@@ -137,6 +137,7 @@ class Loader:
         sampled = self.recipe.sampling if self._trains else Sampling()  # evaluation isn't sampled
         expected = expected_counts(self.uri, data, sampling=sampled)
         self._order = training_order(self.recipe, self._rows.row_group_rows, seed, expected)
+        self._sampling_tables = table_digests(sampled)
         self._resident: ResidentSplit | None = None
         self._sample_functions: list[SampleFunction] = []
         self._batch_functions: list[BatchFunction] = []
@@ -263,8 +264,8 @@ class Loader:
         settings |= {name: fields[name] for name in _BATCH_FIELDS}
         if not self._trains:
             settings["where"] = self._where
-        if tables := self.recipe.sampling.tables:
-            settings["sampling_tables"] = {name: table_sha256(name, uri) for name, uri in tables.items()}
+        if self._sampling_tables:
+            settings["sampling_tables"] = self._sampling_tables
         return {"epoch": self.epoch, "done": self._done, "decoder": self._decoder, "settings": settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from pipeline.core.interrupts import StopRequest
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset.manifest import Manifest, load
 from pipeline.loader.decode import DecoderName, best_decoder
-from pipeline.loader.sampling.tables import table_sha256
+from pipeline.loader.sampling.tables import table_digests
 from pipeline.storage import files
 from pipeline.training.trackers.base import MakeTracker
 
@@ -136,8 +136,8 @@ class TrainJob:
             "teacher": self.teacher and self.teacher.sha256,
             "hold_out": self.hold_out,
         }
-        if tables := self.recipe.sampling.tables:
-            values["sampling_tables"] = {name: table_sha256(name, uri) for name, uri in tables.items()}
+        if tables := table_digests(self.recipe.sampling):
+            values["sampling_tables"] = tables
         identity: dict[str, Any] = json.loads(json.dumps(values))  # as it is read back: lists for tuples
         return identity
 

@@ -110,6 +110,11 @@ class Worker:
     saved_step: int = -1
     """Step of the last checkpoint; -1 for none."""
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to go on with this run. Computed once: it may read files of weights."""
+        return self.job.identity(self.data.digest)
+
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""

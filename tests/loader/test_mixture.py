@@ -20,8 +20,8 @@ from pipeline.ingestion.sources import open_source
 from pipeline.ingestion.verify import verify_dataset
 from pipeline.loader import Loader
 from pipeline.loader.sample_order import Order
-from pipeline.loader.sampling.counts import ONE, whole_total
-from pipeline.loader.sampling.mixture import Mixture
+from pipeline.loader.sampling.counts import whole_total
+from pipeline.loader.sampling.mixture import ONE, Mixture
 from pipeline.loader.sampling.plan import expected_counts
 from tests.support.pictures.datasets import ingest_here
 from tests.support.pictures.images import make_tree

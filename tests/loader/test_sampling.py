@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipeline.config.sampling import Sampling
 from pipeline.core.keyed_random import COPY_EPOCHS, Stream, bits, permutation
 from pipeline.loader.sample_order import Order
-from pipeline.loader.sampling.counts import ONE, ExpectedCounts, whole_total
+from pipeline.loader.sampling.counts import ExpectedCounts, whole_total
+from pipeline.loader.sampling.mixture import ONE
 
 
 @st.composite

@@ -14,7 +14,8 @@ from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_split_provenance
 from pipeline.dataset.row_reader import load_index
 from pipeline.loader import Loader
-from pipeline.loader.sampling.counts import ONE, ExpectedCounts
+from pipeline.loader.sampling.counts import ExpectedCounts
+from pipeline.loader.sampling.mixture import ONE
 from pipeline.loader.sampling.plan import expected_counts
 from pipeline.training import TrainOptions, train
 from pipeline.training.job import TrainJob

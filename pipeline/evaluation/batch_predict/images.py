@@ -6,6 +6,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -80,15 +81,16 @@ def _matching(uri: str) -> list[str]:
     """Returns the places that a pattern names, sorted, or `uri` itself."""
     if not _PATTERN & set(uri) or not files.is_local(uri) or files.kind(uri) != "missing":
         return [uri]
-    found = sorted(escaped(place) for place in glob.glob(uri, recursive=True) if not _in_circle(place))
+    found = sorted(escaped(place) for place in glob.glob(uri, recursive=True) if not _in_circle(os.path.dirname(place)))
     if not found:
         raise SourceError(f"input={uri}: no file matches; give existing files, a folder or an archive")
     return found
 
 
-def _in_circle(place: str) -> bool:
+@lru_cache(maxsize=1024)
+def _in_circle(folder: str) -> bool:
     """Whether a path leads through a link to a folder that it lies in: `**` follows it some forty times."""
-    folders = [os.path.realpath(each) for each in Path(place).parents]
+    folders = [os.path.realpath(each) for each in (folder, *map(str, Path(folder).parents))]
     return len(set(folders)) < len(folders)
 
 

@@ -69,9 +69,10 @@ class _Ahead:
 
     def _work(self) -> None:
         try:
+            copy = None
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)  # a thread starts on the first GPU, and pins memory there
-            copy = _Copies(self._device, self._num_ahead) if self._device.type == "cuda" else None
+                copy = _Copies(self._device, self._num_ahead)
             with closing(self._source(self._closed.is_set)) as batches:
                 while self._free.acquire() and not self._closed.is_set():
                     batch = next(batches, None)
@@ -87,8 +88,6 @@ class _Copies:
     """Copies batches to a GPU from pinned memory, on a stream of its own. Used by one thread."""
 
     def __init__(self, device: torch.device, num_ahead: int) -> None:
-        if device.index is not None:
-            torch.cuda.set_device(device)  # of this thread: pinned memory would belong to the first GPU otherwise
         self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers, self._num_ahead = ImageBuffers(pinned=True), num_ahead
         self._leaving: deque[tuple[torch.cuda.Event, Tensor]] = deque()

@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.keyed_random import Stream, bits
-from pipeline.loader.sampling.mixture import Mixture
+from pipeline.loader.sampling.mixture import ONE, Mixture
 
 Counts = npt.NDArray[np.int64]
-ONE = 1 << 32  # the unit of expected counts is 1 / ONE
 _GOLDEN = 2654435769  # 2^32 / golden ratio
 _MOST_ROWS = 1 << 30  # of an epoch
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.int64]
-ONE = 1 << 32
+ONE = 1 << 32  # shares and expected counts are in units of 1 / ONE
 
 
 @dataclass(frozen=True)

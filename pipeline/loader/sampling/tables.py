@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 
+from pipeline.config.sampling import Sampling
 from pipeline.core.errors import RecipeError
 from pipeline.storage import files
 
@@ -35,9 +36,15 @@ def table_values(name: str, uri: str, keys: list[str]) -> npt.NDArray[Any]:
     return np.array([found[key] for key in keys], dtype=np.float64)
 
 
-def table_sha256(name: str, uri: str) -> str:
-    """Returns the SHA-256 (hex) of a file of values: part of a run's identity."""
-    return hashlib.sha256(_content(f"sampling.{name}={uri}", uri)).hexdigest()
+def table_digests(sampling: Sampling) -> dict[str, str]:
+    """Returns {field: SHA-256 (hex)} of the files of values that a sampling names: part of a run's identity.
+
+    Reads them. Raises RecipeError if one can't be read.
+    """
+    return {
+        name: hashlib.sha256(_content(f"sampling.{name}={uri}", uri)).hexdigest()
+        for name, uri in sampling.tables.items()
+    }
 
 
 def _content(said: str, uri: str) -> bytes:

@@ -35,6 +35,7 @@ class ImageBuffers:
             self._count += buffer is None
             buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned).numpy()
         array = buffer[:size].reshape(shape)
-        # A view of its own for each batch. All tensors and arrays made of it refer to it.
+        # A view of its own for each batch. All tensors made of it refer to it; slices refer to the buffer, as numpy has
+        # it.
         weakref.finalize(array, self._free.append, buffer).atexit = False
         return array

@@ -18,7 +18,8 @@ from pipeline.evaluation.metrics import basic_metrics
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.loader import stage_times
 from pipeline.loader.samplers import training_split
-from pipeline.loader.sampling.counts import ONE, ExpectedCounts
+from pipeline.loader.sampling.counts import ExpectedCounts
+from pipeline.loader.sampling.mixture import ONE
 from pipeline.models import checkpoint
 from pipeline.storage import files
 from pipeline.training.job import TrainJob

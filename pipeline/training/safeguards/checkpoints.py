@@ -39,12 +39,12 @@ def save_checkpoint(worker: Worker) -> None:
 
 def write_checkpoint(worker: Worker, alone: bool = False) -> None:
     """Hands what a resumed run needs to the checkpoint writer. alone: this rank writes the parts of all ranks."""
-    state, job = worker.state, worker.job
+    state = worker.state
     if worker.trace:
         worker.trace.flush(state.step)
     values = {
         **state.as_json(),
-        "identity": job.identity(worker.data.digest),
+        "identity": worker.identity,
         "world_size": worker.batches.world_size,
         "classes": list(worker.data.classes),
     }
