@@ -68,7 +68,7 @@ class LoadedModel:
 
     def __init__(self, trained: TrainedModel, device: torch.device, views: TestViews) -> None:
         self.classes, self.recipe, self.device, self.views = trained.classes, trained.recipe, device, views
-        self.net: nn.Module = load_net(trained).to(device)
+        self.net: nn.Module = load_net(trained, device)
         self.normalise: nn.Module = Normalise(trained.recipe.pixel_mean, trained.recipe.pixel_std).to(device)
         self.transform: Transform = evaluation_transform(trained.recipe, best_decoder())
 
@@ -126,7 +126,7 @@ def load_model(run: StrPath, device: str | torch.device | None = None, views: Te
 
     run: a run, RUN/checkpoints/STEP, or a version in a registry. device: of the network, by default "cuda" if there is
     a GPU, else "cpu". views: test views of each image; None takes the recipe's. Raises CheckpointError if the run isn't
-    finished or its weights are damaged.
+    finished or its weights are damaged, and ClusterError if the installed torch has no code for the GPU.
     """
     trained = find_model(absolute_uri(run), "run")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -47,6 +47,7 @@ class EvaluateJob:
     rows: int = 0  # number of rows from `first_row` on; 0 for all
     num_workers: int = 0  # 0 evaluates in this process
     use_gpu: bool = False  # one GPU for each worker
+    on_cpu: bool = False  # this process leaves its GPU alone; workers have one only if `use_gpu`
     cpus_per_worker: float = 1.0  # reserved in Ray, and rounded down the number of torch threads
     severities: tuple[int, ...] = ()  # 1 to 5: also evaluates every corruption at each of them
     robustness_rows: int = 0  # rows that are corrupted; 0 for all
@@ -81,7 +82,7 @@ def split_rows(name: str, data: Manifest, model: TrainedModel) -> tuple[str, int
 def run_evaluation(job: EvaluateJob) -> None:
     """Evaluates, and returns when `predictions.parquet` is at `job.out`. Needs a Ray session if there are workers."""
     if not job.num_workers:
-        _evaluate(job, 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        _evaluate(job, 0, 1, torch.device("cuda" if torch.cuda.is_available() and not job.on_cpu else "cpu"))
         return
     import ray.train
     import ray.train.torch
@@ -117,7 +118,7 @@ def _evaluate(job: EvaluateJob, rank: int, world_size: int, device: torch.device
     data, model = manifest.load(job.dataset), find_model(job.checkpoint)
     check_classes(model, data.classes)
     recipe, rows = model.recipe, job.row_range(data)
-    net, normalise = load_net(model).to(device), Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
+    net, normalise = load_net(model, device), Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
     predictor = Predictor(net, normalise, len(data.classes), recipe.loss, job.views, job.keep)
     view = evaluation_transform(recipe, job.decoder)
     units = EvaluationSampler(len(rows), UNIT_ROWS, world_size, rank, rows.start)

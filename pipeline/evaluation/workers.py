@@ -31,7 +31,7 @@ def evaluation_session(job: EvaluateJob, workers: Workers, progress: Progress = 
         raise RecipeError(f"workers={num} must be 0 (this process) or more")
     use_gpu = resources.workers_use_gpus(workers.device, num, gpus)
     if not num:
-        yield replace(job, progress=progress)
+        yield replace(job, progress=progress, on_cpu=workers.device == "cpu")
         return
     with ray_session(num), remote_progress(progress) as remote:
         resources.wait_for_resources(num, use_gpu, workers.wait_minutes, progress)

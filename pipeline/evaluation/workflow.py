@@ -48,8 +48,8 @@ def evaluate(
     by default without a GPU, everything runs in this process, and Ray is not started.
 
     The metrics do not depend on the number of workers. Raises CheckpointError if the run isn't finished or knows other
-    classes, SourceError if there are no such images, CertificateError if a row is missing or repeated, and
-    MissingPackageError for an analysis that isn't installed.
+    classes, SourceError if there are no such images, CertificateError if a row is missing or repeated, ClusterError if
+    the installed torch has no code for the GPU, and MissingPackageError for an analysis that isn't installed.
     """
     options = options or EvaluateOptions()
     options.check_packages()

@@ -11,11 +11,14 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
 from pipeline.models import checkpoint
+from pipeline.models.device.architecture import check_architecture
 from pipeline.models.factory import recipe_model
 from pipeline.models.run_state import AVERAGE, MODEL, select_prefix
 from pipeline.models.tensor_file import read_tensors
 from pipeline.storage import files
 from pipeline.storage.places import nearest
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,14 @@ def check_classes(model: TrainedModel, classes: tuple[str, ...], field_name: str
         )
 
 
-def load_net(model: TrainedModel) -> nn.Module:
-    """Returns the network on the CPU, in evaluation mode and channels_last.
+def load_net(model: TrainedModel, device: torch.device = _CPU) -> nn.Module:
+    """Returns the network on `device`, in evaluation mode and channels_last.
 
     It takes normalised images, float32 [N, 3, S, S], and returns logits [N, number of classes]. Its weights are the
-    exponential average where the recipe has one (`ema_decay`).
+    exponential average where the recipe has one (`ema_decay`). Raises ClusterError if the installed torch has no code
+    for the GPU `device`.
     """
+    check_architecture(device)
     net = recipe_model(model.recipe, len(model.classes))
     if checkpoint.is_checkpoint(model.uri):
         tensors = checkpoint.load(model.uri).tensors
@@ -104,4 +109,4 @@ def load_net(model: TrainedModel) -> nn.Module:
     else:
         weights = read_tensors(files.join(model.uri, checkpoint.MODEL_NAME))
     net.load_state_dict(weights)
-    return net.eval().to(memory_format=torch.channels_last)
+    return net.eval().to(device).to(memory_format=torch.channels_last)

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from pipeline.core.errors import CertificateError, RecipeError
-from pipeline.evaluation import EvaluateOptions, compare, evaluate, verify
+from pipeline.core.errors import CertificateError, ClusterError, RecipeError
+from pipeline.evaluation import EvaluateOptions, Workers, compare, evaluate, load_model, verify
 from pipeline.evaluation.comparison import verdict
 from pipeline.evaluation.output_files import finite, write_metrics
 from tests.support.jobs import call_job, one_line_error
@@ -36,6 +37,31 @@ def test_what_is_out_of_range_is_refused_before_anything_is_read(trained: str, d
             EvaluateOptions(**wrong)
     with pytest.raises(RecipeError, match=r"workers=-1 must be 0 \(this process\) or more"):
         evaluate(trained, digits_dataset, workers=-1)
+
+
+@pytest.fixture
+def volta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine has a GPU that the installed torch has no code for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92300)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+
+
+@pytest.mark.usefixtures("volta")
+def test_a_gpu_that_torch_has_no_code_for_is_refused_and_left_alone_with_device_cpu(
+    trained: str, digits_dataset: str, evaluation: str, tmp_path: Path
+) -> None:
+    refused = r"^Tesla V100 \(sm_70\): torch was built for sm_75 .*; install .*cpu$"
+    with pytest.raises(ClusterError, match=refused):
+        evaluate(trained, digits_dataset, tmp_path, workers=0)
+    with pytest.raises(ClusterError, match=refused):
+        load_model(trained)
+    assert not (tmp_path / "predictions.parquet").exists()
+    evaluate(trained, digits_dataset, tmp_path, workers=Workers(0, "cpu"))
+    same = Path(evaluation, "predictions.parquet").read_bytes()
+    assert (tmp_path / "predictions.parquet").read_bytes() == same
 
 
 def test_metrics_that_are_not_finite_are_written_as_null(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def prediction_seconds(models: Sequence[TrainedModel]) -> tuple[float, ...]:
         size_px = evaluation_transform(recipe, "libjpeg").size_px  # nothing is decoded
         image = torch.randint(0, 256, (1, 3, size_px, size_px), dtype=torch.uint8, device=device)
         normalise = Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
-        prepared.append((load_net(model).to(device), normalise, image, recipe.test_views))
+        prepared.append((load_net(model, device), normalise, image, recipe.test_views))
     seconds = np.empty((_WARM_UP_ROUNDS + _ROUNDS, len(models)))
     with torch.inference_mode():
         for seconds_of_round in seconds:

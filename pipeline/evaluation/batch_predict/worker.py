@@ -23,7 +23,7 @@ class PredictWorker:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(threads)
-        self._net = load_net(model).to(self._device)
+        self._net = load_net(model, self._device)
         self._normalise = Normalise(model.recipe.pixel_mean, model.recipe.pixel_std).to(self._device)
         self._views, self._top = views, min(TOP, len(model.classes))
 
