@@ -40,17 +40,46 @@ def cifar10_94() -> Recipe:
     )  # fmt: skip
 
 
+def cifar10_95() -> Recipe:
+    """95 % on CIFAR-10: a wider network and Nesterov momentum, 15 epochs, 1.4 PFLOP.
+
+    Source: airbench95 of Jordan's repository (KellerJordan/cifar10-airbench, legacy/; arXiv 2404.00498, section 5):
+    95.01 %, mean of 200 runs, with six test views. Unlike theirs, an epoch drops no image. Measured: none yet.
+    """
+    return _nesterov_run(
+        cifar10_94(), "cifar10-95", 10.0, 0.0153, model="airbench95", epochs=15, warmup_epochs=0.23 * 15,
+        warmup_from=_from_fifth(169), schedule_end=0.07,
+    )  # fmt: skip
+
+
 def cifar10_96() -> Recipe:
     """96 % on CIFAR-10: their larger network, 31 epochs, 7.5 PFLOP. Published: 96.01 %, mean of 400 runs."""
-    step = 1 + 1 / (1 - 0.85)  # length of a Nesterov step for a constant gradient of 1
-    rate, decay = 9.0 / step, 0.012 / step
-    return replace(
-        cifar10_94(), name="cifar10-96", model="airbench96", epochs=31, global_batch_size=1024, optimizer="nesterov",
-        learning_rate=rate, momentum=0.85, head_rate=0.0, bias_rate=64 * rate, weight_decay=decay / rate,
-        bias_weight_decay=decay / (64 * rate), warmup_epochs=3.1, warmup_from=0.2, look_ahead_every_steps=5,
+    return _nesterov_run(
+        cifar10_94(), "cifar10-96", 9.0, 0.012, model="airbench96", epochs=31, warmup_epochs=3.1, warmup_from=0.2,
         augment=Augment(crop_padding_px=4, flip_probability=0.5, flip_alternates=True, cutout_px=12),
-        checkpoint_every_steps=100,
+        whitening_bias_rate=0.0,
     )  # fmt: skip
+
+
+def _nesterov_run(base: Recipe, name: str, rate: float, decay: float, **changes: Any) -> Recipe:
+    """Returns a speed run with Nesterov momentum in batches of 1,024, and Look-ahead.
+
+    rate, decay: learning rate and weight decay as their files have them: of a sum over 1,024 images, and for a step
+    that momentum makes 7.7 times as long. A decay of biases takes as much from them in a step as from the rest.
+    """
+    step = 1 + 1 / (1 - 0.85)  # length of a Nesterov step for a constant gradient of 1
+    rate, decay = rate / step, decay / step
+    plain = replace(
+        base, name=name, global_batch_size=1024, optimizer="nesterov", learning_rate=rate, momentum=0.85, head_rate=0.0,
+        bias_rate=64 * rate, weight_decay=decay / rate, bias_weight_decay=decay / (64 * rate), whitening_bias_rate=rate,
+        look_ahead_every_steps=5, checkpoint_every_steps=100,
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+def _from_fifth(warmup_steps: int) -> float:
+    """Returns the `warmup_from` of a warm-up that has a fifth of the peak rate in its first step, as theirs has."""
+    return 0.2 - 0.8 / warmup_steps
 
 
 def seed_cnn() -> Recipe:
@@ -180,6 +209,7 @@ def _imagenet_smoke() -> Recipe:
 _PRESETS: dict[str, Callable[[], Recipe]] = {
     "cifar10": cifar10,
     "cifar10-94": cifar10_94,
+    "cifar10-95": cifar10_95,
     "cifar10-96": cifar10_96,
     "seed-cnn": seed_cnn,
     "digits": digits,

@@ -18,9 +18,9 @@ TestViews = Literal["none", "flip", "flip-and-shift"]
 
 # The networks of models/factory.py. They are listed here so that a misspelt name is reported before torch is imported.
 MODELS = (
-    "fast-resnet", "airbench-small", "airbench94", "airbench96", "seed-cnn", "alexnet", "resnet18", "resnet34",
-    "resnet50", "resnet101", "resnet152", "densenet121", "densenet169", "densenet201", "vgg11_bn", "vgg13_bn",
-    "vgg16_bn", "vgg19_bn", "vgg11", "vgg16",
+    "fast-resnet", "airbench-small", "airbench94", "airbench95", "airbench96", "airbench96-slim", "airbench-proxy",
+    "seed-cnn", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "densenet169",
+    "densenet201", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn", "vgg11", "vgg16",
 )  # fmt: skip
 
 # Channel statistics of R, G and B, of values in [0, 1].

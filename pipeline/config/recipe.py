@@ -108,8 +108,13 @@ class Recipe:
     """Weight decay of biases and normalisation layers, 0 or more. The default is 0, none, as is usual."""
 
     whitening_bias_epochs: float = 0.0
-    """Epochs in which the bias of a whitening layer is trained; its learning rate falls to zero meanwhile. The default,
-    0, trains it all the time (Jordan, arXiv 2404.00498, uses 3)."""
+    """Epochs in which the bias of a whitening layer is trained; its learning rate falls to zero meanwhile, unless
+    `whitening_bias_rate` is given. The default, 0, trains it all the time (Jordan, arXiv 2404.00498, uses 3)."""
+
+    whitening_bias_rate: float = 0.0
+    """Peak learning rate of the bias of a whitening layer, 0 or more; it follows the schedule then, and its weight
+    decay is scaled so that each step takes as much of it as of other biases. The default, 0, means `bias_rate`, and a
+    rate that falls to zero over `whitening_bias_epochs`."""
 
     schedule: ScheduleName = "cosine"
     """Learning-rate schedule after the warm-up. "constant"; "step": times 0.1 at 1/2 and at 3/4; "cosine" to zero;
@@ -121,6 +126,10 @@ class Recipe:
 
     warmup_from: float = 0.0
     """Share of the peak learning rate at which the warm-up starts, in [0, 1)."""
+
+    schedule_end: float = 0.0
+    """Share of the peak learning rate that a falling schedule reaches at its end, in [0, 1). The default is 0. Takes
+    effect with "cosine", "one-cycle" and "parabola"."""
 
     clip_norm: float = 0.0
     """Largest norm of the gradient, 0 or more; longer ones are scaled down. The default, 0, doesn't clip."""
@@ -239,6 +248,7 @@ class Recipe:
             ("early_stop_epochs", 0),
             ("clip_norm", 0),
             ("weight_decay", 0),
+            ("whitening_bias_rate", 0),
         ):
             if getattr(self, name) < minimum:
                 raise RecipeError(f"{name}={getattr(self, name)} must be {minimum} or more")
@@ -254,7 +264,7 @@ class Recipe:
             raise RecipeError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
         if not 0 < self.distill_weight <= 1 or self.distill_temperature <= 0:
             raise RecipeError("distill_weight must lie in (0, 1] and distill_temperature be above 0")
-        for name in ("ema_decay", "warmup_from"):
+        for name in ("ema_decay", "warmup_from", "schedule_end"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)} must lie in [0, 1)")
         if self.ema_decay and self.look_ahead_every_steps:

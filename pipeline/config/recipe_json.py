@@ -14,7 +14,7 @@ from pipeline.config.sampling import Sampling
 from pipeline.core.errors import RecipeError
 
 # Fields that came later. They are left out where they have their default, so that the identities of earlier runs stay.
-_LATER = ("early_stop_epochs", "sampling")
+_LATER = ("early_stop_epochs", "sampling", "whitening_bias_rate", "schedule_end")
 _PATH = re.compile(r" - at `\$\.([\w.]+)")
 
 

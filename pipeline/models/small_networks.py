@@ -126,8 +126,10 @@ class _Group(nn.Module):
 class Airbench(Whitened):
     """The network of Jordan's CIFAR-10 speed runs (arXiv 2404.00498 and its repository), for images of 32 pixels.
 
-    The defaults are those of the 94 % record in its version for Muon. The 96 % record has widths 128, 512, 512, three
-    convolutions in each group and BatchNorm's usual momentum, 0.1. `airbench-small` has widths that suit a CPU.
+    widths: channels of the three groups. convolutions: of each group, 2 or 3; the third is residual. norm_momentum: of
+    BatchNorm. scale: of the logits; a whitening bias then starts at 0, and the last layer as torch makes it. The
+    defaults are those of the 94 % record in its version for Muon: a last layer of unit variance, and logits divided by
+    its inputs. whitening_bias: whether the bias of the first layer is trained.
     """
 
     def __init__(
@@ -136,13 +138,16 @@ class Airbench(Whitened):
         widths: tuple[int, ...] = (64, 256, 256),
         convolutions: int = 2,
         norm_momentum: float = 0.4,
+        scale: float | None = None,
+        whitening_bias: bool = True,
     ) -> None:
         super().__init__()
         groups = [_Group(i, o, convolutions, norm_momentum) for i, o in pairwise((24, *widths))]
         self.groups = nn.Sequential(*groups)
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
-        self.scale = 1 / 9 if convolutions == 3 else 1 / widths[-1]
-        if convolutions == 2:
+        self.scale = 1 / widths[-1] if scale is None else scale
+        self.whitening.bias.requires_grad_(whitening_bias)  # type: ignore[union-attr]
+        if scale is None:
             self.head.weight.data /= self.head.weight.data.std()
         else:
             nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]

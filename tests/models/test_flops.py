@@ -9,7 +9,12 @@ from pipeline.models.flops import operations_per_image, training_operations
 
 @pytest.mark.parametrize(
     ("name", "size_px", "epochs", "published"),
-    [("airbench94", 32, 8, 0.29e15), ("airbench96", 32, 31, 7.46e15 * 31 / 40)],
+    [
+        ("airbench94", 32, 8, 0.29e15),
+        ("airbench95", 32, 15, 1.39e15),
+        ("airbench96", 32, 31, 7.46e15 * 31 / 40),
+        ("airbench96-slim", 32, 37, 4.91e15),
+    ],
 )
 def test_operations_are_the_published_ones(name: str, size_px: int, epochs: int, published: float) -> None:
     counted = training_operations(make_model(name, 10, size_px), [size_px] * epochs, 50_000)

@@ -15,7 +15,10 @@ from pipeline.config.model_names import timm_names
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 
-OWN_MODELS = ("fast-resnet", "airbench-small", "airbench94", "airbench96", "seed-cnn")
+OWN_MODELS = (
+    "fast-resnet", "airbench-small", "airbench94", "airbench95", "airbench96", "airbench96-slim", "airbench-proxy",
+    "seed-cnn",
+)  # fmt: skip
 """Networks of this package, of which nobody publishes weights."""
 
 LITE0 = "timm:tf_efficientnet_lite0"

@@ -18,10 +18,10 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
     """Returns the optimisers of a model's trainable parameters: one, or with "muon" two.
 
     Each parameter group has, beside torch's entries: name; initial_lr, its peak rate; epochs, how long it is trained, 0
-    for the whole run. Weight decay applies to matrices and kernels; biases and normalisation have `bias_weight_decay`,
-    which is normally 0 (He et al., arXiv 1812.01187, section 3.1). "muon" updates the kernels of convolutions, without
-    weight decay, and SGD with Nesterov momentum the rest. All heed `found_inf` (`found_inf.py`). Raises RecipeError if
-    "muon" has no kernels to update.
+    for the whole run; falls, whether its rate falls to zero over them. Weight decay applies to matrices and kernels;
+    biases and normalisation have `bias_weight_decay`, which is normally 0 (He et al., arXiv 1812.01187, section 3.1).
+    "muon" updates the kernels of convolutions, without weight decay, and SGD with Nesterov momentum the rest. All heed
+    `found_inf` (`found_inf.py`). Raises RecipeError if "muon" has no kernels to update.
     """
     groups = parameter_groups(model, recipe)
     if recipe.optimizer != "muon":
@@ -44,15 +44,18 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> dict[str, Group]:
     """Returns the groups of the trainable parameters that aren't empty, by name: kernels, matrices, biases and norms,
     whitening bias.
     """
-    whitening = {id(bias) for bias in _whitening_biases(model)} if recipe.whitening_bias_epochs else set()
+    apart = recipe.whitening_bias_epochs or recipe.whitening_bias_rate
+    whitening = {id(bias) for bias in _whitening_biases(model)} if apart else set()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rate, bias_rate = recipe.learning_rate, recipe.bias_rate or recipe.learning_rate
     decay, bias_decay = recipe.weight_decay, recipe.bias_weight_decay
+    whitening_rate = recipe.whitening_bias_rate or bias_rate
+    whitening_decay = bias_decay * (bias_rate / whitening_rate)
     members: dict[str, tuple[list[nn.Parameter], float, float]] = {
         "kernels": ([p for p in trained if p.ndim == 4], rate, decay),
         "matrices": ([p for p in trained if p.ndim > 1 and p.ndim != 4], rate, decay),
         "biases and norms": ([p for p in trained if p.ndim <= 1 and id(p) not in whitening], bias_rate, bias_decay),
-        "whitening bias": ([p for p in trained if id(p) in whitening], bias_rate, bias_decay),
+        "whitening bias": ([p for p in trained if id(p) in whitening], whitening_rate, whitening_decay),
     }
     return {
         name: {
@@ -62,6 +65,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> dict[str, Group]:
             "params": parameters,
             "initial_lr": group_rate,
             "epochs": recipe.whitening_bias_epochs if name == "whitening bias" else 0.0,
+            "falls": not recipe.whitening_bias_rate,
         }
         for name, (parameters, group_rate, group_decay) in members.items()
         if parameters

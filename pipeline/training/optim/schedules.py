@@ -9,7 +9,7 @@ from pipeline.config.recipe import Recipe
 
 
 def learning_rate_factor(
-    name: ScheduleName, step: int, num_steps: int, warmup_steps: int, warmup_from: float = 0.0
+    name: ScheduleName, step: int, num_steps: int, warmup_steps: int, warmup_from: float = 0.0, end: float = 0.0
 ) -> float:
     """Returns the factor for the peak learning rate in `step`, which counts from 0 to num_steps - 1.
 
@@ -22,17 +22,18 @@ def learning_rate_factor(
     cosine: (1 + cos(pi p)) / 2 (Loshchilov and Hutter, arXiv 1608.03983, equation 5, one cycle, down to 0).
     one-cycle: 1 - p, which with a warm-up is a triangle (Smith and Topin, arXiv 1708.07120).
     parabola: (1 - p)^2 (You et al., arXiv 1708.03888, section 5: polynomial decay with power 2).
+
+    The last three fall to `end` instead of 0, where it is given: end + (1 - end) times the factor.
     """
     if step < warmup_steps:
         return warmup_from + (1 - warmup_from) * (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     if name == "step":
         return 0.1 ** sum(progress >= milestone for milestone in (0.5, 0.75))
-    if name == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    if name == "parabola":
-        return (1.0 - progress) ** 2
-    return 1.0 if name == "constant" else 1.0 - progress
+    if name == "constant":
+        return 1.0
+    falling = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "parabola": (1.0 - progress) ** 2}
+    return end + (1 - end) * falling.get(name, 1.0 - progress)
 
 
 def set_learning_rates(
@@ -40,16 +41,20 @@ def set_learning_rates(
 ) -> float:
     """Sets the learning rate of every group for `step`, and returns the factor that most groups have.
 
-    Groups are those of `make_optimizers`. A group with a limited number of epochs has a schedule of its own: it ends
-    with them, without a warm-up, and the rate is 0 from then on.
+    Groups are those of `make_optimizers`. The rate of a group with a limited number of epochs is 0 after them; until
+    then it follows the schedule, or, where the group says "falls", one of its own that ends with them, without a
+    warm-up.
     """
     warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
-    factor = learning_rate_factor(recipe.schedule, step, num_steps, warmup_steps, recipe.warmup_from)
+    ends = (recipe.warmup_from, recipe.schedule_end)
+    factor = learning_rate_factor(recipe.schedule, step, num_steps, warmup_steps, *ends)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group_factor = factor
             if group["epochs"]:
                 end = min(num_steps, round(group["epochs"] * steps_per_epoch))
-                group_factor = learning_rate_factor(recipe.schedule, step, end, 0) if step < end else 0.0
+                if group["falls"]:
+                    group_factor = learning_rate_factor(recipe.schedule, step, end, 0)
+                group_factor = group_factor if step < end else 0.0
             group["lr"] = group["initial_lr"] * group_factor
     return factor

@@ -161,6 +161,32 @@ def test_a_whitening_bias_is_trained_for_some_epochs_only() -> None:
         assert rates["whitening bias"] == pytest.approx(106 * max(0, 1 - step / 75))
 
 
+def test_a_whitening_bias_with_a_rate_of_its_own_follows_the_schedule_and_is_frozen() -> None:
+    """airbench95 (KellerJordan/cifar10-airbench, legacy/airbench95.py), its rates for the mean of 1,024 losses."""
+    recipe = make_recipe("cifar10-95")
+    optimizers = make_optimizers(make_model("airbench95", 10, 32), recipe)
+    step_length = 1 + 1 / (1 - 0.85)
+    rising = [(step, 0.2 + 0.8 * step / 169) for step in (0, 84, 146, 147, 169)]
+    for step, factor in [*rising, (452, 1 - 0.93 / 2), (734, 1 - 0.93 * 565 / 566)]:
+        set_learning_rates(optimizers, recipe, step, 735, 49)
+        groups = {group["name"]: group for optimizer in optimizers for group in optimizer.param_groups}
+        rate = 10 / step_length * factor
+        assert groups["kernels"]["lr"] == groups["matrices"]["lr"] == pytest.approx(rate)
+        assert groups["biases and norms"]["lr"] == pytest.approx(64 * rate)
+        assert groups["whitening bias"]["lr"] == pytest.approx(rate if step < 3 * 49 else 0)
+        decay = 0.0153 / step_length  # of the weights in a step at the peak rate, in every group
+        assert all(group["initial_lr"] * group["weight_decay"] == pytest.approx(decay) for group in groups.values())
+
+
+def test_schedules_that_fall_may_end_above_zero() -> None:
+    ends = {"constant": 1.0, "step": 0.01, "cosine": 0.1, "one-cycle": 0.1, "parabola": 0.1}
+    for name, expected in ends.items():
+        factors = [learning_rate_factor(name, step, 1000, 0, end=0.1) for step in range(1001)]
+        assert factors[0] == pytest.approx(1.0)
+        assert factors[-1] == pytest.approx(expected)
+        assert factors == sorted(factors, reverse=True)
+
+
 def test_warm_up_may_begin_above_zero() -> None:
     factors = [learning_rate_factor("one-cycle", step, 10, 3, 0.2) for step in range(4)]
     assert factors == pytest.approx([0.4, 0.6, 0.8, 1.0])
