@@ -1,6 +1,6 @@
 """Statistics of shares and means: confidence intervals, and McNemar's test for two models on the same rows.
 
-The estimators are scipy's; here they are only given their inputs.
+The estimators are scipy's, or give what scipy's do; here they are only given their inputs.
 """
 
 from typing import Any, Literal

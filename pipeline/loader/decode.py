@@ -212,18 +212,24 @@ def _by_library(data: Buffer, geometry: CropGeometry, index: int) -> Batch:
 
 def resize_and_crop(pixels: Batch, geometry: CropGeometry, index: int) -> Batch:
     """Returns uint8 [S, S, 3]: the crop of line `index` of the geometry, by torchvision. pixels: uint8 [H, W, 3]."""
-    import torch
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
-
     top, left, height, width = geometry.boxes[index].tolist()
     y, x = geometry.window[index].tolist()
     if math.prod(geometry.full[index].tolist()) > _MOST_RESIZED_PIXELS:
         return _resized_window(pixels, geometry, index)
-    box = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1)
-    full = F.resize(box, geometry.full[index].tolist(), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    shown = full.permute(1, 2, 0).numpy()[y : y + geometry.size_px, x : x + geometry.size_px]
+    full = _resized(pixels[top : top + height, left : left + width], geometry.full[index].tolist())
+    shown = full[y : y + geometry.size_px, x : x + geometry.size_px]
     return shown[:, ::-1] if geometry.flip[index] else shown
+
+
+def _resized(pixels: Batch, shape: list[int]) -> Batch:
+    if list(pixels.shape[:2]) == shape:  # small images: torchvision's import takes longer than to decode thousands
+        return pixels
+    import torch
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
+    box = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    return F.resize(box, shape, interpolation=InterpolationMode.BILINEAR, antialias=True).permute(1, 2, 0).numpy()
 
 
 def _resized_window(pixels: Batch, geometry: CropGeometry, index: int) -> Batch:

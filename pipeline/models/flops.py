@@ -14,7 +14,7 @@ _PEAKS = {
     "V100": 125e12, "T4": 65e12,
 }  # fmt: skip
 _COUNTED_IMAGES = 8  # BatchNorm needs more than one in training mode
-_CPU_SIDE, _GPU_SIDE = 2048, 8192  # of the multiplied matrices: large enough to hide the cost of a call
+_CPU_SIDE, _GPU_SIDE = 1024, 8192  # of the multiplied matrices: large enough to hide the cost of a call
 _REPETITIONS = 6
 
 

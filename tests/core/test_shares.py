@@ -1,4 +1,5 @@
 import pytest
+from scipy.stats import binomtest
 
 from pipeline.core.shares import interval_text, percent_text, share_text, wilson_interval
 
@@ -10,6 +11,14 @@ from pipeline.core.shares import interval_text, percent_text, share_text, wilson
 def test_wilsons_interval_is_that_of_newcombes_table(correct: int, rows: int, low: float, high: float) -> None:
     """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
     assert wilson_interval(correct, rows) == pytest.approx((low, high), abs=6e-5)
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.999])
+@pytest.mark.parametrize("rows", [1, 2, 7, 359, 10_000, 50_000])
+def test_wilsons_interval_is_scipys_to_the_last_bit(rows: int, confidence: float) -> None:
+    for correct in {*range(0, rows + 1, max(1, rows // 97)), rows}:
+        scipys = binomtest(correct, rows).proportion_ci(confidence, method="wilson")
+        assert wilson_interval(correct, rows, confidence) == (scipys.low, scipys.high)
 
 
 def test_a_share_is_written_with_its_interval_also_where_all_rows_are_right() -> None:
