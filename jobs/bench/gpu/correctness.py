@@ -129,11 +129,14 @@ def _check_waits(bench: Bench, recipe: Recipe, batch: Batch, device: torch.devic
             loop(steps)
         with count_waits(device) as long:
             loop(2 * steps)
+    with count_waits(device) as planted:
+        torch.ones((), device=device).item()
     waits, places = long.total - short.total, long.places - short.places
     line = f"{waits} in {steps} steps between reports; {short.total} at their begin and in the report"
     table = {f"{kind} {place}": count for (kind, place), count in places.items()}
     bench.record("waits", {"steps": steps, "waits": waits, "places": table}, line)
     bench.check("no wait in a step", waits == 0, line + "".join(f"; {name}" for name in list(table)[:3]))
+    bench.check("a planted wait is counted", planted.total > 0, f"{planted.total} in a call of item()")
 
 
 def _tensors(loop: Loop) -> dict[str, Tensor]:

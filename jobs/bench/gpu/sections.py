@@ -18,9 +18,9 @@ from jobs.bench.gpu.child import MODULES, Settings, command
 from pipeline.storage import files
 
 _WEIGHTS = {
-    "ceilings": 20, "correctness": 35, "resnet50": 160, "cifar10": 90, "decoder": 25, "checkpoints": 20, "stream": 100,
+    "ceilings": 5, "correctness": 35, "resnet50": 180, "cifar10": 90, "decoder": 25, "checkpoints": 20, "stream": 95,
 }  # fmt: skip
-"""Shares of the time: seconds of 450, guesses for one H100. What a section doesn't use is left to those after it."""
+"""Shares of the time: seconds of 450, on one H100. What a section doesn't use is left to those after it."""
 _GRACE_SECONDS = 15.0
 """A section that hasn't ended by itself so long after its time is killed."""
 _KEEP_SECONDS = 2.0

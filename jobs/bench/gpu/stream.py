@@ -1,12 +1,11 @@
-"""A stream of photographs by Ray Data into a training worker of Ray Train, and what a SIGKILL costs.
+"""A stream of photographs into a training worker of Ray Train, and what a SIGKILL costs.
 
-The images are decoded by tasks on all CPUs. Beside it the same network trains on the same images from the device's
-memory, in the same worker: what the stream reaches of that is what streaming costs.
+The images are decoded while the network trains. Beside it a worker of the same kind trains on batches that lie decoded
+in the host's memory: what the stream reaches of that is what reading and decoding cost.
 """
 
 import contextlib
 import importlib.util
-import itertools
 import json
 import os
 import signal
@@ -18,69 +17,69 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from jobs.bench.gpu.child import Bench, SkippedError
 from jobs.bench.gpu.pictures import photo_dataset
-from jobs.bench.gpu.steps import resnet_recipe
-from jobs.bench.gpu.whole_loop import WithoutRay
+from jobs.bench.gpu.steps import photo_batch, resnet_recipe
+from jobs.bench.gpu.whole_loop import HostBatches, WithoutRay
 from pipeline.core.errors import StoppedError
+from pipeline.loader.batch import Batch
 from pipeline.models.run_state import RunState
 from pipeline.storage import files
 from pipeline.training.job import TrainJob
 from pipeline.training.launch import check_job, claim_run, run_training
 from pipeline.training.loop import Due, TrainingSchedule, run_steps
-from pipeline.training.setup import set_up
+from pipeline.training.setup import Place, set_up
 
 _START_SECONDS = 90.0
 """Longest wait for Ray, its workers and their first step."""
 Figures = dict[str, Any]
-_LOADER = "ray::MapBatches"  # begins the title of such a process
+HELD, STREAM = "batches in memory", "stream"
 
 
 def run(bench: Bench) -> None:
-    """Measures the stream, then kills a process of the loader and the training worker."""
+    """Measures batches in memory and the stream, then kills the training worker."""
     if importlib.util.find_spec("ray") is None:
         raise SkippedError("Ray isn't installed")
     from pipeline.cluster.session import ray_session
 
-    jobs = _jobs(bench)
+    job = _job(bench)
     with ray_session(1), tempfile.TemporaryDirectory(prefix="bench-gpu-", ignore_cleanup_errors=True) as folder:
         notes = Notes(folder)
         seconds = 2.0 if bench.small else min(15.0, bench.left() / 6)
         found: dict[str, Figures] = {}
 
-        def record_resident(figures: Figures) -> None:
-            found["resident"] = figures
-            bench.record("resident", figures, _line(figures))
+        def record_held(figures: Figures) -> None:
+            found[HELD] = figures
+            bench.record(HELD, figures, _line(figures))
 
         def record_stream(figures: Figures) -> None:
             share, line = {}, _line(figures)
-            if "resident" in found:
-                of_resident = figures["images_per_second"] / found["resident"]["images_per_second"]
-                share, line = {"of_resident": of_resident}, f"{line}, {of_resident:.3f} of resident"
-            bench.record("stream", {**figures, **share}, line)
-            with bench.part("kills"):  # after the figures, which they must not cost
-                _kill_both(bench, notes)
+            if HELD in found:
+                of_held = figures["images_per_second"] / found[HELD]["images_per_second"]
+                share, line = {"of_held": of_held}, f"{line}, {of_held:.3f} of {HELD}"
+            bench.record(STREAM, {**figures, **share}, line)
+            with bench.part("a kill"):  # after the figures, which it must not cost
+                _kill_worker(bench, notes)
 
-        with bench.part("resident"):
-            _measure(bench, jobs["resident"], notes, seconds, record_resident)
-        with bench.part("stream"):
-            _measure(bench, jobs["stream"], notes, seconds, record_stream)
+        with bench.part(HELD):
+            held = photo_batch(bench, job.recipe.global_batch_size, job.recipe.image_size_px)
+            _measure(bench, _in_new_folder(bench, job), Noted(notes, held), seconds, record_held)
+        with bench.part(STREAM):
+            _measure(bench, _in_new_folder(bench, job), Noted(notes), seconds, record_stream)
 
 
-def _jobs(bench: Bench) -> dict[str, TrainJob]:
+def _job(bench: Bench) -> TrainJob:
     batch_size = 4 if bench.small else 256
     dataset = photo_dataset(bench.settings, 64 if bench.small else 4096)
-    # A hundred epochs have no end here, and a checkpoint is what a killed worker goes on from.
-    recipe = replace(resnet_recipe(bench, batch_size), epochs=100_000, checkpoint_every_steps=25)
-    jobs = {}
-    for residency in ("resident", "stream"):
-        run_folder = os.path.join(bench.settings.folder, f"run-{residency}-{time.time_ns()}")
-        one = replace(recipe, residency=residency)
-        on_gpu = bench.settings.device == "cuda"
-        jobs[residency] = TrainJob(dataset, run_folder, one, num_workers=1, use_gpu=on_gpu, checkpoint_seconds=0)
-    return jobs
+    # A hundred epochs have no end here. A checkpoint is what a killed worker goes on from: as often as a run has them.
+    recipe = replace(resnet_recipe(bench, batch_size), epochs=100_000, checkpoint_every_steps=25, residency="stream")
+    seconds = 0.0 if bench.small else None
+    on_gpu = bench.settings.device == "cuda"
+    return TrainJob(dataset, "", recipe, num_workers=1, use_gpu=on_gpu, checkpoint_seconds=seconds)
+
+
+def _in_new_folder(bench: Bench, job: TrainJob) -> TrainJob:
+    return replace(job, run=os.path.join(bench.settings.folder, f"run-{time.time_ns()}"))
 
 
 # --- in the worker -----------------------------------------------------------------------------------------------
@@ -147,11 +146,21 @@ class Noting:
         return self._inner.progress(step)
 
 
+@dataclass(frozen=True)
+class Noted:
+    """How a worker trains. notes: its own. held: the batch in memory on which all steps train; None: a stream."""
+
+    notes: Notes
+    held: Batch | None = None
+
+
 def noted_loop(config: dict[str, Any]) -> None:
     """Trains as one worker of Ray Train until it is asked to stop."""
-    notes: Notes = config["notes"]
+    notes, held, job = config["noted"].notes, config["noted"].held, config["job"]
     with contextlib.ExitStack() as exits:
-        worker = set_up(config["job"], exits)
+        place = Place.in_ray()
+        batches = held and HostBatches(job, job.read_manifest(), place.device, held)
+        worker = set_up(job, exits, place, batches)
         schedule = WithoutRay(TrainingSchedule.of(worker), checkpoints=True)
         run_steps(worker, Noting(schedule, notes, worker.state))
 
@@ -159,12 +168,13 @@ def noted_loop(config: dict[str, Any]) -> None:
 # --- in this process ---------------------------------------------------------------------------------------------
 
 
-def _measure(bench: Bench, job: TrainJob, notes: Notes, seconds: float, record: Callable[[Figures], None]) -> None:
+def _measure(bench: Bench, job: TrainJob, noted: Noted, seconds: float, record: Callable[[Figures], None]) -> None:
     """Trains, and calls `record` while it goes on: images a second, share of waiting, seconds by stage in `seconds`."""
+    notes = noted.notes
     notes.clear()
     claim_run(job, check_job(job))
     ended: list[BaseException | None] = []
-    thread = threading.Thread(target=_train, args=(job, notes, ended), daemon=True)
+    thread = threading.Thread(target=_train, args=(job, noted, ended), daemon=True)
     thread.start()
     try:
         first = 2 if bench.small else 20
@@ -178,9 +188,9 @@ def _measure(bench: Bench, job: TrainJob, notes: Notes, seconds: float, record: 
         thread.join(timeout=60)
 
 
-def _train(job: TrainJob, notes: Notes, ended: list[BaseException | None]) -> None:
+def _train(job: TrainJob, noted: Noted, ended: list[BaseException | None]) -> None:
     try:
-        run_training(job, noted_loop, notes=notes)
+        run_training(job, noted_loop, noted=noted)
     except StoppedError:
         ended.append(None)
     except BaseException as error:  # raised where the result is waited for
@@ -210,15 +220,8 @@ def _wait(ready: Callable[[], bool], ended: list[BaseException | None], seconds:
         time.sleep(0.02)
 
 
-def _kill_both(bench: Bench, notes: Notes) -> None:
-    """Kills a process of the loader, then the training worker, and records the time to the next step of each."""
-    newest = notes.last()
-    assert newest is not None
-    if (loader := _busy_loader()) is not None:
-        gap = _longest_gap(notes, loader, seconds=2.0 if bench.small else 5.0)
-        bench.record("killed loader", {"longest_step_seconds": gap}, f"longest step afterwards {gap:.2f} s")
-    else:
-        bench.remark("no process of the loader was found: none was killed")
+def _kill_worker(bench: Bench, notes: Notes) -> None:
+    """Kills the training worker, and records the time to the next step."""
     if not bench.has(10 if bench.small else 30, "a killed training worker"):
         return
     newest = notes.last()
@@ -231,30 +234,6 @@ def _kill_both(bench: Bench, notes: Notes) -> None:
     lost = newest[2] - int(first.split()[2]) + 1
     figures = {"seconds_to_next_step": after, "steps_repeated": lost}
     bench.record("killed training worker", figures, f"{after:.1f} s to the next step, {lost} steps repeated")
-
-
-def _busy_loader() -> psutil.Process | None:
-    """Returns a process that makes a batch at this moment; None if there is none within two seconds."""
-    end = time.monotonic() + 2
-    while time.monotonic() < end:
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                title = " ".join(process.cmdline())
-                if title.startswith(_LOADER):
-                    return process
-        time.sleep(0.005)
-    return None
-
-
-def _longest_gap(notes: Notes, process: psutil.Process, seconds: float) -> float:
-    """Kills a process, and returns the longest time between two steps in the seconds after it."""
-    killed = time.time()
-    process.kill()
-    time.sleep(seconds)
-    times = [float(line.split()[0]) for line in notes.steps.read_text().splitlines()]
-    after = [each for each in times if each >= killed]
-    moments = [max(each for each in times if each < killed), *after, time.time()]
-    return max(b - a for a, b in itertools.pairwise(moments))
 
 
 def _line(figures: dict[str, Any]) -> str:
