@@ -39,6 +39,7 @@ class WorkerArgs:
     device: Annotated[resources.Device, _option("device", "KIND", "auto")] = "auto"
     wait_minutes: Annotated[float, _option("wait_minutes", "N", "0")] = 0
     cache: Annotated[str | None, _option("cache", "DIR", "none")] = None
+    cache_size: Annotated[str | None, _option("cache_size", "SIZE", "what fits")] = None
     compile: Annotated[bool, _option("compile", "")] = False
     deterministic: Annotated[bool, _option("deterministic", "")] = False
 

@@ -1,6 +1,5 @@
 """The loaders that `jobs/bench/loader.py` compares: each yields the number of images of one batch after the other."""
 
-import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -16,6 +15,7 @@ from pipeline.cluster.session import ray_session
 from pipeline.config.augment import Augment
 from pipeline.core.processes import cpu_seconds
 from pipeline.dataset import manifest
+from pipeline.dataset.cache_folder import resolve_cache
 
 AUGMENT = Augment(resized_crop_area=(0.08, 1.0), flip_probability=0.5)
 
@@ -150,7 +150,7 @@ def plan_of(one: Pass, first_step: int) -> Any:
     split, order = manifest.load(one.data).split("train"), order_of(one)
     sampler = TrainSampler(order, 10_000 * order.steps_per_epoch, first_step)
     transform = Transform(one.size_px, one.size_px, AUGMENT, decoder=best_decoder())
-    return StreamPlan(one.data, split, sampler, transform, cache=os.path.abspath("cache") if one.cached else "")
+    return StreamPlan(one.data, split, sampler, transform, cache=resolve_cache("cache" if one.cached else None))
 
 
 def order_of(one: Pass) -> Any:

@@ -9,22 +9,12 @@ from pipeline.cluster.ray_tasks import ray_is_initialized
 from pipeline.cluster.session import check_local_workers, ray_session
 from pipeline.core.errors import ClusterError, RecipeError
 from pipeline.core.progress import Progress
-from pipeline.storage import files
 
 Device = Literal["auto", "gpu", "cpu"]
 # Help of the flags with which several jobs choose resources.
 DEVICE_HELP = "device of the workers: gpu, cpu, or auto (gpu if there are enough)"
 WAIT_HELP = "minutes to wait for nodes that an autoscaler starts"
 _LOOK_EVERY_SECONDS = 2.0
-
-
-def resolve_cache_folder(folder: str | None) -> str:
-    """Returns the absolute path of a cache folder on each node, or "" for none. Raises RecipeError for a URI."""
-    if not folder:
-        return ""
-    if not files.is_local(place := files.absolute(folder)):
-        raise RecipeError(f"cache={folder} must be a folder on a disk of each node, not in object storage")
-    return place
 
 
 def count_gpus() -> int:

@@ -1,83 +1,105 @@
 """A cache of row groups of object storage, on a disk of the node that reads them.
 
-A row group is fetched whole, by one request, when the first of its rows is wanted, and stays: a node fetches each row
-group once, in whatever order rows are read, in one epoch or a hundred. Nothing is evicted. If the disk has no room, the
-caller reads rows instead of row groups.
+A row group is fetched whole, by one request, and its rows are then read from the disk. Here whoever wants one that
+isn't there fetches it, as long as the folder has room; otherwise the caller reads rows. Where the order of reading is
+known, `pipeline/loader/row_groups/` fetches row groups ahead and removes those whose next use is farthest.
 """
 
-import errno
-import fcntl
 import hashlib
 import mmap
 import os
-import shutil
-import uuid
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from pipeline.core.errors import StorageError
+from pipeline.dataset.cache_folder import CacheFolder, Claim, Refusal, in_use, size_of, wait_for_claim
 from pipeline.dataset.manifest import Split
 from pipeline.storage import files
 
-RESERVED_BYTES = 2 << 30  # of the disk, left free for others
-_NUM_LOCKS = 64  # lock files; two row groups that share one are fetched one after the other
+
+@dataclass(frozen=True)
+class RowGroupCache:
+    """The row groups of one split that a folder keeps."""
+
+    folder: CacheFolder
+    subfolder: str
+    """Absolute path; one for each content of a split, wherever that lies."""
+
+    @staticmethod
+    def of(folder: CacheFolder, split: Split) -> "RowGroupCache":
+        """Returns the part of a folder that is for `split`."""
+        names = "".join(shard.sha256 for shard in split.shards)
+        return RowGroupCache(folder, os.path.join(folder.path, hashlib.sha256(names.encode()).hexdigest()[:16]))
+
+    def path(self, group: int) -> str:
+        """Returns the path of a row group's file."""
+        return os.path.join(self.subfolder, f"{group:07d}")
+
+    def is_kept(self, group: int, length: int) -> bool:
+        """Whether a row group of `length` bytes is here in full."""
+        return size_of(self.path(group)) == length
+
+    def whole(self, lengths: Mapping[int, int]) -> set[int]:
+        """Returns which of some row groups are to be read whole: those that are here, and the others if there is room.
+
+        lengths: {row group: its bytes}. Raises StorageError if the folder can't be written.
+        """
+        missing = {group for group, length in lengths.items() if not self.is_kept(group, length)}
+        if missing and not self.folder.has_room(sum(lengths[group] for group in missing)):
+            return set(lengths) - missing
+        return set(lengths)
+
+    def read(self, group: int, uri: str, offset: int, length: int) -> memoryview:
+        """Returns a row group, `length` bytes at `offset` of `uri`; one process of the node fetches it.
+
+        Raises what `files.read_range` raises.
+        """
+        while not self.is_kept(group, length):
+            claim = self.claim(group, length)
+            if isinstance(claim, Claim):
+                return fetch(claim, uri, offset, length)
+            if claim == "no room":
+                return files.read_range(uri, offset, length)
+            wait_for_claim(self.path(group))
+        return self.mapped(group, length) or self.read(group, uri, offset, length)
+
+    def mapped(self, group: int, length: int) -> memoryview | None:
+        """Returns the file of a row group of `length` bytes, mapped; None if it isn't here in full any more."""
+        try:
+            with open(self.path(group), "rb") as file:
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError):  # removed, or cut to nothing
+            return None
+        return data if len(data) == length else None
+
+    def use(self) -> None:
+        """Makes the folders, and keeps others from removing what is in them. Raises StorageError if that can't be."""
+        self.folder.has_room(0)
+        in_use(self.subfolder, os.getpid())
+
+    def claim(self, group: int, length: int) -> Claim | Refusal:
+        """Returns a claim to fetch a row group, or why there is none."""
+        self.use()
+        return self.folder.claim(self.path(group), length)
+
+    def remove(self, groups: list[int]) -> None:
+        """Removes row groups."""
+        self.folder.remove([self.path(group) for group in groups])
+
+    def kept(self) -> dict[int, int]:
+        """Returns {row group: bytes of its file}."""
+        try:
+            with os.scandir(self.subfolder) as entries:
+                return {int(entry.name): entry.stat().st_size for entry in entries if entry.name.isdecimal()}
+        except FileNotFoundError:
+            return {}
 
 
-def folder_of(parent: str, split: Split) -> str:
-    """Returns the folder below `parent` for the row groups of a split: one for each content, wherever it lies."""
-    names = "".join(shard.sha256 for shard in split.shards)
-    return os.path.join(parent, hashlib.sha256(names.encode()).hexdigest()[:16])
-
-
-def has_room(folder: str, num_bytes: int) -> bool:
-    """Whether the disk of `folder` has room for so many bytes. Makes the folder; raises StorageError if it can't be."""
+def fetch(claim: Claim, uri: str, offset: int, length: int) -> memoryview:
+    """Returns what a claim is for, by one request, after keeping it if the disk has room."""
     try:
-        os.makedirs(folder, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return shutil.disk_usage(folder).free - num_bytes > RESERVED_BYTES
-    except OSError as error:
-        raise StorageError(
-            f"cache={folder}: can't be written on this node ({error.strerror}); give a folder on a disk of its own"
-        ) from error
-
-
-def is_cached(folder: str, group: int, length: int) -> bool:
-    """Whether a row group of `length` bytes is in the cache in full."""
-    try:
-        return os.stat(_path(folder, group)).st_size == length
-    except OSError:  # no such file, or a folder that can't be used, of which `has_room` tells
-        return False
-
-
-def whole_group(folder: str, group: int, uri: str, offset: int, length: int) -> memoryview:
-    """Returns a row group, `length` bytes at `offset` of `uri`, from the cache; one process of the node fetches it.
-
-    Raises what `files.read_range` raises.
-    """
-    if not is_cached(folder, group, length):
-        with open(os.path.join(folder, f"{group % _NUM_LOCKS}.lock"), "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not is_cached(folder, group, length):  # another process may have fetched it meanwhile
-                data = files.read_range(uri, offset, length)
-                if not _store(folder, group, data):
-                    return data
-    with open(_path(folder, group), "rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _path(folder: str, group: int) -> str:
-    return os.path.join(folder, f"{group:07d}")
-
-
-def _store(folder: str, group: int, data: memoryview) -> bool:
-    """Writes a row group into the cache. Returns False if the disk is full."""
-    temporary = Path(folder, f"{group}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(_path(folder, group))
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return False  # something else has taken the room since `has_room`
-    return True
+        data = files.read_range(uri, offset, length)
+    except BaseException:
+        claim.drop()
+        raise
+    claim.keep(data)
+    return data

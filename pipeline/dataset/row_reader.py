@@ -7,7 +7,7 @@ through a cache on the node's disk (`row_group_cache.py`).
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from pipeline.core.errors import DatasetError
 from pipeline.core.keyed_random import Keys, key_hash
-from pipeline.dataset import row_group_cache
 from pipeline.dataset.manifest import Split
 from pipeline.dataset.parquet import Rows, read_split_provenance
+from pipeline.dataset.row_group_cache import RowGroupCache
 from pipeline.storage import files
 from pipeline.storage.parallel_reads import read_ahead
 from pipeline.storage.ranges import coalesce
@@ -29,7 +29,7 @@ REMOTE_READERS = 32  # requests in flight for each process
 REMOTE_PART_ROWS = 32
 # One request costs as much time as 500 kB of transfer (docs/log.md), so a gap of 128 KiB is cheaper than another
 # request. No row of a range is there before the whole range, so ranges stay small.
-REMOTE_GAP_BYTES, REMOTE_RANGE_BYTES = 128 << 10, 4 << 20
+REQUEST_BYTES, REMOTE_GAP_BYTES, REMOTE_RANGE_BYTES = 500_000, 128 << 10, 4 << 20
 _CHANGED = "not the bytes that were ingested (CRC-32)"
 _REMEDY = "jobs/verify.py lists all that is damaged: restore it, or ingest again"
 _COLUMNS = ["key", "label", "height", "width", "bytes", "offset", "crc32"]
@@ -60,7 +60,17 @@ class RowIndex:
     width: npt.NDArray[np.int32]  # [N], pixels
     key_hash: Keys  # [N], see `keyed_random.key_hash`
     row_group_ends: Rows  # [row groups], index of the first row after each
-    cache: str = ""  # folder on each node for row groups of object storage (`row_group_cache`), "" for none
+    cache: RowGroupCache | None = None  # on each node, for row groups of object storage; None for none
+
+    def group_bytes(self, groups: Rows) -> Rows:
+        """Returns int64 [N]: the bytes from the first image to the last of each row group."""
+        first = np.where(groups > 0, self.row_group_ends[groups - 1], 0)
+        last = self.row_group_ends[groups] - 1
+        return self.offset[last] + self.length[last] - self.offset[first]
+
+    def groups_of(self, rows: Rows) -> Rows:
+        """Returns int64 [N], the row groups of rows."""
+        return np.searchsorted(self.row_group_ends, rows, side="right")
 
     def whole_group(self, group: int) -> Request:
         """Returns the request for the images of a row group."""
@@ -71,7 +81,7 @@ class RowIndex:
 
     def place(self, row: int) -> str:
         """Returns the place of a row for messages: its shard, row group, and index in the split."""
-        group = int(np.searchsorted(self.row_group_ends, row, side="right"))
+        group = int(self.groups_of(np.array([row]))[0])
         first_of_shard = int(np.searchsorted(self.shard, self.shard[row], side="left"))
         groups_before = int(np.searchsorted(self.row_group_ends, first_of_shard, side="right"))
         return f"{self.paths[self.shard[row]].split('?')[0]}, row group {group - groups_before}, row {row} of the split"
@@ -141,37 +151,53 @@ def coalesce_rows(index: RowIndex, rows: Rows) -> tuple[list[Request], Rows]:
     return [Request(each.object, each.offset, each.length, int(rows[each.items[0]])) for each in ranges], request_of
 
 
+def requests_for(index: RowIndex, rows: Rows, whole: Collection[int]) -> tuple[list[Request], Rows]:
+    """Returns what `coalesce_rows` does, but one request for all rows of each row group in `whole`."""
+    groups = index.groups_of(rows)
+    chosen = (group for group in dict.fromkeys(groups.tolist()) if group in whole)
+    numbers = {group: number for number, group in enumerate(chosen)}
+    request_of, in_whole = np.empty(len(rows), dtype=np.int64), np.isin(groups, list(numbers))
+    request_of[in_whole] = [numbers[group] for group in groups[in_whole].tolist()]
+    others, others_of = coalesce_rows(index, rows[~in_whole])
+    request_of[~in_whole] = len(numbers) + others_of
+    return [*map(index.whole_group, numbers), *others], request_of
+
+
 def _requests(index: RowIndex, rows: Rows) -> tuple[list[Request], Rows]:
-    """Returns what `coalesce_rows` does, but whole row groups where they are cached or the cache has room for them."""
-    if not index.cache:
+    if index.cache is None:
         return coalesce_rows(index, rows)
-    groups = np.searchsorted(index.row_group_ends, rows, side="right")
-    whole = {group: index.whole_group(group) for group in dict.fromkeys(groups.tolist())}
-    missing = {
-        group: request.length
-        for group, request in whole.items()
-        if not row_group_cache.is_cached(index.cache, group, request.length)
-    }
-    if missing and not row_group_cache.has_room(index.cache, sum(missing.values())):
-        whole = {group: request for group, request in whole.items() if group not in missing}
-    request_of = np.empty(len(rows), dtype=np.int64)
-    numbers, in_cache = {group: number for number, group in enumerate(whole)}, np.isin(groups, list(whole))
-    request_of[in_cache] = [numbers[group] for group in groups[in_cache].tolist()]
-    others, others_of = coalesce_rows(index, rows[~in_cache])
-    request_of[~in_cache] = len(whole) + others_of
-    return [*whole.values(), *others], request_of
+    groups = np.unique(index.groups_of(rows))
+    lengths = dict(zip(groups.tolist(), index.group_bytes(groups).tolist(), strict=True))
+    return requests_for(index, rows, index.cache.whole(lengths))
 
 
 def _check_crc32(index: RowIndex, rows: Rows, first: int, images: list[memoryview], corrupt: set[int] | None) -> None:
-    """Checks the images of `rows` from position `first` on. Raises DatasetError, or adds positions to `corrupt`."""
+    """Checks the images of `rows` from position `first` on. Raises DatasetError, or adds positions to `corrupt`.
+
+    An image whose bytes are damaged in the cache alone is replaced in `images`.
+    """
     crcs = index.crc32[rows[first : first + len(images)]].tolist()
     for position, (image, expected) in enumerate(zip(images, crcs, strict=True), first):
-        if zlib.crc32(image) != expected:
-            if corrupt is None:
-                instead = "--on-corrupt quarantine goes on without such images"
-                copy = f"; or remove its copy in {index.cache}" if index.cache else ""
-                raise DatasetError(f"{index.place(int(rows[position]))}: {_CHANGED}; {_REMEDY}; {instead}{copy}")
+        if zlib.crc32(image) == expected:
+            continue
+        row = int(rows[position])
+        if index.cache is not None and (stored := _without_cache(index, row, index.cache)) is not None:
+            images[position - first] = stored
+        elif corrupt is None:
+            instead = "--on-corrupt quarantine goes on without such images"
+            raise DatasetError(f"{index.place(row)}: {_CHANGED}; {_REMEDY}; {instead}")
+        else:
             corrupt.add(position)
+
+
+def _without_cache(index: RowIndex, row: int, cache: RowGroupCache) -> memoryview | None:
+    """Returns the image of a row as it is stored, and removes its row group from the cache; None if it is damaged."""
+    shard, offset, length = int(index.shard[row]), int(index.offset[row]), int(index.length[row])
+    image = _read_request(index, Request(shard, offset, length, row))
+    if zlib.crc32(image) != index.crc32[row]:
+        return None
+    cache.remove(index.groups_of(np.array([row])).tolist())
+    return image
 
 
 def _read_local(index: RowIndex, rows: Rows) -> list[memoryview]:
@@ -196,8 +222,8 @@ def _read_local(index: RowIndex, rows: Rows) -> list[memoryview]:
 def _read_request(index: RowIndex, request: Request) -> memoryview:
     try:
         place = (index.paths[request.shard], request.offset, request.length)
-        if request.group is not None:
-            return row_group_cache.whole_group(index.cache, request.group, *place)
+        if request.group is not None and index.cache is not None:
+            return index.cache.read(request.group, *place)
         return files.read_range(*place)
     except OSError as error:
         raise DatasetError(f"{index.place(request.row)}: can't be read ({error}); {_REMEDY}") from error

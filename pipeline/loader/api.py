@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 import torch
 
-from pipeline.cluster.resources import resolve_cache_folder
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.presets import make_recipe, with_changes
 from pipeline.config.recipe import Recipe, check_batch
 from pipeline.config.sampling import Sampling
 from pipeline.core.errors import CheckpointError, RecipeError
 from pipeline.dataset import manifest
+from pipeline.dataset.cache_folder import resolve_cache
 from pipeline.loader.batch import Batch
 from pipeline.loader.decode import best_decoder, check_decoder
 from pipeline.loader.device.copy_ahead import copied_ahead
@@ -96,6 +96,7 @@ class Loader:
         on_corrupt: OnCorrupt = "stop",
         where: str | None = None,
         cache: str | None = None,
+        cache_size: str | int | None = None,
         **changes: Any,
     ) -> None:
         """Opens a split; nothing is decoded before the first loop.
@@ -108,8 +109,10 @@ class Loader:
         arrive, before they are asked for; None leaves them on the host. on_corrupt: "stop" raises DatasetError at an
         image whose bytes have changed or can't be decoded; "quarantine" leaves it out and lists it in `batch.corrupt`.
         where: condition of the rows that come, such as "width >= 200"; of training rows it is the recipe's
-        `sampling.where`. cache: a folder that keeps what is read of object storage. changes: fields of the recipe to
-        change, such as `global_batch_size=64`, or `sampling={"class_balance": 1.0}`.
+        `sampling.where`. cache: a folder of this machine into which what will be read of object storage is
+        fetched ahead, and kept. cache_size: the most that it holds, such as "20GB" or bytes; None for what the disk
+        has, but 2 GiB. changes: fields of the recipe to change, such as `global_batch_size=64`, or
+        `sampling={"class_balance": 1.0}`.
 
         Raises DatasetError for a data set or split that isn't there, and RecipeError for a recipe, field or rank that
         isn't.
@@ -133,7 +136,7 @@ class Loader:
         self._epoch, self._done = 0, 0  # global batches of this epoch that the loop has been given
         self._place = _checked_place(rank, world_size)
         self._device = None if device is None else torch.device(device)
-        self._on_corrupt, self._decoder, self._cache = on_corrupt, best_decoder(), resolve_cache_folder(cache)
+        self._on_corrupt, self._decoder, self._cache = on_corrupt, best_decoder(), resolve_cache(cache, cache_size)
         sampled = self.recipe.sampling if self._trains else Sampling()  # evaluation isn't sampled
         expected = expected_counts(self.uri, data, sampling=sampled)
         self._order = training_order(self.recipe, self._rows.row_group_rows, seed, expected)
@@ -237,7 +240,7 @@ class Loader:
             yield from self._resident_batches(sampler, transform)
             return
         transform = MappedTransform.of(transform, self._sample_functions)
-        plan = StreamPlan(self.uri, self._rows, sampler, transform, self._on_corrupt, self._cache)
+        plan = StreamPlan(self.uri, self._rows, sampler, transform, self._on_corrupt, self._cache, goes_on=True)
         if self._device is None:
             yield from thread_source(plan)(lambda: False)
             return

@@ -96,7 +96,7 @@ class Order:
         return num_steps(self.num_rows, self.global_batch_size)
 
     @cached_property
-    def _digest(self) -> bytes:
+    def digest(self) -> bytes:
         """SHA-256 of everything that decides the order."""
         values = (self.seed, self.global_batch_size, self.window_row_groups, self.pairs, self.repeats, self.run_rows)
         digest = hashlib.sha256(repr(values).encode())
@@ -107,10 +107,10 @@ class Order:
         return digest.digest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Order) and self._digest == other._digest
+        return isinstance(other, Order) and self.digest == other.digest
 
     def __hash__(self) -> int:
-        return hash(self._digest)
+        return hash(self.digest)
 
     def epoch_rows(self, epoch: int) -> Rows:
         """Returns int64 [num_rows]: the row numbers of this epoch in their order; without `expected`, each once."""

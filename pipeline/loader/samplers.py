@@ -89,6 +89,10 @@ class TrainSampler:
     def __len__(self) -> int:
         return self.num_steps - self.first_step
 
+    def step(self, index: int) -> int:
+        """Returns the global step of a batch."""
+        return self.first_step + index
+
     def rows(self, index: int) -> Rows:
         """Returns int64, the row numbers of a batch."""
         return self.order.rows(self.first_step + index, self.world_size, self.rank)
@@ -125,6 +129,10 @@ class EvaluationSampler:
     def __len__(self) -> int:
         num_batches = -(-self.num_rows // self.batch_rows)
         return len(range(self.rank, num_batches, self.world_size))
+
+    def step(self, index: int) -> int:
+        """Returns the position of a batch."""
+        return index
 
     def rows(self, index: int) -> Rows:
         """Returns int64, the row numbers of a batch."""

@@ -12,6 +12,7 @@ from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.errors import CheckpointError
 from pipeline.core.interrupts import StopRequest
 from pipeline.core.progress import Progress, silent
+from pipeline.dataset.cache_folder import CacheFolder
 from pipeline.dataset.manifest import Manifest, load
 from pipeline.loader.decode import DecoderName, best_decoder
 from pipeline.loader.sampling.tables import table_digests
@@ -76,8 +77,8 @@ class TrainJob:
     """Share of the training split, in [0, 1), that is not trained on, and evaluated instead of the validation split."""
     trace_rows: bool = False
     """Whether to write the keys of every step's images to RUN/rows/, to prove that no row was lost or doubled."""
-    cache: str = ""
-    """Folder on each node's own disk that keeps what streaming reads from object storage; empty for none."""
+    cache: CacheFolder | None = None
+    """Folder on each node's own disk that keeps what streaming reads from object storage."""
     on_corrupt: OnCorrupt = "stop"
     """What to do about an image whose bytes have changed since ingest: "stop", or "quarantine" to go on without it."""
     max_skipped_steps: int = 0

@@ -59,7 +59,9 @@ class Batches:
                 whole = load_resident(job.dataset, data.split(split), transform, progress, job.on_corrupt)
                 self._resident[name] = whole.to(device)
         else:
-            self._rank_nodes = frozenset(gather_objects(this_node(), world_size))
+            nodes = gather_objects(this_node(), world_size)
+            self._rank_nodes = frozenset(nodes)
+            self._node_ranks = tuple(rank for rank, node in enumerate(nodes) if node == this_node())
             message(progress, carrier_line(job.dataset, self._rank_nodes))
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
@@ -88,7 +90,7 @@ class Batches:
     def _streamed(self, split: Split, sampler: Sampler, transform: Transform) -> Iterator[Batch]:
         """Yields batches that are on the device, or on their way to it, before they are asked for."""
         job = self.job
-        plan = StreamPlan(job.dataset, split, sampler, transform, job.on_corrupt, job.cache)
+        plan = StreamPlan(job.dataset, split, sampler, transform, job.on_corrupt, job.cache, self._node_ranks)
         return copied_ahead(stream_source(plan, self.device, self._rank_nodes), self.device)
 
     def _noting_corrupt(self, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.cluster.address import cluster_address
 from pipeline.cluster.remote_progress import remote_progress
-from pipeline.cluster.resources import Device, check_machine, count_gpus, resolve_cache_folder, workers_use_gpus
+from pipeline.cluster.resources import Device, check_machine, count_gpus, workers_use_gpus
 from pipeline.cluster.session import ray_in_process, ray_session
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.presets import make_recipe
@@ -19,6 +19,7 @@ from pipeline.core.errors import RecipeError
 from pipeline.core.interrupts import StopRequest
 from pipeline.core.progress import Progress, begin, silent
 from pipeline.dataset.api import Dataset, open_dataset
+from pipeline.dataset.cache_folder import resolve_cache
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
@@ -87,7 +88,11 @@ class TrainOptions:
     nor one when the run is stopped. None: 10 on a GPU, and on a CPU all are written."""
 
     cache: str | None = None
-    """Folder on each node's own disk that keeps what is read of object storage."""
+    """Folder on each node's own disk that keeps what is read of object storage, and into which it is fetched ahead."""
+
+    cache_size: str | None = None
+    """Most that `cache` holds, such as 20GB or 500MB; what is needed last goes first, and 0 keeps nothing. None: what
+    the disk has, but 2 GiB."""
 
     trace_rows: bool = False
     """Whether to write the keys of every step's images to RUN/rows/. Proves that no row was lost or doubled."""
@@ -193,7 +198,7 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
         deterministic=options.deterministic,
         hold_out=options.hold_out,
         trace_rows=options.trace_rows,
-        cache=resolve_cache_folder(options.cache),
+        cache=resolve_cache(options.cache, options.cache_size),
         on_corrupt=options.on_corrupt,
         max_skipped_steps=options.max_skipped_steps,
         pretrained=first,

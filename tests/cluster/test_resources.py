@@ -1,6 +1,5 @@
 """What a worker gets of a cluster, and waiting for nodes."""
 
-import os
 import threading
 import time
 
@@ -88,12 +87,6 @@ def test_gpus_for_an_evaluation_in_this_process_are_refused() -> None:
     job = EvaluateJob("model", "data", "out")
     with pytest.raises(RecipeError, match="device=gpu needs workers"), evaluation_session(job, Workers(0, "gpu")):
         pass
-
-
-def test_a_cache_in_a_bucket_is_refused() -> None:
-    with pytest.raises(RecipeError, match="cache=s3://a/b must be a folder on a disk of each node"):
-        resources.resolve_cache_folder("s3://a/b")
-    assert resources.resolve_cache_folder("~/kept") == os.path.expanduser("~/kept")
 
 
 @pytest.mark.parametrize(("use_gpu", "strategy"), [(True, "PACK"), (False, "SPREAD")])

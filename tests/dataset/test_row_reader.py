@@ -1,7 +1,4 @@
-import errno
 import shutil
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.errors import DatasetError, StorageError
-from pipeline.dataset import manifest, row_group_cache
+from pipeline.core.errors import DatasetError
+from pipeline.dataset import manifest
 from pipeline.dataset.row_reader import (
     REMOTE_GAP_BYTES,
     REMOTE_RANGE_BYTES,
@@ -24,7 +21,7 @@ from pipeline.dataset.row_reader import (
     read_images,
 )
 from pipeline.storage import files
-from pipeline.storage.request_counts import RequestCounts, requests_sent
+from pipeline.storage.request_counts import requests_sent
 
 NONE = np.empty(0, np.int64)
 INDEX = RowIndex((), *[NONE] * 9)
@@ -114,71 +111,6 @@ def test_neighbouring_rows_are_one_request_that_holds_each_of_them(
             first, second = (int(range_of[rows.tolist().index(row)]) for row in (a, b))
             too_long = offset[b] + length[b] - ranges[first].offset > REMOTE_RANGE_BYTES
             assert first == second or too_long
-
-
-@pytest.fixture
-def cached(s3: str, tree_dataset: str, tmp_path: Path) -> RowIndex:
-    """The index of a data set in a bucket whose row groups are kept in a folder of the test."""
-    for name, _ in files.list_files(tree_dataset):
-        files.write_bytes(f"{s3}/cached/{name}", files.read_bytes(f"{tree_dataset}/{name}"))
-    split = manifest.load(f"{s3}/cached").split("train")
-    return replace(load_index(f"{s3}/cached", split), cache=row_group_cache.folder_of(str(tmp_path / "kept"), split))
-
-
-def requests(call: Callable[[], object]) -> RequestCounts:
-    before = requests_sent()
-    call()
-    return requests_sent().plus(before, -1)
-
-
-def test_a_row_group_is_requested_once_and_cached(cached: RowIndex, tree_dataset: str) -> None:
-    """Many at a time; again only where a file was cut; the same bytes as from the disk, each row checked."""
-    rows, here = np.random.default_rng(1).permutation(51), index_of(tree_dataset)
-    groups = len(cached.row_group_ends)
-
-    def many() -> None:
-        with ThreadPoolExecutor(8) as pool:
-            for images in pool.map(lambda part: read_images(cached, part), np.array_split(rows, 8)):
-                assert images
-        assert read_images(cached, rows) == read_images(here, rows)
-
-    assert requests(many).get == groups
-    assert requests(many).total == 0
-    kept = sorted(path for path in Path(cached.cache).iterdir() if path.suffix == "")
-    assert len(kept) == groups
-    kept[0].write_bytes(kept[0].read_bytes()[:-1])
-    assert requests(many).get == 1
-    kept[0].write_bytes(bytes(len(kept[0].read_bytes())))
-    with pytest.raises(DatasetError, match=f"not the bytes that were ingested.*remove its copy in {cached.cache}"):
-        read_images(cached, rows)
-
-
-def test_with_a_full_disk_rows_are_read_one_by_one_and_cached_row_groups_are_used(
-    cached: RowIndex, tree_dataset: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows, here = np.random.default_rng(1).permutation(51), index_of(tree_dataset)
-    read_images(cached, np.arange(3))
-    kept = sum(path.suffix == "" for path in Path(cached.cache).iterdir())
-    assert 0 < kept < len(cached.row_group_ends)
-    monkeypatch.setattr(row_group_cache, "RESERVED_BYTES", 1 << 60)
-    sent = requests(lambda: read_images(cached, rows))
-    assert read_images(cached, rows) == read_images(here, rows)
-    assert sent.bytes_read < int(cached.length.sum())
-    assert sum(path.suffix == "" for path in Path(cached.cache).iterdir()) == kept
-
-    def full(self: Path, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(row_group_cache, "RESERVED_BYTES", 0)
-    monkeypatch.setattr(Path, "write_bytes", full)  # somebody else took the room
-    assert read_images(cached, rows) == read_images(here, rows)
-    assert not list(Path(cached.cache).glob("*.tmp"))
-
-
-def test_a_cache_folder_that_cannot_be_made_is_a_one_line_error(cached: RowIndex, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"can't be written on this node .*; give a folder on a disk of its own"):
-        read_images(replace(cached, cache=str(tmp_path / "file" / "x")), np.arange(3))
 
 
 def test_a_flipped_bit_is_named_with_its_shard_and_row_group(copy: Path) -> None:

@@ -182,6 +182,6 @@ def test_worker_processes_of_torchs_dataloader_are_refused(tree_dataset: str, mo
 
 
 def test_a_cache_must_be_a_folder_of_this_machine(tree_dataset: str, tmp_path: Path) -> None:
-    assert len(list(Loader(tree_dataset, **SMALL, cache=str(tmp_path)))) == 3
+    assert len(list(Loader(tree_dataset, **SMALL, cache=str(tmp_path), cache_size="1 MB"))) == 3
     with pytest.raises(RecipeError, match="must be a folder"):
         Loader(tree_dataset, cache="s3://bucket/cache")

@@ -32,15 +32,14 @@ BATCHES_PER_EXECUTION, _OVERLAP = 1024, 64
 
 
 def stream_batches(
-    uri: str, split: Split, sampler: Sampler, transform: Transform, on_corrupt: OnCorrupt = "stop", cache: str = ""
+    uri: str, split: Split, sampler: Sampler, transform: Transform, on_corrupt: OnCorrupt = "stop"
 ) -> Generator[Batch]:
     """Yields the sampler's batches in order, each checked against the rows that the sampler asked for. Needs Ray.
 
     on_corrupt: "quarantine" leaves out images whose bytes have changed or can't be decoded; "stop" raises DatasetError.
-    cache: a folder on each node for row groups read from object storage; empty for none. Raises ExactnessError if a row
-    is missing, repeated or out of order.
+    Raises ExactnessError if a row is missing, repeated or out of order.
     """
-    return ray_source(StreamPlan(uri, split, sampler, transform, on_corrupt, cache))(lambda: False)
+    return ray_source(StreamPlan(uri, split, sampler, transform, on_corrupt))(lambda: False)
 
 
 def ray_source(plan: StreamPlan) -> Source:

@@ -26,6 +26,7 @@ from pipeline.dataset.manifest import Manifest, Split
 from pipeline.dataset.row_reader import RowIndex, load_index
 from pipeline.loader.batch import Batch, batch_from_columns
 from pipeline.loader.decode import check_decoder
+from pipeline.loader.row_groups.estimate import PART_ROWS
 from pipeline.loader.sample_order import Rows
 from pipeline.loader.samplers import Sampler
 from pipeline.loader.stage_times import BatchTiming, Stopwatch
@@ -36,9 +37,6 @@ from pipeline.storage import files
 
 _log = logging.getLogger(__name__)
 
-# Rows that a thread decodes at a time: few enough that all threads work on one batch, many enough that a call into the
-# decoder costs little. A guess, not measured.
-_PART_ROWS = 32
 # A thread that waits for object storage needs no CPU: of four one decodes. A guess, not measured.
 _REMOTE_THREADS = 4
 _POLL_SECONDS = 0.2
@@ -55,15 +53,14 @@ def decode_threads(remote: bool = False) -> int:
 
 
 def local_batches(
-    uri: str, split: Split, sampler: Sampler, transform: Transform, on_corrupt: OnCorrupt = "stop", cache: str = ""
+    uri: str, split: Split, sampler: Sampler, transform: Transform, on_corrupt: OnCorrupt = "stop"
 ) -> Generator[Batch]:
     """Yields the sampler's batches, in order, decoded by threads of this process ahead of the consumer.
 
     At least one whole batch is made ahead, and as many as keep all threads busy; so memory is bounded by a few batches.
     on_corrupt: "quarantine" leaves out images whose bytes have changed or can't be decoded; "stop" raises DatasetError.
-    cache: a folder for row groups read from object storage; empty for none.
     """
-    return thread_source(StreamPlan(uri, split, sampler, transform, on_corrupt, cache))(lambda: False)
+    return thread_source(StreamPlan(uri, split, sampler, transform, on_corrupt))(lambda: False)
 
 
 def thread_source(plan: StreamPlan, pinned: bool = False) -> Source:
@@ -75,9 +72,9 @@ def thread_source(plan: StreamPlan, pinned: bool = False) -> Source:
             for number in range(len(plan.sampler)):
                 waiting.append(threads.begin(number))
                 if len(waiting) > threads.batches_ahead(waiting[0]):
-                    yield waiting.popleft().result(is_closed)
+                    yield threads.end(waiting.popleft(), is_closed)
             while waiting:
-                yield waiting.popleft().result(is_closed)
+                yield threads.end(waiting.popleft(), is_closed)
 
     return source
 
@@ -88,6 +85,7 @@ class BatchThreads:
     def __init__(self, plan: StreamPlan, pinned: bool) -> None:
         check_decoder(plan.transform.decoder)
         self._plan, self._index, self._buffers = plan, plan.index(), ImageBuffers(pinned)
+        self._ahead = plan.ahead()
         self.count = decode_threads(remote=not all(map(files.is_local, self._index.paths)))
         start = _one_thread_each if plan.transform.needs_torch else None
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="decode", initializer=start)
@@ -99,6 +97,8 @@ class BatchThreads:
     def begin(self, number: int) -> "PendingBatch":
         """Returns a batch of the sampler that is being made."""
         plan, index = self._plan, self._index
+        if self._ahead is not None:
+            index = self._ahead.index(plan.sampler.step(number))
         rows, epochs = plan.sampler.rows(number), plan.sampler.epochs(number)
         # One size for all parts: they may hold different epochs of a size ramp.
         fixed = plan.transform.at(epochs)
@@ -110,11 +110,20 @@ class BatchThreads:
             fixed.load(index, rows[part], epochs_at(epochs, part), unusable, watch, pixels[part])
             return _Part([position + part.start for position in unusable or ()], watch.timing())
 
-        parts = [slice(start, min(start + _PART_ROWS, len(rows))) for start in range(0, len(rows), _PART_ROWS)]
+        parts = [slice(start, min(start + PART_ROWS, len(rows))) for start in range(0, len(rows), PART_ROWS)]
         return PendingBatch(number, index, rows, epochs, pixels, [self._pool.submit(load, part) for part in parts])
+
+    def end(self, batch: "PendingBatch", is_closed: Callable[[], bool]) -> Batch:
+        """Waits for a batch, of which all before have ended. Raises what `PendingBatch.result` raises."""
+        made = batch.result(is_closed)
+        if self._ahead is not None:
+            self._ahead.read_up_to(self._plan.sampler.step(batch.number) + 1)
+        return made
 
     def close(self) -> None:
         """Ends the threads; what hasn't begun isn't made."""
+        if self._ahead is not None:
+            self._ahead.close()  # nobody waits for a row group any more
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
