@@ -22,7 +22,7 @@ from jobs.terminal import command
 from jobs.terminal.training_result import describe_dataset
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError
-from pipeline.core.shares import share_text
+from pipeline.core.shares import counted, share_text
 from pipeline.ingestion.prepare import prepare_dataset, trained_twin
 from pipeline.ingestion.sources import Source
 from pipeline.storage import files
@@ -168,7 +168,8 @@ def _print(out: str, values: dict[str, Any]) -> None:
         lines.append(
             (
                 "labels",
-                f"{labels['found']:,} of {labels['rows']:,} training images have a doubtful label: {labels['table']}",
+                f"{counted(labels['found'], 'doubtful one')} among {counted(labels['rows'], 'training image')}: "
+                f"{labels['table']}",
             )
         )
     lines += [
@@ -200,7 +201,9 @@ def _verify(args: Args, out: str) -> None:
     from pipeline.evaluation.workflow import verify
 
     found = verify(out, _dataset(args) if args.data else None, args.checkpoint)
-    command.console.print(f"{out}: {found.rows:,} rows, each once; certificate {found.digest[:16]} and metrics hold")
+    command.console.print(
+        f"{out}: {counted(found.rows, 'row')}, each once; certificate {found.digest[:16]} and metrics hold"
+    )
 
 
 def _compare(args: Args, first: str, second: str) -> None:
@@ -217,7 +220,7 @@ def _compare(args: Args, first: str, second: str) -> None:
     values = compare(first, second, dataset, out)
     changes = values["per_class"]
     command.print_table(
-        f"\nB against A, {values['rows']:,} rows",
+        f"\nB against A, {counted(values['rows'], 'row')}",
         [
             ("", verdict(values)),
             ("top-1 of A", share_text(values["both"] + values["only_first"], values["rows"])),

@@ -19,6 +19,7 @@ from typing import Annotated
 from jobs.arguments.source import RawArgs
 from jobs.terminal import command
 from pipeline.core.errors import PipelineError
+from pipeline.core.shares import counted
 from pipeline.dataset.manifest import Manifest, load
 from pipeline.ingestion.api import ingest, preview_ingest
 from pipeline.ingestion.diff import compare_datasets
@@ -130,7 +131,7 @@ def print_ingested(done: Ingested, seconds: float) -> None:
     command.print_table(
         f"\n{data.name}",
         [
-            *((name, f"{split.rows:,} rows{_rule(name, data)}") for name, split in data.splits.items()),
+            *((name, f"{counted(split.rows, 'row')}{_rule(name, data)}") for name, split in data.splits.items()),
             ("classes", f"{len(data.classes):,}"),
             ("shards", f"{len(shards):,}, {sum(shard.bytes for shard in shards) / 1e6:,.1f} MB")
             if not done.trusted_shards
@@ -175,7 +176,7 @@ def print_preview(source: Source, out: str, settings: IngestSettings, workers: i
                 f"{cost.reads:,} GET, {cost.writes:,} PUT (and {preview.listing_requests:,} to look at the source)",
             ),
             ("memory", f"at most {preview.task_memory_bytes / 2**20:,.0f} MiB a worker"),
-            ("time", f"about {cost.seconds:,.0f} s on {preview.cpus} CPUs"),
+            ("time", f"about {cost.seconds:,.0f} s on {counted(preview.cpus, 'CPU')}"),
             (
                 "money",
                 f"${cost.money:,.2f} once, ${cost.money_per_month:,.2f} a month for storage (ingestion/cost.py)",
@@ -198,7 +199,7 @@ def print_diff(old: str, new: str) -> None:
 
 
 def _rows(keys: tuple[str, ...]) -> str:
-    return f"{len(keys):,} rows" + (f", first {keys[0]}" if keys else "")
+    return counted(len(keys), "row") + (f", first {keys[0]}" if keys else "")
 
 
 if __name__ == "__main__":

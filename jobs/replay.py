@@ -17,6 +17,7 @@ from typing import Annotated
 
 from jobs.terminal import command
 from pipeline.core.errors import RecipeError
+from pipeline.core.shares import counted
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def main(args: Args) -> None:
         done = replay_checkpoint(args.checkpoint, args.data, args.steps, args.teacher, display)
     count, differing = len(done.recorded), done.differing
     command.print_table(
-        f"\n{count} steps after step {done.first} of {args.checkpoint}",
+        f"\n{counted(count, 'step')} after step {done.first} of {args.checkpoint}",
         [
             ("same to the last bit", f"{count - len(differing)} of {count}"),
             ("largest difference", f"{done.largest_difference:.3g}, relative"),

@@ -14,6 +14,7 @@ from typing import Annotated
 
 from jobs.terminal import command
 from pipeline.core.errors import DatasetError
+from pipeline.core.shares import counted
 from pipeline.dataset.manifest import load
 from pipeline.ingestion.verify import verify_dataset
 from pipeline.storage import files
@@ -35,14 +36,17 @@ def main(args: Args) -> None:
     for damage in damages:
         command.console.print(f"damaged: {damage.path}: {damage.what}")
     if damages:
-        raise DatasetError(f"{uri}: {len(damages)} files or splits are damaged; restore them, or ingest again")
+        raise DatasetError(
+            f"{uri}: {counted(len(damages), 'file or split is', 'files or splits are')} damaged; restore them from "
+            "a copy, or ingest again"
+        )
     data = load(uri)
     shards = [shard for split in data.splits.values() for shard in split.shards]
     num_bytes, seconds = sum(shard.bytes for shard in shards), time.perf_counter() - start
     command.print_table(
         f"\n{data.name} is whole",
         [
-            *((name, f"{split.rows:,} rows") for name, split in data.splits.items()),
+            *((name, counted(split.rows, "row")) for name, split in data.splits.items()),
             ("shards", f"{len(shards):,}, {num_bytes / 1e6:,.1f} MB"),
             ("time", f"{seconds:.1f} s, {num_bytes / 1e6 / seconds:,.0f} MB/s"),
             ("digest", data.digest),

@@ -200,7 +200,7 @@ def split(path: Path, out: Path) -> list[Path]:
     """Cuts a file into pieces of at most PIECE_BYTES in `out`, and returns them. Older pieces there are removed."""
     for old in out.glob("piece-*"):
         old.unlink()
-    pieces = []
+    pieces: list[Path] = []
     with path.open("rb") as file:
         while part := file.read(PIECE_BYTES):
             pieces.append(out / f"piece-{len(pieces):02d}")

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from jobs.terminal import command
 from pipeline.core.errors import DatasetError
+from pipeline.core.shares import counted
 from pipeline.dataset.mixture import mix
 from pipeline.storage import files
 
@@ -39,7 +40,7 @@ def main(args: Args) -> None:
     command.print_table(
         f"\n{data.name}, of {len(sources)} data sets",
         [
-            *((name, f"{split.rows:,} rows") for name, split in data.splits.items()),
+            *((name, counted(split.rows, "row")) for name, split in data.splits.items()),
             ("digest", data.digest),
             ("train in shares", f'--set sampling.shares="{", ".join(f"{name}=1" for name in sources)}"'),
         ],

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jobs.terminal.console import console, print_table
-from pipeline.core.shares import share_text
+from pipeline.core.shares import counted, share_text
 from pipeline.dataset.api import Dataset, open_dataset
 from pipeline.dataset.manifest import Manifest
 from pipeline.ingestion.sources import digits
@@ -27,14 +27,21 @@ def print_result(run: str, data: Manifest, result: dict[str, Any]) -> None:
             *_without_leaked(result),
             *([("top-5", share_text(val["correct_top5"], val["rows"]))] if len(data.classes) > 5 else []),
             ("loss", "not finite" if val["loss"] is None else f"{val['loss']:.4f}"),
-            ("training", f"{result['train_seconds']:.0f} s, {result['epochs']} epochs, {result['steps']:,} steps"),
+            (
+                "training",
+                f"{result['train_seconds']:.0f} s, {counted(result['epochs'], 'epoch')}, "
+                f"{counted(result['steps'], 'step')}",
+            ),
             (
                 "speed",
                 f"{result['images_per_second']:,.0f} images/s, {result['data_wait_fraction']:.1%} waiting for data",
             ),
             ("time went to", stage_times.largest_shares(result["seconds"])),
             ("operations", _operations(result)),
-            ("goodput", f"{result['goodput']:.0%} of the time since the first start, {len(result['starts'])} start(s)"),
+            (
+                "goodput",
+                f"{result['goodput']:.0%} of the time since the first start, {counted(len(result['starts']), 'start')}",
+            ),
             *_sampled(result),
             *_quarantined(result),
             *(("WARNING", line) for line in result.get("warnings", ())),
@@ -64,7 +71,7 @@ def _quarantined(result: dict[str, Any]) -> list[tuple[str, str]]:
     if not lines:
         return []
     counts = ", ".join(f"{sum(line['split'] == split for line in lines):,} {split}" for split in ("train", "val"))
-    return [("LEFT OUT", f"{counts} images whose bytes are damaged; first {lines[0]['key']} in {lines[0]['place']}")]
+    return [("LEFT OUT", f"{counts}: images whose bytes are damaged; first {lines[0]['key']} in {lines[0]['place']}")]
 
 
 def _evaluated(result: dict[str, Any]) -> str:

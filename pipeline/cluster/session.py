@@ -19,6 +19,7 @@ from pipeline.cluster.session_folder import session_folder
 from pipeline.core.errors import ClusterError
 from pipeline.core.interrupts import ENDING_SIGNALS, exit_on_signals, hold_signals
 from pipeline.core.processes import children_naming, wait_or_kill
+from pipeline.core.shares import counted
 from pipeline.core.user_folders import account_variables
 from pipeline.core.variables import environment_variables
 
@@ -114,8 +115,8 @@ def check_local_workers(num_workers: int) -> None:
     cpus = usable_cpus()
     if num_workers > max(_FEW_WORKERS, 2 * cpus) and num_workers > _gpus():
         raise ClusterError(
-            f"workers={num_workers} are too many for the {cpus} CPUs of this machine; use --workers {cpus} or fewer, "
-            "or name a cluster in RAY_ADDRESS"
+            f"workers={num_workers} are too many for the {counted(cpus, 'CPU')} of this machine; use "
+            f"--workers {cpus} or fewer, or name a cluster in RAY_ADDRESS"
         )
 
 

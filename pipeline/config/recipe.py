@@ -24,6 +24,7 @@ from pipeline.config.choices import (
 from pipeline.config.model_names import check_model
 from pipeline.config.sampling import Sampling
 from pipeline.core.errors import RecipeError
+from pipeline.core.shares import counted
 
 
 @dataclass(frozen=True)
@@ -290,12 +291,14 @@ def check_batch(recipe: Recipe, num_workers: int, num_rows: int | None = None) -
     size = recipe.global_batch_size
     least = num_workers * (2 if recipe.augment.mixes else 1)  # mixing needs pairs
     if size < least:
-        raise RecipeError(f"global_batch_size={size} is too small for {num_workers} workers; use {least} or more")
+        raise RecipeError(
+            f"global_batch_size={size} is too small for {counted(num_workers, 'worker')}; use {least} or more"
+        )
     if num_rows is None:
         return
     smallest = num_rows // (recipe.repeats * -(-num_rows // size)) * recipe.repeats
     if smallest < least:
         raise RecipeError(
-            f"global_batch_size={size} with {num_rows} training rows leaves steps of {smallest} rows for "
-            f"{num_workers} workers; use a larger batch or fewer workers"
+            f"global_batch_size={size} with {num_rows} training rows leaves steps of {counted(smallest, 'row')} "
+            f"for {counted(num_workers, 'worker')}; use a larger batch{' or fewer workers' if num_workers > 1 else ''}"
         )

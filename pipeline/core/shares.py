@@ -1,8 +1,13 @@
-"""Shares of rows, such as accuracies: Wilson's confidence interval, and both as text, in one form everywhere."""
+"""Counts and shares of rows as text, in one form everywhere; of a share Wilson's confidence interval."""
 
 from math import sqrt
 
 CONFIDENCE = 0.95
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Returns a number with its noun: `1 image`, `2,000 images`. plural: None for the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def wilson_interval(correct: int, rows: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

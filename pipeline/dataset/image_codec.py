@@ -16,8 +16,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.core.thread_warnings import thread_warnings
 from pipeline.dataset.jpeg_segments import pixel_segments, read_frame, without_stray_bytes
-from pipeline.dataset.thread_warnings import thread_warnings
 
 MAX_IMAGE_PIXELS = 100_000_000
 MAX_IMAGE_BYTES = 64 << 20

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.dataset.thread_warnings import thread_warnings
+from pipeline.core.thread_warnings import thread_warnings
 
 IMAGE_SECONDS = 300  # most for one image; 100 megapixels take about 5; a guess that only a library that hangs reaches
 _MOST_BYTES = 4 << 30  # that a child may allocate: 100 megapixels, decoded and converted, take about 2 GiB

@@ -19,6 +19,7 @@ from pipeline.config.choices import TestViews
 from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.errors import ExactnessError, check_installed
 from pipeline.core.progress import Progress, silent
+from pipeline.core.shares import counted
 from pipeline.dataset import manifest
 from pipeline.evaluation.inference import view_logits
 from pipeline.evaluation.inputs import Data, StrPath, absolute_uri, dataset_uri
@@ -73,7 +74,7 @@ class ExportCheck:
         """Raises ExactnessError unless the logits agree within the tolerance, and the best classes almost always."""
         if self.largest_difference > _TOLERANCE or self.same_class < self.images * _MIN_SAME_CLASS:
             raise ExactnessError(
-                f"{self.form}: differs from the network on {self.images:,} images: another class for "
+                f"{self.form}: differs from the network on {counted(self.images, 'image')}: another class for "
                 f"{self.images - self.same_class:,}, logits by up to {self.largest_difference:.3g}; don't use it"
             )
 

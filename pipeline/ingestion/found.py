@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from pipeline.core.shares import counted
 from pipeline.ingestion.sources import Index
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -14,13 +15,15 @@ _SHOWN_NAMES = 3
 
 
 def found_lines(index: Index) -> list[str]:
-    """Returns how a source was understood. Labelled images, unreadable files and files left out are all that was found.
+    """Returns how a source was understood: all of its files are labelled images, labels, unreadable or left out.
 
     Classes are shown with the images of all splits.
     """
     splits = ", ".join(f"{table.num_rows:,} {name}" for name, table in index.splits.items())
-    num_found = index.num_labelled + index.num_ignored
-    lines = [f"found {num_found:,} files ({index.layout}): {index.num_rows:,} labelled images ({splits})"]
+    found, labelled = counted(index.num_found, "file"), counted(index.num_rows, "labelled image")
+    lines = [f"found {found} ({index.layout}): {labelled} ({splits})"]
+    if index.num_label_files:
+        lines[0] += f", {counted(index.num_label_files, 'file')} with labels"
     if index.unusable:
         lines[0] += f", {len(index.unusable):,} that can't be read"
     if index.ignored:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.thread_warnings import thread_warnings
 from pipeline.dataset.image_codec import (
     JPEG_START,
     MAX_IMAGE_BYTES,
@@ -35,7 +36,6 @@ from pipeline.dataset.image_codec import (
 )
 from pipeline.dataset.jpeg_segments import APP1, read_frame, segments
 from pipeline.dataset.png_data import missing_rows
-from pipeline.dataset.thread_warnings import thread_warnings
 from pipeline.ingestion.quality.pixel_facts import PixelFacts, pixel_facts
 
 REPAIR_QUALITY = 95

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress
+from pipeline.core.shares import counted
 from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, Split, parse_shard
 from pipeline.dataset.parquet import read_split_provenance
 from pipeline.ingestion.plan import IngestSettings, ShardPlan
@@ -89,7 +90,8 @@ def check_quarantined(plan: IngestPlan, quarantined: pa.Table, most: float) -> N
     if not quarantined.num_rows:
         return
     first = [f"{row['key']}: {row['reason']}" for row in quarantined.slice(0, 3).to_pylist()]
-    problem = f"{quarantined.num_rows:,} of {plan.index.num_labelled:,} files can't be used ({'; '.join(first)})"
+    files_of = counted(plan.index.num_labelled, "file")
+    problem = f"{quarantined.num_rows:,} of {files_of} can't be used ({'; '.join(first)})"
     place = files.join(plan.out, QUARANTINE_NAME)
     if quarantined.num_rows <= (most if most >= 1 else most * plan.index.num_labelled):
         _log.warning("warning: %s; they are left out, and listed in %s", problem, place)
@@ -135,8 +137,8 @@ def _check_no_class_is_lost(index: Index, splits: dict[str, Split]) -> None:
     wanted = np.bincount(index.splits["train"]["label"].to_numpy(), minlength=len(index.classes))
     for label in np.flatnonzero((wanted > 0) & (np.array(splits["train"].rows_per_class) == 0)):
         raise DatasetError(
-            f"class {index.classes[label]!r}: none of its {wanted[label]:,} training images can be used; see "
-            f"{QUARANTINE_NAME}, and mend or remove them"
+            f"class {index.classes[label]!r}: none of its {counted(int(wanted[label]), 'training image')} can be used; "
+            f"see {QUARANTINE_NAME}, and mend or remove them"
         )
 
 
@@ -193,7 +195,7 @@ def dataset_card(manifest: Manifest) -> str:
         {"name": "width", "dtype": "int32"},
     ]
     header = {"configs": [{"config_name": "default", "data_files": data_files}], "dataset_info": {"features": features}}
-    rows = "\n".join(f"- {name}: {split.rows:,} rows" for name, split in manifest.splits.items())
+    rows = "\n".join(f"- {name}: {counted(split.rows, 'row')}" for name, split in manifest.splits.items())
     # JSON is YAML, and needs no quoting rules of its own.
     return (
         f"---\n{json.dumps(header, indent=1)}\n---\n\n# {manifest.name}\n\n{rows}\n\n"

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.cluster.ray_tasks import map_tables
 from pipeline.core.progress import Progress, silent
+from pipeline.core.shares import counted
 from pipeline.dataset.manifest import Manifest, Shard, Split, load
 from pipeline.dataset.parquet import read_table, with_prefix
 from pipeline.storage import files
@@ -105,7 +106,7 @@ def _verify_split(uri: str, manifest: Manifest, name: str, progress: Progress) -
         damages.append(Damage(name, f"{len(labels):,} rows, {split.rows:,} expected, or other rows per class"))
     doubled = len(labels) - len(pa.compute.unique(table["key"]))
     if doubled:
-        damages.append(Damage(name, f"{doubled:,} keys occur more than once"))
+        damages.append(Damage(name, f"{counted(doubled, 'key')} more than once"))
     return damages
 
 

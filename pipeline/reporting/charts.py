@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from pipeline.core.thread_warnings import thread_warnings
 from pipeline.reporting.page import render_page as render_page
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def thumbnail(data: bytes) -> str:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with thread_warnings("ignore"), Image.open(io.BytesIO(data)) as image:  # of large images, and odd EXIF
             small = image.convert("RGB")
     except Exception as error:  # PIL raises almost anything for damaged input; one picture is no reason to lose a page
         _log.warning("warning: an image can't be shown on a page (%s)", error)

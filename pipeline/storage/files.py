@@ -11,6 +11,8 @@ import json
 import mmap
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,7 +36,7 @@ from pipeline.storage.listing import (
 )
 from pipeline.storage.local_files import MappedFile, map_file, read_local_range, temporary_beside, write_direct
 from pipeline.storage.retries import ConflictError
-from pipeline.storage.system_errors import one_line_errors
+from pipeline.storage.system_errors import one_line_errors, raise_if_full
 from pipeline.storage.uris import absolute, basename, in_store, is_local, join, open_filesystem, resolve
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "write_json",
     "write_mapped",
     "write_once",
+    "write_pieces",
 ]
 
 
@@ -124,6 +127,25 @@ def write_bytes(uri: str, data: Any) -> None:
 def write_json(uri: str, value: Any, pretty: bool = False) -> None:
     """Writes `value` as JSON, as `write_bytes` does. pretty: one value a line, for people; else on one line."""
     write_bytes(uri, json.dumps(value, indent=1).encode() + b"\n" if pretty else json.dumps(value).encode())
+
+
+@contextmanager
+def write_pieces(uri: str) -> Iterator[Any]:
+    """Yields a stream for a file that is too long for memory, and is there in part while the block runs.
+
+    Makes its folder. Raises StorageError if the disk is full or the folder can't be written.
+    """
+    filesystem, path = open_filesystem(uri)
+    with one_line_errors(uri, writing=True):
+        if is_local(uri):
+            filesystem.create_dir(path.rsplit("/", 1)[0])
+        stream = filesystem.open_output_stream(path, compression=None)  # by default its name decides
+    try:
+        with stream:
+            yield stream
+    except OSError as error:
+        raise_if_full(error, uri)
+        raise
 
 
 def write_mapped(uri: str, memory: mmap.mmap, size: int) -> None:

@@ -48,11 +48,16 @@ def one_line_errors(path: str, writing: bool = False) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise StorageError(describe(error, path, writing) or "") from error
+        raise_if_full(error, path)
         if error.errno in (*_REFUSED, errno.EROFS) and not isinstance(error, StorageError):
             raise FileAccessError(error.errno or 0, describe(error, path, writing) or "") from error
         raise
+
+
+def raise_if_full(error: OSError, path: str) -> None:
+    """Raises StorageError, naming the file that was written, if the disk is full or the quota is used up."""
+    if (error.errno or _number_in(error)) in _FULL:
+        raise StorageError(describe(error, path) or "") from error
 
 
 def describe(error: OSError, path: str | None = None, writing: bool | None = None) -> str | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline.config.recipe import Recipe
 from pipeline.core.progress import Progress, begin, message, silent
+from pipeline.core.shares import counted
 from pipeline.core.structured_log import RunLog, silent_log
 from pipeline.dataset.manifest import Manifest
 from pipeline.loader.batch import Batch
@@ -201,7 +202,7 @@ def _warm_up(learner: Learner, batches: Batches, first_step: int, progress: Prog
     def stand_ins() -> Iterator[tuple[int, Batch]]:
         for step in steps_of_each_size(order, first_step):
             rows = len(order.rows(step, *place))
-            progress("compile", 0, 0, f"for {rows:,} images of {size_px} px")
+            progress("compile", 0, 0, f"for {counted(rows, 'image')} of {size_px} px")
             yield step, stand_in(rows, size_px, batches.device, order.epochs(step, *place))
 
     learner.model.train()
@@ -215,7 +216,7 @@ def _new_state(job: TrainJob, learner: Learner, batches: Batches, progress: Prog
     if recipe.fit_seconds:
         progress("fit", 0, 0, "timing a few steps")
         state.epochs = fit_epochs(recipe, learner.net, learner.train_step, batches)
-        progress("fit", 1, 1, f"{state.epochs} epochs fit in {recipe.fit_seconds:g} s")
+        progress("fit", 1, 1, f"{counted(state.epochs, 'epoch')} fit in {recipe.fit_seconds:g} s")
     return state
 
 

@@ -18,6 +18,7 @@ from pipeline.config.recipe import Recipe, check_batch
 from pipeline.core.errors import RecipeError
 from pipeline.core.interrupts import StopRequest
 from pipeline.core.progress import Progress, begin, silent
+from pipeline.core.shares import counted
 from pipeline.dataset.api import Dataset, open_dataset
 from pipeline.dataset.cache_folder import resolve_cache
 from pipeline.ingestion.prepare import prepare_dataset
@@ -254,7 +255,7 @@ def training_session(job: TrainJob, wait_minutes: float = 0, progress: Progress 
     begin(progress, "starting Ray")
     with ray_session(job.num_workers), ExitStack() as stack:
         job = fit_to_cluster(job, wait_minutes, progress)
-        begin(progress, f"starting {job.num_workers} workers" if job.num_workers else "preparing the run")
+        begin(progress, f"starting {counted(job.num_workers, 'worker')}" if job.num_workers else "preparing the run")
         stop = StopRequest()
         remote = stack.enter_context(remote_progress(progress, stop)) if job.num_workers else progress
         yield replace(job, progress=remote, stop=stop)

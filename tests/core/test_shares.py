@@ -1,7 +1,7 @@
 import pytest
 from scipy.stats import binomtest
 
-from pipeline.core.shares import interval_text, percent_text, share_text, wilson_interval
+from pipeline.core.shares import counted, interval_text, percent_text, share_text, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,11 @@ def test_wilsons_interval_is_scipys_to_the_last_bit(rows: int, confidence: float
     for correct in {*range(0, rows + 1, max(1, rows // 97)), rows}:
         scipys = binomtest(correct, rows).proportion_ci(confidence, method="wilson")
         assert wilson_interval(correct, rows, confidence) == (scipys.low, scipys.high)
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2, 12_000)] == ["0 images", "1 image", "2 images", "12,000 images"]
+    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
 
 
 def test_a_share_is_written_with_its_interval_also_where_all_rows_are_right() -> None:

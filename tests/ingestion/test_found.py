@@ -2,6 +2,7 @@
 the data set."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,7 @@ def test_odd_files_are_kept_quarantined_or_counted(tmp_path: Path) -> None:
         "images of test/ without class folders": 1, "no suffix": 2, ".csv": 1, ".ipynb_checkpoints": 1, "__MACOSX": 1,
         "@eaDir": 1, ".git": 1, "Thumbs.db": 1, "._*": 1,
     }  # fmt: skip
-    assert (
-        index.num_labelled + index.num_ignored == num_entries(tmp_path / "t") + 1
-    )  # `above` is a folder to the system
+    assert index.num_found == num_entries(tmp_path / "t") + 1  # `above` is a folder to the system
 
 
 def test_what_is_written_quarantined_and_left_out_is_all_that_was_found(tmp_path: Path) -> None:
@@ -106,6 +105,14 @@ def test_the_user_is_told_what_was_found(tmp_path: Path) -> None:
     )
     assert lines[3].startswith("left out: 1 x images of test/ without class folders, 2 x no suffix, 1 x .csv, ")
     assert lines[3].endswith(" ... and 3 more")
+
+
+def test_classes_without_validation_images_are_told(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "t", per_class=3)
+    shutil.rmtree(tree / "val" / "bee")
+    line = "no validation image in 1 of the classes: bee; how well they are recognised isn't measured"
+    assert line in found_lines(opened(tree))
+    assert not [each for each in found_lines(opened(tree / "train")) if "no validation image" in each]
 
 
 def test_a_file_or_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +276,7 @@ def test_found_is_labelled_and_unreadable_and_left_out_for_any_tree(
     if refused is not None:  # images in docs/, of which nobody knows the split; a class without an image in val
         assert "'docs'" in refused or "val/bee" in refused
         return
-    assert index.num_labelled + index.num_ignored == num_entries(tree)
+    assert index.num_found == num_entries(tree)
     assert index.classes == ("ant", "bee")
 
 

@@ -130,8 +130,8 @@ def test_the_quality_page_lists_leaks_and_refused_files(tmp_path: Path) -> None:
     (tree / "val/bee/001.jpg").write_bytes(b"I am text")
     ingest_here(open_source(str(tree), spool=""), str(tmp_path / "out"))
     page = (tmp_path / "out" / "quality.html").read_text()
-    assert "1 images outside train show what a training image shows" in page
-    assert "1 files of the source could not be used" in page
+    assert "1 image outside train shows what a training image shows" in page
+    assert "1 file of the source could not be used" in page
     assert "val/bee/001.jpg" in page
     assert "no image: it begins with" in page
     assert "http" not in page.replace("http://www.w3.org", "")  # it needs nothing from anywhere

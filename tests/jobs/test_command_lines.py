@@ -116,14 +116,14 @@ def test_verify_and_diff_name_damage_and_changes(tmp_path: Path) -> None:
     ingest_here(open_source(str(tree), spool=""), str(tmp_path / "b"))
     changes = call_job("ingest", "--diff", "a", "b", cwd=tmp_path)
     assert changes.returncode == 0, changes.stderr
-    assert "removed          1 rows, first train/ant/000.jpg" in changes.stdout
+    assert "removed          1 row, first train/ant/000.jpg" in changes.stdout
     assert call_job("verify", "--data", "a", cwd=tmp_path).returncode == 0
     (shard,) = (tmp_path / "a" / "val").iterdir()
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
     shard.write_bytes(data)
     finished = call_job("verify", "--data", "a", cwd=tmp_path)
-    assert "1 files or splits are damaged" in one_line_error(finished)
+    assert "1 file or split is damaged" in one_line_error(finished)
     assert f"damaged: val/{shard.name}: SHA-256" in finished.stdout
 
 

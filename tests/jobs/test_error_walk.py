@@ -80,7 +80,7 @@ WALK = [
     ("ingest --diff data nothere", "nothere: no manifest.json, so no finished data set"),
     ("ingest --soruce tree", "--soruce: no such flag; did you mean --source?"),
     ("verify --data tree", "tree: no manifest.json, so no finished data set"),
-    ("verify --data cut", "cut: 1 files or splits are damaged; restore them"),
+    ("verify --data cut", "cut: 1 file or split is damaged; restore them"),
     ("verify --data file.txt", "file.txt: no manifest.json"),
     # trained models
     ("evaluate", "checkpoint: give a finished run"),

@@ -103,10 +103,10 @@ def test_a_table_gives_weights_by_key_and_is_part_of_a_runs_identity(digits_data
     assert job.identity("0") != before
 
     table.write_text("\n".join(["key,weights", *lines[1:]]))
-    with pytest.raises(RecipeError, match=rf"has no weights for 1 rows, such as {keys[0]}; add them"):
+    with pytest.raises(RecipeError, match=rf"has no weights for 1 row, such as {keys[0]}; add what is missing"):
         sample(digits_dataset, weights=str(table))
     table.write_text("\n".join(["key,weights", *lines, lines[0]]))
-    with pytest.raises(RecipeError, match="1 keys come more than once"):
+    with pytest.raises(RecipeError, match="1 line too many, of keys that have one already"):
         sample(digits_dataset, weights=str(table))
     table.write_text("name,weight\na,1")
     with pytest.raises(RecipeError, match="has the columns name, weight; key and weights are needed"):

@@ -1,9 +1,12 @@
 """Charts leave matplotlib's settings as they were, and are the same bytes each time."""
 
+import io
 import subprocess
 import sys
 
 import matplotlib
+import pytest
+from PIL import Image
 
 from pipeline.reporting.charts import chart_style, new_axes, svg_data_uri, thumbnail
 from pipeline.reporting.figures import confusion_matrix_chart
@@ -48,6 +51,14 @@ def test_a_confusion_matrix_is_drawn() -> None:
 
     picture = confusion_matrix_chart(np.array([[3, 1], [0, 2]]), ("ant", "bee"))
     assert picture.startswith("data:image/svg+xml;base64,")
+
+
+def test_a_large_image_costs_no_warning(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (12, 12)).save(out, format="PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # PIL warns of more, and refuses more than twice as many
+    assert thumbnail(out.getvalue()).startswith("data:image/png;base64,")
+    assert not recwarn.list
 
 
 def test_an_image_that_cannot_be_decoded_costs_its_picture_alone() -> None:

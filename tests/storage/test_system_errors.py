@@ -47,6 +47,15 @@ def test_a_full_disk_names_the_file_and_keeps_what_is_there(tmp_path: Path, monk
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("old", b"old")]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_disk_that_fills_while_a_file_is_unpacked_names_the_file() -> None:
+    with (
+        pytest.raises(StorageError, match=r"^/dev/full: the disk is full; free some space"),
+        files.write_pieces("/dev/full") as out,
+    ):
+        out.write(b"x" * (1 << 20))
+
+
 def test_pyarrows_text_is_enough() -> None:
     text = "[Errno 13] Failed to open local file '/no/where.jpg'. Detail: [errno 13] Permission denied"
     assert describe(PermissionError(text)) == (

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
+from pipeline.core.shares import counted
 from pipeline.ingestion.sources.members import Listing, is_archive, list_members
 from pipeline.ingestion.sources.recognise.contents import HEAD_BYTES, looks_like_image
 from pipeline.ingestion.sources.recognise.file_kinds import is_image, kind_of
@@ -54,7 +55,7 @@ def find_images(inputs: Sequence[str], spool: str, progress: Progress) -> FoundI
         tables = [_renamed(part, posixpath.relpath(place, common)) for part, place in zip(tables, places, strict=True)]
     table = pa.concat_tables(tables).unify_dictionaries()
     if not table.num_rows:
-        seen = f" among {sum(skipped.values()):,} files ({_kinds(skipped)})" if skipped else ""
+        seen = f" among {counted(sum(skipped.values()), 'file')} ({_kinds(skipped)})" if skipped else ""
         raise SourceError(f"input={' '.join(inputs)}: no image{seen}; give images, in a folder or an archive")
     return FoundImages(table, dict(skipped.most_common()))
 

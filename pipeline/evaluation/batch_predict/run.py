@@ -18,8 +18,8 @@ from pipeline.cluster.session import ray_session
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import CheckpointError, ExactnessError, RecipeError
 from pipeline.core.progress import Progress, begin, silent
+from pipeline.core.thread_warnings import thread_warnings
 from pipeline.dataset.parquet import parquet_bytes
-from pipeline.dataset.thread_warnings import thread_warnings
 from pipeline.evaluation.batch_predict.decode_task import UNIT_IMAGES, Arrays, DecodeTask
 from pipeline.evaluation.batch_predict.images import find_images
 from pipeline.evaluation.batch_predict.job import PredictJob

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.core.shares import counted
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_provenance, read_rows, read_table
 from pipeline.reporting.charts import BLUE, GREY, ORANGE, chart_style, new_axes, render_page, svg_data_uri, thumbnail
@@ -47,7 +48,7 @@ def _classes(manifest: Manifest) -> tuple[str, str]:
     counts = sorted(zip(manifest.split(split).rows_per_class, manifest.classes, strict=True))
     smallest, largest = counts[0], counts[-1]
     text = (
-        f"Every class has {smallest[0]:,} {kind} images"
+        f"Every class has {counted(smallest[0], f'{kind} image')}"
         if smallest[0] == largest[0]
         else f"From {smallest[0]:,} ({smallest[1]}) to {largest[0]:,} ({largest[1]}) {kind} images a class"
     )

@@ -51,7 +51,8 @@ class Index:
     # bytes in the object.
     splits: dict[str, pa.Table]
     fingerprint: str  # changes with names, sizes and times of the files
-    ignored: dict[str, int] = field(default_factory=dict)  # files that aren't labelled images: how many of each kind
+    ignored: dict[str, int] = field(default_factory=dict)  # files that weren't used: how many of each kind
+    num_label_files: int = 0  # tables and other files that the labels were read from
     unusable: tuple[Unusable, ...] = ()
     notes: tuple[str, ...] = ()  # lines for the user: how splits and classes were recognised
     val_share: float = 0.0  # of each class that was held out as val; 0 if the source has a val split
@@ -72,8 +73,13 @@ class Index:
 
     @property
     def num_ignored(self) -> int:
-        """Files of the source that aren't labelled images."""
+        """Files of the source that are neither labelled images nor gave them labels."""
         return sum(self.ignored.values())
+
+    @property
+    def num_found(self) -> int:
+        """Files of the source, whatever they are."""
+        return self.num_labelled + self.num_label_files + self.num_ignored
 
     @property
     def num_labelled(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import SourceError
+from pipeline.core.shares import counted
 from pipeline.ingestion.sources.index import Index, Unusable, below_share, sample_table
 from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.recognise.file_kinds import kind_of
@@ -38,6 +39,7 @@ class LabelledFiles:
     notes: Sequence[str] = ()  # lines for the user: how splits and classes were recognised
     aside: Mapping[str, int] = field(default_factory=dict)  # images that were left aside: how many, by a description
     refusals: Sequence[Refusal] = ()  # images that aren't in the columns and go to quarantine
+    label_files: Sequence[int] = ()  # indices in the listing of the files that the labels were read from
 
 
 def labelled_index(
@@ -64,7 +66,7 @@ def labelled_index(
     if not usable:
         first = listing.unreadable[labelled.rows[0]]
         raise SourceError(
-            f"{listing.uri}: none of {len(labelled.rows):,} images can be read ({labelled.keys[0]}: {first})"
+            f"{listing.uri}: none of {counted(len(labelled.rows), 'image')} can be read ({labelled.keys[0]}: {first})"
         )
     label = {class_name: index for index, class_name in enumerate(classes)}
     labels = np.array([label[class_name] for class_name in labelled.class_names], dtype=np.int64)
@@ -89,10 +91,20 @@ def labelled_index(
         tables,
         listing.fingerprint,
         ignored=_ignored(listing, labelled),
+        num_label_files=len(labelled.label_files),
         unusable=_unusable(listing, labelled, keys, splits, labels) + _refused(listing, labelled, label, val_share),
-        notes=(*labelled.notes, *notes),
+        notes=(*labelled.notes, *notes, *_unmeasured(labelled.splits, tables, classes)),
         val_share=val_share if _lacks_val(labelled.splits) else 0.0,
     )
+
+
+def _unmeasured(found: Sequence[str], tables: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """Returns a line on the classes that the val split of a source lacks. found: the splits of the source."""
+    if _lacks_val(found):  # the split is ours, and has its own lines
+        return []
+    lacking = sorted(set(range(len(classes))) - set(tables["val"]["label"].to_pylist()))
+    what = f"no validation image in {len(lacking):,} of the classes: {some_names(classes, lacking)}"
+    return [f"{what}; how well they are recognised isn't measured"] if lacking else []
 
 
 def _lacks_val(splits: Sequence[str]) -> bool:
@@ -162,8 +174,8 @@ def _check_splits(uri: str, tables: dict[str, Any], label: dict[str, int], needs
 
 
 def _ignored(listing: Listing, labelled: LabelledFiles) -> dict[str, int]:
-    """Returns the files that are neither labelled nor refused: how many of each kind."""
-    used = {*labelled.rows, *(each.row for each in labelled.refusals)}
+    """Returns the files that are neither labelled nor refused, and hold no labels: how many of each kind."""
+    used = {*labelled.rows, *labelled.label_files, *(each.row for each in labelled.refusals)}
     rest = [row for row in range(len(listing)) if row not in used]
     images = set(listing.image_rows) if rest else set()
     kinds = Counter(kind_of(listing.names[row]) for row in rest if row not in images)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
+from pipeline.core.shares import counted
 from pipeline.ingestion.sources import cifar, digits, folders, imagenet, named, webdataset
 from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.located import list_source
@@ -197,7 +198,7 @@ def _unknown(listing: Listing, problem: str) -> str:
     suffixes = Counter("." + name.rsplit(".", 1)[-1] if "." in name else "no suffix" for name in listing.names)
     kinds = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(4))
     return (
-        f"{listing.uri}: {problem}; found {len(listing):,} files ({kinds}), first {listing.names[0]!r}; put the images "
-        "of each class into a folder of its own, or write a table labels.csv of (file, label) beside them; --layout "
-        f"knows {', '.join(LAYOUTS)} (docs/guides/ingest.md)"
+        f"{listing.uri}: {problem}; found {counted(len(listing), 'file')} ({kinds}), first {listing.names[0]!r}; put "
+        "the images of each class into a folder of its own, or write a table labels.csv of (file, label) beside them; "
+        f"--layout knows {', '.join(LAYOUTS)} (docs/guides/ingest.md)"
     )

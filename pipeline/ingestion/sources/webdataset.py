@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
+from pipeline.core.shares import counted
 from pipeline.ingestion.sources import folders, named
 from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.labelled import LabelledFiles, Refusal, labelled_index
@@ -28,6 +29,7 @@ from pipeline.ingestion.sources.tables.split_words import in_class_folders
 
 _JSON_FIELDS = ("label", "cls", "class", "target", "class_name", "label_name", "class_id", "label_id")
 _READERS = 16
+_NO_FILE = (-1, "")
 
 
 def _text(data: bytes) -> str:
@@ -136,7 +138,9 @@ def _opened(listing: Listing, spool: str, progress: Progress) -> Listing:
     archives = [row for row, each in enumerate(listing.names) if is_archive(each)]
     inside = open_archives(listing, archives, spool, (".cls",), progress)
     if not inside.image_rows:
-        raise SourceError(f"{listing.uri}: {len(archives):,} archives without an image; give a folder of images")
+        raise SourceError(
+            f"{listing.uri}: {counted(len(archives), 'archive')} without an image; give a folder of images"
+        )
     return inside
 
 
@@ -146,11 +150,12 @@ def _labelled_by_files(listing: Listing, name: str, val_share: float) -> Index:
         raise SourceError(
             f"{listing.uri}: no image has a file with its label beside it; add NAME.cls to each, or give class folders"
         )
-    label_of = _label_files(listing, suffix)
+    file_of = _label_files(listing, suffix)
     images = listing.image_rows
     keys = [listing.names[row] for row in images]
     splits = [_split(key) for key in keys]
-    classes = [next((label_of[stem] for stem in _stems(key) if label_of.get(stem)), "") for key in keys]
+    used = [next((file_of[stem] for stem in _stems(key) if stem in file_of), _NO_FILE) for key in keys]
+    classes = [label for _, label in used]
     labelled_splits = {split for split, label in zip(splits, classes, strict=True) if label}
     if "" in splits and len(set(splits)) > 1:
         raise SourceError(
@@ -171,13 +176,14 @@ def _labelled_by_files(listing: Listing, name: str, val_share: float) -> Index:
         [classes[at] for at in kept],
         aside={f"images of test without {suffix} files": aside} if aside else {},
         refusals=refusals,
+        label_files=sorted({row for row, label in used if label}),
     )
     numbers = all(each.isdecimal() for each in set(labelled.class_names))
     return labelled_index(listing, name, "webdataset", labelled, int if numbers else None, val_share)
 
 
-def _label_files(listing: Listing, suffix: str) -> dict[str, str]:
-    """Returns {stem: label} of the files of labels."""
+def _label_files(listing: Listing, suffix: str) -> dict[str, tuple[int, str]]:
+    """Returns {stem: (row, label)} of the files of labels that have one."""
     rows = [row for row, each in enumerate(listing.names) if each.endswith(suffix) and row not in listing.unreadable]
     known = listing.contents
 
@@ -187,7 +193,8 @@ def _label_files(listing: Listing, suffix: str) -> dict[str, str]:
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="labels") as pool:
         texts = list(pool.map(read, rows))
-    return {listing.names[row].removesuffix(suffix): text for row, text in zip(rows, texts, strict=True)}
+    found = zip(rows, texts, strict=True)
+    return {listing.names[row].removesuffix(suffix): (row, text) for row, text in found if text}
 
 
 def _stems(name: str) -> tuple[str, str]:

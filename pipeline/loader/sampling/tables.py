@@ -11,6 +11,7 @@ import pyarrow.csv
 
 from pipeline.config.sampling import Sampling
 from pipeline.core.errors import RecipeError
+from pipeline.core.shares import counted
 from pipeline.storage import files
 
 
@@ -29,10 +30,15 @@ def table_values(name: str, uri: str, keys: list[str]) -> npt.NDArray[Any]:
         raise RecipeError(f"{said}: has the columns {', '.join(table.column_names)}; key and {name} are needed")
     found = dict(zip(table["key"].to_pylist(), table[name].to_pylist(), strict=True))
     if len(found) < table.num_rows:
-        raise RecipeError(f"{said}: {table.num_rows - len(found):,} keys come more than once; leave one line each")
+        raise RecipeError(
+            f"{said}: {counted(table.num_rows - len(found), 'line')} too many, of keys that have one already; leave "
+            "one line each"
+        )
     missing = [key for key in keys if found.get(key) is None]
     if missing:
-        raise RecipeError(f"{said}: has no {name} for {len(missing):,} rows, such as {missing[0]}; add them")
+        raise RecipeError(
+            f"{said}: has no {name} for {counted(len(missing), 'row')}, such as {missing[0]}; add what is missing"
+        )
     return np.array([found[key] for key in keys], dtype=np.float64)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config.presets import recipes
 from pipeline.config.recipe import Recipe
+from pipeline.core.shares import counted
 from pipeline.models.pretrained.at_hand import OWN_MODELS, fixed_size_px
 from pipeline.training.automatic import recipes as own
 from pipeline.training.automatic.facts import DataFacts
@@ -133,7 +134,7 @@ def _with_amount(
     steps = -(-rows // batch)
     rate = 0.0 if machine.gpus else machine.images_per_second(recipe.model, operations(recipe, len(facts.classes)))
     if recipe.fit_seconds:
-        lines.append(f"up to {recipe.epochs} epochs in {recipe.fit_seconds:g} s")
+        lines.append(f"up to {counted(recipe.epochs, 'epoch')} in {recipe.fit_seconds:g} s")
     else:
         epochs, why = asked.get("epochs") or 0, "as asked"
         if not epochs:
@@ -142,7 +143,7 @@ def _with_amount(
         rate_before, recipe = recipe.learning_rate, _with_rate(recipe, epochs * steps)
         few = recipe.learning_rate != rate_before
         about = f", learning rate {recipe.learning_rate:.1g} because they are few" if few else ""
-        lines.append(f"{epochs} epochs {why} ({epochs * steps:,} steps{about})")
+        lines.append(f"{counted(epochs, 'epoch')} {why} ({counted(epochs * steps, 'step')}{about})")
         if rate:
             lines.append(f"about {_minutes(epochs * rows * _VALIDATION / rate)} on {machine}")
     return recipe, (", ".join(lines),)

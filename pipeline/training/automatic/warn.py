@@ -1,6 +1,7 @@
 """Warnings of a run that can't be good, each with its remedy: by its recipe and its data, before it is trained."""
 
 from pipeline.config.recipe import Recipe
+from pipeline.core.shares import counted
 from pipeline.training.automatic.facts import DataFacts
 
 FEW_STEPS = 100
@@ -48,7 +49,8 @@ def _few_steps(recipe: Recipe, facts: DataFacts) -> str | None:
     batch = min(recipe.global_batch_size, _sensible_batch(facts.train_rows))
     epochs = -(-FEW_STEPS // -(-facts.train_rows // batch))
     smaller = f"--global-batch-size {batch} " if batch < recipe.global_batch_size else ""
-    return f"{steps} steps are few to learn from; use {smaller}--epochs {max(epochs, recipe.epochs)} or more"
+    are = "step is" if steps == 1 else "steps are"
+    return f"{steps} {are} few to learn from; use {smaller}--epochs {max(epochs, recipe.epochs)} or more"
 
 
 def _small_classes(recipe: Recipe, facts: DataFacts) -> str | None:
@@ -59,8 +61,9 @@ def _small_classes(recipe: Recipe, facts: DataFacts) -> str | None:
     names = ", ".join(f"{name} ({rows})" for rows, name in sorted(small)[:5])
     more = f" and {len(small) - 5} more" if len(small) > 5 else ""
     return (
-        f"{len(small)} of {len(facts.classes)} classes have fewer than {FEW_IMAGES} training images: {names}{more}; "
-        "add images, or leave these classes out"
+        f"{len(small)} of {len(facts.classes)} classes {'has' if len(small) == 1 else 'have'} fewer than {FEW_IMAGES} "
+        f"training images: {names}{more}; "
+        f"add images, or leave {'this class' if len(small) == 1 else 'these classes'} out"
     )
 
 
@@ -72,9 +75,9 @@ def _imbalanced(recipe: Recipe, facts: DataFacts) -> str | None:
     if most < _IMBALANCE * max(1, least):
         return None
     return (
-        f"class {common} has {most:,} training images and {rare} {least:,}: a model that always says {common} is right "
-        f"for {most / sum(facts.rows_per_class):.0%} of them; look at the recall of each class, show rare ones more "
-        "often (--set sampling.class_balance=0.5), or add images"
+        f"class {common} has {counted(most, 'training image')} and {rare} {least:,}: a model that always says "
+        f"{common} is right for {most / sum(facts.rows_per_class):.0%} of them; look at the recall of each "
+        "class, show rare ones more often (--set sampling.class_balance=0.5), or add images"
     )
 
 
@@ -85,8 +88,8 @@ def _few_val_rows(recipe: Recipe, facts: DataFacts) -> str | None:
         return None
     points = 98 / rows**0.5  # half of the 95 % interval where the share is one half, its widest
     return (
-        f"top-1 will rest on {rows} validation images alone: it is uncertain by up to {points:.0f} points either way; "
-        "add validation images, or hold more out with --val-share"
+        f"top-1 will rest on {counted(rows, 'validation image')} alone: it is uncertain by up to {points:.0f} points "
+        "either way; add validation images, or hold more out with --val-share"
     )
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.core.shares import counted
 from pipeline.loader.stage_times import largest_shares
 from pipeline.models.run_state import RunState
 
@@ -14,7 +15,7 @@ def start_line(step: int, num_steps: int, steps_per_epoch: int, checkpoint_uri: 
     if checkpoint_uri is None:
         epochs = num_steps / steps_per_epoch
         unit = "epoch" if epochs == 1 else "epochs"
-        return f"training {num_steps:,} steps: {epochs:g} {unit} of {steps_per_epoch:,} steps"
+        return f"training {counted(num_steps, 'step')}: {epochs:g} {unit} of {counted(steps_per_epoch, 'step')}"
     where = f"step {step:,} of {num_steps:,} (epoch {epoch_of(step, steps_per_epoch)})"
     return f"continuing at {where} from checkpoint {checkpoint_uri}"
 

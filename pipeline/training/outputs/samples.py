@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.core.keyed_random import Epochs
+from pipeline.core.thread_warnings import thread_warnings
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import load_index
@@ -87,7 +88,7 @@ def _decoded(data: bytes) -> Pixels:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with thread_warnings("ignore"), Image.open(io.BytesIO(data)) as image:
             image.draft("RGB", (2 * _CLASS_SIDE_PX, 2 * _CLASS_SIDE_PX))  # a JPEG is decoded at a smaller scale
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError):

@@ -15,6 +15,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.environment import git_commit
 from pipeline.core.progress import Progress, silent
+from pipeline.core.shares import counted
 from pipeline.dataset import manifest
 from pipeline.loader.sample_order import num_steps
 from pipeline.loader.samplers import training_split
@@ -66,7 +67,7 @@ def search(
     identity = _identity(recipe, space, settings, data.digest)
     claim_search(out_uri, identity)
     _logger.info(
-        f"search {out_uri}: {settings.num_trials} trials of {recipe.epochs} epochs at most, each "
+        f"search {out_uri}: {counted(settings.num_trials, 'trial')} of {counted(recipe.epochs, 'epoch')} at most, each "
         f"{recipe.epochs * num_steps(parts.epoch_rows, recipe.global_batch_size):,} steps on {parts.train_rows:,} "
         f"images, compared on {parts.rows:,}"
     )

@@ -132,7 +132,7 @@ def test_other_predictions_are_not_mixed_in(trained: str, pictures: Path, tmp_pa
         claim(PredictJob(job.model, samples.slice(1), str(tmp_path), "none", "simplejpeg"))
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").touch()
-    with pytest.raises(SourceError, match=r"texts: no image among 1 files \(.txt 1\); give images"):
+    with pytest.raises(SourceError, match=r"texts: no image among 1 file \(.txt 1\); give images"):
         find_images([str(tmp_path / "texts")], str(tmp_path), silent)
     with pytest.raises(SourceError, match="no such file or folder"):
         find_images([str(tmp_path / "nothere")], str(tmp_path), silent)

@@ -100,6 +100,34 @@ def test_parquet_with_images_gives_the_rows_of_class_folders(tmp_path: Path, lay
     assert index.num_labelled == sum(map(len, like.values()))
 
 
+@pytest.mark.parametrize(("column", "words"), [("split", ("train", "val")), ("is_valid", (False, True))])
+def test_a_column_of_splits_is_heeded(tmp_path: Path, column: str, words: tuple[object, object]) -> None:
+    first, second = [words[0]] * 9 + [words[1]] * 3, [words[1]] * 6
+    files = {
+        "0.parquet": parquet(TRAIN, extra={column: first}),
+        "1.parquet": parquet(VAL, extra={column: second}),
+    }
+    index = opened(write_tree(tmp_path / "s", files), tmp_path)
+    like = write_tree(tmp_path / "like", folders({"train": TRAIN[:9], "val": TRAIN[9:] + VAL}))
+    assert rows_of(index) == rows_of(opened(like, tmp_path))
+    assert index.notes[0].endswith(f", splits from column {column!r}")
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"split": ["train"] * 5 + ["?"]}, r"1\.parquet: column 'split' has 'train' and also '\?', which is no split"),
+        ({"split": ["a", "b"] * 3}, r"1\.parquet: column 'split' names no splits, as that of the first file"),
+        ({}, r"1\.parquet: no column 'split', which the first file has"),
+    ],
+)
+def test_a_file_whose_rows_have_no_split_is_refused(tmp_path: Path, second: dict[str, list[str]], message: str) -> None:
+    first = parquet(TRAIN, extra={"split": ["train"] * 9 + ["val"] * 3})
+    files = {"0.parquet": first, "1.parquet": parquet(VAL, extra=second)}
+    with pytest.raises(SourceError, match=message):
+        opened(write_tree(tmp_path / "s", files), tmp_path)
+
+
 def test_without_file_names_the_key_is_the_row_in_its_split(tmp_path: Path) -> None:
     nameless = [(label, data, None) for label, data, _ in TRAIN]
     for number, cut in enumerate((12, 5)):  # however the rows are cut into files

@@ -95,7 +95,7 @@ def test_a_plain_tree_of_named_images_is_read(
     assert " ".join(index.classes) == classes
     assert set(index.splits) == splits
     assert index.ignored == aside
-    assert index.num_labelled + index.num_ignored == len(names)
+    assert index.num_found == len(names)
     assert index.notes[0].startswith("labels are the beginnings of the files' names: ")
 
 

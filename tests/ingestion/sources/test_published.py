@@ -123,7 +123,7 @@ def test_tiny_imagenet_has_the_rows_of_class_folders(tmp_path: Path, below: str,
     assert index.layout == "tiny-imagenet"
     assert rows_of(index) == rows_of(opened(write_tree(tmp_path / "f", as_class_folders()), tmp_path))
     assert index.ignored["images of test without labels"] == 3
-    assert index.num_labelled + index.num_ignored == len(files)
+    assert index.num_found == len(files)
 
 
 def test_validation_images_sorted_into_folders_are_read_too(tmp_path: Path) -> None:

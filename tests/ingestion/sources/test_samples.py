@@ -98,7 +98,7 @@ def test_samples_without_a_label_are_refused_by_name(tmp_path: Path) -> None:
     assert labels(index) == EXPECTED
     assert [(each.key, each.label) for each in index.unusable] == [("blank.jpg", -1), ("lost.jpg", -1)]
     assert {each.reason for each in index.unusable} == {"no label: no .cls file with one beside it"}
-    assert index.num_labelled + index.num_ignored == len(files)
+    assert index.num_found == len(files)
 
 
 def test_json_files_beside_images_in_class_folders_are_no_labels(tmp_path: Path) -> None:

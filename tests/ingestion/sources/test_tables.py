@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.core.errors import SourceError
+from pipeline.ingestion.found import found_lines
 from pipeline.ingestion.sources import Index, Source, open_source
 from tests.support.pictures.images import jpeg, make_tar, rows_of, write_tree
 
@@ -257,7 +258,7 @@ def test_a_table_gives_the_rows_of_class_folders(tmp_path: Path, layout: str) ->
     assert index.layout == "table"
     assert index.classes == CLASSES
     assert rows_of(index) == rows_of(expected)
-    assert index.num_labelled + index.num_ignored == len(files)
+    assert index.num_found == len(files)
     assert not index.unusable
 
 
@@ -289,7 +290,7 @@ def test_kaggles_cifar10_leaves_the_unlabelled_test_images_aside(tmp_path: Path)
     assert found == {f"{label}/{n + 1}.png": (label, data) for n, (label, data) in enumerate(TRAIN.values())}
     assert index.ignored["images of test without labels"] == 20
     assert "trainLabels.csv: files from column 'id', labels from column 'label'" in index.notes
-    assert index.num_labelled + index.num_ignored == len(kaggle_cifar10())
+    assert index.num_found == len(kaggle_cifar10())
 
 
 def test_a_test_table_without_labels_is_left_aside_and_said(tmp_path: Path) -> None:
@@ -302,7 +303,7 @@ def test_a_test_table_without_labels_is_left_aside_and_said(tmp_path: Path) -> N
     index = opened(write_tree(tmp_path / "s", files), tmp_path)
     assert sum(map(len, rows_of(index).values())) == 12
     assert "test.csv: files from column 'image', no labels; left aside" in index.notes
-    assert index.ignored == {"images of test.csv, which has no labels": 6, ".csv": 2}
+    assert index.ignored == {"images of test.csv, which has no labels": 6, ".csv": 1}
 
 
 def test_what_a_table_lacks_or_has_too_much_is_named(tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ def test_what_a_table_lacks_or_has_too_much_is_named(tmp_path: Path) -> None:
         ("nan.jpg", -1, "no label: a.csv has none for it"),
         ("both.jpg", -1, "two labels: 'ant', 'cow' in a.csv"),
     }
-    assert index.ignored == {"images that no table names": 1, ".csv": 1, ".txt": 1}
+    assert index.ignored == {"images that no table names": 1, ".txt": 1}
     assert sum(map(len, rows_of(index).values())) == 12
 
 
@@ -390,7 +391,7 @@ def test_zips_beside_a_table_are_read_as_kaggle_hands_them_out(tmp_path: Path, s
     assert {row for each in rows_of(index).values() for row in each} == {
         (f"{label}/{stem}.jpg", label, data) for stem, (label, data) in TRAIN.items()
     }
-    assert index.ignored == {"images of test without labels": 6, ".csv": 1}
+    assert index.ignored == {"images of test without labels": 6}
 
 
 def test_the_fault_of_a_table_is_said_where_there_are_no_class_folders_either(tmp_path: Path) -> None:
@@ -403,6 +404,43 @@ def test_a_table_that_cannot_be_read_beside_one_that_can_is_said(tmp_path: Path)
     files = {"a.csv": csv(HEADER + table(TRAIN)), "b.csv": b"a,b\n1,2,3\n", **flat(TRAIN)}
     index = opened(write_tree(tmp_path / "s", files), tmp_path)
     assert any(note.startswith("left aside: b.csv: the table can't be read") for note in index.notes)
+
+
+def test_a_table_that_is_used_is_not_left_out(tmp_path: Path) -> None:
+    index = opened(write_tree(tmp_path / "s", {"a.csv": csv(HEADER + table(TRAIN)), **flat(TRAIN)}), tmp_path)
+    assert found_lines(index)[0].startswith("found 13 files (table): 12 labelled images (")
+    assert found_lines(index)[0].endswith("), 1 file with labels")
+    assert not index.ignored
+
+
+def test_a_row_that_does_not_fit_is_named_by_its_number(tmp_path: Path) -> None:
+    content = csv([*HEADER, *table(TRAIN)]) + b"x.jpg,ant,more\n"
+    with pytest.raises(SourceError, match=r"a\.csv: the table can't be read \(.*Row #14: Expected 2 columns, got 3"):
+        opened(write_tree(tmp_path / "s", {"a.csv": content, **flat(TRAIN)}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "odd", "message"),
+    [
+        ("split", "", "column 'split' has 'train' and also rows without a value; write train, val or test"),
+        ("Subset", "unlabeled", "column 'Subset' has 'train' and also 'unlabeled', which is no split"),
+        ("set", "holdout", "column 'set' has 'train' and also 'holdout', which is no split"),
+    ],
+)
+def test_rows_of_no_split_are_never_trained_on_without_a_word(
+    tmp_path: Path, name: str, odd: str, message: str
+) -> None:
+    words = ["train"] * 9 + ["val"] * 2 + [odd]
+    rows = [(*row, word) for row, word in zip(table(TRAIN), words, strict=True)]
+    source = write_tree(tmp_path / "s", {"a.csv": csv([("file", "label", name), *rows]), **flat(TRAIN)})
+    with pytest.raises(SourceError, match=message):
+        opened(source, tmp_path)
+
+
+def test_a_column_of_other_words_is_no_column_of_splits(tmp_path: Path) -> None:
+    rows = [(*row, f"set {n % 2}") for n, row in enumerate(table(TRAIN))]
+    source = write_tree(tmp_path / "s", {"a.csv": csv([("file", "label", "set"), *rows]), **flat(TRAIN)})
+    assert opened(source, tmp_path).val_share == 0.1
 
 
 def test_the_user_names_the_columns(tmp_path: Path) -> None:

@@ -47,11 +47,7 @@ def decompress(archive: Place, target: str, progress: Progress) -> str:
     """
     head = bytes(files.read_range(archive.object, archive.offset, min(archive.length, 16)))
     opener = next(opener for magic, opener in _OPENERS.items() if head.startswith(magic))
-    out_filesystem, out_path = files.open_filesystem(target)
-    if files.is_local(target):
-        out_filesystem.create_dir(out_path.rsplit("/", 1)[0])
-    # compression=None: by default pyarrow decompresses by the name of the file.
-    with _stream(archive) as raw, out_filesystem.open_output_stream(out_path, compression=None) as out:
+    with _stream(archive) as raw, files.write_pieces(target) as out:
         hashing = _Hashing(raw, lambda done: progress("decompress", Bytes(done), Bytes(archive.length)))
         for chunk in _chunks(opener, hashing, archive.name):
             out.write(chunk)
@@ -64,7 +60,7 @@ def _stream(archive: Place) -> Any:
     if archive.offset or archive.length != files.size(archive.object):
         return io.BufferedReader(RangedFile(archive), _CHUNK_BYTES)
     filesystem, path = files.open_filesystem(archive.object)
-    return filesystem.open_input_stream(path, compression=None)
+    return filesystem.open_input_stream(path, compression=None)  # by default pyarrow decompresses by its name
 
 
 def _chunks(opener: Callable[[Any], Any], stream: Any, name: str) -> Iterator[bytes]:

@@ -130,11 +130,8 @@ def _unpacked(
     opened: zipfile.ZipFile, infos: list[zipfile.ZipInfo], target: str, progress: Progress
 ) -> Iterator[tuple[zipfile.ZipInfo, ZipMember]]:
     """Unpacks members into the file `target`, in constant memory, and yields them."""
-    filesystem, path = files.open_filesystem(target)
-    if files.is_local(target):
-        filesystem.create_dir(path.rsplit("/", 1)[0])
     total, position = sum(info.file_size for info in infos), 0
-    with filesystem.open_output_stream(path, compression=None) as out:
+    with files.write_pieces(target) as out:
         for info in infos:
             num_bytes, damage = (0, link) if (link := _is_link(info)) else _unpack(opened, info, out)
             yield info, ZipMember(_name(info), target, position, 0 if damage else num_bytes, damage)

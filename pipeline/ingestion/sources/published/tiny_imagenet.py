@@ -51,7 +51,13 @@ def build_index(listing: Listing, name: str) -> Index:
     for base, wnid in wnid_of.items():
         refusals.append(Refusal(f"val/{wnid}/{base}", "val", f"missing: {_ANNOTATIONS} names it", wnid))
     labelled = LabelledFiles(
-        rows, keys, splits, wnids, aside={"images of test without labels": aside} if aside else {}, refusals=refusals
+        rows,
+        keys,
+        splits,
+        wnids,
+        aside={"images of test without labels": aside} if aside else {},
+        refusals=refusals,
+        label_files=(at,),
     )
     return labelled_index(listing, name, "tiny-imagenet", labelled)
 

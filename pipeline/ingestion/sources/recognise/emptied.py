@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pipeline.core.errors import SourceError
+from pipeline.core.shares import counted
 from pipeline.ingestion.sources.recognise.file_kinds import is_text_or_data
 from pipeline.ingestion.sources.recognise.folder_tree import Folder
 from pipeline.ingestion.sources.recognise.split_words import splits_among
@@ -54,4 +55,5 @@ def _message(uri: str, what: str, path: Sequence[str], kinds: Counter[str]) -> s
     if not kinds:
         return f"{uri}: {what} {place!r} is empty; add images, or remove it"
     shown = ", ".join(f"{count:,} x {kind}" for kind, count in kinds.most_common(_SHOWN_KINDS))
-    return f"{uri}: {what} {place!r} holds {kinds.total():,} files and no image ({shown}); convert them, or remove it"
+    files = counted(kinds.total(), "file")
+    return f"{uri}: {what} {place!r} holds {files} and no image ({shown}); convert what is there, or remove the folder"

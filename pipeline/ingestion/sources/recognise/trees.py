@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.core.errors import SourceError
+from pipeline.core.shares import counted
 from pipeline.ingestion.sources.recognise.emptied import check_emptied
 from pipeline.ingestion.sources.recognise.folder_tree import (
     Folder,
@@ -66,7 +67,7 @@ def read_tree(
     root = folder_tree(counts)
     reading.aside |= {f"images of {name}/, which describe others": n for name, n in take_annotations(root).items()}
     if not root.folders:
-        raise SourceError(f"{uri}: {root.total:,} images and no class folder; {_EXPECTED}, {_OR_NAMES}")
+        raise SourceError(f"{uri}: {counted(root.total, 'image')} and no class folder; {_EXPECTED}, {_OR_NAMES}")
     *wrappers, top = wrapped(root)
     lone = [split for folder in [*wrappers[1:], top] if (split := split_of(folder.name))]
     roles = splits_among(top.folders)
@@ -93,7 +94,10 @@ def _set_stray_images_aside(top: Folder, parts: Iterable[_Part], reading: Readin
     for folder in {each.path: each for part in parts for each in (top, part.folder)}.values():
         where = "/".join(folder.path) or "the source"
         if folder.num_images > _STRAY_SHARE * (folder.total - folder.num_images):
-            raise SourceError(f"{uri}: {folder.num_images:,} images of {where} aren't in a class folder; {_EXPECTED}")
+            lie = "isn't" if folder.num_images == 1 else "aren't"
+            raise SourceError(
+                f"{uri}: {counted(folder.num_images, 'image')} of {where} {lie} in a class folder; {_EXPECTED}"
+            )
         if folder.num_images:
             reading.aside[f"images of {where} beside its folders"] = folder.num_images
 
@@ -119,7 +123,9 @@ def _split_parts(
         folder = top.folders[name]
         if name not in labelled:
             if role == "train":
-                raise SourceError(f"{uri}: {name}/ holds {folder.total:,} images and no class folder; {_EXPECTED}")
+                raise SourceError(
+                    f"{uri}: {name}/ holds {counted(folder.total, 'image')} and no class folder; {_EXPECTED}"
+                )
             reading.aside[f"images of {name}/ without class folders"] = folder.total
             continue
         levels = list(wrapped(folder))
@@ -160,7 +166,8 @@ def _class_folders(top: Folder, roles: Mapping[str, str], reading: Reading, uri:
     plain = [name for name in top.folders if name not in flat]
     if flat and not plain:
         raise SourceError(
-            f"{uri}: {_names(sorted(flat))} {_hold(flat)} {top.total:,} images and no class folder; {_EXPECTED}"
+            f"{uri}: {_names(sorted(flat))} {_hold(flat)} {counted(top.total, 'image')} and no class folder; "
+            f"{_EXPECTED}"
         )
     aside = [name for name, role in flat.items() if role in ("test", UNLABELLED)] if len(plain) > 1 else []
     rest = [name for name in flat if name not in aside]

@@ -27,6 +27,7 @@ _TRUTH_NAMES = {
     "istraining": ("train", "val"),
     "istrainingimage": ("train", "val"),
 }
+_MOST_SPLITS = 12  # different values in a column of splits
 _WHOLE = re.compile(r"\s*-?\d+(\.0*)?\s*")
 _TRUTH = {"true": 0, "1": 0, "false": 1, "0": 1}
 
@@ -83,16 +84,40 @@ def _files(table: Table, finder: Finder, wanted: str | None) -> tuple[str, Namin
 def _splits(table: Table, files: str, split_of: Callable[[str], str | None]) -> tuple[str | None, list[str] | None]:
     """Returns (name of the column of splits, split of each row), or (None, None)."""
     for name, values in table.columns.items():
-        distinct = set(values)
-        plain = _plain(name)
-        if name == files or len(distinct) > 12:
-            continue
-        if plain in _TRUTH_NAMES and all(value.lower() in _TRUTH for value in distinct):
-            return name, [_TRUTH_NAMES[plain][_TRUTH[value.lower()]] for value in values]
-        words = {value: split_of(value.strip()) for value in distinct}
-        if all(words.values()) and (len(distinct) > 1 or plain in _SPLIT_NAMES):
-            return name, [str(words[value]) for value in values]
+        if name != files and (splits := column_of_splits(table.name, name, values, split_of)):
+            return name, splits
     return None, None
+
+
+def may_hold_splits(name: str) -> bool:
+    """Whether a column has a name of columns of splits."""
+    return _plain(name) in (*_SPLIT_NAMES, *_TRUTH_NAMES)
+
+
+def column_of_splits(
+    table: str, name: str, values: Sequence[str], split_of: Callable[[str], str | None]
+) -> list[str] | None:
+    """Returns the split of each row that a column says, None if it doesn't hold splits.
+
+    Raises SourceError if the name of the column and some of the values say so, and other values don't: rows that are
+    meant for a test would be trained on.
+    """
+    plain, distinct = _plain(name), list(dict.fromkeys(values))
+    if len(distinct) > _MOST_SPLITS:
+        return None
+    if plain in _TRUTH_NAMES and all(value.lower() in _TRUTH for value in distinct):
+        return [_TRUTH_NAMES[plain][_TRUTH[value.lower()]] for value in values]
+    words = {value: split_of(value.strip()) for value in distinct}
+    if all(words.values()) and (len(distinct) > 1 or plain in _SPLIT_NAMES):
+        return [str(words[value]) for value in values]
+    if plain in _SPLIT_NAMES and any(words.values()):
+        known, odd = (next(value for value in distinct if bool(words[value]) is wanted) for wanted in (True, False))
+        what = f"{odd!r}, which is no split" if odd.strip() else "rows without a value"
+        raise SourceError(
+            f"{table}: column {name!r} has {known!r} and also {what}; write train, val or test into each row, or "
+            "remove those rows"
+        )
+    return None
 
 
 def choose_labels(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Bytes, Progress
@@ -17,27 +16,12 @@ from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.labelled import LabelledFiles, Refusal, labelled_index
 from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.tables.choose_tables import TableOptions
-from pipeline.ingestion.sources.tables.columns import LABEL_NAMES, choose_labels, name_rank
+from pipeline.ingestion.sources.tables.parquet_columns import ParquetColumns, choose_columns, labels_and_splits
 from pipeline.ingestion.sources.tables.split_words import split_in
-from pipeline.ingestion.sources.tables.unpack_parquet import (
-    features,
-    image_columns,
-    open_parquet,
-    scalar_columns,
-    unpack,
-)
+from pipeline.ingestion.sources.tables.unpack_parquet import image_columns, open_parquet, unpack
 from pipeline.storage import files
 
 _SUFFIX = ".parquet"
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The columns that are used, the same in all files."""
-
-    image: str
-    label: str
-    names: tuple[str, ...] | None  # of the classes, by their numbers; None: the values are the names
 
 
 @dataclass
@@ -66,18 +50,18 @@ def build_index(listing: Listing, name: str, options: TableOptions, spool: str, 
     clear which columns hold images and labels.
     """
     splits, aside = _splits(listing)
-    columns = _columns(listing, list(splits), options)
+    columns = choose_columns(listing.place(_first_with_rows(listing, list(splits))), options)
     rows = _Rows()
     total, done = Bytes(sum(int(listing.lengths[row]) for row in splits)), 0
     for number, (row, split) in enumerate(splits.items()):
-        labels = _labels(listing, row, columns)
+        labels, row_splits = labels_and_splits(listing.place(row), columns, split)
         target = files.join(spool, f"images-{number:05d}.bin")
         images = unpack(listing.place(row), columns.image, target, partial(_report, progress, done, total))
         rows.objects += [target] * len(labels)
         rows.offsets += images.offsets
         rows.lengths += images.lengths
         rows.names += images.names
-        rows.splits += [split] * len(labels)
+        rows.splits += row_splits
         rows.labels += labels
         done += int(listing.lengths[row])
     return _index(listing, name, columns, rows, aside, options.val_share)
@@ -122,67 +106,8 @@ def _first_with_rows(listing: Listing, parquets: list[int]) -> int:
     raise SourceError(f"{listing.uri}: no Parquet file has rows; download them again")
 
 
-def _columns(listing: Listing, parquets: list[int], options: TableOptions) -> _Columns:
-    place = listing.place(_first_with_rows(listing, parquets))
-    with open_parquet(place) as parquet:
-        schema = parquet.schema_arrow
-        images = [options.image_column] if options.image_column else image_columns(schema)
-        if len(images) != 1 or images[0] not in schema.names:
-            raise SourceError(
-                f"{place.name}: the images may be in {' or '.join(map(repr, images)) or 'no column'} of "
-                f"{schema.names}; choose one with --image-column"
-            )
-        declared = _class_names(schema)
-        label = options.label_column or _declared_label(list(declared))
-        scalars = [label] if label is not None and label in schema.names else scalar_columns(schema)
-        values = {name: _text(parquet.read([name]).column(0).to_pylist()) for name in scalars}
-    if label is not None and label not in values:
-        raise SourceError(f"{place.name}: no column {label!r} among {schema.names}; give one of them as --label-column")
-    chosen, _ = choose_labels(place.name, values, label, parquet.metadata.num_rows)
-    if chosen is None:
-        raise SourceError(f"{place.name}: no column of labels among {schema.names}; name it with --label-column")
-    return _Columns(images[0], chosen, tuple(declared[chosen]) if chosen in declared else None)
-
-
-def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Returns {column: names of its classes} of the columns that the metadata says hold labels."""
-    labels = {name: each for name, each in features(schema).items() if each.get("_type") == "ClassLabel"}
-    return {name: list(each["names"]) for name, each in labels.items() if each.get("names")}
-
-
-def _declared_label(declared: list[str]) -> str | None:
-    """Returns the column of labels among those of the metadata; None if it isn't clear, as with fine and coarse."""
-    best = min(declared, key=lambda name: name_rank(name, LABEL_NAMES), default=None)
-    is_clear = len(declared) == 1 or (best is not None and name_rank(best, LABEL_NAMES) < len(LABEL_NAMES))
-    return best if is_clear else None
-
-
-def _text(values: list[object]) -> list[str]:
-    return ["" if value is None else str(value) for value in values]
-
-
-def _labels(listing: Listing, row: int, columns: _Columns) -> list[str]:
-    """Returns the class of each row of a file, "" for none. Raises SourceError for a number without a name."""
-    place = listing.place(row)
-    with open_parquet(place) as parquet:
-        for name in (columns.image, columns.label):
-            if name not in parquet.schema_arrow.names:
-                raise SourceError(f"{place.name}: no column {name!r}, which the first file has; leave this file out")
-        values = parquet.read([columns.label]).column(0).to_pylist()
-    if columns.names is None:
-        return [each.strip() for each in _text(values)]
-    found = []
-    for value in values:
-        if value is not None and value >= len(columns.names):
-            raise SourceError(
-                f"{place.name}: label {value}, but there are {len(columns.names)} names; mend the metadata"
-            )
-        found.append("" if value is None or value < 0 else columns.names[value])
-    return found
-
-
 def _index(
-    listing: Listing, name: str, columns: _Columns, rows: _Rows, aside: dict[str, int], val_share: float
+    listing: Listing, name: str, columns: ParquetColumns, rows: _Rows, aside: dict[str, int], val_share: float
 ) -> Index:
     keys = _keys(rows)
     lacking = [position for position, label in enumerate(rows.labels) if not label]
@@ -204,12 +129,13 @@ def _index(
         offsets=np.array([rows.offsets[p] for p in kept] + [0] * len(others), dtype=np.int64),
         lengths=np.array([rows.lengths[p] for p in kept] + [0] * len(others), dtype=np.int64),
     )
+    splits = f", splits from column {columns.split!r}" if columns.split else ""
     labelled = LabelledFiles(
         range(len(kept)),
         [keys[position] for position in kept],
         [rows.splits[position] for position in kept],
         [rows.labels[position] for position in kept],
-        notes=(f"images from column {columns.image!r}, labels from column {columns.label!r}",),
+        notes=(f"images from column {columns.image!r}, labels from column {columns.label!r}{splits}",),
         aside=aside,
         refusals=refusals,
     )

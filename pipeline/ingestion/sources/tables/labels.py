@@ -87,6 +87,7 @@ def build_index(listing: Listing, name: str, options: TableOptions) -> Index:
         notes=[*(note_on(table, choice) for table, choice in chosen), *notes],
         aside=_aside(found, listing),
         refusals=found.refusals,
+        label_files=[listing.names.index(table.name) for table, choice in chosen if choice.label is not None],
     )
     return labelled_index(listing, name, "table", labelled, int if numbers else None, options.val_share)
 

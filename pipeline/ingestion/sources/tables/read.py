@@ -112,7 +112,7 @@ def _csv_columns(data: bytes, names_file: Callable[[str], bool]) -> dict[str, li
     text = {f"f{number}": pa.string() for number in range(_MAX_COLUMNS)}
     table = csv.read_csv(
         io.BytesIO(data),
-        csv.ReadOptions(autogenerate_column_names=True, block_size=_BLOCK_BYTES),
+        csv.ReadOptions(autogenerate_column_names=True, block_size=_BLOCK_BYTES, use_threads=False),  # errors say rows
         csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         csv.ConvertOptions(column_types=text, strings_can_be_null=False),
     )

@@ -86,12 +86,9 @@ def unpack(place: Place, column: str, target: str, report: Callable[[int], None]
 
     Raises SourceError if the file is damaged.
     """
-    filesystem, path = files.open_filesystem(target)
-    if files.is_local(target):
-        filesystem.create_dir(path.rsplit("/", 1)[0])
     found = Unpacked([], [], [])
     position = 0
-    with open_parquet(place) as parquet, filesystem.open_output_stream(path, compression=None) as out:
+    with open_parquet(place) as parquet, files.write_pieces(target) as out:
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[column], use_threads=False):
             for value in batch.column(0).to_pylist():
                 data, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
+from pipeline.core.thread_warnings import thread_warnings
 from pipeline.dataset.image_codec import decode
-from pipeline.dataset.thread_warnings import thread_warnings
 from tests.support.pictures.images import picture
 
 
