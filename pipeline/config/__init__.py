@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe, SizeRamp
     from pipeline.config.recipe_file import read_recipe
     from pipeline.config.recipe_json import recipe_from_json
-    from pipeline.config.sampling import Sampling
+    from pipeline.config.sampling import ProxyFilter, Sampling
 
 __all__ = [
     "Augment",
+    "ProxyFilter",
     "Recipe",
     "Sampling",
     "SizeRamp",
@@ -38,6 +39,6 @@ __getattr__ = lazy(
         "recipe": ("Recipe", "SizeRamp"),
         "recipe_file": ("read_recipe",),
         "recipe_json": ("recipe_from_json",),
-        "sampling": ("Sampling",),
+        "sampling": ("ProxyFilter", "Sampling"),
     },
 )

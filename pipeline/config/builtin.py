@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.config.augment import Augment
 from pipeline.config.choices import CIFAR_MEAN, CIFAR_STD, unknown_choice
 from pipeline.config.recipe import Recipe, SizeRamp
+from pipeline.config.sampling import ProxyFilter
 from pipeline.core.errors import RecipeError
 
 
@@ -53,22 +54,40 @@ def cifar10_95() -> Recipe:
 
 
 def cifar10_96() -> Recipe:
-    """96 % on CIFAR-10: their larger network, 31 epochs, 7.5 PFLOP. Published: 96.01 %, mean of 400 runs."""
+    """96 % on CIFAR-10: a residual network on the harder half of each batch, 44 epochs, 3.1 PFLOP.
+
+    Source: airbench96_faster of Jordan's repository (KellerJordan/cifar10-airbench), data filtering by a small proxy:
+    96.00 %, mean of 200 runs, with six test views. Theirs are 45 epochs of 48 batches, as many images as 44.2 of ours.
+    Measured: none yet.
+    """
     return _nesterov_run(
-        cifar10_94(), "cifar10-96", 9.0, 0.012, model="airbench96", epochs=31, warmup_epochs=3.1, warmup_from=0.2,
-        augment=Augment(crop_padding_px=4, flip_probability=0.5, flip_alternates=True, cutout_px=12),
+        cifar10_96_unfiltered(), "cifar10-96", 9.0, 0.012, images=512, model="airbench96-slim", epochs=44,
+        warmup_epochs=4.4, warmup_from=_from_fifth(216), whitening_bias_epochs=0.0,
+        proxy_filter=ProxyFilter("airbench-proxy", keep=0.5, update_every_steps=4),
+    )  # fmt: skip
+
+
+def cifar10_96_unfiltered() -> Recipe:
+    """96 % on CIFAR-10, on all images of each batch: an earlier, wider version, 31 epochs, 5.7 PFLOP.
+
+    Source: Jordan's airbench96 (arXiv 2404.00498), of which 96.01 % is published, mean of 400 runs. Measured: none yet.
+    """
+    return _nesterov_run(
+        cifar10_94(), "cifar10-96-unfiltered", 9.0, 0.012, model="airbench96", epochs=31, warmup_epochs=3.1,
+        warmup_from=0.2, augment=Augment(crop_padding_px=4, flip_probability=0.5, flip_alternates=True, cutout_px=12),
         whitening_bias_rate=0.0,
     )  # fmt: skip
 
 
-def _nesterov_run(base: Recipe, name: str, rate: float, decay: float, **changes: Any) -> Recipe:
+def _nesterov_run(base: Recipe, name: str, rate: float, decay: float, images: int = 1024, **changes: Any) -> Recipe:
     """Returns a speed run with Nesterov momentum in batches of 1,024, and Look-ahead.
 
     rate, decay: learning rate and weight decay as their files have them: of a sum over 1,024 images, and for a step
-    that momentum makes 7.7 times as long. A decay of biases takes as much from them in a step as from the rest.
+    that momentum makes 7.7 times as long. A decay of biases takes as much from them in a step as from the rest. images:
+    of a step that are trained on.
     """
     step = 1 + 1 / (1 - 0.85)  # length of a Nesterov step for a constant gradient of 1
-    rate, decay = rate / step, decay / step
+    rate, decay = rate * (images / 1024) / step, decay / step
     plain = replace(
         base, name=name, global_batch_size=1024, optimizer="nesterov", learning_rate=rate, momentum=0.85, head_rate=0.0,
         bias_rate=64 * rate, weight_decay=decay / rate, bias_weight_decay=decay / (64 * rate), whitening_bias_rate=rate,
@@ -211,6 +230,7 @@ _PRESETS: dict[str, Callable[[], Recipe]] = {
     "cifar10-94": cifar10_94,
     "cifar10-95": cifar10_95,
     "cifar10-96": cifar10_96,
+    "cifar10-96-unfiltered": cifar10_96_unfiltered,
     "seed-cnn": seed_cnn,
     "digits": digits,
     "cifar10-alexnet": partial(_cifar_classic, "cifar10-alexnet", "alexnet", learning_rate=0.02),

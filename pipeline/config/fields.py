@@ -10,11 +10,11 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from pipeline.config.augment import Augment
-from pipeline.config.recipe import Recipe, SizeRamp
+from pipeline.config.recipe import Recipe
+from pipeline.config.recipe_json import NESTED
 from pipeline.config.sampling import Sampling
 from pipeline.core.errors import RecipeError
 
-NESTED: dict[str, type] = {"augment": Augment, "size_ramp": SizeRamp, "sampling": Sampling}
 _NONE, _TRUE, _FALSE = ("none", "null"), ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -22,8 +22,8 @@ _NONE, _TRUE, _FALSE = ("none", "null"), ("true", "yes", "on", "1"), ("false", "
 def field_types() -> dict[str, Any]:
     """Returns {dotted name: type} of every field that holds a plain value, in the order of definition.
 
-    `augment`, `size_ramp` and `sampling` stand for themselves, too: their type is None, for only "none" can be said of
-    a whole.
+    `augment`, `size_ramp` and the like stand for themselves, too: their type is None, for only "none" can be said of a
+    whole.
     """
     hints: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(Recipe).items():

@@ -22,7 +22,7 @@ from pipeline.config.choices import (
     check_finite,
 )
 from pipeline.config.model_names import check_model
-from pipeline.config.sampling import Sampling
+from pipeline.config.sampling import ProxyFilter, Sampling
 from pipeline.core.errors import RecipeError
 from pipeline.core.shares import counted
 
@@ -79,8 +79,8 @@ class Recipe:
     """Passes over the training rows, 1 or more; at most so many if `fit_seconds` is set."""
 
     global_batch_size: int
-    """Images per step, over all workers and accumulation steps. Change the learning rate with it: linearly for SGD
-    (Goyal et al., arXiv 1706.02677)."""
+    """Images per step, over all workers and accumulation steps; with `proxy_filter`, those that it chooses from. Change
+    the learning rate with it: linearly for SGD (Goyal et al., arXiv 1706.02677)."""
 
     optimizer: OptimizerName
     """Optimiser. "muon" (Jordan, https://kellerjordan.github.io/posts/muon/) takes the kernels of convolutions, and
@@ -187,6 +187,10 @@ class Recipe:
     sampling: Sampling = field(default_factory=Sampling)
     """Which training rows an epoch holds, and how often. The default is every row once."""
 
+    proxy_filter: ProxyFilter | None = None
+    """Training on the hardest images of each batch alone, by the loss of a small network. None, the default, for all.
+    Needs residency="resident"; excludes `repeats`, `fit_seconds`, MixUp and CutMix."""
+
     size_ramp: SizeRamp | None = None
     """Smaller images in the first epochs; None, the default, for one size. Needs residency="stream"."""
 
@@ -278,8 +282,26 @@ class Recipe:
         check_model(self.model)
         if self.size_ramp is not None and (self.residency != "stream" or self.size_ramp.from_px > self.image_size_px):
             raise RecipeError("size_ramp needs residency='stream' and a from_px of at most image_size_px")
+        if self.proxy_filter is not None:
+            _check_filtered(self)
         if not self.evaluate_resize_px:
             object.__setattr__(self, "evaluate_resize_px", self.evaluate_size_px or self.image_size_px)
+
+
+def _check_filtered(recipe: Recipe) -> None:
+    """Raises RecipeError for what doesn't go together with `proxy_filter`."""
+    augment = recipe.augment
+    for name, value, wanted in (
+        ("residency", recipe.residency, "resident"),
+        ("repeats", recipe.repeats, 1),
+        ("fit_seconds", recipe.fit_seconds, 0),
+        ("augment.mixup_alpha", augment.mixup_alpha, 0),
+        ("augment.cutmix_alpha", augment.cutmix_alpha, 0),
+    ):
+        if value != wanted:
+            raise RecipeError(
+                f"{name}={value} doesn't go together with proxy_filter; set {name}={wanted}, or proxy_filter=none"
+            )
 
 
 def check_batch(recipe: Recipe, num_workers: int, num_rows: int | None = None) -> None:
@@ -297,6 +319,8 @@ def check_batch(recipe: Recipe, num_workers: int, num_rows: int | None = None) -
     if num_rows is None:
         return
     smallest = num_rows // (recipe.repeats * -(-num_rows // size)) * recipe.repeats
+    if recipe.proxy_filter is not None:
+        smallest = recipe.proxy_filter.num_kept(smallest)
     if smallest < least:
         raise RecipeError(
             f"global_batch_size={size} with {num_rows} training rows leaves steps of {counted(smallest, 'row')} "

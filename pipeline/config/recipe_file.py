@@ -10,9 +10,9 @@ import yaml
 from pipeline.config.builtin import recipes
 from pipeline.config.choices import unknown_choice
 from pipeline.config.documentation import field_help
-from pipeline.config.fields import NESTED, check_field, expected, field_types, read_value, with_fields
+from pipeline.config.fields import check_field, expected, field_types, read_value, with_fields
 from pipeline.config.recipe import Recipe
-from pipeline.config.recipe_json import recipe_from_json
+from pipeline.config.recipe_json import NESTED, recipe_from_json
 from pipeline.core.errors import RecipeError
 from pipeline.storage import files
 

@@ -10,11 +10,16 @@ import msgspec
 from pipeline.config.augment import Augment
 from pipeline.config.choices import check_choice
 from pipeline.config.recipe import Recipe, SizeRamp
-from pipeline.config.sampling import Sampling
+from pipeline.config.sampling import ProxyFilter, Sampling
 from pipeline.core.errors import RecipeError
 
 # Fields that came later. They are left out where they have their default, so that the identities of earlier runs stay.
-_LATER = ("early_stop_epochs", "sampling", "whitening_bias_rate", "schedule_end")
+_LATER = ("early_stop_epochs", "sampling", "whitening_bias_rate", "schedule_end", "proxy_filter")
+NESTED: dict[str, type] = {
+    "augment": Augment, "size_ramp": SizeRamp, "sampling": Sampling, "proxy_filter": ProxyFilter,
+}  # fmt: skip
+"""The fields that have fields of their own, and their classes."""
+
 _PATH = re.compile(r" - at `\$\.([\w.]+)")
 
 
@@ -25,7 +30,7 @@ def recipe_from_json(values: dict[str, Any]) -> Recipe:
     out of range.
     """
     # msgspec ignores unknown fields of a dataclass; a misspelt one must not silently take its default.
-    for name, cls in (("", Recipe), ("augment", Augment), ("size_ramp", SizeRamp), ("sampling", Sampling)):
+    for name, cls in (("", Recipe), *NESTED.items()):
         part = values.get(name) if name and isinstance(values, dict) else values
         for each in part if isinstance(part, dict) else ():
             check_choice(f"field of {name}" if name else "field", each, tuple(field.name for field in fields(cls)))

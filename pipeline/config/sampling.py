@@ -1,9 +1,10 @@
-"""Configuration of sampling: which training rows an epoch holds, and how often."""
+"""Configuration of sampling: which training rows an epoch holds, and how often, and which of a batch are trained on."""
 
 from dataclasses import dataclass
 
 from pipeline.config.choices import check_finite
 from pipeline.config.expressions import parse_expression
+from pipeline.config.model_names import check_model
 from pipeline.config.shares import parse_shares
 from pipeline.core.errors import RecipeError
 
@@ -72,6 +73,40 @@ class Sampling:
         """The files of values for rows, by field."""
         named = {name: getattr(self, name) for name in ("repeat", "weights")}
         return {name: text for name, text in named.items() if text is not None and is_table(text)}
+
+
+@dataclass(frozen=True)
+class ProxyFilter:
+    """Trains on the hardest images of each batch: those with the highest loss of a small network, the proxy.
+
+    As in airbench96_faster (Jordan, github.com/KellerJordan/cifar10-airbench). Before the first step the proxy is
+    trained on the run's own batches and augmentation, for as many epochs, by the recipe's optimiser, rates and loss. In
+    each step it keeps the images with the highest loss, and learns from these. The kept rows are part of the order from
+    then on: they are written to the run's folder, and are the same for any number of workers and when the run is
+    resumed. Images with wrong labels are hard, too: leave it out for data that may have many. Raises RecipeError for
+    values that can't work.
+    """
+
+    model: str
+    """Network of the proxy: one of `MODELS`, or "timm:NAME"."""
+
+    keep: float = 0.5
+    """Share of each batch that is trained on, in (0, 1). The default is 0.5."""
+
+    update_every_steps: int = 4
+    """Steps for each update of the proxy, 1 or more; in the others it only tells losses. The default is 4."""
+
+    def __post_init__(self) -> None:
+        check_finite("proxy_filter.", vars(self))
+        check_model(self.model)
+        if not 0 < self.keep < 1:
+            raise RecipeError(f"proxy_filter.keep={self.keep} must lie in (0, 1); proxy_filter=none keeps all")
+        if self.update_every_steps < 1:
+            raise RecipeError(f"proxy_filter.update_every_steps={self.update_every_steps} must be 1 or more")
+
+    def num_kept(self, batch_size: int) -> int:
+        """Returns how many images of a batch are trained on: the share, rounded, and one at least."""
+        return max(1, round(self.keep * batch_size))
 
 
 def is_table(text: str) -> bool:

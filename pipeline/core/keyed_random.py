@@ -33,6 +33,7 @@ class Stream(IntEnum):
     SAMPLE = 6
     SAMPLE_OFFSET = 7
     MIXTURE = 8
+    PROXY = 9
     RESIZED_CROP = 10
     CROP = 11
     FLIP = 12

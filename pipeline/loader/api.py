@@ -138,6 +138,8 @@ class Loader:
         self._device = None if device is None else torch.device(device)
         self._on_corrupt, self._decoder, self._cache = on_corrupt, best_decoder(), resolve_cache(cache, cache_size)
         sampled = self.recipe.sampling if self._trains else Sampling()  # evaluation isn't sampled
+        if self._trains and self.recipe.proxy_filter is not None:
+            raise RecipeError("proxy_filter: only a training run can choose images by a proxy; set proxy_filter=none")
         expected = expected_counts(self.uri, data, sampling=sampled)
         self._order = training_order(self.recipe, self._rows.row_group_rows, seed, expected)
         self._sampling_tables = table_digests(sampled)

@@ -17,6 +17,7 @@ Pure numpy, no Ray. The definition, complete enough to recompute it in any langu
 6. With `repeats` = R, epochs come in rounds of R, each in the order of its first epoch. A round's n rows are cut into
    R*S parts; batch s holds part s R times, one copy after the other, copy c augmented as in the round's epoch c. So R
    epochs hold the same samples as without repeats, and the versions of an image share a batch.
+7. With a `selection`, a global batch keeps some of its rows, in their order; point 5 then shares out those.
 
 Only point 5 depends on the world size, so the global batches are the same for any number of workers.
 """
@@ -33,6 +34,7 @@ from pipeline.core.keyed_random import COPY_EPOCHS, Epochs, Stream, bits, permut
 from pipeline.core.partition import even_split
 from pipeline.loader.sampling.counts import ExpectedCounts
 from pipeline.loader.sampling.mixture import Mixture
+from pipeline.loader.sampling.selection import Selection
 
 Rows = npt.NDArray[np.int64]
 # Runs whose rows are shuffled together, so that neighbours in a row group aren't always neighbours in a batch, where
@@ -53,7 +55,8 @@ class Order:
     row_group_rows: rows of each row group, in manifest order. window_row_groups: row groups that are shuffled together;
     None for all. pairs: whether workers take whole pairs of rows. repeats: versions of an image in one batch;
     `global_batch_size` must be a multiple. run_rows: consecutive rows that stay close in the order. expected: count of
-    each row in an epoch; None for every row once.
+    each row in an epoch; None for every row once. selection: of each batch's rows, those that are trained on; None for
+    all.
 
     Raises ValueError for values that can't work.
     """
@@ -66,6 +69,7 @@ class Order:
     repeats: int = 1
     run_rows: int = 1
     expected: ExpectedCounts | None = None
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
         rows = sum(self.row_group_rows)
@@ -79,6 +83,8 @@ class Order:
             raise ValueError(f"repeats={self.repeats} must divide global_batch_size={self.global_batch_size}")
         if self.run_rows < 1:
             raise ValueError(f"run_rows={self.run_rows} must be 1 or more")
+        if self.selection is not None and (self.repeats > 1 or self.selection.kept.shape[1] != self.num_rows):
+            raise ValueError(f"a selection of {self.selection.kept.shape[1]} rows needs as many, and repeats=1")
         if self.window_row_groups is not None and self.window_row_groups < 1:
             raise ValueError(f"window_row_groups={self.window_row_groups} must be 1 or more, or None for all")
         hash(self), self.steps_per_epoch  # computed once, and pickled with the order
@@ -104,6 +110,8 @@ class Order:
         if self.expected is not None:
             digest.update(repr((self.expected.step, self.expected.mixture)).encode() + self.expected.units.tobytes())
             digest.update(self.expected.groups.tobytes())
+        if self.selection is not None:
+            digest.update(self.selection.digest.encode())
         return digest.digest()
 
     def __eq__(self, other: object) -> bool:
@@ -117,14 +125,29 @@ class Order:
         return _epoch(self, epoch).rows
 
     def batch_size(self, global_step: int) -> int:
-        """Returns the number of rows of a global batch: `global_batch_size` or a little less."""
-        start, stop = self._run(global_step)
-        return self.repeats * (stop - start)
+        """Returns the number of rows of a global batch: `global_batch_size` or a little less, or what is kept."""
+        start, stop = self.span(global_step)
+        size = self.repeats * (stop - start)
+        return size if self.selection is None else self.selection.proxy_filter.num_kept(size)
 
-    def _run(self, global_step: int) -> tuple[int, int]:
+    @cached_property
+    def trained_rows(self) -> int:
+        """Number of rows of an epoch that are trained on: all, or those of the selection."""
+        if self.selection is None:
+            return self.num_rows
+        return sum(self.batch_size(step) for step in range(self.steps_per_epoch))
+
+    def span(self, global_step: int) -> tuple[int, int]:
         """Returns where the images of a step start and end in the order of its round of epochs."""
         steps = self.repeats * self.steps_per_epoch
         return even_split(self.num_rows, steps, global_step % steps)
+
+    def _places(self, global_step: int) -> slice | Rows:
+        """Returns where the images of a step stand in the order of its round of epochs."""
+        start, stop = self.span(global_step)
+        if self.selection is None:
+            return slice(start, stop)
+        return start + np.flatnonzero(self.selection.kept[global_step // self.steps_per_epoch, start:stop])
 
     def _part(self, size: int, world_size: int, rank: int) -> tuple[int, int]:
         """Returns where a rank's part of a global batch of `size` rows starts and ends."""
@@ -140,9 +163,8 @@ class Order:
 
         global_step: counted over all epochs, from 0.
         """
-        start, stop = self._run(global_step)
         first_epoch = global_step // self.steps_per_epoch // self.repeats * self.repeats
-        images = self.epoch_rows(first_epoch)[start:stop]
+        images = self.epoch_rows(first_epoch)[self._places(global_step)]
         first, last = self._part(self.repeats * len(images), world_size, rank)
         return images[first:last] if self.repeats == 1 else np.tile(images, self.repeats)[first:last]
 
@@ -150,14 +172,15 @@ class Order:
         """Returns the epoch that seeds the augmentation of the step's rows; with copies, int64, one for each row."""
         epoch = global_step // self.steps_per_epoch
         first_epoch = epoch // self.repeats * self.repeats
-        start, stop = self._run(global_step)
-        copies = _epoch(self, first_epoch).copies
-        if self.repeats == 1 and copies is None:
+        whole = _epoch(self, first_epoch)
+        if self.repeats == 1 and whole.copies is None:
             return epoch
-        first, last = self._part(self.repeats * (stop - start), world_size, rank)
-        epochs = first_epoch + np.repeat(np.arange(self.repeats, dtype=np.int64), stop - start)
-        if copies is not None:
-            epochs += np.tile(copies[start:stop] * COPY_EPOCHS, self.repeats)
+        places = self._places(global_step)
+        num_images = len(whole.rows[places])
+        first, last = self._part(self.repeats * num_images, world_size, rank)
+        epochs = first_epoch + np.repeat(np.arange(self.repeats, dtype=np.int64), num_images)
+        if whole.copies is not None:
+            epochs += np.tile(whole.copies[places] * COPY_EPOCHS, self.repeats)
         return epochs[first:last]
 
 

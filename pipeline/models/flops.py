@@ -18,16 +18,18 @@ _CPU_SIDE, _GPU_SIDE = 1024, 8192  # of the multiplied matrices: large enough to
 _REPETITIONS = 6
 
 
-def operations_per_image(net: nn.Module, size_px: int) -> float:
-    """Returns the operations of a forward and backward pass over one image of S x S pixels.
+def operations_per_image(net: nn.Module, size_px: int, backward: bool = True) -> float:
+    """Returns the operations of a forward pass over one image of S x S pixels, and of a backward pass, too, or without.
 
     A multiply-add counts as two. Torch counts matrix products and convolutions only, which are nearly all of it. The
     pass runs on the meta device, where shapes are computed but no values.
     """
     twin = copy.deepcopy(net).to("meta").train()
     custom = {torch.ops.aten.convolution_backward: _convolution_backward}
-    with FlopCounterMode(display=False, custom_mapping=custom) as counter:
-        twin(torch.empty(_COUNTED_IMAGES, 3, size_px, size_px, device="meta")).sum().backward()
+    with FlopCounterMode(display=False, custom_mapping=custom) as counter, torch.set_grad_enabled(backward):
+        outputs = twin(torch.empty(_COUNTED_IMAGES, 3, size_px, size_px, device="meta"))
+        if backward:
+            outputs.sum().backward()
     return counter.get_total_flops() / _COUNTED_IMAGES
 
 

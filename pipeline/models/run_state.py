@@ -31,11 +31,17 @@ class RunState:
     quarantined: list[tuple[str, int]] = field(default_factory=list)  # (split, row) of each corrupt image left out
     skipped: list[int] = field(default_factory=list)  # steps without an update: loss or gradient not finite
     losses: list[float] = field(default_factory=list)  # of each step, mean over the global batch
+    selection: str = ""  # digest of the rows that a filter keeps; "" without one
 
     def as_json(self) -> dict[str, Any]:
-        """Returns all fields but the losses: there is one for each step, so they are stored as a tensor."""
+        """Returns all fields but the losses: there is one for each step, so they are stored as a tensor.
+
+        Without a selection its digest is left out, too, as in checkpoints of earlier versions.
+        """
         values = asdict(self)
         del values["losses"]
+        if not self.selection:
+            del values["selection"]
         return values
 
 

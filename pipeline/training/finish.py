@@ -17,6 +17,7 @@ from pipeline.storage import files
 from pipeline.training.optim.factory import describe_groups
 from pipeline.training.outputs.lines import evaluation_line
 from pipeline.training.safeguards import early_stop
+from pipeline.training.selection.proxy import proxy_operations
 from pipeline.training.validation import scores_of, validate
 from pipeline.training.worker import Worker
 
@@ -92,8 +93,13 @@ def operations(worker: Worker) -> dict[str, Any]:
     rounds = [epoch // recipe.repeats * recipe.repeats for epoch in range(worker.state.epochs)]
     sizes = [batches.train_transform.size_at(epoch) for epoch in rounds]
     peak, source = peak_operations(batches.device, forward_dtype(recipe.precision, batches.device))
+    counted = training_operations(worker.learner.net, sizes, batches.order.trained_rows)
+    if recipe.proxy_filter is not None:
+        counted["proxy"] = proxy_operations(recipe, recipe.proxy_filter, len(worker.data.classes), batches.order)
+        counted["total"] += counted["proxy"]
     return {
-        **training_operations(worker.learner.net, sizes, batches.order.num_rows),
+        **counted,
+        "images_per_epoch": batches.order.trained_rows,
         "peak_per_second": peak,
         "peak_source": source,
         "devices": batches.world_size,

@@ -18,6 +18,7 @@ from pipeline.training.job import TrainJob, Weights, teacher_weights
 from pipeline.training.launch import check_job, run_training
 from pipeline.training.loop import Due, count_results, report, run_steps
 from pipeline.training.resume import numerics
+from pipeline.training.selection.choose import SELECTION_NAME
 from pipeline.training.setup import set_up
 from pipeline.training.workflow import training_session
 
@@ -163,6 +164,8 @@ def prepare_replay(
     place = checkpoint.folder(scratch, first)
     for name in [*meta["parts"], checkpoint.STATE_NAME]:
         files.write_bytes(files.join(place, name), files.read_bytes(files.join(uri, name)))
+    if files.exists(files.join(run, SELECTION_NAME)):
+        files.write_bytes(files.join(scratch, SELECTION_NAME), files.read_bytes(files.join(run, SELECTION_NAME)))
     files.write_json(files.join(scratch, checkpoint.LATEST_NAME), {"step": first})
     return replace(job, num_workers=meta["state"]["world_size"]), recorded
 

@@ -39,6 +39,7 @@ from pipeline.training.safeguards.divergence import FiniteGuard
 from pipeline.training.safeguards.interruption import Interruption
 from pipeline.training.safeguards.preemption import PreemptionWatcher
 from pipeline.training.safeguards.watchdog import Watchdog
+from pipeline.training.selection.choose import check_selection, select_rows
 from pipeline.training.step_meter import Meter
 from pipeline.training.trackers.base import Trackers
 from pipeline.training.train_step import TrainStep, num_threads
@@ -98,6 +99,7 @@ def set_up(
     torch.manual_seed(job.seed)
     net = recipe_model(job.recipe, len(data.classes))
     batches = batches or Batches(job, data, world_size, rank, device, progress)
+    batches, select_seconds = select_rows(job, batches, progress, watchdog.beat)
     resumed = checkpoint.latest(job.run)
     if job.pretrained:
         follow_quickly(net)
@@ -109,6 +111,8 @@ def set_up(
         _warm_up(learner, batches, state.step if state else 0, progress)
         watchdog.beat("compiled")
     state = state or _new_state(job, learner, batches, progress)
+    state.selection = check_selection(batches.order.selection, state.selection)
+    state.seconds["select"] = state.seconds.get("select", 0.0) + select_seconds
 
     trace = RowTrace(job, data, rank, world_size, state.step) if job.trace_rows else None
     token = note_start(job, rank, world_size, state.step)
@@ -138,7 +142,7 @@ def set_up(
         preemption=PreemptionWatcher(rank),
         trackers=trackers,
         trace=trace,
-        meter=Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - started),
+        meter=Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - started - select_seconds),
         watchdog=watchdog,
         interruption=Interruption(job, batches, writer, last_step),
         log=log,

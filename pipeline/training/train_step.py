@@ -62,14 +62,30 @@ class TrainStep:
             is_local = number + 1 < len(parts) and self._world_size > 1
             with self._model.no_sync() if is_local else nullcontext():
                 total += self._backward(part, step)
+        return total, self.gradient_norm()
+
+    def gradient_norm(self) -> Tensor:
+        """Returns the norm of the gradient, a scalar. In float16, the scale of the losses is taken out of it first."""
         # A parameter that a step doesn't use has no gradient.
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self.loss_scale:
             self.loss_scale.unscale(gradients)
-        return total, torch.nn.utils.get_total_norm(gradients)
+        return torch.nn.utils.get_total_norm(gradients)
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
         """Adds the gradients of one micro-batch; returns the sum of its sample losses, a scalar."""
+        total = self.losses(batch).sum()
+        # DDP averages gradients over the ranks. This factor turns a rank's sum into the mean over the global batch,
+        # however the batch is split among ranks and micro-batches.
+        self.backward(total * (self._world_size / self._order.batch_size(step)))
+        return total.detach()
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of a loss, a scalar; in float16 those of the scaled one."""
+        (loss * self.loss_scale.scale if self.loss_scale else loss).backward()  # type: ignore[no-untyped-call]
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Returns float [N], the loss of each sample of a batch, transformed as the recipe says."""
         recipe = self._recipe
         mixed = transform_batch(batch, self.normalise, recipe.augment, self._order.seed)
         with self._autocast():
@@ -83,12 +99,7 @@ class TrainStep:
                 teacher_logits = self._teacher(mixed.images)
             soft_losses = distillation_losses(logits, teacher_logits, recipe.distill_temperature)
             losses = (1 - recipe.distill_weight) * losses + recipe.distill_weight * soft_losses
-        total = losses.sum()
-        # DDP averages gradients over the ranks. This factor turns a rank's sum into the mean over the global batch,
-        # however the batch is split among ranks and micro-batches.
-        mean = total * (self._world_size / self._order.batch_size(step))
-        (mean * self.loss_scale.scale if self.loss_scale else mean).backward()  # type: ignore[no-untyped-call]
-        return total.detach()
+        return losses
 
     def update(self, norm: Tensor, step: int, num_steps: int, found_inf: Tensor | None = None) -> float:
         """Updates the weights, clears the gradients, and returns the learning rate of step `step` of `num_steps`.

@@ -1,6 +1,8 @@
 """The data of one training worker: its share of training and validation batches, from memory or as streams."""
 
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from pipeline.loader.device.copy_ahead import copied_ahead
 from pipeline.loader.resident import ResidentSplit, load_resident, resident_batches
 from pipeline.loader.sample_order import training_order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler, training_split
+from pipeline.loader.sampling.selection import Selection
 from pipeline.loader.streaming.carrier import carrier_line, stream_source
 from pipeline.loader.streaming.plan import StreamPlan
 from pipeline.loader.streaming.threads import sample_images
@@ -72,6 +75,18 @@ class Batches:
         else:
             batches = self._streamed(self.data.split("train"), sampler, self.train_transform)
         return self._noting_corrupt("train", batches)
+
+    def candidates(self, num_steps: int) -> Iterator[Batch]:
+        """Yields the whole of each global batch of resident images, on whichever rank asks, and without a selection."""
+        sampler = TrainSampler(replace(self.order, selection=None), num_steps)
+        batches = resident_batches(self._resident["train"], sampler, self.train_transform)
+        return self._noting_corrupt("train", batches)
+
+    def selected(self, selection: Selection) -> "Batches":
+        """Returns batches of those training rows alone that a selection keeps, from the same images."""
+        again = copy.copy(self)
+        again.order = replace(self.order, selection=selection)
+        return again
 
     def validation(self, progress: Progress) -> Iterator[Batch]:
         """Yields this rank's part of the validation rows, on its device."""

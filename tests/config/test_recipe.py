@@ -11,6 +11,7 @@ from pipeline.config.documentation import field_docs, field_help
 from pipeline.config.presets import make_recipe, recipes
 from pipeline.config.recipe import Recipe, SizeRamp, check_batch
 from pipeline.config.recipe_json import recipe_from_json, recipe_to_json
+from pipeline.config.sampling import ProxyFilter
 from pipeline.core.errors import CheckpointError, RecipeError
 from pipeline.models.identity import check_identity
 
@@ -223,3 +224,42 @@ def test_the_identity_of_a_run_does_not_tell_compiled_from_not() -> None:
     check_identity("run", {"recipe": plain}, {"recipe": compiled})
     with pytest.raises(CheckpointError, match=r"recipe\.epochs was 16, now 3"):
         check_identity("run", {"recipe": plain}, {"recipe": {**compiled, "epochs": 3}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"residency": "stream"},
+            "residency=stream doesn't go together with proxy_filter; set residency=resident, or ",
+        ),
+        ({"repeats": 2}, "repeats=2 doesn't go together with proxy_filter; set repeats=1"),
+        ({"fit_seconds": 60.0}, "fit_seconds=60.0 doesn't go together with proxy_filter; set fit_seconds=0"),
+        ({"augment": Augment(mixup_alpha=0.2)}, "augment.mixup_alpha=0.2 doesn't go together with proxy_filter"),
+    ],
+)
+def test_what_does_not_go_together_with_a_proxy_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        dataclasses.replace(recipes["cifar10-96"], **changes)
+
+
+def test_a_filter_is_checked_and_keeps_its_share() -> None:
+    for changes, message in (({"keep": 1.0}, "proxy_filter.keep=1.0 must lie in"), ({"model": "resnt18"}, "resnet18")):
+        with pytest.raises(RecipeError, match=message):
+            ProxyFilter(**{"model": "resnet18", **changes})
+    with pytest.raises(RecipeError, match=r"proxy_filter\.update_every_steps=0 must be 1 or more"):
+        ProxyFilter("resnet18", update_every_steps=0)
+    kept = ProxyFilter("resnet18", keep=0.5)
+    assert [kept.num_kept(size) for size in (1, 2, 1020, 1024)] == [1, 1, 510, 512]
+    recipe = recipes["cifar10-96"]
+    check_batch(recipe, 510, 50_000)
+    with pytest.raises(RecipeError, match="leaves steps of 510 rows for 511 workers"):
+        check_batch(recipe, 511, 50_000)
+
+
+def test_fields_that_came_later_are_left_out_where_they_change_nothing() -> None:
+    values = recipe_to_json(recipes["cifar10-94"])
+    assert not {"proxy_filter", "schedule_end", "whitening_bias_rate", "sampling"} & values.keys()
+    values = json.loads(json.dumps(recipe_to_json(recipes["cifar10-96"])))
+    assert values["proxy_filter"] == {"model": "airbench-proxy", "keep": 0.5, "update_every_steps": 4}
+    assert recipe_from_json(values) == recipes["cifar10-96"]

@@ -1,10 +1,17 @@
 """Counted operations, against published numbers."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
+from pipeline.config.presets import recipes
+from pipeline.loader.sample_order import training_order
+from pipeline.loader.sampling.selection import Selection
 from pipeline.models.factory import make_model
 from pipeline.models.flops import operations_per_image, training_operations
+from pipeline.training.selection.proxy import proxy_operations
 
 
 @pytest.mark.parametrize(
@@ -19,6 +26,25 @@ from pipeline.models.flops import operations_per_image, training_operations
 def test_operations_are_the_published_ones(name: str, size_px: int, epochs: int, published: float) -> None:
     counted = training_operations(make_model(name, 10, size_px), [size_px] * epochs, 50_000)
     assert counted["total"] == pytest.approx(published, rel=0.03)
+
+
+def test_operations_of_a_filtered_run_are_the_published_ones() -> None:
+    """airbench96_faster: 3.1 PFLOP, the proxy's counted."""
+    recipe = recipes["cifar10-96"]
+    assert recipe.proxy_filter
+    order = training_order(recipe, (50_000,), 0)
+    kept = replace(order, selection=Selection(recipe.proxy_filter, np.zeros((recipe.epochs, 50_000), dtype=np.bool_)))
+    net = make_model(recipe.model, 10, 32)
+    counted = training_operations(net, [32] * recipe.epochs, kept.trained_rows)["total"]
+    chosen = proxy_operations(recipe, recipe.proxy_filter, 10, order)
+    assert counted + chosen == pytest.approx(3.1e15, rel=0.01)
+    # By hand: 34.2 MFLOP forward; backward 54.0, without gradients of the frozen layer and of the input of the second.
+    assert chosen == pytest.approx(44 * 50_000 * (34.17e6 + 53.95e6 / 4), rel=1e-3)
+
+
+def test_operations_of_a_forward_pass_are_a_third() -> None:
+    net = make_model("airbench94", 10, 32)
+    assert operations_per_image(net, 32, backward=False) == pytest.approx(operations_per_image(net, 32) / 3, rel=0.02)
 
 
 def test_operations_of_a_resnet_50_are_three_times_its_known_forward_pass() -> None:

@@ -59,7 +59,7 @@ def small_images(size_px: int, facts: DataFacts, model: str = "fast-resnet") -> 
 
 def many_small_images(facts: DataFacts, on_gpu: bool) -> Recipe:
     """Tens of thousands of images of 32 px: the recipe for CIFAR-10, normalised by the data's own statistics."""
-    base = recipes["cifar10-96" if on_gpu else "cifar10"]
+    base = recipes["cifar10-96-unfiltered" if on_gpu else "cifar10"]
     flip = 0.0 if facts.grey else 0.5
     return replace(
         base, name=SMALL, augment=replace(base.augment, flip_probability=flip, flip_alternates=not facts.grey),

@@ -41,7 +41,8 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     # Goodput: the share of the time since the first start that went into steps. Restarts and lost steps lower it.
     stepping = sum(state["seconds"].get(name, 0.0) for name in ("copy", "compute"))
     trained = stage_times.training_seconds(state["seconds"])
-    images_per_second = state["epochs"] * parts.epoch_rows / trained
+    # Runs of earlier versions don't tell their images, which are all rows of an epoch.
+    images_per_second = state["epochs"] * operations.get("images_per_epoch", parts.epoch_rows) / trained
     possible = operations["peak_per_second"] * operations["devices"]
     result: dict[str, Any] = {
         "dataset": {

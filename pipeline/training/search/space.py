@@ -14,7 +14,7 @@ from pipeline.core.errors import RecipeError
 Values = dict[str, Any]  # by the name of a recipe's field; "augment.NAME" for a field of its augmentation
 
 # Fields that can't be drawn: the name, nested values, and what would make trials incomparable.
-_NOT_SEARCHED = ("name", "augment", "size_ramp", "fit_seconds", "evaluate_resize_px")
+_NOT_SEARCHED = ("name", "augment", "size_ramp", "proxy_filter", "fit_seconds", "evaluate_resize_px")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,21 @@ import torch
 
 from pipeline.config.augment import Augment
 from pipeline.config.presets import make_recipe
+from pipeline.config.sampling import ProxyFilter
 from pipeline.core.errors import DivergedError
 from pipeline.models import checkpoint
 from pipeline.models.losses import sample_losses
 from pipeline.training import loop
 from pipeline.training.job import TrainJob
-from pipeline.training.loop import Due, run_steps
+from pipeline.training.loop import run_steps
 from pipeline.training.on_device.steps_in_flight import StepsInFlight
 from pipeline.training.on_device.waits import Waits, count_waits
 from pipeline.training.setup import Place, set_up
 from pipeline.training.train_step import TrainStep
 from pipeline.training.worker import Worker
+from tests.support.trained.steps import Steps
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass(frozen=True)
-class Steps:
-    """A schedule of some steps with a line every second and a checkpoint now and then, and without the end of an epoch,
-    which needs Ray.
-    """
-
-    last_step: int
-    checkpoint_every: int = 100
-    stage: str = "train"
-
-    def due(self, step: int) -> Due:
-        return Due(line=step % 2 == 0, checkpoint=step % self.checkpoint_every == 0)
-
-    def progress(self, step: int) -> tuple[int, int]:
-        return step, self.last_step
 
 
 def job_of(dataset: str, run: Path, **changes: Any) -> TrainJob:
@@ -83,6 +68,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "float16": {"precision": "float16"},
     "bfloat16": {"precision": "bfloat16"},
     "teacher": {"distill_weight": 0.5},
+    "filtered": {"residency": "resident", "proxy_filter": ProxyFilter("seed-cnn")},
 }  # fmt: skip
 
 
