@@ -6,7 +6,8 @@ The limit is libjpeg-turbo alone, decoding only the rows and columns of the crop
 crops drawn beforehand, no batch handed over. "our decoder alone" measures our decoder in the same way. Every loader
 makes uint8 batches of random resized crops (area 0.08 to 1) with flips, in a process of its own. A round measures each
 loader once; the first seconds, its start, aren't counted. Loaders that aren't installed are left out and named:
-`uv sync --group bench` installs them. --resume and --soak-minutes measure the stream alone, in other respects.
+`uv sync --group bench` installs them. With --s3, --rows must be more than are read in a pass, so that the first epoch
+lasts: 60,000 for 2,000 images/s. --resume and --soak-minutes measure the stream alone, in other respects.
 """
 
 import importlib.util
@@ -110,8 +111,9 @@ def make_tree(images: list[bytes], rows: int, folder: str) -> None:
 
 def run_all(args: Args, data: str, tree: str, folder: str) -> dict[str, list[float]]:
     """Returns {loader: images/s of each round}, the limit first."""
-    from contextlib import nullcontext
+    from contextlib import ExitStack, nullcontext
 
+    from jobs.bench.latency import delayed_s3
     from pipeline.storage.local_s3 import local_s3
 
     chosen = [way for way in (*WAYS, *PEERS) if way == LIMIT or not args.only or way.startswith(args.only)]
@@ -127,11 +129,15 @@ def run_all(args: Args, data: str, tree: str, folder: str) -> dict[str, list[flo
         for number in range(args.rounds):
             for way in chosen:
                 one = Pass(way, data, tree, args.size_px, args.batch_size, args.seconds)
-                if way in FROM_S3 and server is not None:
-                    one = replace(one, data=f"s3://{BUCKET}/data", server=server.pid, **FROM_S3[way])
-                rate, served = run_apart(one, folder)
+                with ExitStack() as stack:
+                    if way in FROM_S3 and server is not None:
+                        one = replace(one, data=f"s3://{BUCKET}/data", servers=(server.pid,), **FROM_S3[way])
+                    if one.delay_ms:
+                        proxy = stack.enter_context(delayed_s3(one.delay_ms))
+                        one = replace(one, servers=(*one.servers, proxy.pid))
+                    rate, served = run_apart(one, folder)
                 rates[way].append(rate)
-                if one.server:
+                if one.servers:
                     cpus = usable_cpus()
                     rates.setdefault(f"{way}{BESIDE}", []).append(rate * cpus / (cpus - served))
                 command.console.print(f"round {number + 1}: {way}: {rate:,.0f} images/s")
