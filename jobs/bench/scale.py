@@ -23,6 +23,7 @@ from jobs.terminal import command
 from pipeline.cluster.session import ray_session
 
 _WARM_UP_SECONDS, _STEPS = 3.0, 400
+_BLOCKS_PER_EXECUTION = 1024
 _SPREAD = 0.35  # standard deviation of the logarithm of a block's time: a guess, not measured
 _RANKS = (8, 64, 256)
 
@@ -79,12 +80,11 @@ def measure(count: int, seconds: float) -> tuple[float, float]:
 
 def _coordinate(seconds: float) -> tuple[float, float]:
     from pipeline.cluster.ray_tasks import TASK_CPUS, map_in_order
-    from pipeline.loader.streaming.ray_stream import BATCHES_PER_EXECUTION
 
     def blocks() -> Iterator[Any]:
         while True:
             run = map_in_order(
-                range(BATCHES_PER_EXECUTION),
+                range(_BLOCKS_PER_EXECUTION),
                 lambda source: source.map_batches(_nothing, batch_size=1, num_cpus=TASK_CPUS),
             )
             with closing(run):

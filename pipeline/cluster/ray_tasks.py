@@ -20,6 +20,11 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def local_processes() -> int:
+    """Returns the number of training processes on this node, as torchrun and Ray Train tell it; otherwise 1."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def task_attempt() -> int:
     """Returns how often Ray has started the task in which this is called before: 0 unless its process has died."""
     from ray._private.worker import global_worker  # Ray has no public function for it

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.cluster.address import check_cluster, cluster_address
@@ -89,17 +90,42 @@ def this_node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def spare_cpus(rank_nodes: Collection[str]) -> float:
-    """Returns the number of CPUs of the nodes on which no rank runs: they are free for making batches.
+@dataclass(frozen=True)
+class SpareNodes:
+    """Nodes on which no rank runs, and all their CPUs and bytes of Ray's object store: free for making batches."""
 
-    rank_nodes: ids of the nodes on which ranks run. 0 outside of a Ray session.
+    ids: tuple[str, ...] = ()
+    cpus: float = 0.0
+    store_bytes: float = 0.0
+
+
+def spare_nodes(rank_nodes: Collection[str]) -> SpareNodes:
+    """Returns the nodes that live, have CPUs for tasks, and on which no rank runs; none outside of a Ray session.
+
+    rank_nodes: ids of the nodes on which ranks run.
     """
     if not ray_is_initialized():
+        return SpareNodes()
+    import ray
+
+    nodes = [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in rank_nodes and node["Resources"].get("CPU")
+    ]
+    ids = tuple(sorted(node["NodeID"] for node in nodes))
+    resources = [node["Resources"] for node in nodes]
+    cpus, store = (sum(each.get(name, 0.0) for each in resources) for name in ("CPU", "object_store_memory"))
+    return SpareNodes(ids, cpus, store)
+
+
+def node_store_bytes() -> float:
+    """Returns the size of Ray's object store on the node that this process runs on; 0 outside of a Ray session."""
+    if not (here := this_node()):
         return 0.0
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in rank_nodes]
-    return sum(node["Resources"].get("CPU", 0.0) for node in nodes)
+    return sum(node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["NodeID"] == here)
 
 
 def worker_cpus(num_workers: int, use_gpu: bool, nodes: list[float]) -> float:

@@ -5,6 +5,7 @@ The result is `predictions.parquet`; on request also `kept.npy` (logits or featu
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from pipeline.cluster.resources import this_node
 from pipeline.config.choices import TestViews
 from pipeline.core.errors import RecipeError
-from pipeline.core.progress import Progress, silent
+from pipeline.core.progress import Progress, message, silent
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
 from pipeline.evaluation.analysis.corruptions import CorruptionTally, add_tallies
@@ -124,7 +125,8 @@ def _evaluate(job: EvaluateJob, rank: int, world_size: int, device: torch.device
     units = EvaluationSampler(len(rows), UNIT_ROWS, world_size, rank, rows.start)
     progress = job.progress if rank == 0 else silent
     rank_nodes = gather_objects(this_node(), world_size)
-    source = stream_source(StreamPlan(job.dataset, data.split(job.split), units, view), device, rank_nodes)
+    plan = StreamPlan(job.dataset, data.split(job.split), units, view)
+    source = stream_source(plan, device, rank_nodes, partial(message, progress))
     batches: Iterable[Batch] = _batches(source, device, len(units), progress)
     # Corruptions are counted on the batches as they pass, so that every image is read and decoded once.
     tally = CorruptionTally(job.severities, rows.start + (job.robustness_rows or len(rows)))

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pipeline.loader.resident import load_resident, resident_batches
     from pipeline.loader.sample_order import Order
     from pipeline.loader.samplers import EvaluationSampler, TrainSampler, train_eval_split
-    from pipeline.loader.streaming.ray_stream import stream_batches
     from pipeline.loader.streaming.threads import local_batches
     from pipeline.loader.transform import Transform, evaluation_transform, training_transform
 
@@ -31,7 +30,6 @@ __all__ = [
     "load_resident",
     "local_batches",
     "resident_batches",
-    "stream_batches",
     "train_eval_split",
     "training_transform",
 ]
@@ -45,7 +43,6 @@ __getattr__ = lazy(
         "resident": ("load_resident", "resident_batches"),
         "sample_order": ("Order",),
         "samplers": ("EvaluationSampler", "TrainSampler", "train_eval_split"),
-        "streaming.ray_stream": ("stream_batches",),
         "transform": ("Transform", "evaluation_transform", "training_transform"),
     },
 )

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class Batches:
         self._val_transform = evaluation_transform(recipe, job.decoder)
         self._corrupt: set[tuple[str, int]] = set()
         self._resident: dict[str, ResidentSplit] = {}
+        self._tell = partial(message, progress)
         if recipe.residency == "resident":
             splits = {"train": ("train", self.train_transform), "val": (self.parts.split, self._val_transform)}
             for name, (split, transform) in splits.items():
@@ -65,7 +67,7 @@ class Batches:
             nodes = gather_objects(this_node(), world_size)
             self._rank_nodes = frozenset(nodes)
             self._node_ranks = tuple(rank for rank, node in enumerate(nodes) if node == this_node())
-            message(progress, carrier_line(job.dataset, self._rank_nodes))
+            message(progress, carrier_line(job.dataset, self._rank_nodes, world_size))
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Yields this rank's part of each global batch, from step `first_step` up to step `num_steps`."""
@@ -106,7 +108,7 @@ class Batches:
         """Yields batches that are on the device, or on their way to it, before they are asked for."""
         job = self.job
         plan = StreamPlan(job.dataset, split, sampler, transform, job.on_corrupt, job.cache, self._node_ranks)
-        return copied_ahead(stream_source(plan, self.device, self._rank_nodes), self.device)
+        return copied_ahead(stream_source(plan, self.device, self._rank_nodes, self._tell), self.device)
 
     def _noting_corrupt(self, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:

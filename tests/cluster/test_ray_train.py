@@ -2,7 +2,9 @@
 
 import hashlib
 import shutil
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,23 @@ from pipeline.dataset.row_reader import load_index
 from pipeline.ingestion.plan import SHARD_BYTES
 from pipeline.ingestion.run import planned_ingest, write_dataset
 from pipeline.ingestion.sources import Source
+from pipeline.loader import transform as transform_module
 from pipeline.loader.batch import Batch, batch_from_columns
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.resident import load_resident, resident_batches
 from pipeline.loader.sample_order import Order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler
-from pipeline.loader.streaming.ray_stream import stream_batches
+from pipeline.loader.streaming import ray_helpers
+from pipeline.loader.streaming.helped import Columns, helped_source
+from pipeline.loader.streaming.plan import StreamPlan
+from pipeline.loader.streaming.ray_helpers import RayHelpers
 from pipeline.loader.transform import Transform
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
 from pipeline.training.outputs import result
 from tests.support.pictures.datasets import ingest_here
 from tests.support.pictures.images import make_tar, make_tree, shared, tree_files
+from tests.support.ray_alone import task_batches
 from tests.support.trained.runs import traced
 
 pytestmark = [
@@ -84,7 +91,7 @@ def test_a_stream_holds_the_batches_of_the_order_for_any_world_size(
     view = Transform(24, 24, AUGMENT, seed=3, decoder=best_decoder())
     for rank in range(world_size):
         units = TrainSampler(order, 3 * order.steps_per_epoch, first_step, world_size, rank)
-        streamed = [digest(batch) for batch in stream_batches(tree_dataset, split, units, view)]
+        streamed = [digest(batch) for batch in task_batches(tree_dataset, split, units, view)]
         assert streamed == [digest(reference(tree_dataset, units, view, unit)) for unit in range(len(units))]
 
 
@@ -96,12 +103,49 @@ def reference(uri: str, units: Sampler, view: Transform, unit: int) -> Batch:
     return batch_from_columns(unit, columns, index.key_hash, units.epochs(unit))
 
 
+def test_threads_and_tasks_together_make_the_batches_of_threads_alone(
+    tree_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks on this node, as if it were another one; threads are slow, so that there is something to help with."""
+    split = manifest.load(tree_dataset).split("train")
+    order = Order(split.row_group_rows, 3, 12, 2)
+    view = Transform(24, 24, AUGMENT, seed=3, decoder=best_decoder())
+    plan = StreamPlan(tree_dataset, split, TrainSampler(order, 400), view)
+    arrived: list[int] = []
+
+    class Noting(RayHelpers):
+        def arrived(self) -> list[tuple[int, Columns | None]]:
+            found = super().arrived()
+            arrived.extend(number for number, columns in found if columns)
+            return found
+
+    original: Any = vars(transform_module)["read_parts"]
+
+    def read(*arguments: Any) -> Any:
+        time.sleep(0.15)
+        return original(*arguments)
+
+    monkeypatch.setattr(ray_helpers, "_PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(ray_helpers, "tasks_of_rank", lambda nodes, world_size: 2)
+    monkeypatch.setattr(transform_module, "read_parts", read)  # in this process
+    batches = helped_source(plan, False, partial(Noting, plan, ()), 1 << 20)(lambda: False)
+    streamed = []
+    for batch in batches:
+        streamed.append(digest(batch))
+        if len(arrived) >= 20 and batch.index > max(arrived[:20]):
+            break
+    batches.close()
+    monkeypatch.undo()
+    assert len(streamed) < 400
+    assert streamed == [digest(reference(tree_dataset, plan.sampler, view, unit)) for unit in range(len(streamed))]
+
+
 def test_streamed_and_resident_evaluation_see_the_same_pixels(tree_dataset: str) -> None:
     split, view = manifest.load(tree_dataset).split("val"), Transform(16, 18)
     units = EvaluationSampler(split.rows, 10, 2, 1)
     data = load_resident(tree_dataset, split, view)
     resident = [digest(batch) for batch in resident_batches(data, units, view)]
-    assert [digest(batch) for batch in stream_batches(tree_dataset, split, units, view)] == resident
+    assert [digest(batch) for batch in task_batches(tree_dataset, split, units, view)] == resident
 
 
 @pytest.fixture(scope="module")

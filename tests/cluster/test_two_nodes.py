@@ -1,4 +1,4 @@
-"""Two real Ray nodes on this machine, one of them with CPUs alone: both make batches, and it may die."""
+"""Several real Ray nodes on this machine: one helps to make batches, others train, and each of them may die."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,40 +25,61 @@ from tests.support.trained.runs import trained_on
 
 pytestmark = pytest.mark.ray
 
-# Streams the batches of two epochs on the cluster; a line each: step, node of the task, rows and pixels as SHA-256.
-CODE = """
-import hashlib, sys, time
+# Two ranks stream on the nodes that train, each with one thread, until the file "stop" is there. A line for each batch
+# in the file of its rank: when it came, its rows, its pixels as SHA-256. A file for each batch that tasks have made.
+STREAM = """
+import hashlib, os, sys, time
 from dataclasses import dataclass
-import numpy as np
+from pathlib import Path
 import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.cluster.session import ray_session
+from pipeline.config.augment import Augment
 from pipeline.dataset import manifest
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.sample_order import Order
-from pipeline.config.augment import Augment
 from pipeline.loader.samplers import TrainSampler
-from pipeline.loader.streaming.ray_stream import stream_batches
+from pipeline.loader.streaming.carrier import carrier_line, stream_source
+from pipeline.loader.streaming.plan import StreamPlan
 from pipeline.loader.transform import Transform
 
+uri, folder = sys.argv[1], Path(sys.argv[2])
+
 @dataclass(frozen=True)
-class Telling(Transform):
-    folder: str = ""
+class Slow(Transform):
+    folder: Path = Path()
 
-    def load(self, index, rows, epoch, corrupt=None, watch=None):
-        time.sleep(0.3)  # so that there is a middle to be killed in
-        open(f"{self.folder}/{ray.get_runtime_context().get_node_id()}-{epoch}-{rows[0]}", "w").close()
-        return super().load(index, rows, epoch, corrupt, watch)
+    def load(self, index, rows, epoch, corrupt=None, watch=None, out=None):
+        time.sleep(0.2)  # a CPU at work, of which this machine has too few for three nodes
+        if out is None:
+            (self.folder / f"task-{ray.get_runtime_context().get_node_id()}-{epoch}-{rows[0]}").touch()
+        return super().load(index, rows, epoch, corrupt, watch, out)
 
-uri = sys.argv[1]
-split = manifest.load(uri).split("train")
-order = Order(split.row_group_rows, 3, 5, 2)
-spec = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5)
-view = Telling(24, 24, spec, seed=3, decoder=best_decoder(), folder=sys.argv[2])
+@ray.remote(num_cpus=1)
+def rank(number, nodes):
+    os.environ["LOCAL_WORLD_SIZE"] = "64"  # one thread
+    split = manifest.load(uri).split("train")
+    order = Order(split.row_group_rows, 3, 5, 2)
+    spec = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5)
+    view = Slow(24, 24, spec, seed=3, decoder=best_decoder(), folder=folder)
+    plan = StreamPlan(uri, split, TrainSampler(order, 1000 * order.steps_per_epoch, 0, 2, number), view)
+    with open(folder / f"rank-{number}", "w", buffering=1) as out:
+        out.write(carrier_line(uri, nodes, 2) + "\\n")
+        batches = stream_source(plan, torch.device("cpu"), nodes, lambda line: out.write(line + "\\n"))(lambda: False)
+        for batch in batches:
+            pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+            rows = ",".join(map(str, batch.rows.tolist()))
+            out.write(f"STEP {time.time()} {rows} {hashlib.sha256(pixels).hexdigest()}\\n")
+            if (folder / "stop").exists():
+                break
+        batches.close()
+
 with ray_session():
-    for batch in stream_batches(uri, split, TrainSampler(order, 2 * order.steps_per_epoch * 4), view):
-        pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
-        rows = ",".join(map(str, batch.rows.tolist()))
-        print("STEP", batch.index, rows, hashlib.sha256(pixels).hexdigest(), flush=True)
+    train = [node["NodeID"] for node in ray.nodes() if "image-pipeline/role" not in node["Labels"]]
+    (folder / "train").write_text(" ".join(train))
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in train]
+    ray.get([rank.options(scheduling_strategy=place).remote(number, train) for number, place in enumerate(places)])
 """
 
 
@@ -85,7 +106,9 @@ class Nodes:
         """Starts a node, and returns when it has joined."""
         ray = str(Path(sys.executable).with_name("ray"))
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
-        command = [ray, "start", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={self.cpus}", *arguments]
+        command = [ray, "start", "--block", "--node-ip-address=127.0.0.1", *arguments]
+        if not any(each.startswith("--num-cpus") for each in arguments):
+            command.append(f"--num-cpus={self.cpus}")
         command.append("--object-store-memory=300000000")
         log = open(self.folder / f"node-{len(self.processes)}.log", "wb")  # noqa: SIM115 - the process's
         self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
@@ -116,8 +139,8 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def expected(uri: str) -> list[tuple[str, str]]:
-    """Returns (rows, SHA-256 of the pixels) of every step, computed here, without Ray."""
+def expected(uri: str, rank: int, steps: int) -> list[tuple[str, str]]:
+    """Returns (rows, SHA-256 of the pixels) of the first steps of one of two ranks, computed here, without Ray."""
     from pipeline.config.augment import Augment
     from pipeline.dataset.row_reader import load_index
     from pipeline.loader.decode import best_decoder
@@ -128,35 +151,78 @@ def expected(uri: str) -> list[tuple[str, str]]:
     spec = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5)
     view = Transform(24, 24, spec, seed=3, decoder=best_decoder())
     lines = []
-    for step in range(8 * order.steps_per_epoch):
-        rows = order.rows(step)
+    for step in range(steps):
+        rows = order.rows(step, 2, rank)
         pixels = np.ascontiguousarray(view.load(index, rows, step // order.steps_per_epoch))
         lines.append((",".join(map(str, rows.tolist())), hashlib.sha256(pixels.tobytes()).hexdigest()))
     return lines
 
 
+class Streams:
+    """What two ranks have written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def steps(self, rank: int) -> list[list[str]]:
+        """Returns [time, rows, SHA-256] of each batch that a rank had."""
+        path = self._folder / f"rank-{rank}"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line.split()[1:] for line in lines if line.startswith("STEP") and len(line.split()) == 4]
+
+    def by_tasks(self) -> set[str]:
+        """Returns the ids of the nodes of tasks, with the number of batches that they have made."""
+        return {path.name.split("-")[1] for path in self._folder.glob("task-*")}
+
+    def rate(self, start: float, stop: float) -> float:
+        """Returns batches a second of both ranks between two times."""
+        times = [float(time) for rank in (0, 1) for time, _, _ in self.steps(rank)]
+        return sum(start < each <= stop for each in times) / (stop - start)
+
+
+def wait_until(is_true: Callable[[], bool], process: "subprocess.Popen[bytes]", seconds: float = 120) -> float:
+    """Waits, and returns the time. process: must not end meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return time.time()
+
+
 @pytest.mark.slow
-def test_a_node_dies_in_the_middle_of_an_epoch_and_no_row_is_lost_or_doubled(
+def test_a_third_node_helps_two_that_train_and_dies_and_every_batch_is_exact(
     nodes: Nodes, tree_dataset: str, tmp_path: Path
 ) -> None:
-    (told := tmp_path / "told").mkdir()
-    command = [sys.executable, "-c", CODE, tree_dataset, str(told)]
-    process = subprocess.Popen(command, env=nodes.environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    lines: list[tuple[str, ...]] = []
-    workers: set[str] = set()
-    for line in process.stdout:
-        if line.startswith("STEP"):
-            lines.append(tuple(line.split()[2:]))
-            if len(workers) < 2:
-                workers = {path.name.split("-")[0] for path in told.iterdir()}
-                if len(workers) == 2:  # both make batches
-                    nodes.kill(1)
-                    killed_at = len(lines)
-    assert process.wait(60) == 0
-    assert len(workers) == 2
-    assert killed_at < 80
-    assert lines == expected(tree_dataset)
+    """It has the role of augmentation alone, and the CPUs of both others. SIGKILL to it in the middle."""
+    nodes.start(f"--address=127.0.0.1:{nodes.port}", "--labels=image-pipeline/role=augment", "--num-cpus=2")
+    streams = Streams(tmp_path)
+    command = [sys.executable, "-c", STREAM, tree_dataset, str(tmp_path)]
+    process = subprocess.Popen(command, env=nodes.environment)
+    try:
+        first = wait_until(lambda: all(streams.steps(rank) for rank in (0, 1)), process)
+        helped = wait_until(lambda: len(list(tmp_path.glob("task-*"))) > 8, process)
+        time.sleep(3)
+        start = time.time()
+        time.sleep(6)
+        nodes.kill(2)
+        killed = time.time()
+        wait_until(lambda: time.time() > killed + 12, process)
+        (tmp_path / "stop").touch()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    alone, together = streams.rate(first, min(first + 5, helped)), streams.rate(start, killed)
+    print(f"batches/s of two ranks: {alone:.1f} alone, {together:.1f} with the third node")
+    print((tmp_path / "rank-0").read_text().splitlines()[0])
+    train = set((tmp_path / "train").read_text().split())
+    assert len(train) == 2
+    assert len(streams.by_tasks() - train) == len(streams.by_tasks()) == 1
+    assert together > 1.4 * alone
+    assert streams.rate(killed + 4, killed + 12) > 0.6 * alone  # it goes on at once, by threads
+    for rank in (0, 1):
+        steps = streams.steps(rank)
+        assert [(rows, pixels) for _, rows, pixels in steps] == expected(tree_dataset, rank, len(steps))
 
 
 # Trains digits with one to two workers and prints what it is told, and where the workers' nodes are.

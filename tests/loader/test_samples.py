@@ -14,7 +14,6 @@ from torchvision.transforms import v2
 
 from pipeline.config.augment import Augment
 from pipeline.config.recipe import SizeRamp
-from pipeline.core.errors import DatasetError, ExactnessError
 from pipeline.dataset import manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import load_index, read_images
@@ -24,7 +23,6 @@ from pipeline.loader.decode import DecoderName, best_decoder
 from pipeline.loader.resident import load_resident, resident_batches
 from pipeline.loader.sample_order import Order
 from pipeline.loader.samplers import EvaluationSampler, TrainSampler
-from pipeline.loader.streaming.ray_stream import checked_batches
 from pipeline.loader.transform import Transform
 
 
@@ -121,54 +119,14 @@ def task_block(sampler: TrainSampler, unit: int) -> dict[str, Any]:
     return flat | {"image": np.zeros((1, len(rows), 2, 2, 3), np.uint8), "corrupt": np.zeros((1, len(rows)), np.bool_)}
 
 
-def joined(blocks: list[dict[str, Any]]) -> dict[str, Any]:
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-
-
-@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [4], [3, 1]])
-def test_a_block_may_hold_any_number_of_batches(sizes: list[int]) -> None:
-    sampler = TrainSampler(Order((20,), 0, 5), 4)
-    blocks, first = [], 0
-    for size in sizes:
-        blocks.append(joined([task_block(sampler, unit) for unit in range(first, first + size)]))
-        first += size
-    batches = list(checked_batches(iter(blocks), sampler, KEYS))
-    assert [batch.rows.tolist() for batch in batches] == [sampler.rows(unit).tolist() for unit in range(4)]
-    assert [batch.keys.tolist() for batch in batches] == [sampler.rows(unit).tolist() for unit in range(4)]
-
-
 def test_corrupt_rows_are_taken_out_of_a_batch() -> None:
     sampler = TrainSampler(Order((20,), 0, 5), 1)
-    block, rows = task_block(sampler, 0), sampler.rows(0)
-    block["corrupt"][0, [1, 4]] = True
-    (batch,) = checked_batches(iter([block]), sampler, KEYS)
-    assert batch.rows.tolist() == batch.labels.tolist() == rows[[0, 2, 3]].tolist()
+    block, rows = {name: column[0] for name, column in task_block(sampler, 0).items()}, sampler.rows(0)
+    block["corrupt"][[1, 4]] = True
+    batch = batch_from_columns(0, block, KEYS, 0)
+    assert batch.rows.tolist() == batch.labels.tolist() == batch.keys.tolist() == rows[[0, 2, 3]].tolist()
     assert (batch.positions.tolist(), batch.corrupt.tolist()) == ([0, 2, 3], rows[[1, 4]].tolist())
     assert len(batch.images) == 3
-
-
-def test_an_error_of_a_task_is_raised_as_it_was() -> None:
-    sampler = TrainSampler(Order((20,), 0, 5), 4)
-    block = task_block(sampler, 1) | {"error": np.array(["DatasetError a/b.parquet, row group 3: gone"])}
-    stream = checked_batches(iter([task_block(sampler, 0), block]), sampler, KEYS)
-    next(stream)
-    with pytest.raises(DatasetError, match=r"^a/b\.parquet, row group 3: gone$"):
-        next(stream)
-
-
-@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2, 3], [0, 1, 1, 2, 3], [0, 2, 3], [0, 1, 2, 3, 3]])
-def test_a_stream_out_of_order_stops_the_run(order: list[int]) -> None:
-    sampler = TrainSampler(Order((20,), 0, 5), 4)
-    with pytest.raises(ExactnessError):
-        list(checked_batches((task_block(sampler, unit) for unit in order), sampler, KEYS))
-
-
-def test_a_batch_of_other_rows_stops_the_run() -> None:
-    sampler = TrainSampler(Order((20,), 0, 5), 4)
-    block = task_block(sampler, 0)
-    block["row"] = block["row"][:, ::-1]
-    with pytest.raises(ExactnessError, match="received batch 0 with rows"):
-        list(checked_batches(iter([block]), sampler, KEYS))
 
 
 def test_repeated_images_are_the_samples_of_as_many_epochs(digits_dataset: str) -> None:
@@ -212,7 +170,7 @@ def test_read_only_arrays_become_tensors_without_a_copy_or_a_warning() -> None:
 def test_importing_the_loader_leaves_the_filters_of_warnings() -> None:
     code = (
         "import warnings, numpy, pyarrow, torch, torchvision; before = list(warnings.filters);"
-        "import pipeline.loader.api, pipeline.loader.streaming.ray_stream; assert warnings.filters == before"
+        "import pipeline.loader.api, pipeline.loader.streaming.carrier; assert warnings.filters == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -1,32 +1,48 @@
-"""Who makes the batches of a stream: threads of the rank's process, or Ray Data tasks where nodes help."""
+"""Who makes the batches of a stream: threads of the rank's process, and Ray Data tasks on nodes where no rank runs."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
 
-from pipeline.cluster.resources import spare_cpus
+from pipeline.cluster.ray_tasks import local_processes, ray_is_initialized
+from pipeline.cluster.resources import node_store_bytes, spare_nodes
+from pipeline.loader.streaming.helped import helped_source
 from pipeline.loader.streaming.plan import Source, StreamPlan
-from pipeline.loader.streaming.ray_stream import ray_source
+from pipeline.loader.streaming.ray_helpers import RayHelpers, tasks_of_rank
 from pipeline.loader.streaming.threads import decode_threads, thread_source
 from pipeline.storage import files
 
+_AHEAD_BYTES = 512 << 20  # of each rank; a guess, not measured
 
-def stream_source(plan: StreamPlan, device: torch.device, rank_nodes: Collection[str]) -> Source:
+
+def stream_source(
+    plan: StreamPlan, device: torch.device, rank_nodes: Collection[str], tell: Callable[[str], None]
+) -> Source:
     """Returns what makes the plan's batches for `device`, in their order and the same whoever makes them.
 
-    Threads of this process make them, without Ray. Where the cluster has nodes on which no rank runs, tasks of Ray Data
-    do, on all nodes. rank_nodes: ids of the nodes on which ranks run.
+    Threads of this process make them, without Ray. In a Ray session, tasks on nodes where no rank runs help while
+    threads are behind. rank_nodes: ids of the nodes on which ranks run. tell: receives a line that says how threads and
+    tasks share the batches.
     """
-    if spare_cpus(rank_nodes):
-        return ray_source(plan)
-    return thread_source(plan, pinned=device.type == "cuda")
+    pinned = device.type == "cuda"
+    if not ray_is_initialized():
+        return thread_source(plan, pinned)
+    # What tasks have made lies in the object store of the rank's node, which its ranks share, half at most.
+    ahead_bytes = min(_AHEAD_BYTES, int(node_store_bytes() / 2 / local_processes()))
+    return helped_source(plan, pinned, partial(RayHelpers, plan, rank_nodes), ahead_bytes, tell)
 
 
-def carrier_line(uri: str, rank_nodes: Collection[str]) -> str:
+def carrier_line(uri: str, rank_nodes: Collection[str], world_size: int) -> str:
     """Returns a line that says who makes the batches of a data set's streams, and how many at a time."""
-    if spare := spare_cpus(rank_nodes):
-        return f"batches: by tasks on all nodes of the cluster, of which some don't train ({spare:g} CPUs)"
     threads = decode_threads(remote=not files.is_local(uri))
+    line = f"batches: by {threads} threads in each training process"
     if threads == 1:
-        return "batches: by one thread in each training process"
-    return f"batches: by {threads} threads in each training process"
+        line = "batches: by one thread in each training process"
+    if not (spare := spare_nodes(rank_nodes)).ids:
+        return line
+    tasks, nodes = tasks_of_rank(spare, world_size), len(spare.ids)
+    return (
+        f"{line}; while they are behind, by {tasks} {'task' if tasks == 1 else 'tasks'} for each on {nodes} "
+        f"{'node that does' if nodes == 1 else 'nodes that do'}n't train, too"
+    )

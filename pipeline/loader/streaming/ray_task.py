@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.choices import OnCorrupt
-from pipeline.core.errors import PipelineError
 from pipeline.loader.decode import check_decoder
 from pipeline.loader.samplers import Sampler
 from pipeline.loader.stage_times import Stopwatch
@@ -35,13 +34,12 @@ class BatchTask:
         """batch: {"id": int64 [1]}, the batch's position in the sampler. Returns one row, which Ray Data can't split.
 
         index: int64 [1]; row, label: int64 [1, N]; image: uint8 [1, N, S, S, 3]; corrupt: bool [1, N]; timing: float64
-        [1, 5]; error: str [1], empty, or the name and text of a PipelineError for the consumer to raise. Raised here,
-        Ray Data would wrap it, and its type would be lost.
+        [1, 5]; error: str [1], empty, or why there is no batch: raised here, it would end all tasks of the execution.
         """
         number = int(batch["id"][0])
         try:
             return self._load(number)
-        except PipelineError as error:
+        except Exception as error:
             none = np.zeros((1, 1), dtype=np.int64)
             return {
                 "index": np.array([number]),
@@ -50,7 +48,7 @@ class BatchTask:
                 "image": np.zeros((1, 1, 1, 1, 3), dtype=np.uint8),
                 "corrupt": none == 0,
                 "timing": np.zeros((1, 5)),
-                "error": np.array([f"{type(error).__name__} {error}"]),
+                "error": np.array([f"{type(error).__name__}: {error}"]),
             }
 
     def _load(self, number: int) -> dict[str, npt.NDArray[Any]]:

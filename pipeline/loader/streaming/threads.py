@@ -6,7 +6,6 @@ has to be copied from one process to another.
 
 import logging
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cluster.ray_tasks import usable_cpus
+from pipeline.cluster.ray_tasks import local_processes, usable_cpus
 from pipeline.config.choices import OnCorrupt
 from pipeline.core.keyed_random import Epochs, epochs_at
 from pipeline.dataset.manifest import Manifest, Split
@@ -45,10 +44,9 @@ _POLL_SECONDS = 0.2
 def decode_threads(remote: bool = False) -> int:
     """Returns the number of decoding threads of this process: one a CPU of its share of the node's, and at least one.
 
-    torchrun and Ray Train tell the number of processes on the node in LOCAL_WORLD_SIZE. remote: the images are in
-    object storage; then four a CPU.
+    remote: the images are in object storage; then four a CPU.
     """
-    share = max(1, usable_cpus() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    share = max(1, usable_cpus() // local_processes())
     return share * (_REMOTE_THREADS if remote else 1)
 
 
@@ -71,7 +69,7 @@ def thread_source(plan: StreamPlan, pinned: bool = False) -> Source:
         with closing(BatchThreads(plan, pinned)) as threads:
             for number in range(len(plan.sampler)):
                 waiting.append(threads.begin(number))
-                if len(waiting) > threads.batches_ahead(waiting[0]):
+                if len(waiting) > threads.batches_ahead(len(waiting[0].rows)):
                     yield threads.end(waiting.popleft(), is_closed)
             while waiting:
                 yield threads.end(waiting.popleft(), is_closed)
@@ -90,12 +88,12 @@ class BatchThreads:
         start = _one_thread_each if plan.transform.needs_torch else None
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="decode", initializer=start)
 
-    def batches_ahead(self, batch: "PendingBatch") -> int:
-        """Returns how many batches like this one are begun ahead of the consumer: all threads are busy then."""
-        return 1 + math.ceil(self.count / max(1, len(batch.parts)))
+    def batches_ahead(self, num_rows: int) -> int:
+        """Returns how many batches of so many rows are begun ahead of the consumer: all threads are busy then."""
+        return 1 + math.ceil(self.count / max(1, math.ceil(num_rows / PART_ROWS)))
 
-    def begin(self, number: int) -> "PendingBatch":
-        """Returns a batch of the sampler that is being made."""
+    def begin(self, number: int, part_done: Callable[[], None] = lambda: None) -> "PendingBatch":
+        """Returns a batch of the sampler that is being made. part_done: called, in a thread, after each part of it."""
         plan, index = self._plan, self._index
         if self._ahead is not None:
             index = self._ahead.index(plan.sampler.step(number))
@@ -111,14 +109,21 @@ class BatchThreads:
             return _Part([position + part.start for position in unusable or ()], watch.timing())
 
         parts = [slice(start, min(start + PART_ROWS, len(rows))) for start in range(0, len(rows), PART_ROWS)]
-        return PendingBatch(number, index, rows, epochs, pixels, [self._pool.submit(load, part) for part in parts])
+        made = [self._pool.submit(load, part) for part in parts]
+        for each in made:
+            each.add_done_callback(lambda _: part_done())
+        return PendingBatch(number, index, rows, epochs, pixels, made)
 
     def end(self, batch: "PendingBatch", is_closed: Callable[[], bool]) -> Batch:
         """Waits for a batch, of which all before have ended. Raises what `PendingBatch.result` raises."""
         made = batch.result(is_closed)
-        if self._ahead is not None:
-            self._ahead.read_up_to(self._plan.sampler.step(batch.number) + 1)
+        self.passed(batch.number)
         return made
+
+    def passed(self, number: int) -> None:
+        """Notes that a batch and all before have ended: their row groups aren't needed for them any more."""
+        if self._ahead is not None:
+            self._ahead.read_up_to(self._plan.sampler.step(number) + 1)
 
     def close(self) -> None:
         """Ends the threads; what hasn't begun isn't made."""
@@ -145,6 +150,16 @@ class PendingBatch:
     epochs: Epochs
     pixels: Pixels
     parts: list[Future[_Part]]
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to wait for."""
+        return all(part.done() for part in self.parts)
+
+    def cancel(self) -> None:
+        """Has parts that haven't begun never begin."""
+        for part in self.parts:
+            part.cancel()
 
     def result(self, is_closed: Callable[[], bool]) -> Batch:
         """Waits for all parts. Raises what the first part that failed raised, or ConsumerClosedError."""

@@ -5,7 +5,7 @@ import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ from pipeline.loader.decode import best_decoder
 from pipeline.loader.sample_order import Order
 from pipeline.loader.samplers import TrainSampler
 from pipeline.loader.stage_times import Stopwatch
-from pipeline.loader.streaming import ray_stream, threads
-from pipeline.loader.streaming.ray_stream import stream_batches
+from pipeline.loader.streaming import threads
 from pipeline.loader.streaming.threads import local_batches
 from pipeline.loader.transform import Transform
 from pipeline.training import launch
@@ -35,6 +34,7 @@ from pipeline.training.outputs import result
 from pipeline.training.step_meter import Meter
 from pipeline.training.trackers import make_ray_metrics
 from tests.support.pictures.damaged import damaged_copy
+from tests.support.ray_alone import task_batches
 from tests.support.trained.runs import traced
 
 pytestmark = [
@@ -45,17 +45,13 @@ pytestmark = [
 Carrier = Callable[..., Generator[Batch]]
 
 
-def carrier_named(name: str, request: pytest.FixtureRequest) -> Carrier:
-    if name == "ray":
-        request.getfixturevalue("ray_cluster")
-        return stream_batches
-    return local_batches
-
-
 @pytest.fixture(params=["threads", pytest.param("ray", marks=pytest.mark.ray)])
 def carrier(request: pytest.FixtureRequest) -> Carrier:
     """What makes the batches of a stream: threads of this process, or Ray Data tasks."""
-    return carrier_named(request.param, request)
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+        return task_batches
+    return local_batches
 
 
 EVERYTHING = Augment(
@@ -113,21 +109,6 @@ def slowed(function: Callable[..., Any]) -> Callable[..., Any]:
     return slow
 
 
-@dataclass(frozen=True)
-class Slow(Transform):
-    """A transform with one slow function, in a task's process."""
-
-    function: str = ""
-
-    def load(self, *arguments: Any) -> Any:
-        original = getattr(transform_module, self.function)
-        setattr(transform_module, self.function, slowed(original))
-        try:
-            return super().load(*arguments)
-        finally:
-            setattr(transform_module, self.function, original)
-
-
 BLAMED = [
     ("read_parts", "storage"),
     ("decode_batch", "decode"),
@@ -137,28 +118,17 @@ BLAMED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "function", "stage"),
-    [
-        *(("threads", *each) for each in BLAMED),
-        pytest.param("ray", *BLAMED[0], marks=pytest.mark.ray),
-        *(pytest.param("ray", *each, marks=[pytest.mark.ray, pytest.mark.slow]) for each in BLAMED[1:4]),
-    ],
-)
+@pytest.mark.parametrize(("function", "stage"), BLAMED)
 def test_the_slow_stage_is_blamed(
-    tree_dataset: str, request: pytest.FixtureRequest, name: str, function: str, stage: str
+    tree_dataset: str, monkeypatch: pytest.MonkeyPatch, function: str, stage: str
 ) -> None:
-    carrier, monkeypatch = carrier_named(name, request), request.getfixturevalue("monkeypatch")
     split = manifest.load(tree_dataset).split("train")
     spec = EVERYTHING if stage == "augment" else Augment((0.3, 1.0), flip_probability=0.5)
     order, view = Order(split.row_group_rows, 1, 5), Transform(24, 24, spec, decoder=best_decoder())
-    if name == "ray" and stage in ("storage", "decode", "augment"):
-        view = Slow(24, 24, spec, decoder=best_decoder(), function=function)
-    elif function:
-        makes = transform_module if stage in ("storage", "decode", "augment") else threads
-        module = ray_stream if name == "ray" else makes
+    if function:
+        module = transform_module if stage in ("storage", "decode", "augment") else threads
         monkeypatch.setattr(module, function, slowed(getattr(module, function)))
-    stream = carrier(tree_dataset, split, TrainSampler(order, 5), view)
+    stream = local_batches(tree_dataset, split, TrainSampler(order, 5), view)
     seconds: dict[str, float] = {}
     meter = Meter(seconds, [], torch.device("cpu"), 1, 0)
     for _ in range(5):
