@@ -76,12 +76,13 @@ def main(args: Args) -> None:
         if args.resume:
             resume(one)
             return
-        rates = run_all(args, data, f"{tree}/train", folder)
+        rates, costs = run_all(args, data, f"{tree}/train", folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print_rates(args, rates)
+    print_rates(args, rates, costs)
     if args.json_out:
-        Path(args.json_out).write_text(json.dumps({"args": asdict(args), "rates": rates}, indent=1))
+        measured = {"args": asdict(args), "rates": rates, "cpu_ms": costs}
+        Path(args.json_out).write_text(json.dumps(measured, indent=1))
     if args.plot_out:
         plot(rates, args.plot_out)
 
@@ -109,8 +110,8 @@ def make_tree(images: list[bytes], rows: int, folder: str) -> None:
         path.write_bytes(images[number % len(images)])
 
 
-def run_all(args: Args, data: str, tree: str, folder: str) -> dict[str, list[float]]:
-    """Returns {loader: images/s of each round}, the limit first."""
+def run_all(args: Args, data: str, tree: str, folder: str) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Returns {loader: images/s of each round}, the limit first, and {loader: milliseconds of CPU an image}."""
     from contextlib import ExitStack, nullcontext
 
     from jobs.bench.latency import delayed_s3
@@ -122,6 +123,7 @@ def run_all(args: Args, data: str, tree: str, folder: str) -> dict[str, list[flo
         command.console.print(f"left out, not installed: {', '.join(missing)} (uv sync --group bench)")
     chosen = [way for way in chosen if way not in missing and (way not in FROM_S3 or args.s3)]
     rates: dict[str, list[float]] = {way: [] for way in chosen}
+    costs: dict[str, list[float]] = {way: [] for way in chosen}
     with local_s3(BUCKET) if args.s3 else nullcontext() as server:
         if server is not None:
             for name, _ in files.list_files(data):
@@ -135,13 +137,16 @@ def run_all(args: Args, data: str, tree: str, folder: str) -> dict[str, list[flo
                     if one.delay_ms:
                         proxy = stack.enter_context(delayed_s3(one.delay_ms))
                         one = replace(one, servers=(*one.servers, proxy.pid))
-                    rate, served = run_apart(one, folder)
+                    rate, served, own = run_apart(one, folder)
                 rates[way].append(rate)
+                costs[way].append(1000 * own / rate)
                 if one.servers:
                     cpus = usable_cpus()
                     rates.setdefault(f"{way}{BESIDE}", []).append(rate * cpus / (cpus - served))
-                command.console.print(f"round {number + 1}: {way}: {rate:,.0f} images/s")
-    return rates
+                command.console.print(
+                    f"round {number + 1}: {way}: {rate:,.0f} images/s, {costs[way][-1]:.3f} ms of CPU an image"
+                )
+    return rates, costs
 
 
 def _is_installed(module: str) -> bool:
@@ -151,8 +156,8 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def run_apart(one: Pass, folder: str) -> tuple[float, float]:
-    """Returns the images/s of one pass, in a process of its own, and the CPUs that its server used meanwhile."""
+def run_apart(one: Pass, folder: str) -> tuple[float, float, float]:
+    """Returns what `measure` does, of a pass in a process of its own."""
     os.makedirs(place := f"{folder}/pass")  # so that files that a loader keeps are removed with it
     code = f"from jobs.bench.loader_ways import *; print('RATE', *measure(Pass(**{asdict(one)!r})))"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": place}
@@ -162,19 +167,27 @@ def run_apart(one: Pass, folder: str) -> tuple[float, float]:
     lines = [line for line in done.stdout.splitlines() if line.startswith("RATE ")]
     if done.returncode or not lines:
         raise PipelineError(f"{one.way}: failed: {' '.join(done.stderr.split())[-500:]}")
-    rate, served = map(float, lines[-1].split()[1:])
-    return rate, served
+    rate, served, own = map(float, lines[-1].split()[1:])
+    return rate, served, own
 
 
 # --- output -----------------------------------------------------------------------------------------------------
 
 
-def print_rates(args: Args, rates: dict[str, list[float]]) -> None:
-    """Prints the medians of the rounds, and the medians of the ratios to the limit in the same round."""
+def print_rates(args: Args, rates: dict[str, list[float]], costs: dict[str, list[float]]) -> None:
+    """Prints the medians of the rounds, and the medians of the ratios to the limit in the same round.
+
+    The last ratio is of the CPU time that an image takes: of images/s by the CPU that the loader was given, which other
+    work on the machine hardly changes.
+    """
     rows = []
     for way, values in sorted(rates.items(), key=lambda item: -statistics.median(item[1])):
         ratio = statistics.median(a / b for a, b in zip(values, rates[LIMIT], strict=True))
-        rows.append((way, f"{statistics.median(values):7,.0f} images/s  {ratio:.2f} of the limit"))
+        line = f"{statistics.median(values):7,.0f} images/s  {ratio:.2f} of the limit"
+        if way in costs:
+            by_cpu = statistics.median(b / a for a, b in zip(costs[way], costs[LIMIT], strict=True))
+            line += f"  {statistics.median(costs[way]):.3f} ms of CPU  {by_cpu:.2f}"
+        rows.append((way, line))
     title = (
         f"\n{Path(args.images).name}, {f'{args.source_px} -> ' if args.source_px else ''}{args.size_px} px, "
         f"{usable_cpus()} CPUs, medians of {args.rounds} rounds"

@@ -1,5 +1,6 @@
 """The loaders that `jobs/bench/loader.py` compares: each yields the number of images of one batch after the other."""
 
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -14,7 +15,7 @@ from pipeline.cluster.ray_tasks import usable_cpus
 from pipeline.cluster.session import ray_session
 from pipeline.config.augment import Augment
 from pipeline.core.errors import PipelineError
-from pipeline.core.processes import cpu_seconds
+from pipeline.core.processes import cpu_seconds, process_tree
 from pipeline.dataset import manifest
 from pipeline.dataset.cache_folder import CacheFolder, resolve_cache
 from pipeline.dataset.manifest import Split
@@ -45,8 +46,8 @@ class Pass:
     delay_ms: float = 0.0
 
 
-def measure(one: Pass) -> tuple[float, float]:
-    """Returns the images/s of a pass, and the CPUs that the server used meanwhile.
+def measure(one: Pass) -> tuple[float, float, float]:
+    """Returns the images/s of a pass, the CPUs that servers used meanwhile, and those that the loader's processes used.
 
     The measurement starts 5 s after the first batch, when processes have started and buffers are full.
     """
@@ -58,12 +59,17 @@ def measure(one: Pass) -> tuple[float, float]:
     warm = time.perf_counter() + 5
     while time.perf_counter() < warm:
         next(batches)
-    count, start, before = 0, time.perf_counter(), sum(map(cpu_seconds, one.servers))
+    count, start, before, own = 0, time.perf_counter(), sum(map(cpu_seconds, one.servers)), _own_cpu_seconds()
     while time.perf_counter() < start + one.seconds:
         count += next(batches)
     seconds, served = time.perf_counter() - start, sum(map(cpu_seconds, one.servers)) - before
+    own = _own_cpu_seconds() - own
     batches.close()
-    return count / seconds, served / seconds
+    return count / seconds, served / seconds, own / seconds
+
+
+def _own_cpu_seconds() -> float:
+    return sum(map(cpu_seconds, process_tree(os.getpid())))
 
 
 def limit(one: Pass, decoder: str = "libjpeg") -> Generator[int]:

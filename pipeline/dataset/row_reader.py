@@ -126,10 +126,11 @@ def read_parts(
         yield slice(0, len(rows)), images
         return
     requests, request_of = _requests(index, rows)
-    needed = dict.fromkeys(request_of.tolist())  # in the order in which they are needed
+    arrived = _on_disk(index, requests)
+    # In the order in which they are needed.
+    needed = [number for number in dict.fromkeys(request_of.tolist()) if number not in arrived]
     pool = _remote_readers(os.getpid())
     reads = read_ahead(pool, lambda number: _read_request(index, requests[number]), needed, in_order=True)
-    arrived: dict[int, memoryview] = {}
     for first in range(0, len(rows), REMOTE_PART_ROWS):
         part = slice(first, min(first + REMOTE_PART_ROWS, len(rows)))
         images = []
@@ -156,10 +157,9 @@ def requests_for(index: RowIndex, rows: Rows, whole: Collection[int]) -> tuple[l
     groups = index.groups_of(rows)
     chosen = (group for group in dict.fromkeys(groups.tolist()) if group in whole)
     numbers = {group: number for number, group in enumerate(chosen)}
-    request_of, in_whole = np.empty(len(rows), dtype=np.int64), np.isin(groups, list(numbers))
-    request_of[in_whole] = [numbers[group] for group in groups[in_whole].tolist()]
-    others, others_of = coalesce_rows(index, rows[~in_whole])
-    request_of[~in_whole] = len(numbers) + others_of
+    request_of = np.array([numbers.get(group, -1) for group in groups.tolist()], dtype=np.int64)
+    others, others_of = coalesce_rows(index, rows[request_of < 0])
+    request_of[request_of < 0] = len(numbers) + others_of
     return [*map(index.whole_group, numbers), *others], request_of
 
 
@@ -169,6 +169,17 @@ def _requests(index: RowIndex, rows: Rows) -> tuple[list[Request], Rows]:
     groups = np.unique(index.groups_of(rows))
     lengths = dict(zip(groups.tolist(), index.group_bytes(groups).tolist(), strict=True))
     return requests_for(index, rows, index.cache.whole(lengths))
+
+
+def _on_disk(index: RowIndex, requests: list[Request]) -> dict[int, memoryview]:
+    """Returns {number of the request: its bytes} of the row groups that are in the cache."""
+    found: dict[int, memoryview] = {}
+    for number, each in enumerate(requests):
+        if each.group is None or index.cache is None:
+            break  # whole row groups come first
+        if (data := index.cache.mapped(each.group, each.length)) is not None:
+            found[number] = data
+    return found
 
 
 def _check_crc32(index: RowIndex, rows: Rows, first: int, images: list[memoryview], corrupt: set[int] | None) -> None:

@@ -31,6 +31,7 @@ FETCHERS = 16
 AHEAD_BYTES = 1 << 30
 """Bytes of row groups that are fetched before a rank needs the first of them, at most; on the disk."""
 _POLL_SECONDS, _LEADER_SECONDS, _PATIENCE_SECONDS = 0.003, 0.2, 30.0
+_LIST_SECONDS = 5.0  # between looks for what others have put into a cache that is full
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class RowGroupsAhead:
         self._reads, self._cache, self._board = reads, cache, board
         self._closed = threading.Event()
         self._begun: deque[tuple[int, int]] = deque()  # (first step, bytes) of visits that were decided
-        self._ahead_bytes = 0
+        self._ahead_bytes, self._listed_at = 0, 0.0
         self._fetching: dict[int, Future[None]] = {}
         self._thread = threading.Thread(target=self._run, daemon=True, name="row-groups")
         self._thread.start()
@@ -168,6 +169,10 @@ class RowGroupsAhead:
     def _claim(self, visit: Visit, keeper: Keeper) -> Claim | Refusal:
         """Returns a claim for a row group, after removing more where others have written or the disk is fuller."""
         while (claim := self._cache.claim(visit.group, visit.length)) == "no room":
+            if time.monotonic() > self._listed_at + _LIST_SECONDS:
+                self._listed_at = time.monotonic()
+                for group, length in self._cache.kept().items():
+                    keeper.adopt(group, length, visit.first - 1)
             eviction = keeper.evict(visit.first) if visit.is_worth else None
             if eviction is None:
                 keeper.forget(visit.group)

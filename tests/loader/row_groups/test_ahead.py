@@ -151,6 +151,22 @@ def test_another_order_uses_what_is_there(remote: str, tmp_path: Path) -> None:
     assert stored_bytes(tmp_path) <= 7 * group_bytes(remote)
 
 
+def test_what_others_have_put_into_the_cache_goes_like_everything_else(remote: str, tmp_path: Path) -> None:
+    """Another process takes the room while a leader works: it is found, and the leader gets the room back."""
+    size, plan = group_bytes(remote), plan_of(remote, CacheFolder(str(tmp_path), 9 * group_bytes(remote)))
+    index, cache = plan.index(), plan.index().cache
+    assert cache is not None
+    batches = thread_source(plan)(lambda: False)
+    next(batches)
+    for group in range(len(index.row_group_ends)):  # as a reader without a plan does
+        request = index.whole_group(group)
+        cache.read(group, index.paths[request.shard], request.offset, request.length)
+    assert stored_bytes(tmp_path) > 8 * size
+    left = sum(1 for _ in batches)
+    assert left == len(plan.sampler) - 1
+    assert 8 * size < stored_bytes(tmp_path) <= 9 * size
+
+
 def test_the_public_loader_fetches_ahead_over_the_end_of_an_epoch(remote: str, tmp_path: Path) -> None:
     size = group_bytes(remote)
     loader = Loader(
