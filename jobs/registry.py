@@ -20,6 +20,7 @@ from rich.table import Table
 
 from jobs.terminal import command
 from pipeline.core.errors import RegistryError
+from pipeline.core.shares import counted
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
 
@@ -82,7 +83,7 @@ def main(args: Args) -> None:
         from pipeline.retraining.mlflow_mirror import MODEL_NAME, mirror
 
         added = mirror(place, args.mlflow)
-        command.console.print(f"MLflow's model {MODEL_NAME}: {added} version(s) added, aliases as here")
+        command.console.print(f"MLflow's model {MODEL_NAME}: {counted(added, 'version')} added, aliases as here")
 
 
 def _check_place(action: Action, place: str) -> None:
@@ -108,7 +109,7 @@ def print_versions(args: Args, place: str) -> None:
             each.id, _local_time(each.created), each.recipe, f"{each.top1:.4f}", f"{each.rows:,}", each.parent, names
         )
     command.console.print(table)
-    command.console.print(f"{table.row_count} version(s) in {place}")
+    command.console.print(f"{counted(table.row_count, 'version')} in {place}")
 
 
 def print_version(args: Args, place: str) -> None:
@@ -173,9 +174,10 @@ def verify(args: Args, place: str) -> None:
 
     problems = registry_check.verify(place)
     if problems:
-        raise RegistryError(f"{place}: {len(problems)} problem(s): {'; '.join(problems[:5])}")
+        raise RegistryError(f"{place}: {counted(len(problems), 'problem')}: {'; '.join(problems[:5])}")
     count = len(registry.versions(place))
-    command.console.print(f"{place}: all files of {count} version(s) match their checksums; all histories are complete")
+    whole = f"all files of {counted(count, 'version')} match their checksums; all histories are complete"
+    command.console.print(f"{place}: {whole}")
 
 
 def _local_time(seconds: float) -> str:

@@ -11,6 +11,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from pipeline.core.shares import counted
 from pipeline.loader.decode import CropGeometry, best_decoder, decode_batch
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     if np.abs(decoded.astype(int) - pixels).max() > 8:
         raise SystemExit(f"the decoder {name} decodes other colours than were encoded")
     gpus = torch.cuda.device_count()
-    print(f"ray {ray.__version__}, torch {torch.__version__}, {gpus} GPU(s), decoder {name} works")
+    print(f"ray {ray.__version__}, torch {torch.__version__}, {counted(gpus, 'GPU')}, decoder {name} works")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from jobs.terminal import early
+from pipeline.core.interrupts import delay_sigterm
 from pipeline.core.progress import ACTIVITY, MESSAGE, Bytes, silent
 
 # Lines are never wrapped: people copy paths from them, and search logs.
@@ -100,7 +101,8 @@ class Display:
     def __enter__(self) -> "Display":
         early.end_of_start()
         if console.is_terminal:
-            self._live.start(refresh=True)
+            with delay_sigterm():  # the thread that draws leaves it to the main thread
+                self._live.start(refresh=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,5 @@
 """A Ray session: joins a cluster, or starts Ray on this machine and ends it, and leaves the process as it was."""
 
-import functools
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ from pipeline.cluster.address import check_cluster, cluster_address, refuse
 from pipeline.cluster.ray_tasks import ray_is_initialized, usable_cpus
 from pipeline.cluster.session_folder import session_folder
 from pipeline.core.errors import ClusterError
-from pipeline.core.interrupts import ENDING_SIGNALS, exit_on_signals, hold_signals
+from pipeline.core.interrupts import ENDING_SIGNALS, delay_sigterm, exit_on_signals, hold_signals, undelayed_sigterm
 from pipeline.core.processes import children_naming, wait_or_kill
 from pipeline.core.shares import counted
 from pipeline.core.user_folders import account_variables
@@ -100,7 +99,8 @@ def _join(address: str) -> None:
     import ray
 
     try:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        with delay_sigterm():
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
     except (RuntimeError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
         text = " ".join(str(error).split())
         version = re.search(r"Version mismatch.*?(?=This process|$)", text)
@@ -134,7 +134,7 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
     folder = stack.enter_context(session_folder())  # a session leaves its logs behind
     stack.callback(_shut_down, folder)
     # Ray's processes leave temporary files when they are ended.
-    with environment_variables({"TMPDIR": folder}), hold_signals(), _ray_as_we_need_it():
+    with environment_variables({"TMPDIR": folder}), hold_signals(), delay_sigterm(), _ray_as_we_need_it():
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),
@@ -164,14 +164,21 @@ def _ray_as_we_need_it() -> Iterator[None]:
 
     Its processes get process groups of their own: `timeout`, schedulers and closed terminals signal whole groups, and
     Ray would end before a run could save its state. It installs no handler of SIGTERM while signals are held back; it
-    would end the process in the middle of the start and leave what was started. Its workers use this very environment
-    under `uv run`, too: the variable for that is read once, when Ray is imported, which may have been long ago.
+    would end the process in the middle of the start and leave what was started. (That of Ray's core, which prints a
+    stack trace and aborts, can't be prevented: SIGTERM is delayed instead, but not for Ray's processes.) Its workers
+    use this very environment under `uv run`, too: the variable for that is read once, when Ray is imported, which may
+    have been long ago.
     """
     from ray._private import ray_constants, services, utils
 
     popen: Any = getattr(services, "ConsolePopen", subprocess.Popen)
+
+    def start(*args: Any, **options: Any) -> Any:
+        with undelayed_sigterm():
+            return popen(*args, process_group=0, **options)
+
     with (
-        _replaced(services, "ConsolePopen", functools.partial(popen, process_group=0)),
+        _replaced(services, "ConsolePopen", start),
         _replaced(utils, "set_sigterm_handler", lambda handler: None),
         _replaced(ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False),
     ):

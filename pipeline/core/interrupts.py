@@ -126,6 +126,33 @@ def hold_signals() -> Iterator[None]:
 
 
 @contextmanager
+def delay_sigterm() -> Iterator[None]:
+    """Delays SIGTERM, for this thread and those that it starts in the block, until the block has ended.
+
+    For libraries that install a handler beside Python's: Python's is set again before SIGTERM is let through. Threads
+    that are started keep it blocked, so that the system gives it to another one. Processes inherit the delay, too,
+    unless they are started in `undelayed_sigterm`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            _restore({signal.SIGTERM: signal.getsignal(signal.SIGTERM)})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def undelayed_sigterm() -> Iterator[None]:
+    """Lets SIGTERM through in the block: for a child process that is started in `delay_sigterm`."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def deadline(seconds: float, seconds_between_repeats: float) -> Iterator[None]:
     """Raises KeyboardInterrupt in the block once `seconds` are over, again and again until it has left the block.
 

@@ -156,7 +156,7 @@ def _list_local(root: str) -> Tree:
             try:
                 found = each.stat()
             except OSError as error:
-                unreadable[escaped(name)] = _why_unreadable(each, error)
+                unreadable[escaped(name)] = _refused(each.path, error)
                 continue
             if stat.S_ISDIR(found.st_mode):
                 place = (found.st_dev, found.st_ino)
@@ -164,19 +164,35 @@ def _list_local(root: str) -> Tree:
                     unreadable[escaped(name)] = "link to a folder that it lies in"
                 else:
                     todo.append((f"{name}/", (*above, place)))
-            elif not stat.S_ISREG(found.st_mode):
-                unreadable[escaped(name)] = "not a file: a pipe, socket or device"
-            elif not os.access(each.path, os.R_OK, effective_ids=True):  # as `open` asks
-                unreadable[escaped(name)] = f"file not readable: {os.strerror(errno.EACCES)}"
+            elif reason := _no_readable_file(each.path, found):
+                unreadable[escaped(name)] = reason
             else:
                 entries.append(Entry(escaped(name), found.st_size, found.st_mtime_ns))
     return Tree(sorted(entries), dict(sorted(unreadable.items())), sorted(empty))
 
 
-def _why_unreadable(entry: os.DirEntry[str], error: OSError) -> str:
-    if entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-        return f"dangling link: {printable(escaped(os.readlink(entry.path)))} is not there"
+def why_unreadable(path: str) -> str | None:
+    """Returns why a local file can't be read, in the words of `list_tree`; None if it can, or is a folder."""
+    path = real_path(path)
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return _refused(path, error)
+    return None if stat.S_ISDIR(found.st_mode) else _no_readable_file(path, found)
+
+
+def _refused(path: str, error: OSError) -> str:
+    if os.path.islink(path) and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        return f"dangling link: {printable(escaped(os.readlink(path)))} is not there"
     return f"file not readable: {error.strerror}"
+
+
+def _no_readable_file(path: str, found: os.stat_result) -> str | None:
+    if not stat.S_ISREG(found.st_mode):
+        return "not a file: a pipe, socket or device"
+    if not os.access(path, os.R_OK, effective_ids=True):  # as `open` asks
+        return f"file not readable: {os.strerror(errno.EACCES)}"
+    return None
 
 
 def _list_store(uri: str) -> list[Entry]:

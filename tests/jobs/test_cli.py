@@ -65,7 +65,7 @@ def test_a_subcommand_is_the_job_and_leaves_its_process_as_it_was(
     status, _, err = called(capsys, "registry", "list")
     assert status == 2
     assert err == "error: registry is missing; give --registry URI, a folder or a prefix of a bucket\n"
-    assert "0 version(s)" in called(capsys, "registry", "list", "--registry", str(tmp_path))[1]
+    assert "0 versions" in called(capsys, "registry", "list", "--registry", str(tmp_path))[1]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_a_run_that_is_interrupted_at_random_moments_ends_as_an_undisturbed_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("seconds", [0.3, 1.0])
 def test_ctrl_c_while_a_program_starts_is_one_line(tmp_path: Path, digits_dataset: str, seconds: float) -> None:
     process = begin(command("cifar10", *arguments(digits_dataset, 2, tmp_path / "run")), tmp_path)
     time.sleep(seconds)
@@ -162,3 +163,40 @@ def test_a_signal_at_any_moment_of_the_imports_is_one_line(tmp_path: Path, numbe
         assert process.returncode in (STATUS[number], 2), output  # 2: it had ended, for the data don't exist
         assert "Traceback" not in output
         assert output.count("interrupted") == (process.returncode != 2)
+
+
+RAY_STARTS = """
+import pyarrow as pa
+from jobs.terminal import command
+from pipeline.cluster.session import ray_session
+
+def main(args):
+    pa.table({"a": list(range(100_000))}).sort_by("a")  # threads of pyarrow
+    with command.Display(), ray_session():
+        print("Ray has started")
+
+command.run_process(lambda: command.call(main, None))
+"""
+
+
+def has_handler(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of a signal, by what the system says."""
+    with suppress(FileNotFoundError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        return bool(int(re.search(r"SigCgt:\s*([0-9a-f]+)", status).group(1), 16) >> (number - 1) & 1)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
+def test_sigterm_while_rays_core_starts_ends_as_ever(tmp_path: Path) -> None:
+    """Ray's core takes SIGTERM, as it does SIGILL, to print a stack trace and end the process with SIGABRT."""
+    process = begin([sys.executable, "-c", RAY_STARTS], tmp_path)
+    while process.poll() is None and not has_handler(process.pid, signal.SIGILL):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, output
+    assert output.endswith("interrupted\n")
+    assert "SIGTERM received" not in output
+    assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))

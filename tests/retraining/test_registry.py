@@ -234,5 +234,5 @@ def test_an_mlflow_registry_follows(
     assert client.get_model_version_by_alias("image-pipeline", "champion").source == registry.version_uri(place, b)
     assert float(shown[a].tags["top1"]) == registry.get(place, a).top1
     finished = call_job("registry", "rollback", "--registry", place, "--mlflow", uri, cwd=tmp_path)
-    assert "0 version(s) added, aliases as here" in finished.stdout, finished.stderr
+    assert "0 versions added, aliases as here" in finished.stdout, finished.stderr
     assert client.get_model_version_by_alias("image-pipeline", "champion").version == shown[a].version

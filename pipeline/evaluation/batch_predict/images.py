@@ -16,9 +16,10 @@ from pipeline.core.progress import Progress
 from pipeline.core.shares import counted
 from pipeline.ingestion.sources.members import Listing, is_archive, list_members
 from pipeline.ingestion.sources.recognise.contents import HEAD_BYTES, looks_like_image
-from pipeline.ingestion.sources.recognise.file_kinds import is_image, kind_of
+from pipeline.ingestion.sources.recognise.file_kinds import is_image, is_known, kind_of
 from pipeline.storage import files
-from pipeline.storage.file_names import escaped
+from pipeline.storage.file_names import escaped, real_path
+from pipeline.storage.listing import why_unreadable
 
 _PATTERN = frozenset("*?[")
 
@@ -42,10 +43,15 @@ def find_images(inputs: Sequence[str], spool: str, progress: Progress) -> FoundI
     inputs: of each, a folder or a prefix with everything below it, an archive, one image, or a pattern of local paths.
     Of one input images are named by their place below it, of several by their place below the folder that all have in
     common. spool: an empty local folder for archives that must be unpacked; it has to stay until the images have been
-    read. Raises SourceError if there are none.
+    read. What a pattern matches, of ours or of a shell, is treated as what lies in a folder: no odd file ends the
+    search. Raises SourceError if there are no images.
     """
     places = [place for uri in inputs for place in _matching(uri)]
-    parts = [_find(uri, files.join(spool, str(number)), progress) for number, uri in enumerate(places)]
+    alone = places == list(inputs) and len(places) == 1
+    parts = [
+        (None if alone else _odd_file(place)) or _find(place, files.join(spool, str(number)), progress)
+        for number, place in enumerate(places)
+    ]
     skipped: Counter[str] = Counter()
     for part in parts:
         skipped.update(part.skipped)
@@ -102,6 +108,23 @@ def _find(uri: str, spool: str, progress: Progress) -> FoundImages:
     if kind == "file" and not is_archive(uri) and (is_image(uri) or _begins_like_an_image(uri)):
         return FoundImages(image_table([files.basename(uri)], [uri], [0], [files.size(uri)]), {})
     return images_of(list_members(uri, spool, progress))
+
+
+def _odd_file(uri: str) -> FoundImages | None:
+    """Returns a local file that can't be read, with the reason, or that is no image, as skipped.
+
+    None for other places: readable images, archives and folders, and what isn't there.
+    """
+    if not files.is_local(uri) or not os.path.lexists(real_path(uri)):
+        return None
+    name, reason = files.basename(uri), why_unreadable(uri)
+    kind = kind_of(name)
+    if reason and (is_image(name) or not is_known(kind)):
+        table = image_table([name], [uri], [0], [0])
+        return FoundImages(table.set_column(4, "error", pa.array([reason], pa.string())), {})
+    if reason or not (files.kind(uri) == "directory" or is_archive(uri) or is_image(uri) or _begins_like_an_image(uri)):
+        return FoundImages(image_table([], [], pa.array([], pa.int64()), pa.array([], pa.int64())), {kind: 1})
+    return None
 
 
 def _begins_like_an_image(uri: str) -> bool:

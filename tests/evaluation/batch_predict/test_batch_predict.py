@@ -176,6 +176,29 @@ def test_patterns_over_odd_folders_end_and_name_each_image_once(tmp_path: Path) 
     assert sorted(map(printable, found["name"].to_pylist())) == ["a.jpg", "caf\\xe9.jpg", "deep/b.jpg"]
 
 
+@pytest.mark.parametrize("by", ["our pattern", "the shell's"])
+def test_no_odd_file_that_a_pattern_matches_ends_the_search(by: str, tmp_path: Path) -> None:
+    for name, data in {"a.jpg": jpeg(3), "notes.txt": b"x", "no_suffix": b"hello", "photo": jpeg(4)}.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "gone.jpg").symlink_to("nowhere")
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    inputs = [f"{tmp_path}/*"] if by == "our pattern" else sorted(map(str, tmp_path.iterdir()))
+    found = find_images(inputs, str(tmp_path / "spool"), silent)
+    rows = zip(found.table["name"].to_pylist(), found.table["error"].to_pylist(), strict=True)
+    assert dict(rows) == {
+        "a.jpg": None,
+        "gone.jpg": "dangling link: nowhere is not there",
+        "photo": None,
+        "pipe.jpg": "not a file: a pipe, socket or device",
+    }
+    assert found.skipped == {".txt": 2, "no suffix": 1}
+    with pytest.raises(SourceError, match=r"typo\.jpg: no such file or folder"):
+        find_images([*inputs, str(tmp_path / "typo.jpg")], str(tmp_path / "spool"), silent)
+    with pytest.raises(SourceError, match=r"notes\.txt: neither a folder nor an archive"):
+        find_images([str(tmp_path / "notes.txt")], str(tmp_path / "spool"), silent)
+
+
 def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(PipelineError, match=r"pipe\.jpg: neither a file nor a folder, but a pipe, socket or device"):
