@@ -94,11 +94,12 @@ def _dataset(args: Args) -> str:
 
 
 def _evaluate(args: Args, uri: str) -> None:
-    from pipeline.evaluation.inputs import EvaluateOptions
-    from pipeline.evaluation.workflow import evaluate, evaluation_folder
-    from pipeline.models.load import find_model
+    with command.loading():
+        from pipeline.evaluation.inputs import EvaluateOptions
+        from pipeline.evaluation.workflow import evaluate, evaluation_folder
+        from pipeline.models.load import find_model
 
-    model, more = find_model(uri), args.analysis
+        model, more = find_model(uri), args.analysis
     if not more.severities:
         raise RecipeError("severities: give one or more of 1 to 5")
     options = EvaluateOptions(
@@ -198,7 +199,8 @@ def _worst(worst: dict[str, Any] | None) -> str:
 
 
 def _verify(args: Args, out: str) -> None:
-    from pipeline.evaluation.workflow import verify
+    with command.loading():
+        from pipeline.evaluation.workflow import verify
 
     found = verify(out, _dataset(args) if args.data else None, args.checkpoint)
     command.console.print(
@@ -208,9 +210,10 @@ def _verify(args: Args, out: str) -> None:
 
 def _compare(args: Args, first: str, second: str) -> None:
     """Prints which of two models is better, and whether the difference may be chance."""
-    from pipeline.evaluation.comparison import verdict
-    from pipeline.evaluation.predictions import check_predictions
-    from pipeline.evaluation.workflow import compare
+    with command.loading():
+        from pipeline.evaluation.comparison import verdict
+        from pipeline.evaluation.predictions import check_predictions
+        from pipeline.evaluation.workflow import compare
 
     for folder in (first, second):
         check_predictions(files.absolute(folder))

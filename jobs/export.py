@@ -43,12 +43,13 @@ class Args:
 
 def main(args: Args) -> None:
     """Exports a model and prints the comparison of each file with the network."""
-    from pipeline.evaluation.export import META_NAME, ONNX_NAME, TORCH_NAME, export_model
-    from pipeline.loader.transform import evaluation_transform
-    from pipeline.models.load import find_model
-
     check_installed("export", "onnx", "onnxscript", "onnxruntime")
-    model = find_model(files.absolute(args.checkpoint))
+    with command.loading():
+        from pipeline.evaluation.export import META_NAME, ONNX_NAME, TORCH_NAME, export_model
+        from pipeline.loader.transform import evaluation_transform
+        from pipeline.models.load import find_model
+
+        model = find_model(files.absolute(args.checkpoint))
     out = files.absolute(args.out) if args.out else files.join(model.uri, "export")
     size_px = evaluation_transform(model.recipe, "libjpeg").size_px
     with command.Display() as display:

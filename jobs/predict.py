@@ -39,8 +39,9 @@ class Args:
 
 def main(args: Args) -> None:
     """Predicts, and prints a summary."""
-    from pipeline.evaluation.batch_predict.results import SUMMARY_NAME
-    from pipeline.evaluation.batch_predict.run import predict
+    with command.loading():
+        from pipeline.evaluation.batch_predict.results import SUMMARY_NAME
+        from pipeline.evaluation.batch_predict.run import predict
 
     with command.Display() as display:
         result = predict(args.checkpoint, args.input, args.out, args.views, args.worker.make(), display)

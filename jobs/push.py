@@ -54,8 +54,9 @@ class Args:
 
 def main(args: Args) -> None:
     """Pushes a model, or writes what would be pushed."""
-    from pipeline.evaluation.publish.hub import check_login, check_repository, push, write_folder
-    from pipeline.evaluation.publish.model_files import model_files
+    with command.loading():
+        from pipeline.evaluation.publish.hub import check_login, check_repository, push, write_folder
+        from pipeline.evaluation.publish.model_files import model_files
 
     data, output = args.data, args.output
     check_repository(output.repo)

@@ -35,7 +35,8 @@ def main(args: Args) -> None:
     """Repeats the steps, and prints how many losses are the same."""
     if args.steps < 1:
         raise RecipeError(f"steps={args.steps} must be 1 or more")
-    from pipeline.training.replay import replay_checkpoint
+    with command.loading():
+        from pipeline.training.replay import replay_checkpoint
 
     with command.Display() as display:
         done = replay_checkpoint(args.checkpoint, args.data, args.steps, args.teacher, display)

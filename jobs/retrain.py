@@ -24,6 +24,7 @@ from jobs.arguments.source import RawArgs
 from jobs.terminal import command
 from pipeline.core.errors import RecipeError
 from pipeline.storage import files
+from pipeline.storage.places import check_folder
 
 if TYPE_CHECKING:  # they load torch, which takes seconds, and not every error needs it
     from pipeline.retraining.plan import Plan, RetrainOptions
@@ -144,15 +145,18 @@ class Args(training.TrainingArgs):
 
 def main(args: Args) -> None:
     """Runs once, or shows the plan, and prints the outcome."""
-    from pipeline.retraining.plan import plan_retraining
-    from pipeline.retraining.run import retrain
+    if args.data.source is None or args.output.workspace is None:
+        raise RecipeError(f"--{'source' if args.data.source is None else 'workspace'} URI is missing")
+    source, workspace = args.data.source, args.output.workspace
+    if not args.retraining.dry_run:
+        check_folder(workspace, "workspace")  # before anything is loaded
+    with command.loading():
+        from pipeline.retraining.plan import plan_retraining
+        from pipeline.retraining.run import retrain
 
     checked, train_options = args.check(training.UNKNOWN_YET)
     recipe = checked if args.recipe.recipe else None
     options = args.retrain_options(train_options)
-    if args.data.source is None or args.output.workspace is None:
-        raise RecipeError(f"--{'source' if args.data.source is None else 'workspace'} URI is missing")
-    source, workspace = args.data.source, args.output.workspace
     if args.retraining.dry_run:
         print_plan(plan_retraining(source, workspace, recipe, options), options.max_hours)
         return

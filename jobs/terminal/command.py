@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from jobs.arguments.flags import examples, group, option, parse
 from jobs.terminal import continuation, early
-from jobs.terminal.console import Display, ToConsole, console, print_table
+from jobs.terminal.console import Display, ToConsole, console, loading, print_table
 from jobs.terminal.continuation import goes_on_with
 from pipeline.cluster.ray_errors import user_error, user_message
 from pipeline.core.errors import BudgetError, UnavailableError
@@ -19,8 +19,8 @@ from pipeline.core.interrupts import ENDING_SIGNALS, deliver_again, ended_by, ex
 from pipeline.core.user_folders import account_variables
 
 __all__ = [
-    "Display", "call", "console", "examples", "goes_on_with", "group", "option", "parse", "print_table", "run",
-    "run_process",
+    "Display", "call", "console", "examples", "goes_on_with", "group", "loading", "option", "parse", "print_table",
+    "run", "run_process",
 ]  # fmt: skip
 Args = TypeVar("Args")
 _CTRL_C = 130

@@ -5,7 +5,8 @@ import sys
 import textwrap
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from jobs.terminal import early
 from pipeline.core.interrupts import delay_sigterm
-from pipeline.core.progress import ACTIVITY, MESSAGE, Bytes, silent
+from pipeline.core.progress import ACTIVITY, MESSAGE, Bytes, begin, silent
 
 # Lines are never wrapped: people copy paths from them, and search logs.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
@@ -155,6 +156,14 @@ class Display:
         line = Text(text, no_wrap=True, overflow="ellipsis", end="")
         line.truncate(max(8, width - 1), overflow="ellipsis")
         return line
+
+
+@contextmanager
+def loading(what: str = "PyTorch") -> Iterator[None]:
+    """Shows that libraries are loaded while the block imports them: a second or two, or ten on a busy machine."""
+    with Display() as display:
+        begin(display, f"loading {what}")
+        yield
 
 
 def _no_display() -> Callable[..., None]:

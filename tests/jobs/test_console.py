@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from jobs.terminal import console as console_module
-from jobs.terminal.console import Display, Stage, clock, print_table
+from jobs.terminal.console import Display, Stage, clock, loading, print_table
 from pipeline.core.progress import Bytes, begin, message
 
 
@@ -117,3 +117,9 @@ def test_a_path_in_a_table_is_one_line_on_a_terminal_and_texts_are_folded(monkey
     text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
     assert path in text
     assert "(184 of 200\n        validation images)" in text
+
+
+def test_loading_is_told_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = shown_on(monkeypatch, 80, terminal=False)
+    with loading():
+        assert out.getvalue() == "loading PyTorch\n"
