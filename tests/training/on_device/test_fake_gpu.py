@@ -20,10 +20,11 @@ from pipeline.loader.sample_order import Order, training_order
 from pipeline.loader.samplers import TrainSampler
 from pipeline.loader.transform import training_transform
 from pipeline.models.device.compiling import stand_in
-from pipeline.models.factory import recipe_model
+from pipeline.models.factory import make_model, recipe_model
 from pipeline.training.on_device import steps_in_flight
 from pipeline.training.on_device.steps_in_flight import StepsInFlight
 from pipeline.training.optim.factory import make_optimizers
+from pipeline.training.selection.proxy import Proxy
 from pipeline.training.setup import Place, make_average
 from pipeline.training.train_step import TrainStep
 
@@ -118,6 +119,25 @@ def test_batches_of_resident_images_are_made_on_the_device() -> None:
     batches = list(resident_batches(split, TrainSampler(order, 4), training_transform(recipe, 0, "kernel")))
     assert len(batches) == 4
     assert on_gpu(*(tensor for batch in batches for tensor in (batch.images, batch.labels)))
+
+
+def test_a_proxy_chooses_on_the_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(make_recipe("cifar10-96"), precision="bfloat16", global_batch_size=ROWS)
+    assert recipe.proxy_filter
+    with GPU:
+        net = make_model(recipe.proxy_filter.model, 10, 32)
+    proxy = Proxy(recipe, recipe.proxy_filter, net, Order((ROWS,), 0, ROWS), 8)
+
+    def backward(loss: Tensor) -> None:
+        assert on_gpu(loss)
+        for parameter in net.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+
+    monkeypatch.setattr(Tensor, "backward", backward)
+    for step in range(2):
+        kept, total = proxy.keep(stand_in(ROWS, 32, GPU), step)
+        assert on_gpu(kept, total)
+        assert len(kept) == ROWS // 2
 
 
 def test_a_gpu_without_a_number_is_the_first() -> None:
