@@ -5,6 +5,8 @@ ResNet-50, CIFAR-10 in seconds, the decoder, checkpoints, and a stream by Ray wi
 results are written while they come, so a cut loses nothing, and neither does a section that fails. Without archives the
 images are generated, and the results say so.
 
+`--sections records` trains CIFAR-10's recipes instead, seed by seed.
+
 Exit status: 1 if a section failed, a check of correctness among them. A target that is missed is reported, no failure.
 
 Examples:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_reads
+from pipeline.ingestion.quality.duplicates import num_compared
 from pipeline.ingestion.sources import Index
 from pipeline.storage import files
 
@@ -66,7 +67,7 @@ def estimate(
         per_megabyte += prices.decode_seconds_per_megabyte
     cpu_seconds = index.num_rows * prices.seconds_per_image + megabytes * per_megabyte
     if settings.handling.checks == "decode":
-        cpu_seconds += index.num_rows**2 / 2 * prices.seconds_per_pair
+        cpu_seconds += num_compared(index.num_rows) * prices.seconds_per_pair
     seconds = prices.start_seconds + cpu_seconds / num_workers
     money = (
         reads / 1000 * prices.per_1000_get

@@ -9,7 +9,9 @@ from PIL import Image, ImageEnhance
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_provenance
 from pipeline.ingestion.quality import duplicates as quality
-from pipeline.ingestion.quality.duplicates import correlations, find_pairs
+from pipeline.ingestion.quality import likeness_groups as likeness
+from pipeline.ingestion.quality.duplicates import correlations, find_pairs, num_compared
+from pipeline.ingestion.quality.likeness_groups import likeness_groups
 from pipeline.ingestion.quality.pixel_facts import pixel_facts
 from pipeline.ingestion.quality.statistics import pixel_statistics
 from pipeline.ingestion.sources import open_source
@@ -105,6 +107,64 @@ def test_any_cut_into_tiles_finds_the_same_pairs(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(quality, "TILE_ROWS", 7)
     monkeypatch.setattr(quality, "PAIRS_AT_ONCE", 8)
     assert find_pairs(uri, data, rows) == whole
+
+
+def test_groups_find_the_pairs_that_all_pairs_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, random = photographs(120), np.random.default_rng(1)
+    files = [saved(image) for image in images]
+    changed = [saved(crop(image, 0.05, random)) for image in images[:40]] + [
+        saved(image, 50) for image in images[40:80]
+    ]
+    uri, data = data_set(tmp_path, files, changed)
+    rows = read_provenance(uri, data, ["key", "pixel_sha256", "perceptual_hash", "thumbnail"])
+    whole = find_pairs(uri, data, rows)
+    assert len(whole) >= 75
+    monkeypatch.setattr(quality, "ALL_PAIRS_ROWS", 0)
+    monkeypatch.setattr(quality, "TILE_PAIRS", 500)
+    grouped = find_pairs(uri, data, rows)
+    assert set(grouped) <= set(whole)
+    assert len(grouped) >= 0.98 * len(whole)
+
+
+def thumbnails(count: int, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).uniform(0, 255, (count, 4, 4)).repeat(4, 1).repeat(4, 2)
+    return small.astype(np.uint8)
+
+
+def test_each_image_is_in_six_groups_or_all_and_shares_them_with_what_is_alike() -> None:
+    images = thumbnails(3000)
+    groups = likeness_groups(images)
+    assert len(groups) == 256  # 4 sqrt(3000) = 219, and the nearest power of two
+    assert np.bincount(np.concatenate(groups), minlength=3000).tolist() == [6] * 3000
+    assert all((np.diff(group) > 0).all() for group in groups)
+    again = likeness_groups(np.concatenate([images, np.clip(images[:50] * 0.9 + 10, 0, 255).astype(np.uint8)]))
+    together = [sum(row in group and 3000 + row in group for group in map(set, again)) for row in range(50)]
+    assert min(together) >= 4
+    few = likeness_groups(images[:3])
+    assert [group.tolist() for group in few] == [[0, 1, 2]] * 3
+
+
+def test_groups_do_not_depend_on_brightness_parts_or_flat_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = thumbnails(700)
+    images[::7] = 128  # without any structure
+    groups = [group.tolist() for group in likeness_groups(images)]
+    monkeypatch.setattr(likeness, "_TASK_ROWS", 64)
+    monkeypatch.setattr(likeness, "_BLOCK_ROWS", 9)
+    assert [group.tolist() for group in likeness_groups(images)] == groups
+
+
+def test_products_of_thumbnails_are_exact_in_float32() -> None:
+    vectors = likeness._vectors(thumbnails(200))
+    assert (vectors == np.rint(vectors)).all()
+    whole = vectors.astype(np.int64) @ vectors.astype(np.int64).T
+    assert np.abs(whole).max() < 2**24
+    assert (whole == vectors @ vectors.T).all()
+
+
+def test_the_pairs_to_compare_grow_little_faster_than_the_images() -> None:
+    assert num_compared(1000) == 500_000
+    assert num_compared(4_000_000) / num_compared(1_000_000) == pytest.approx(8)
+    assert num_compared(1_331_167) < 0.02 * 1_331_167**2 / 2
 
 
 def test_planted_near_duplicates_among_real_photographs_are_found(tmp_path: Path) -> None:

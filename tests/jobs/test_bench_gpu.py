@@ -3,16 +3,17 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jobs.bench.gpu.child import MODULES
+from jobs.bench.gpu.child import MODULES, ON_REQUEST
 from tests.support.jobs import run_job
 
-WITHOUT_RAY = tuple(name for name in MODULES if name != "stream")
+WITHOUT_RAY = tuple(name for name in MODULES if name not in ("stream", *ON_REQUEST))
 
 
-def proof(tmp_path: Path, *sections: str) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, object]]]:
+def proof(tmp_path: Path, *sections: str) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, Any]]]:
     finished = run_job("bench_gpu", "--device", "cpu", "--small", "--sections", *sections, cwd=tmp_path)
     return finished, json.loads((tmp_path / "bench-gpu.json").read_text())["sections"]
 
@@ -31,7 +32,14 @@ def test_all_sections_but_the_last_run_without_archives_and_without_a_gpu(tmp_pa
 def test_the_stream_by_ray_goes_on_after_a_killed_worker(tmp_path: Path) -> None:
     finished, sections = proof(tmp_path, "stream")
     assert finished.returncode == 0, finished.stderr
-    assert {"batches in memory", "stream", "killed training worker"} <= set(sections["stream"]["results"])  # type: ignore[call-overload]
+    assert {"batches in memory", "stream", "killed training worker"} <= set(sections["stream"]["results"])
+
+
+@pytest.mark.long
+def test_the_recipes_of_cifar_run_one_after_the_other(tmp_path: Path) -> None:
+    finished, sections = proof(tmp_path, "records")
+    assert finished.returncode == 0, finished.stderr
+    assert len(sections["records"]["results"]) == 6
 
 
 def test_an_unknown_section_is_one_line(tmp_path: Path) -> None:

@@ -20,12 +20,16 @@ MODULES = {
     "ceilings": "ceilings",
     "correctness": "correctness",
     "resnet50": "resnet",
-    "cifar10": "cifar",
+    "cifar10": "cifar10.seconds",
     "decoder": "decoder",
     "checkpoints": "checkpoints",
+    "records": "cifar10.records",
     "stream": "stream",
 }
 """Module of each section in this folder, by the section's name, in the order in which they run. Ray comes last."""
+
+ON_REQUEST = ("records",)
+"""Sections that run only where they are named."""
 
 
 @dataclass(frozen=True)

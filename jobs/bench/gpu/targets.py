@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.bench.gpu.cifar import OURS, PUBLISHED
+from jobs.bench.gpu.cifar10.seconds import OURS, PUBLISHED
 from jobs.bench.gpu.resnet import LOOP, STEP
 from jobs.bench.gpu.stream import STREAM
 

@@ -2,15 +2,15 @@
 
 Near duplicates are searched in three steps. Each step costs more for a pair than the step before, and sees fewer pairs:
 
-1. 64-bit perceptual hashes that differ in at most HASH_DISTANCE bits. All pairs are compared: an index that finds near
-   hashes faster would miss some.
+1. 64-bit perceptual hashes that differ in at most HASH_DISTANCE bits: of all pairs, or, of more than ALL_PAIRS_ROWS
+   images, of those that share one of the groups of `likeness_groups`.
 2. 16x16 thumbnails that correlate, also if one image is a crop of the other.
 3. The images at 32x32 pixels, in grey, over a finer set of crops.
 
 The measure is the normalised correlation, on which brightness and contrast have no effect.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,16 +24,26 @@ from pipeline.dataset.image_codec import decode
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.schema import THUMBNAIL_PX
+from pipeline.ingestion.quality.likeness_groups import likeness_groups
 from pipeline.ingestion.quality.pixel_facts import HASH_PX, grey_square
 
 # Chosen so that re-encoded, brightened and slightly cropped photographs are found and no others (tests/ingestion).
 HASH_DISTANCE = 14  # bits of 64
 THUMBNAIL_CORRELATION = 0.8
 PIXEL_CORRELATION = 0.94
-TILE_ROWS = 4096  # a task compares this many hashes with as many: 128 MiB of exclusive ors
+TILE_ROWS = 4096  # this many hashes are compared with as many at once: 128 MiB of exclusive ors
+TILE_PAIRS = TILE_ROWS**2  # that a task compares, about
 PAIRS_AT_ONCE = 4096
+ALL_PAIRS_ROWS = 100_000
+"""Images of which all pairs are compared: a minute of one core."""
+
+_PAIRS_OF_GROUPS = 9
+"""Pairs that share a group of `likeness_groups`, over N ** 1.5 for N images (docs/benchmarks.md)."""
 
 Squares = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+Tile = tuple[Rows, Rows]
+"""Rows that are compared with rows: each pair of different rows once. Both are the same, or have none in common."""
 PAIR_SCHEMA = pa.schema([("first", pa.int64()), ("second", pa.int64()), ("correlation", pa.float32())])
 
 
@@ -114,21 +124,42 @@ class _TileSearch:
     hashes: npt.NDArray[np.uint64]
     thumbnails: npt.NDArray[np.uint8]
 
-    def __call__(self, tile: tuple[int, int]) -> pa.Table:
-        """Returns a table of PAIR_SCHEMA without correlations. tile: (row, column), in units of TILE_ROWS."""
-        first, second = (part * TILE_ROWS for part in tile)
-        rows, columns = self.hashes[first : first + TILE_ROWS], self.hashes[second : second + TILE_ROWS]
-        near = np.bitwise_count(rows[:, None] ^ columns[None, :]) <= HASH_DISTANCE
-        if tile[0] == tile[1]:
+    def __call__(self, tiles: list[Tile]) -> pa.Table:
+        """Returns a table of PAIR_SCHEMA without correlations."""
+        found = np.concatenate([np.empty((0, 2), dtype=np.int64), *map(self._near, tiles)])
+        return pa.table([found[:, 0], found[:, 1], np.zeros(len(found), np.float32)], schema=PAIR_SCHEMA)
+
+    def _near(self, tile: Tile) -> npt.NDArray[np.int64]:
+        """Returns int64 [N, 2], pairs of rows."""
+        rows, columns = tile
+        near = np.bitwise_count(self.hashes[rows][:, None] ^ self.hashes[columns][None, :]) <= HASH_DISTANCE
+        if rows[0] == columns[0]:  # the same rows: each pair once
             near = np.triu(near, 1)
-        pairs = np.argwhere(near) + np.array([first, second])
+        first, second = np.nonzero(near)
+        pairs = np.stack([rows[first], columns[second]], axis=1)
         kept = [np.empty(0, dtype=bool)]
         for start in range(0, len(pairs), PAIRS_AT_ONCE):
             images, positions = _positions(pairs[start : start + PAIRS_AT_ONCE])
             squares = self.thumbnails[images].astype(np.float32)
             kept.append(correlations(squares, positions) >= THUMBNAIL_CORRELATION)
-        found = pairs[np.concatenate(kept)]
-        return pa.table([found[:, 0], found[:, 1], np.zeros(len(found), np.float32)], schema=PAIR_SCHEMA)
+        return pairs[np.concatenate(kept)]
+
+
+def _tiles(groups: Iterable[Rows]) -> Iterator[list[Tile]]:
+    """Yields tiles that hold all pairs of each group, together as many as a task compares."""
+    together: list[Tile] = []
+    pairs = 0
+    for group in groups:
+        parts = [group[start : start + TILE_ROWS] for start in range(0, len(group), TILE_ROWS)]
+        for number, rows in enumerate(parts):
+            for columns in parts[number:]:
+                together.append((rows, columns))
+                pairs += len(rows) * len(columns)
+                if pairs >= TILE_PAIRS:
+                    yield together
+                    together, pairs = [], 0
+    if together:
+        yield together
 
 
 @dataclass(frozen=True)
@@ -162,6 +193,11 @@ class _PixelCheck:
         return [squares[row] for row in images]
 
 
+def num_compared(images: int) -> float:
+    """Returns the number of pairs whose hashes are compared among so many images, about."""
+    return images**2 / 2 if images <= ALL_PAIRS_ROWS else _PAIRS_OF_GROUPS * images**1.5
+
+
 def find_pairs(uri: str, manifest: Manifest, rows: pa.Table, progress: Progress = silent) -> list[Pair]:
     """Returns the duplicates and near duplicates among all rows: duplicates first, then the closest pairs first.
 
@@ -192,13 +228,14 @@ def _near_pairs(
     side = THUMBNAIL_PX
     thumbnails = np.frombuffer(b"".join(rows["thumbnail"].take(pa.array(order)).to_pylist()), np.uint8)
     search = _TileSearch(hashes, thumbnails.reshape(-1, side, side))
-    parts = range(-(-len(order) // TILE_ROWS))
-    tiles = [(a, b) for a in parts for b in parts if a <= b]
+    many = len(order) > ALL_PAIRS_ROWS
+    tiles = list(_tiles(likeness_groups(search.thumbnails, progress) if many else [np.arange(len(order))]))
     found = map_tables(search, tiles, PAIR_SCHEMA, lambda done: progress("duplicates", done, len(tiles)), computes=True)
     together = pa.concat_tables(found)
     candidates = np.stack([order[together[name].to_numpy()] for name in ("first", "second")], axis=1)
     if not len(candidates):
         return []
+    candidates = np.unique(candidates, axis=0)  # a pair may share several groups
     splits = rows["split"].to_pylist()
     place_in_split = rows["row"].to_pylist()
     places = {row: (splits[row], place_in_split[row]) for row in set(candidates.ravel().tolist())}
