@@ -20,7 +20,7 @@ from tests.support.pictures.images import make_tree
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-os.environ["RAY_metrics_report_interval_ms"] = "500"  # noqa: SIM112 - Ray's own name
+os.environ["RAY_metrics_report_interval_ms"] = "1500"  # noqa: SIM112 - Ray's own name
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 
 

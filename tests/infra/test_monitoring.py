@@ -16,10 +16,12 @@ import pytest
 import yaml
 
 from pipeline.config.presets import make_recipe
+from pipeline.loader.batch import Batch
 from pipeline.storage.local_s3 import await_answer, free_ports
-from pipeline.training import launch
+from pipeline.training import launch, loop
 from pipeline.training.job import TrainJob
 from pipeline.training.trackers import make_ray_metrics
+from pipeline.training.worker import Worker
 
 MONITORING = Path(__file__).parents[2] / "infra" / "monitoring"
 _NAME = re.compile(r"\b(ray_\w+)\b")
@@ -61,21 +63,28 @@ def test_the_rules_are_prometheus_rules_and_the_dashboard_is_complete() -> None:
         subprocess.run(["promtool", "check", "rules", MONITORING / "alerts.yml"], check=True, capture_output=True)
 
 
-@pytest.fixture
-def watched(
-    request: pytest.FixtureRequest, ray_cluster: None, digits_dataset: str, tmp_path: Path
-) -> Iterator[TrainJob]:
-    """A run of so many epochs that trains meanwhile."""
-    recipe = make_recipe("digits", epochs=request.param)
-    job = TrainJob(digits_dataset, str(tmp_path / "watched"), recipe, trackers=(make_ray_metrics,))
+@pytest.fixture(scope="module")
+def watched(ray_cluster: None, digits_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainJob]:
+    """A run of three epochs that trains meanwhile. It rests between steps until nobody looks any more."""
+    run = tmp_path_factory.mktemp("watched") / "run"
+    job = TrainJob(digits_dataset, str(run), make_recipe("digits", epochs=3), trackers=(make_ray_metrics,))
     launch.claim_run(job, launch.check_job(job))
-    thread = threading.Thread(target=launch.run_training, args=(job,))
-    thread.start()
-    yield job
-    thread.join()
+    unwatched, step = threading.Event(), loop.step
+
+    def leisurely_step(worker: Worker, batch: Batch) -> float:
+        unwatched.wait(0.3)
+        return step(worker, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "step", leisurely_step)
+        thread = threading.Thread(target=launch.run_training, args=(job,))
+        thread.start()
+        yield job
+        unwatched.set()
+        thread.join()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def exposed(watched: TrainJob) -> dict[str, float]:
     """{name: a value} of all metrics that the node shows meanwhile.
 
@@ -96,7 +105,6 @@ def exposed(watched: TrainJob) -> dict[str, float]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("watched", [3], indirect=True)
 @pytest.mark.slow
 def test_no_query_asks_for_a_metric_that_a_run_does_not_expose(exposed: dict[str, float]) -> None:
     assert len(asked()) > 10
@@ -111,8 +119,6 @@ def prometheus(exposed: dict[str, float], tmp_path: Path) -> Iterator[str]:
     """The address of a Prometheus that looks at this session's Ray every second."""
     import ray
 
-    if shutil.which("prometheus") is None:
-        pytest.skip("prometheus isn't installed (Debian's package)")
     session = ray._private.worker.global_worker.node.get_temp_dir_path()
     text = (MONITORING / "prometheus.yml").read_text()
     text = text.replace("/tmp/ray/", f"{session}/").replace("15s", "1s")
@@ -143,7 +149,7 @@ def ask(address: str, query: str) -> list[dict[str, Any]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("watched", [15], indirect=True)
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus isn't installed (Debian's package)")
 def test_prometheus_answers_every_panel_and_evaluates_every_rule(prometheus: str) -> None:
     missing = {query: title for title, queries in panels().items() for query in queries}
     deadline = time.monotonic() + 40

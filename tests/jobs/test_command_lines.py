@@ -22,7 +22,7 @@ from pipeline.loader.sample_order import Order
 from pipeline.models import checkpoint
 from pipeline.models.tensor_file import read_tensors
 from pipeline.storage import lease
-from tests.support.jobs import call_job, command, one_line_error, run_job
+from tests.support.jobs import SIX_EPOCHS, call_job, command, one_line_error, run_job
 from tests.support.pictures.datasets import ingest_here
 from tests.support.pictures.images import jpeg, make_tar, make_tree, tree_files
 from tests.support.trained.runs import scalars, traced
@@ -200,9 +200,6 @@ def test_the_readmes_first_command_works_offline(tmp_path: Path) -> None:
     assert str(run / "report.html") in finished.stdout.replace("\n", "").replace(" ", "")
 
 
-TRAIN = ["--recipe", "digits", "--epochs", "6", "--trace-rows"]
-
-
 def weights(run: Path) -> str:
     model = read_tensors(str(run / "model.safetensors"))
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for _, tensor in sorted(model.items()))).hexdigest()
@@ -210,11 +207,10 @@ def weights(run: Path) -> str:
 
 @pytest.mark.slow
 def test_a_killed_run_continues_and_ends_with_the_same_weights(
-    tmp_path: Path, digits_dataset: str, ray_variables: None
+    tmp_path: Path, digits_dataset: str, undisturbed: Path
 ) -> None:
-    train = [*TRAIN, "--data", digits_dataset]
-    quiet = call_job("cifar10", *train, "--run-dir", "quiet", cwd=tmp_path)
-    assert quiet.returncode == 0, quiet.stderr
+    train = [*SIX_EPOCHS, "--data", digits_dataset]
+    shutil.copytree(undisturbed, tmp_path / "quiet")
 
     process = subprocess.Popen(
         command("cifar10", *train, "--run-dir", "killed"), cwd=tmp_path, stdout=subprocess.DEVNULL
@@ -250,8 +246,6 @@ def test_a_killed_run_continues_and_ends_with_the_same_weights(
                  "data_wait_fraction", "val", "versions", "git_commit"):  # fmt: skip
         assert name in values
     assert values["val"]["rows"] == 359
-    assert "NOT CIFAR-10" in quiet.stdout
-
     # the steps after a checkpoint give the recorded losses again, to the last bit; and it would be seen if they didn't
     replay = ["--checkpoint", "quiet", "--data", digits_dataset, "--steps", "5"]
     same = call_job("replay", *replay, cwd=tmp_path)

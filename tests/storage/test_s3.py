@@ -75,11 +75,11 @@ def test_a_folder_a_tar_and_a_bucket_give_the_same_data_set(s3: str, tmp_path: P
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.slow
-def test_a_run_lives_in_a_bucket_and_continues_from_there(s3: str, digits_dataset: str) -> None:
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.long)])
+def test_a_run_lives_in_a_bucket_and_continues_from_there(s3: str, digits_dataset: str, workers: int) -> None:
     for name, _ in storage.list_files(digits_dataset):
         storage.write_bytes(f"{s3}/digits/{name}", storage.read_bytes(f"{digits_dataset}/{name}"))
-    job = TrainJob(f"{s3}/digits", f"{s3}/runs/one", make_recipe("digits", epochs=1), num_workers=1)
+    job = TrainJob(f"{s3}/digits", f"{s3}/runs/{workers}", make_recipe("digits", epochs=1), num_workers=workers)
     data = launch.check_job(job)
     launch.claim_run(job, data)
     launch.run_training(job)

@@ -13,6 +13,8 @@ import pytest
 from jobs.terminal import command as job_command
 
 ROOT = Path(__file__).parents[2]
+SIX_EPOCHS = ("--recipe", "digits", "--epochs", "6", "--trace-rows")
+"""Flags of the run `undisturbed` (tests/jobs/conftest.py), and of those that are compared with it."""
 
 
 def command(job: str, *arguments: str) -> list[str]:

@@ -27,7 +27,7 @@ from pipeline.loader.transform import evaluation_transform
 from pipeline.models.load import find_model
 from pipeline.storage import files
 from pipeline.storage.file_names import printable
-from tests.support.jobs import call_job, run_job
+from tests.support.jobs import run_job
 from tests.support.pictures.images import jpeg, make_tar, picture, tree_files
 
 
@@ -90,16 +90,6 @@ def test_a_folder_is_predicted_as_an_evaluation_does_and_the_rest_reported(
     assert predicted(interrupted).equals(table)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_the_job_prints_a_summary(trained: str, pictures: Path, tmp_path: Path) -> None:
-    arguments = ["--checkpoint", trained, "--input", str(pictures / "cut.jpg"), "--out", "out"]
-    finished = call_job("predict", *arguments, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert "1, see the column error; first cut.jpg: truncated" in finished.stdout
-
-
 def test_an_archive_gives_what_its_folder_gives(pictures: Path, tmp_path: Path) -> None:
     tar = make_tar(tmp_path / "all.tar.gz", tree_files(pictures), "w:gz")
     folder, archive = (find_images([str(each)], str(tmp_path / "spool"), silent) for each in (pictures, tar))
@@ -157,14 +147,19 @@ def test_names_of_several_inputs_are_their_places_below_the_common_folder(tmp_pa
     assert names("old/a[1].jpg") == ["a[1].jpg"]
 
 
+@pytest.mark.ray
 @pytest.mark.slow
-def test_a_prediction_prints_its_own_lines_and_none_of_rays(trained: str, pictures: Path, tmp_path: Path) -> None:
+def test_a_prediction_prints_its_own_lines_and_a_summary_and_nothing_of_rays(
+    trained: str, pictures: Path, tmp_path: Path
+) -> None:
     """In a process of its own, since Ray's core writes past Python."""
-    done = run_job("predict", "--checkpoint", trained, "--input", str(pictures), "--out", "out", cwd=tmp_path)
+    images = [str(pictures / "cut.jpg"), str(next(pictures.glob("digits/**/*.png")))]
+    done = run_job("predict", "--checkpoint", trained, "--input", *images, "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "core_worker" not in done.stdout
     assert {"looking at the images", "starting Ray"} <= set(done.stdout.splitlines())
+    assert "1, see the column error; first cut.jpg: truncated" in done.stdout
 
 
 def test_patterns_over_odd_folders_end_and_name_each_image_once(tmp_path: Path) -> None:

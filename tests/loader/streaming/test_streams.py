@@ -76,14 +76,18 @@ def streamed(
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_any_first_step(tree_dataset: str, carrier: Carrier) -> None:
-    """51 rows, batches of 17, 3 epochs of 16, 24 and 32 px; world sizes change in the middle of epochs."""
+    """51 rows, batches of 17, 3 epochs of 16, 24 and 32 px; world sizes change in the middle of epochs.
+
+    Of Ray fewer sizes: each rank is a pipeline of Ray Data, which takes a second to start.
+    """
     split = manifest.load(tree_dataset).split("train")
     order = Order(split.row_group_rows, 9, 17, 2)
     view = Transform(32, 32, EVERYTHING, seed=9, decoder=best_decoder(), ramp=SizeRamp(16, 0, 2, multiple_px=8))
     alone = streamed(local_batches, tree_dataset, order, view, range(9), 1)
     assert len(alone) == len(set(alone.values())) == 9
     pieces: dict[int, str] = {}
-    for first, last, world_size in ((0, 2, 2), (2, 4, 7), (4, 7, 3), (7, 9, 4)):
+    changes = ((0, 2, 2), (2, 4, 7), (4, 7, 3), (7, 9, 4)) if carrier is local_batches else ((0, 4, 2), (4, 9, 3))
+    for first, last, world_size in changes:
         pieces |= streamed(carrier, tree_dataset, order, view, range(first, last), world_size)
     assert pieces == alone
 
