@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pipeline.core.errors import RecipeError
 
-LossName = Literal["cross-entropy", "mse"]
+LossName = Literal["cross-entropy", "mse", "binary-cross-entropy"]
 OptimizerName = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "lars", "lamb", "muon"]
 ScheduleName = Literal["constant", "step", "cosine", "one-cycle", "parabola"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]

@@ -156,7 +156,13 @@ class Recipe:
     none. Excludes `ema_decay`."""
 
     loss: LossName = "cross-entropy"
-    """Loss: "cross-entropy", or "mse" between the class probabilities and the one-hot labels."""
+    """Loss: "cross-entropy"; "mse" between the class probabilities and the one-hot labels; or "binary-cross-entropy",
+    which judges each class by itself, the mean over classes (Wightman et al., arXiv 2110.00476)."""
+
+    target_threshold: float = 0.0
+    """Threshold above which a target counts as 1, and as 0 otherwise, in [0, 1), after smoothing and mixing: an image
+    that is mixed of two classes may show both. The default, 0, leaves targets as they are; Wightman et al. (arXiv
+    2110.00476) use 0.2. Needs loss="binary-cross-entropy"."""
 
     label_smoothing: float = 0.0
     """Share of a label that is spread over all classes, in [0, 1) (Szegedy et al., arXiv 1512.00567). The default is 0;
@@ -209,6 +215,11 @@ class Recipe:
     blur_pool: bool = False
     """Whether to blur before each strided convolution and after pooling (Zhang, arXiv 1904.11486). More accurate and
     slower."""
+
+    stochastic_depth: float = 0.0
+    """Probability with which the last residual block is left out for an image, in [0, 1); it grows from 0 at the first
+    block linearly (Huang et al., arXiv 1603.09382). The default is 0; 0.05 is usual for ResNet-50 (arXiv 2110.00476).
+    For torchvision's ResNets, and networks of timm that have it."""
 
     compile: bool = False
     """Whether to compile the network, as the flag `--compile` does. Not part of a run's identity."""
@@ -269,7 +280,7 @@ class Recipe:
             raise RecipeError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
         if not 0 < self.distill_weight <= 1 or self.distill_temperature <= 0:
             raise RecipeError("distill_weight must lie in (0, 1] and distill_temperature be above 0")
-        for name in ("ema_decay", "warmup_from", "schedule_end"):
+        for name in ("ema_decay", "warmup_from", "schedule_end", "target_threshold", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)} must lie in [0, 1)")
         if self.ema_decay and self.look_ahead_every_steps:
@@ -282,6 +293,8 @@ class Recipe:
         check_model(self.model)
         if self.size_ramp is not None and (self.residency != "stream" or self.size_ramp.from_px > self.image_size_px):
             raise RecipeError("size_ramp needs residency='stream' and a from_px of at most image_size_px")
+        if self.target_threshold and self.loss != "binary-cross-entropy":
+            raise RecipeError(f"target_threshold={self.target_threshold} needs loss=binary-cross-entropy; set it, or 0")
         if self.proxy_filter is not None:
             _check_filtered(self)
         if not self.evaluate_resize_px:

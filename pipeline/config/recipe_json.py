@@ -14,7 +14,10 @@ from pipeline.config.sampling import ProxyFilter, Sampling
 from pipeline.core.errors import RecipeError
 
 # Fields that came later. They are left out where they have their default, so that the identities of earlier runs stay.
-_LATER = ("early_stop_epochs", "sampling", "whitening_bias_rate", "schedule_end", "proxy_filter")
+_LATER = (
+    "early_stop_epochs", "sampling", "whitening_bias_rate", "schedule_end", "proxy_filter", "target_threshold",
+    "stochastic_depth",
+)  # fmt: skip
 NESTED: dict[str, type] = {
     "augment": Augment, "size_ramp": SizeRamp, "sampling": Sampling, "proxy_filter": ProxyFilter,
 }  # fmt: skip

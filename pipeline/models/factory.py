@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.config.choices import MODELS, check_choice
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import PipelineError, RecipeError
-from pipeline.models.layers import add_blur_pool
+from pipeline.models.layers import add_blur_pool, add_stochastic_depth
 from pipeline.models.small_networks import Airbench, FastResNet, SeedCnn
 
 _SMALL_IMAGE_PX = 64  # and below: a first layer of stride 4, as for 224 pixels, would leave too few pixels
@@ -92,14 +92,25 @@ def make_model(name: str, num_classes: int, image_size_px: int) -> nn.Module:
 
 
 def recipe_model(recipe: Recipe, num_classes: int) -> nn.Module:
-    """Returns the untrained network of a recipe, with `blur_pool` applied."""
-    model = make_model(recipe.model, num_classes, recipe.image_size_px)
+    """Returns the untrained network of a recipe, with `blur_pool` and `stochastic_depth` applied.
+
+    Raises RecipeError for a network that has no stochastic depth.
+    """
+    depth = recipe.stochastic_depth
+    if depth and recipe.model.startswith("timm:"):
+        model = _timm(recipe.model.removeprefix("timm:"), num_classes, depth)
+    else:
+        model = make_model(recipe.model, num_classes, recipe.image_size_px)
+        if depth and not add_stochastic_depth(model, depth):
+            raise RecipeError(
+                f"stochastic_depth={depth}: {recipe.model} has no residual blocks that can be left out; set it to 0"
+            )
     if recipe.blur_pool:
         add_blur_pool(model)
     return model
 
 
-def _timm(name: str, num_classes: int) -> nn.Module:
+def _timm(name: str, num_classes: int, stochastic_depth: float = 0.0) -> nn.Module:
     if importlib.util.find_spec("timm") is None:
         raise RecipeError(
             f"model='timm:{name}' needs the package timm on every node; install it or choose another model"
@@ -107,7 +118,13 @@ def _timm(name: str, num_classes: int) -> nn.Module:
     import timm
 
     check_choice("model", f"timm:{name}", tuple(f"timm:{known}" for known in timm.list_models()))
-    model: nn.Module = timm.create_model(name, num_classes=num_classes)
+    depth: dict[str, Any] = {"drop_path_rate": stochastic_depth} if stochastic_depth else {}
+    try:
+        model: nn.Module = timm.create_model(name, num_classes=num_classes, **depth)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise RecipeError(f"stochastic_depth={stochastic_depth}: timm:{name} has none; set it to 0") from error
     return model
 
 

@@ -32,7 +32,7 @@ _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.
 def may_draw(net: nn.Module) -> bool:
     """Whether the network may draw random numbers in training: by dropout, or in code that isn't known here."""
     return any(
-        (isinstance(module, _DRAWING) and getattr(module, "p", 1.0) > 0)
+        (isinstance(module, (*_DRAWING, DroppedNorm)) and getattr(module, "p", 1.0) > 0)
         or not f"{type(module).__module__}.".startswith(_WITHOUT_DRAWS)
         for module in net.modules()
     )
@@ -41,6 +41,41 @@ def may_draw(net: nn.Module) -> bool:
 def num_parameters(model: nn.Module) -> int:
     """Returns the number of parameters, including frozen ones."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+class DroppedNorm(nn.BatchNorm2d):
+    """BatchNorm at the end of a residual block that leaves the block out for an image with some probability.
+
+    In training, the others are scaled by 1 / (1 - probability) (stochastic depth, Huang et al., arXiv 1603.09382). Its
+    parameters are called as BatchNorm's.
+    """
+
+    def __init__(self, num_features: int, probability: float) -> None:
+        super().__init__(num_features)
+        self.p = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float [N, C, H, W]. Returns the same shape."""
+        from torchvision.ops import stochastic_depth  # here: torchvision takes over a second
+
+        dropped: Tensor = stochastic_depth(super().forward(x), self.p, "row", self.training)
+        return dropped
+
+
+def add_stochastic_depth(model: nn.Module, probability: float) -> bool:
+    """Leaves out residual blocks of a ResNet of torchvision, in place; returns whether there are any.
+
+    probability: of the last block; it grows linearly from 0 at the first one.
+    """
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    blocks = [module for module in model.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    for number, block in enumerate(blocks):
+        name = "bn3" if isinstance(block, Bottleneck) else "bn2"
+        norm = DroppedNorm(getattr(block, name).num_features, probability * number / max(1, len(blocks) - 1))
+        norm.load_state_dict(getattr(block, name).state_dict())
+        setattr(block, name, norm)
+    return bool(blocks)
 
 
 class BlurPool(nn.Module):

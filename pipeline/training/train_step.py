@@ -90,10 +90,11 @@ class TrainStep:
         mixed = transform_batch(batch, self.normalise, recipe.augment, self._order.seed)
         with self._autocast():
             logits = self._model(mixed.images).float()
-        losses = sample_losses(recipe.loss, logits, batch.labels, recipe.label_smoothing)
+        partners = None
         if mixed.weight is not None and mixed.partner_labels is not None:
-            partner_losses = sample_losses(recipe.loss, logits, mixed.partner_labels, recipe.label_smoothing)
-            losses = mixed.weight * losses + (1 - mixed.weight) * partner_losses
+            partners = (mixed.weight, mixed.partner_labels)
+        smoothing, threshold = recipe.label_smoothing, recipe.target_threshold
+        losses = sample_losses(recipe.loss, logits, batch.labels, smoothing, threshold, partners)
         if self._teacher is not None:
             with torch.no_grad(), self._autocast():
                 teacher_logits = self._teacher(mixed.images)

@@ -63,6 +63,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "ema": {"ema_decay": 0.9, "ema_every_steps": 2},
     "look-ahead": {"look_ahead_every_steps": 2},
     "mixed": {"augment": MIXED},
+    "binary": {"loss": "binary-cross-entropy", "target_threshold": 0.2, "augment": MIXED},
     "erased": {"augment": Augment(erase_probability=0.5, cutout_px=4)},
     "accumulated": {"accumulate_steps": 3},
     "float16": {"precision": "float16"},
