@@ -26,6 +26,7 @@ _PATIENCE_SECONDS = 5.0  # A stream that is shorter gets no help: processes of t
 _LOOK_SECONDS = 10.0  # between looks for nodes that have come
 _BATCHES_PER_ACTOR = 10_000  # of which it keeps about 70 MB in the end
 _MOST_FAILURES = 3  # one after the other, without a batch in between
+_MOST_TEXT = 300  # characters
 
 
 def tasks_of_rank(nodes: SpareNodes, world_size: int) -> int:
@@ -100,7 +101,8 @@ class RayHelpers:
                 why = f"{type(error).__name__}: {error}"
             failures = failures + 1 if why and not made else 0
             if why and not self._closed.is_set():
-                _log.warning("tasks on other nodes failed (%s); threads make their batches", " ".join(why.split()))
+                text = " ".join(why.split())[-_MOST_TEXT:]  # of a traceback the end says most
+                _log.warning("tasks on other nodes failed (%s); threads make their batches", text)
                 if failures == _MOST_FAILURES:
                     _log.warning("tasks on other nodes failed %d times in a row: no more are started", failures)
                     return
