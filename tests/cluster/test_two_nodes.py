@@ -51,7 +51,7 @@ class Slow(Transform):
     folder: Path = Path()
 
     def load(self, index, rows, epoch, corrupt=None, watch=None, out=None):
-        time.sleep(0.2)  # a CPU at work, of which this machine has too few for three nodes
+        time.sleep(0.5)  # a CPU at work, of which this machine has too few for three nodes
         if out is None:
             (self.folder / f"task-{ray.get_runtime_context().get_node_id()}-{epoch}-{rows[0]}").touch()
         return super().load(index, rows, epoch, corrupt, watch, out)

@@ -33,7 +33,7 @@ Answers = list[tuple[float, int, Columns | None]]
 Answer = Callable[[int, Columns], Answers]
 
 
-def plan_of(uri: str, world_size: int = 1, rank: int = 0, epochs: int = 3) -> StreamPlan:
+def plan_of(uri: str, world_size: int = 1, rank: int = 0, epochs: int = 2) -> StreamPlan:
     split = manifest.load(uri).split("train")
     order = Order(split.row_group_rows, 3, 5, 2)
     sampler = TrainSampler(order, epochs * order.steps_per_epoch, 2, world_size, rank)
@@ -128,7 +128,7 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     started.clear()
 
 
-def slow_threads(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
+def slow_threads(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.01) -> None:
     """Has a batch take a thread some time, so that there is something to help with."""
     original: Any = vars(transform_module)["read_parts"]
 
