@@ -17,6 +17,7 @@ from typing import Annotated
 
 from jobs.terminal import command
 from pipeline.core.errors import RecipeError
+from pipeline.core.progress import begin
 from pipeline.core.shares import counted
 
 
@@ -35,10 +36,10 @@ def main(args: Args) -> None:
     """Repeats the steps, and prints how many losses are the same."""
     if args.steps < 1:
         raise RecipeError(f"steps={args.steps} must be 1 or more")
-    with command.loading():
+    with command.Display() as display:
+        begin(display, "loading PyTorch")
         from pipeline.training.replay import replay_checkpoint
 
-    with command.Display() as display:
         done = replay_checkpoint(args.checkpoint, args.data, args.steps, args.teacher, display)
     count, differing = len(done.recorded), done.differing
     command.print_table(

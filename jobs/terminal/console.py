@@ -73,11 +73,14 @@ class Stage:
         return (now - before) / (last - first)
 
     def pace(self) -> str:
-        """Returns the time that is left and the rate, as far as they are known; a remark with a rate replaces ours."""
+        """Returns the time that is left and the rate, as far as they are known; a remark with a rate replaces ours.
+
+        A whole of one unit has no rate.
+        """
         rate, words = self.rate(), []
         if rate and self.total > self.done:
             words.append(f"{clock((self.total - self.done) / rate)} left")
-        if rate and "/s" not in self.remark:
+        if rate and "/s" not in self.remark and self.total != 1:
             is_bytes = isinstance(self.done, Bytes) or isinstance(self.total, Bytes)
             words.append(f"{rate / 1e6:,.1f} MB/s" if is_bytes else f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
         return "  ".join(words)
