@@ -221,7 +221,6 @@ def _compare(args: Args, first: str, second: str) -> None:
     describe_dataset(dataset)
     out = files.absolute(args.out) if args.out else second
     values = compare(first, second, dataset, out)
-    changes = values["per_class"]
     command.print_table(
         f"\nB against A, {counted(values['rows'], 'row')}",
         [
@@ -232,16 +231,23 @@ def _compare(args: Args, first: str, second: str) -> None:
             ("only B correct", f"{values['only_second']:,}"),
             ("both, neither", f"{values['both']:,}, {values['neither']:,}"),
             ("McNemar, exact", f"p = {values['p']:.3g}"),
-            ("recall falls most", _changes(changes[:_SHOWN])),
-            ("rises most", _changes(changes[::-1][:_SHOWN])),
+            *recall_changes(values["per_class"]),
             ("comparison", files.join(out, "compare.json")),
             ("report", files.join(out, "compare.html")),
         ],
     )
 
 
+def recall_changes(per_class: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Returns the lines on the classes whose recall falls and rises most. per_class: of a comparison, by change."""
+    falls = [each for each in per_class if each["change"] < 0]
+    rises = [each for each in per_class[::-1] if each["change"] > 0]
+    return [("recall falls most", _changes(falls)), ("rises most", _changes(rises))]
+
+
 def _changes(lines: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{x['class']} {x['recall'][0]:.3f} -> {x['recall'][1]:.3f}" for x in lines)
+    shown = (f"{each['class']} {each['recall'][0]:.3f} -> {each['recall'][1]:.3f}" for each in lines[:_SHOWN])
+    return ", ".join(shown) or "none"
 
 
 if __name__ == "__main__":

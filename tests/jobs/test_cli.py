@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
+from jobs.evaluate import recall_changes
 from jobs.terminal import command
 from tests.support.jobs import ROOT
 
@@ -148,3 +149,10 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     command_line = f"set -o pipefail; {sys.executable} -m jobs.cli --help | true"
     done = subprocess.run(["bash", "-c", command_line], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+def test_a_class_whose_recall_falls_does_not_rise() -> None:
+    lines = [
+        {"class": name, "change": b - a, "recall": (a, b)} for name, a, b in (("cat", 0.9, 0.5), ("dog", 0.5, 0.5))
+    ]
+    assert recall_changes(lines) == [("recall falls most", "cat 0.900 -> 0.500"), ("rises most", "none")]
