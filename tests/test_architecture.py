@@ -19,7 +19,9 @@ FOLDERS = sorted(
     for path in [ROOT / name, *(ROOT / name).rglob("*")]
     if path.is_dir() and path.name != "__pycache__"
 )
-MOST_MODULES = 15
+MOST_MODULES, MOST_LINES, MOST_PARAMETERS = 15, 60, 6
+KEYWORDS_OF_USERS = {"pipeline/loader/api.py: __init__", "pipeline/training/automatic/settings.py: automatic_recipe"}
+"""Functions with more parameters, nearly all of which have defaults and are left alone."""
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -71,6 +73,24 @@ def test_jobs_and_infra_do_not_import_each_other() -> None:
 def test_a_folder_holds_few_modules(folder: Path) -> None:
     modules = [path for path in folder.glob("*.py") if path.name not in ("__init__.py", "conftest.py")]
     assert len(modules) <= MOST_MODULES, f"{folder.name} has {len(modules)} modules"
+
+
+def test_functions_fit_on_a_screen_and_take_few_parameters() -> None:
+    """A docstring that describes the parameters of users doesn't count."""
+    too_long, too_many = [], []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                name, given = f"{path.relative_to(ROOT)}: {node.name}", node.args
+                parameters = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+                documented = node.body[0] if name in KEYWORDS_OF_USERS else None
+                lines = node.end_lineno - node.lineno + 1
+                lines -= documented.end_lineno - documented.lineno + 1 if documented else 0
+                too_long += [f"{name} has {lines} lines"] if lines > MOST_LINES else []
+                many = len([each for each in parameters if each not in ("self", "cls")]) > MOST_PARAMETERS
+                too_many += [name] if many else []
+    assert too_long == []
+    assert set(too_many) == KEYWORDS_OF_USERS
 
 
 @pytest.mark.parametrize(

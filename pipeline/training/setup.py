@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +82,6 @@ def set_up(
 
     All ranks together. The order matters: random numbers are drawn by the network's initialisation first, and all ranks
     have to take part in the same collective operations.
-
     place: of this process; None asks Ray Train. batches: of this job and place, for who trains on the same decoded
     images again and again; None loads them.
     """
@@ -93,7 +92,6 @@ def set_up(
     progress = job.progress if rank == 0 else silent
     watchdog = Watchdog(job.hang_seconds, lambda line: progress("watch", 0, 0, line))
     exits.callback(watchdog.stop)
-
     data = job.read_manifest()
     begin(progress, f"building {job.recipe.model}")
     torch.manual_seed(job.seed)
@@ -101,24 +99,13 @@ def set_up(
     batches = batches or Batches(job, data, world_size, rank, device, progress)
     batches, select_seconds = select_rows(job, batches, progress, watchdog.beat)
     resumed = checkpoint.latest(job.run)
-    if job.pretrained:
-        follow_quickly(net)
-    if resumed is None:
-        _initialise(net, job, batches)
-    learner = _make_learner(net, job, batches, exits)
-    state = None if resumed is None else _resume(resumed, job, learner, data)
-    if job.compiles:
-        _warm_up(learner, batches, state.step if state else 0, progress)
-        watchdog.beat("compiled")
-    state = state or _new_state(job, learner, batches, progress)
-    state.selection = check_selection(batches.order.selection, state.selection)
+    learner, state = _new_or_resumed(job, net, batches, resumed, exits, progress)
+    watchdog.beat("its set-up")
     state.seconds["select"] = state.seconds.get("select", 0.0) + select_seconds
-
     trace = RowTrace(job, data, rank, world_size, state.step) if job.trace_rows else None
     token = note_start(job, rank, world_size, state.step)
-    log = RunLog(job.name, rank, world_size) if job.num_workers else silent_log()
     last_step = state.epochs * batches.order.steps_per_epoch
-    log.event("start", state.step, recipe=job.recipe.name, dataset=data.digest, last_step=last_step)
+    log = _begin_log(job, batches, state, last_step)
     message(progress, start_line(state.step, last_step, batches.order.steps_per_epoch, resumed))
 
     def warn(stage: str, line: str) -> None:
@@ -126,9 +113,7 @@ def set_up(
         log.event(stage, state.step, "warning", text=line)
 
     writer = CheckpointWriter(job.run, rank, world_size, token, lambda line: warn("checkpoint", line))
-    makers = () if rank else (live_report(job, data, state, batches.order.steps_per_epoch), *job.trackers)
-    trackers = Trackers(makers, job, state.step, lambda line: warn("tracking", line))
-    exits.push(lambda kind, *_: trackers.end(finished=kind is None))
+    trackers = _start_trackers(job, batches, state, warn, exits)
     return Worker(
         job=job,
         data=data,
@@ -150,6 +135,45 @@ def set_up(
         warn=warn,
         saved_step=-1 if resumed is None else state.step,
     )
+
+
+def _new_or_resumed(
+    job: TrainJob,
+    net: nn.Module,
+    batches: Batches,
+    resumed: str | None,
+    exits: contextlib.ExitStack,
+    progress: Progress,
+) -> tuple[Learner, RunState]:
+    """Returns what learns, and the state of the run: at its first step, or as in the checkpoint `resumed`."""
+    if job.pretrained:
+        follow_quickly(net)
+    if resumed is None:
+        _initialise(net, job, batches)
+    learner = _make_learner(net, job, batches, exits)
+    state = None if resumed is None else _resume(resumed, job, learner, batches.data)
+    if job.compiles:
+        _warm_up(learner, batches, state.step if state else 0, progress)
+    state = state or _new_state(job, learner, batches, progress)
+    state.selection = check_selection(batches.order.selection, state.selection)
+    return learner, state
+
+
+def _begin_log(job: TrainJob, batches: Batches, state: RunState, last_step: int) -> RunLog:
+    log = RunLog(job.name, batches.rank, batches.world_size) if job.num_workers else silent_log()
+    log.event("start", state.step, recipe=job.recipe.name, dataset=batches.data.digest, last_step=last_step)
+    return log
+
+
+def _start_trackers(
+    job: TrainJob, batches: Batches, state: RunState, warn: Callable[[str, str], None], exits: contextlib.ExitStack
+) -> Trackers:
+    """Returns the trackers of this rank. exits: tells them at the end whether the run is finished."""
+    report = live_report(job, batches.data, state, batches.order.steps_per_epoch)
+    makers = () if batches.rank else (report, *job.trackers)
+    trackers = Trackers(makers, job, state.step, lambda line: warn("tracking", line))
+    exits.push(lambda kind, *_: trackers.end(finished=kind is None))
+    return trackers
 
 
 def _prepare_process(job: TrainJob, place: Place, exits: contextlib.ExitStack) -> None:
