@@ -87,15 +87,17 @@ class RayHelpers:
     def _work(self) -> None:
         self._closed.wait(_PATIENCE_SECONDS)
         failures = 0
-        while not self._closed.is_set():
+        while True:
             self._called.clear()
+            if self._closed.is_set():  # looked at in this order, for `close` sets both: else its call could be cleared
+                return
             self._called.wait()
-            nodes = spare_nodes(self._rank_nodes)
-            if self._closed.is_set() or not nodes.ids:
-                self._closed.wait(_LOOK_SECONDS)
-                continue
             made, why = 0, ""
             try:
+                nodes = spare_nodes(self._rank_nodes)
+                if self._closed.is_set() or not nodes.ids:
+                    self._closed.wait(_LOOK_SECONDS)
+                    continue
                 made, why = self._serve(nodes)
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"

@@ -1,6 +1,7 @@
 """When tasks on other nodes are started and given up; without Ray."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -102,3 +103,33 @@ def test_a_batch_asked_for_after_the_end_is_lost(start: Callable[..., tuple[RayH
     helpers.ask(7)
     assert helpers.arrived() == [(7, None)]
     assert helpers.arrived() == []
+
+
+def test_a_close_is_heeded_at_any_moment(start: Callable[..., tuple[RayHelpers, Served]]) -> None:
+    helpers, _ = start([(1, "")], [NODES], patience=0.1)
+
+    class ClosedWhileCleared(threading.Event):
+        def clear(self) -> None:
+            helpers._closed.set()
+            self.set()
+            super().clear()
+
+    helpers._called = ClosedWhileCleared()
+    helpers._thread.join(timeout=3)
+    assert not helpers._thread.is_alive()
+
+
+def test_a_cluster_that_does_not_answer_is_a_failure(
+    start: Callable[..., tuple[RayHelpers, Served]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helpers, served = start([(1, "")], [NODES], patience=0.1)
+    looks: Iterator[Any] = iter([ConnectionError("no answer")])
+
+    def look(ranks: Any) -> SpareNodes:
+        for error in looks:
+            raise error
+        return NODES
+
+    monkeypatch.setattr(ray_helpers, "spare_nodes", look)
+    assert call_until(helpers, lambda: bool(served.nodes))
+    assert "tasks on other nodes failed (ConnectionError: no answer); threads make their batches" in caplog.text
