@@ -7,6 +7,7 @@ next one that wants the file takes it over, and the sum is counted anew whenever
 
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from pipeline.storage import files
 
 RESERVED_BYTES = 2 << 30  # of the disk, left free for others
 _CLAIMED = ".tmp"  # ends the name of a file that isn't complete
+_SUBFOLDER = re.compile("[0-9a-f]{16}")  # see `CacheFolder.subfolder`
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -37,6 +39,10 @@ class CacheFolder:
     """Absolute; the files lie one level below, in a subfolder for each content."""
     max_bytes: int | None = None
     """Most bytes of all files together; None for what the disk has, except RESERVED_BYTES, which always stay free."""
+
+    def subfolder(self, content: str) -> str:
+        """Returns the absolute path of the subfolder for a content, such as the checksums of its files."""
+        return os.path.join(self.path, hashlib.sha256(content.encode()).hexdigest()[:16])
 
     def has_room(self, num_bytes: int) -> bool:
         """Whether there is room for so many bytes now. Makes the folder; raises StorageError if it can't be."""
@@ -209,8 +215,9 @@ def _open_users(subfolder: str, lock: int) -> IO[bytes] | None:
 
 
 def _subfolders(path: str) -> list[str]:
+    """Returns the cache's own: a disk has a `lost+found`, too, and a folder may hold more."""
     with os.scandir(path) as entries:
-        return [entry.path for entry in entries if entry.is_dir()]
+        return [entry.path for entry in entries if _SUBFOLDER.fullmatch(entry.name) and entry.is_dir()]
 
 
 def _files(subfolder: str) -> list[tuple[str, int]]:

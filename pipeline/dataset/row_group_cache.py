@@ -5,7 +5,6 @@ isn't there fetches it, as long as the folder has room; otherwise the caller rea
 known, `pipeline/loader/row_groups/` fetches row groups ahead and removes those whose next use is farthest.
 """
 
-import hashlib
 import mmap
 import os
 from collections.abc import Mapping
@@ -27,8 +26,7 @@ class RowGroupCache:
     @staticmethod
     def of(folder: CacheFolder, split: Split) -> "RowGroupCache":
         """Returns the part of a folder that is for `split`."""
-        names = "".join(shard.sha256 for shard in split.shards)
-        return RowGroupCache(folder, os.path.join(folder.path, hashlib.sha256(names.encode()).hexdigest()[:16]))
+        return RowGroupCache(folder, folder.subfolder("".join(shard.sha256 for shard in split.shards)))
 
     def path(self, group: int) -> str:
         """Returns the path of a row group's file."""

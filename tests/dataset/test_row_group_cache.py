@@ -149,20 +149,21 @@ def test_what_is_no_cache_is_refused() -> None:
 def churn(folder: str, max_bytes: int, seed: int) -> None:
     """Claims, writes, drops and removes files of a folder for ever."""
     generator, cache = np.random.default_rng(seed), CacheFolder(folder, max_bytes)
-    os.makedirs(f"{folder}/a", exist_ok=True)
+    subfolder = cache.subfolder("a")
+    os.makedirs(subfolder, exist_ok=True)
     while True:
         number = int(generator.integers(0, 30))
-        path, size = f"{folder}/a/{number:07d}", 1000 + 100 * number
+        path, size = f"{subfolder}/{number:07d}", 1000 + 100 * number
         claim = cache.claim(path, size)
         if isinstance(claim, Claim):
             claim.drop() if generator.random() < 0.2 else claim.keep(memoryview(bytes([number]) * size))
         elif claim == "no room":
-            cache.remove([f"{folder}/a/{int(generator.integers(0, 30)):07d}"])
+            cache.remove([f"{subfolder}/{int(generator.integers(0, 30)):07d}"])
 
 
 def bytes_below(folder: Path) -> int:
     sizes = []
-    for path in folder.glob("a/*"):
+    for path in folder.glob("*/*"):
         try:
             sizes.append(path.stat().st_size)
         except FileNotFoundError:
@@ -195,11 +196,11 @@ def test_processes_that_are_killed_leave_no_broken_file_and_the_size_is_never_ex
     after = CacheFolder(str(tmp_path), max_bytes)
     cache_folder._count_once.cache_clear()
     for number in range(30):  # what killed processes had claimed can be claimed
-        claim = after.claim(f"{tmp_path}/a/{number:07d}", 1000 + 100 * number)
+        claim = after.claim(f"{after.subfolder('a')}/{number:07d}", 1000 + 100 * number)
         assert claim != "claimed"
         if isinstance(claim, Claim):
             claim.drop()
-    assert not list(tmp_path.glob("a/*.tmp"))
+    assert not list(tmp_path.glob("*/*.tmp"))
     assert after.has_room(max_bytes - bytes_below(tmp_path))
     assert not after.has_room(max_bytes - bytes_below(tmp_path) + 1)
 
@@ -219,7 +220,7 @@ def test_a_row_group_that_another_process_fetches_is_waited_for(remote: str, tmp
 
 def test_a_folder_of_another_data_set_makes_room_once_nobody_uses_it(tmp_path: Path) -> None:
     folder = CacheFolder(str(tmp_path), 1000)
-    mine, other = (RowGroupCache(folder, f"{tmp_path}/{name}") for name in "ab")
+    mine, other = (RowGroupCache(folder, folder.subfolder(name)) for name in "ab")
     claim = other.claim(0, 900)
     assert isinstance(claim, Claim)
     claim.keep(memoryview(bytes(900)))
@@ -230,3 +231,13 @@ def test_a_folder_of_another_data_set_makes_room_once_nobody_uses_it(tmp_path: P
     mine.use()
     folder.clear_others(mine.subfolder)
     assert isinstance(mine.claim(0, 500), Claim)
+
+
+def test_what_is_not_the_cache_s_is_neither_counted_nor_touched(tmp_path: Path) -> None:
+    """A folder of photos beside it, and the `lost+found` of a disk, which nobody may read."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1234").write_bytes(bytes(900))
+    folder = CacheFolder(str(tmp_path), 1000)
+    assert folder.has_room(1000)
+    folder.clear_others(folder.subfolder("a"))
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["1234"]
