@@ -46,13 +46,13 @@ class CacheFolder:
 
     def has_room(self, num_bytes: int) -> bool:
         """Whether there is room for so many bytes now. Makes the folder; raises StorageError if it can't be."""
-        _count_once(self, os.getpid())
+        self._prepare()
         with open(self._lock_path, "rb") as file:
             return self._fits(_sum_in(file), num_bytes)
 
     def claim(self, path: str, num_bytes: int) -> "Claim | Refusal":
         """Returns a claim to write the file at `path` with `num_bytes` bytes, or why there is none."""
-        _count_once(self, os.getpid())
+        self._prepare()
         with self._locked() as lock:
             if size_of(path) == num_bytes:
                 return "kept"
@@ -81,13 +81,18 @@ class CacheFolder:
                 _remove(lock, path)
 
     def clear_others(self, subfolder: str) -> None:
-        """Removes the files of the subfolders that nobody uses (`in_use`), but not those of `subfolder`."""
+        """Removes the files of the subfolders that nobody uses (`use`), but not those of `subfolder`."""
         with self._locked() as lock:
             for other in _subfolders(self.path):
                 if other != subfolder and (users := _open_users(other, fcntl.LOCK_EX | fcntl.LOCK_NB)):
                     for path, _ in _files(other):
                         _remove(lock, path)
                     users.close()
+
+    def _prepare(self) -> None:
+        if not os.path.exists(self._lock_path):  # somebody has removed the folder since
+            _count_once.cache_clear()
+        _count_once(self, os.getpid())
 
     def _fits(self, used: int, num_bytes: int) -> bool:
         if self.max_bytes is not None and used + num_bytes > self.max_bytes:
@@ -160,13 +165,17 @@ def wait_for_claim(path: str) -> None:
         fcntl.flock(file, fcntl.LOCK_SH)
 
 
-@lru_cache(maxsize=64)
-def in_use(subfolder: str, process: int) -> IO[bytes]:
-    """Marks a subfolder as used for as long as this process lives; makes it. process: its id."""
-    os.makedirs(subfolder, exist_ok=True)
-    users = _open_users(subfolder, fcntl.LOCK_SH)
-    assert users is not None
-    return users
+def use(subfolder: str) -> None:
+    """Makes a subfolder, and marks it as used for as long as this process lives."""
+    place = subfolder, os.getpid()
+    if place not in _in_use or not os.path.isdir(subfolder):
+        os.makedirs(subfolder, exist_ok=True)
+        users = _open_users(subfolder, fcntl.LOCK_SH)
+        assert users is not None
+        _in_use[place] = users
+
+
+_in_use: dict[tuple[str, int], IO[bytes]] = {}  # {(subfolder, process): its mark}; a forked child makes its own
 
 
 def size_of(path: str) -> int | None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.dataset.cache_folder import CacheFolder, Claim, Refusal, in_use, size_of, wait_for_claim
+from pipeline.dataset.cache_folder import CacheFolder, Claim, Refusal, size_of, use, wait_for_claim
 from pipeline.dataset.manifest import Split
 from pipeline.storage import files
 
@@ -72,7 +72,7 @@ class RowGroupCache:
     def use(self) -> None:
         """Makes the folders, and keeps others from removing what is in them. Raises StorageError if that can't be."""
         self.folder.has_room(0)
-        in_use(self.subfolder, os.getpid())
+        use(self.subfolder)
 
     def claim(self, group: int, length: int) -> Claim | Refusal:
         """Returns a claim to fetch a row group, or why there is none."""

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -115,6 +116,14 @@ def test_without_room_rows_are_read_one_by_one_and_cached_row_groups_are_used(
     assert CacheFolder(str(tmp_path), for_this + 1000).has_room(1000)  # and what was claimed for it is free again
 
 
+def test_a_folder_may_be_removed_meanwhile(remote: str, tree_dataset: str, tmp_path: Path) -> None:
+    cached, rows, here = with_cache(remote, tmp_path / "kept"), np.arange(51), index_of(tree_dataset)
+    for _ in range(2):
+        assert read_images(cached, rows) == read_images(here, rows)
+        assert len(stored(tmp_path / "kept")) == len(cached.row_group_ends)
+        shutil.rmtree(tmp_path / "kept")
+
+
 def test_a_folder_that_cannot_be_made_is_a_one_line_error(remote: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"can't be written on this node .*; give a folder on a disk of its own"):
@@ -176,7 +185,7 @@ def test_processes_that_are_killed_leave_no_broken_file_and_the_size_is_never_ex
 ) -> None:
     monkeypatch.setattr(cache_folder, "RESERVED_BYTES", 0)
     context, max_bytes = multiprocessing.get_context("fork"), 20_000
-    for round_ in range(5):
+    for round_ in range(3):
         processes = [
             context.Process(target=churn, args=(str(tmp_path), max_bytes, 3 * round_ + each)) for each in range(3)
         ]
@@ -227,7 +236,7 @@ def test_a_folder_of_another_data_set_makes_room_once_nobody_uses_it(tmp_path: P
     assert mine.claim(0, 500) == "no room"
     folder.clear_others(mine.subfolder)
     assert mine.claim(0, 500) == "no room"  # this process uses it
-    cache_folder.in_use.cache_clear()
+    cache_folder._in_use.clear()
     mine.use()
     folder.clear_others(mine.subfolder)
     assert isinstance(mine.claim(0, 500), Claim)

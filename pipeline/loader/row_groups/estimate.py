@@ -80,7 +80,7 @@ def _row_requests(reads: NodeReads, steps: range, by_rows: npt.NDArray[np.bool_]
     return requests, num_bytes
 
 
-def meeting_again(order: Order, num_pairs: int = 200_000) -> float:
+def meeting_again(order: Order, num_pairs: int = 2_000_000) -> float:
     """Returns the share of pairs of rows of one batch of an epoch that are in one batch of the next epoch, too.
 
     A measure of the shuffling, from a sample of pairs: 0.02 % for batches of 256 of a fully shuffled ImageNet.

@@ -158,6 +158,8 @@ def test_visits_are_the_steps_in_which_the_ranks_of_a_node_read(
     assert {(v.first // order.steps_per_epoch, v.group): (v.first, v.last) for v in visits} == {
         key: (steps[0], steps[-1]) for key, steps in found.items()
     }
+    for group in range(len(sizes)):
+        assert reads.next_use(group, start - 1) == min((v.first for v in visits if v.group == group), default=NEVER)
     for visit in visits:
         assert visit.length == index.whole_group(visit.group).length
         assert visit.is_worth == (
