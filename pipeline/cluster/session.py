@@ -127,14 +127,23 @@ def _gpus() -> int:
 
 
 def _start_ray(num_workers: int, stack: ExitStack) -> None:
-    """Starts Ray on this machine. stack: gets what ends it and removes its files."""
+    """Starts Ray on this machine. stack: gets what ends it and removes its files.
+
+    Raises ClusterError if Ray isn't up in the 30 s that it allows itself, as on a machine with far more to do.
+    """
     check_local_workers(num_workers)
     import ray
 
     folder = stack.enter_context(session_folder())  # a session leaves its logs behind
     stack.callback(_shut_down, folder)
     # Ray's processes leave temporary files when they are ended.
-    with environment_variables({"TMPDIR": folder}), hold_signals(), delay_sigterm(), _ray_as_we_need_it():
+    with (
+        environment_variables({"TMPDIR": folder}),
+        hold_signals(),
+        delay_sigterm(),
+        _ray_as_we_need_it(),
+        _slow_start_is_told(),
+    ):
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), num_workers + 1),
@@ -143,6 +152,18 @@ def _start_ray(num_workers: int, stack: ExitStack) -> None:
             logging_level=logging.WARNING,
             _temp_dir=folder,
         )
+
+
+@contextmanager
+def _slow_start_is_told() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # that is its class: Ray has none for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise ClusterError(
+            "Ray wasn't up after 30 s: this machine has too much else to do, or too little memory; try again later"
+        ) from error
 
 
 def can_start_dashboard() -> bool:

@@ -75,6 +75,30 @@ def test_the_process_is_as_it_was_after_a_session(first: str, handler: str, sess
     assert done.returncode == 0, done.stderr
 
 
+_BUSY = """
+import ray
+
+def busy(**_):
+    raise Exception("The current node timed out during startup. This could happen because some of the raylet failed")
+
+ray.init = busy
+from pipeline.cluster.session import ray_session
+from pipeline.core.errors import ClusterError
+
+try:
+    with ray_session():
+        pass
+except ClusterError as error:
+    print(error)
+"""
+
+
+@pytest.mark.ray
+def test_a_machine_that_is_too_busy_for_ray_is_told_so() -> None:
+    done = subprocess.run([sys.executable, "-c", _BUSY], capture_output=True, text=True, timeout=180, check=True)
+    assert done.stdout.startswith("Ray wasn't up after 30 s: this machine has too much else to do")
+
+
 def test_ray_starts_where_the_packages_of_its_dashboard_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_start_dashboard()
     monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", None)  # as if an import in it had failed
