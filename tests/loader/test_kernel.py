@@ -104,6 +104,16 @@ def test_another_compiler_is_tried_where_the_first_one_fails(here: Path, monkeyp
         load_kernel(here / "native" / "decode.c")
 
 
+def test_a_compiler_that_is_ended_leaves_none_of_its_files(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "temp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(here / "temp"))
+    (here / "cc").write_text('#!/bin/sh\ntouch "$TMPDIR/cc123.s"\nkill -9 $$\n')
+    with pytest.raises(KernelUnavailableError, match="cc failed"):
+        load_kernel(here / "native" / "decode.c")
+    assert list((here / "temp").iterdir()) == []
+    assert libraries(here) == []
+
+
 # --- every compiler, and other CPUs ------------------------------------------------------------------------------
 
 PROGRAM = Path(__file__).parents[1] / "support" / "pictures" / "portable_decode.c"

@@ -7,7 +7,7 @@ import platform
 import shlex
 import shutil
 import subprocess
-import uuid
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -78,22 +78,23 @@ def _compile(source: Path, library: Path) -> None:
 def _compile_with(compiler: list[str], source: Path, library: Path) -> None:
     if not _make_folder(library.parent):
         raise KernelUnavailableError(f"{library.parent} can't be written, so the compiled library can't be kept")
-    # Several processes of a node may compile at once: each writes a file of its own, and the rename is atomic.
-    unfinished = library.with_name(f"{library.stem}.{uuid.uuid4().hex[:8]}.tmp")
     places = [folder for folder in _LIBRARIES if os.path.exists(f"{folder}/include/jpeglib.h")]
     search = [flag for folder in places for flag in (f"-I{folder}/include", f"-L{folder}/lib")]
-    command = [*compiler, *_FLAGS, *search, "-o", str(unfinished), str(source), "-ljpeg"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            error = next((each for each in lines if "error" in each), lines[-1] if lines else str(done.returncode))
-            raise KernelUnavailableError(f"{Path(compiler[0]).name} failed: {error.strip()}")
-        os.replace(unfinished, library)
+        # Several processes of a node may compile at once: each writes a file of its own, and the rename is atomic. A
+        # compiler that is ended, as by Ctrl-C, leaves its own temporary files, which must not stay.
+        with tempfile.TemporaryDirectory(prefix=f"{library.stem}.", suffix=".tmp", dir=library.parent) as folder:
+            unfinished = os.path.join(folder, library.name)
+            command = [*compiler, *_FLAGS, *search, "-o", unfinished, str(source), "-ljpeg"]
+            environment = {**os.environ, "TMPDIR": folder}
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+            if done.returncode:
+                lines = [line for line in done.stderr.splitlines() if line.strip()]
+                error = next((each for each in lines if "error" in each), lines[-1] if lines else str(done.returncode))
+                raise KernelUnavailableError(f"{Path(compiler[0]).name} failed: {error.strip()}")
+            os.replace(unfinished, library)
     except OSError as error:
         raise KernelUnavailableError(f"{library}: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> bool:
