@@ -15,6 +15,7 @@ from pipeline.ingestion.sources.recognise.file_kinds import kind_of
 from pipeline.ingestion.sources.source import VAL_SHARE
 
 _SHOWN = 3
+_SHOWN_LETTERS = 80
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def labelled_index(
     usable = [position for position, row in enumerate(labelled.rows) if row not in listing.unreadable]
     classes = tuple(sorted(set(labelled.class_names), key=sort_key))
     if len(classes) < 2:
-        what = f"one class only ({classes[0]!r})" if classes else "no labelled image"
+        what = f"one class only ({classes[0][:_SHOWN_LETTERS]!r})" if classes else "no labelled image"
         if labelled.refusals:
             refused, more = labelled.refusals[0], len(labelled.refusals) - 1
             what += f", and {refused.key} ({refused.reason}){f' and {more:,} more' if more else ''} can't be used"

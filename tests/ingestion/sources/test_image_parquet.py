@@ -128,6 +128,16 @@ def test_a_file_whose_rows_have_no_split_is_refused(tmp_path: Path, second: dict
         opened(write_tree(tmp_path / "s", files), tmp_path)
 
 
+def test_numbers_of_which_one_is_missing_are_labels(tmp_path: Path) -> None:
+    images = [{"bytes": data, "path": path} for _, data, path in TRAIN]
+    labels = [float(label) for label, _, _ in TRAIN[:-1]] + [float("nan")]
+    out = io.BytesIO()
+    pq.write_table(pa.table({"image": images, "label": labels}), out)
+    index = opened(write_tree(tmp_path / "s", {"a.parquet": out.getvalue()}), tmp_path)
+    assert index.classes == ("0", "1", "2")
+    assert [each.reason for each in index.unusable] == ["no label in column 'label'"]
+
+
 def test_without_file_names_the_key_is_the_row_in_its_split(tmp_path: Path) -> None:
     nameless = [(label, data, None) for label, data, _ in TRAIN]
     for number, cut in enumerate((12, 5)):  # however the rows are cut into files

@@ -422,19 +422,45 @@ def test_a_row_that_does_not_fit_is_named_by_its_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "odd", "message"),
     [
-        ("split", "", "column 'split' has 'train' and also rows without a value; write train, val or test"),
+        ("split", "", "column 'split' has 'train' and also rows without a value; write a split into each row"),
         ("Subset", "unlabeled", "column 'Subset' has 'train' and also 'unlabeled', which is no split"),
         ("set", "holdout", "column 'set' has 'train' and also 'holdout', which is no split"),
+        ("is_valid", "", "column 'is_valid' has 'False' and also rows without a value"),
     ],
 )
 def test_rows_of_no_split_are_never_trained_on_without_a_word(
     tmp_path: Path, name: str, odd: str, message: str
 ) -> None:
-    words = ["train"] * 9 + ["val"] * 2 + [odd]
-    rows = [(*row, word) for row, word in zip(table(TRAIN), words, strict=True)]
+    words = ["False"] * 9 + ["True"] * 2 if name == "is_valid" else ["train"] * 9 + ["val"] * 2
+    rows = [(*row, word) for row, word in zip(table(TRAIN), [*words, odd], strict=True)]
     source = write_tree(tmp_path / "s", {"a.csv": csv([("file", "label", name), *rows]), **flat(TRAIN)})
     with pytest.raises(SourceError, match=message):
         opened(source, tmp_path)
+
+
+def test_whole_numbers_of_which_one_is_missing_are_labels(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    labels = [float(n % 3) for n in range(11)] + [float("nan")]
+    pq.write_table(pa.table({"file": [f"{stem}.jpg" for stem in TRAIN], "label": labels}), out)
+    index = opened(write_tree(tmp_path / "s", {"a.parquet": out.getvalue(), **flat(TRAIN)}), tmp_path)
+    assert index.classes == ("0", "1", "2")
+    assert [each.reason for each in index.unusable] == ["no label: a.parquet has none for it"]
+
+
+def test_a_line_that_is_no_json_is_named_by_its_number(tmp_path: Path) -> None:
+    lines = [json.dumps({"file": name, "label": f"{label}\u2028"}, ensure_ascii=False) for name, label in table(TRAIN)]
+    source = write_tree(tmp_path / "s", {"a.jsonl": "\n".join(lines).encode(), **flat(TRAIN)})
+    assert opened(source, tmp_path).classes == CLASSES
+    (source / "a.jsonl").write_text("\n".join([*lines, '{"fi']))
+    with pytest.raises(SourceError, match=r"a\.jsonl: the table can't be read \(line 13 isn't JSON: "):
+        opened(source, tmp_path)
+
+
+def test_a_quote_that_is_never_closed_is_no_class_of_a_thousand_letters(tmp_path: Path) -> None:
+    content = b'file,label\nim000.jpg,"ant\n' + csv(table(TRAIN))
+    with pytest.raises(SourceError, match="one class only") as caught:
+        opened(write_tree(tmp_path / "s", {"a.csv": content, **flat(TRAIN)}), tmp_path)
+    assert len(str(caught.value).removeprefix(str(tmp_path))) < 300
 
 
 def test_a_column_of_other_words_is_no_column_of_splits(tmp_path: Path) -> None:

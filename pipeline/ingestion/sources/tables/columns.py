@@ -105,17 +105,17 @@ def column_of_splits(
     plain, distinct = _plain(name), list(dict.fromkeys(values))
     if len(distinct) > _MOST_SPLITS:
         return None
-    if plain in _TRUTH_NAMES and all(value.lower() in _TRUTH for value in distinct):
-        return [_TRUTH_NAMES[plain][_TRUTH[value.lower()]] for value in values]
     words = {value: split_of(value.strip()) for value in distinct}
-    if all(words.values()) and (len(distinct) > 1 or plain in _SPLIT_NAMES):
+    if plain in _TRUTH_NAMES:
+        truth = {value: _TRUTH.get(value.strip().lower()) for value in distinct}
+        words = {value: None if found is None else _TRUTH_NAMES[plain][found] for value, found in truth.items()}
+    if all(words.values()) and (len(distinct) > 1 or may_hold_splits(name)):
         return [str(words[value]) for value in values]
-    if plain in _SPLIT_NAMES and any(words.values()):
+    if may_hold_splits(name) and any(words.values()):
         known, odd = (next(value for value in distinct if bool(words[value]) is wanted) for wanted in (True, False))
         what = f"{odd!r}, which is no split" if odd.strip() else "rows without a value"
         raise SourceError(
-            f"{table}: column {name!r} has {known!r} and also {what}; write train, val or test into each row, or "
-            "remove those rows"
+            f"{table}: column {name!r} has {known!r} and also {what}; write a split into each row, or remove those rows"
         )
     return None
 
@@ -125,7 +125,9 @@ def choose_labels(
 ) -> tuple[str | None, list[str]]:
     """Returns (name of the column of labels, label of each row); (None, all "") if there is none."""
     if wanted is not None:
-        return wanted, _stripped(columns.get(wanted, [""] * num_rows))
+        return wanted, label_texts(columns.get(wanted, [""] * num_rows))
+    # A column of whole numbers of which one is missing is one of 1.0 and NaN, as pandas writes it.
+    columns = {name: _without_nan(values) for name, values in columns.items()}
     named = {name: v for name, v in columns.items() if name_rank(name, LABEL_NAMES) < len(LABEL_NAMES) and any(v)}
     if not named and (one_hot := _one_hot(columns)) is not None:
         return one_hot
@@ -142,13 +144,17 @@ def choose_labels(
             f"{table}: the labels may be in any of the columns {_listed(pool)}; choose one with --label-column"
         )
     for name, values in pool.items():
-        return name, _stripped(values)
+        return name, label_texts(values)
     return None, [""] * num_rows
 
 
-def _stripped(values: Sequence[str]) -> list[str]:
+def _without_nan(values: Sequence[str]) -> list[str]:
+    return ["" if value.strip().lower() == "nan" else value for value in values]
+
+
+def label_texts(values: Sequence[str]) -> list[str]:
     """Returns labels without spaces around them; NaN becomes "", none, and whole numbers written as 3.0 become 3."""
-    values = ["" if value.strip().lower() == "nan" else value for value in values]
+    values = _without_nan(values)
     if all(_WHOLE.fullmatch(value) for value in set(values) if value):
         return [value.partition(".")[0] for value in values]
     return [value.strip() for value in values]

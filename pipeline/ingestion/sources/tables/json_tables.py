@@ -37,7 +37,15 @@ def json_columns(data: bytes) -> Columns:
 
 def json_lines_columns(data: bytes) -> Columns:
     """Returns the columns of JSON lines: an object in each line. Raises ValueError for anything else."""
-    return rows_to_columns([json.loads(line) for line in data.decode("utf-8-sig").splitlines() if line.strip()])
+    rows = []
+    # Not `splitlines`, which cuts at characters that a text in JSON may hold, such as U+2028.
+    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"line {number} isn't JSON: {error}") from error
+    return rows_to_columns(rows)
 
 
 def rows_to_columns(rows: list[Any]) -> Columns:

@@ -13,6 +13,7 @@ from pipeline.ingestion.sources.tables.columns import (
     LABEL_NAMES,
     choose_labels,
     column_of_splits,
+    label_texts,
     may_hold_splits,
     name_rank,
 )
@@ -100,7 +101,7 @@ def labels_and_splits(place: Place, columns: ParquetColumns, split: str) -> tupl
 
 def _class_of_each(place: Place, values: list[Any], columns: ParquetColumns) -> list[str]:
     if columns.names is None:
-        return [each.strip() for each in _text(values)]
+        return label_texts(_text(values))
     found = []
     for value in values:
         if value is not None and value >= len(columns.names):
