@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress
 from pipeline.core.shares import counted
+from pipeline.evaluation.inputs import StrPath, absolute_uri
 from pipeline.ingestion.sources.members import Listing, is_archive, list_members
 from pipeline.ingestion.sources.recognise.contents import HEAD_BYTES, looks_like_image
 from pipeline.ingestion.sources.recognise.file_kinds import is_image, is_known, kind_of
@@ -35,6 +36,20 @@ class FoundImages:
 
     table: pa.Table
     skipped: dict[str, int]
+
+
+def input_uris(inputs: Sequence[StrPath]) -> list[str]:
+    """Returns the absolute URIs of inputs.
+
+    Of several, which a shell may have found by a pattern, a name that is there stays as it is: it may be a dangling
+    link, or not UTF-8.
+    """
+    names = [os.fspath(each) for each in inputs]
+    alone = len(names) == 1
+    return [
+        absolute_uri(name) if alone or "://" in name or not os.path.lexists(name) else escaped(os.path.abspath(name))
+        for name in names
+    ]
 
 
 def find_images(inputs: Sequence[str], spool: str, progress: Progress) -> FoundImages:

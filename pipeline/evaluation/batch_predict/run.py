@@ -21,7 +21,7 @@ from pipeline.core.progress import Progress, begin, silent
 from pipeline.core.thread_warnings import thread_warnings
 from pipeline.dataset.parquet import parquet_bytes
 from pipeline.evaluation.batch_predict.decode_task import UNIT_IMAGES, Arrays, DecodeTask
-from pipeline.evaluation.batch_predict.images import find_images
+from pipeline.evaluation.batch_predict.images import find_images, input_uris
 from pipeline.evaluation.batch_predict.job import PredictJob
 from pipeline.evaluation.batch_predict.results import PredictResult, unit_table, write_summary
 from pipeline.evaluation.batch_predict.worker import PredictWorker
@@ -68,7 +68,7 @@ def predict(
         raise RecipeError(f"workers={num} must be 1 or more")
     model = find_model(absolute_uri(run))
     sources = [input] if isinstance(input, str | os.PathLike) else input
-    uris, folder = [absolute_uri(each) for each in sources], absolute_uri(out)
+    uris, folder = input_uris(sources), absolute_uri(out)
     check_folder(folder, "out")
     with tempfile.TemporaryDirectory() as spool:
         begin(progress, "looking at the images")

@@ -18,7 +18,7 @@ from pipeline.dataset.parquet import read_rows
 from pipeline.evaluation import Workers, predict
 from pipeline.evaluation.batch_predict import job as prediction_job
 from pipeline.evaluation.batch_predict.decode_task import decode_unit
-from pipeline.evaluation.batch_predict.images import find_images, image_table
+from pipeline.evaluation.batch_predict.images import find_images, image_table, input_uris
 from pipeline.evaluation.batch_predict.job import PredictJob
 from pipeline.evaluation.batch_predict.run import claim
 from pipeline.evaluation.predictions import read_predictions
@@ -178,11 +178,13 @@ def test_no_odd_file_that_a_pattern_matches_ends_the_search(by: str, tmp_path: P
     (tmp_path / "gone.jpg").symlink_to("nowhere")
     (tmp_path / "gone.txt").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe.jpg")
-    inputs = [f"{tmp_path}/*"] if by == "our pattern" else sorted(map(str, tmp_path.iterdir()))
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg(5))
+    inputs = [f"{tmp_path}/*"] if by == "our pattern" else input_uris(sorted(tmp_path.iterdir()))
     found = find_images(inputs, str(tmp_path / "spool"), silent)
-    rows = zip(found.table["name"].to_pylist(), found.table["error"].to_pylist(), strict=True)
+    rows = zip(map(printable, found.table["name"].to_pylist()), found.table["error"].to_pylist(), strict=True)
     assert dict(rows) == {
         "a.jpg": None,
+        "caf\\xe9.jpg": None,
         "gone.jpg": "dangling link: nowhere is not there",
         "photo": None,
         "pipe.jpg": "not a file: a pipe, socket or device",
