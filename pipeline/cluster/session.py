@@ -21,6 +21,7 @@ from pipeline.core.processes import children_naming, wait_or_kill
 from pipeline.core.shares import counted
 from pipeline.core.user_folders import account_variables
 from pipeline.core.variables import environment_variables
+from pipeline.storage.file_names import escaped, printable
 
 _VARIABLES = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the workers use this very environment: no need to build another
@@ -181,17 +182,18 @@ def can_start_dashboard() -> bool:
 
 @contextmanager
 def _ray_as_we_need_it() -> Iterator[None]:
-    """Changes, for the block, three things of Ray that have no public setting.
+    """Changes, for the block, four things of Ray that have no public setting.
 
     Its processes get process groups of their own: `timeout`, schedulers and closed terminals signal whole groups, and
     Ray would end before a run could save its state. It installs no handler of SIGTERM while signals are held back; it
     would end the process in the middle of the start and leave what was started. (That of Ray's core, which prints a
     stack trace and aborts, can't be prevented: SIGTERM is delayed instead, but not for Ray's processes.) Its workers
     use this very environment under `uv run`, too: the variable for that is read once, when Ray is imported, which may
-    have been long ago.
+    have been long ago. The command line that it keeps is made Unicode: a file's name in it may not be UTF-8.
     """
     from ray._private import ray_constants, services, utils
 
+    entrypoint: Any = getattr(utils, "get_entrypoint_name", str)
     popen: Any = getattr(services, "ConsolePopen", subprocess.Popen)
 
     def start(*args: Any, **options: Any) -> Any:
@@ -201,6 +203,7 @@ def _ray_as_we_need_it() -> Iterator[None]:
     with (
         _replaced(services, "ConsolePopen", start),
         _replaced(utils, "set_sigterm_handler", lambda handler: None),
+        _replaced(utils, "get_entrypoint_name", lambda: printable(escaped(entrypoint()))),
         _replaced(ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False),
     ):
         yield

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pipeline.cluster import session
 from pipeline.cluster.session import can_start_dashboard
 from tests.support.jobs import ROOT
 
@@ -103,3 +104,11 @@ def test_ray_starts_where_the_packages_of_its_dashboard_are_missing(monkeypatch:
     assert can_start_dashboard()
     monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", None)  # as if an import in it had failed
     assert not can_start_dashboard()
+
+
+def test_ray_gets_a_command_line_of_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import utils
+
+    monkeypatch.setattr(utils, "get_entrypoint_name", lambda: "predict caf\udce9.jpg")
+    with session._ray_as_we_need_it():
+        assert utils.get_entrypoint_name() == "predict caf\\xe9.jpg"
