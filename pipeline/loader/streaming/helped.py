@@ -102,7 +102,7 @@ class _HelpedStream:
         window = max(ahead + 1, min(ahead_bytes // batch_bytes(plan), _MOST_AHEAD))
         self._claims = Claims(len(plan.sampler), ahead, window, time.monotonic)
         self._pending: dict[int, PendingBatch] = {}
-        self._arrived: dict[int, Batch] = {}
+        self._arrived: dict[int, Columns] = {}
 
     def next(self, is_closed: Callable[[], bool]) -> tuple[Batch, bool]:
         """Returns the next batch, and whether a helper made it. Raises what its making raised; ConsumerClosedError."""
@@ -117,11 +117,11 @@ class _HelpedStream:
                 raise ConsumerClosedError
             self._changed.wait(_POLL_SECONDS)
         self._claims.take()
-        if (batch := self._arrived.pop(number, None)) is not None:
+        if (columns := self._arrived.pop(number, None)) is not None:
             if number in self._pending:
                 self._pending.pop(number).cancel()
             self._threads.passed(number)
-            return batch, True
+            return self._checked(number, columns), True
         return self._threads.end(self._pending.pop(number), is_closed), False
 
     def _look(self) -> None:
@@ -133,7 +133,7 @@ class _HelpedStream:
             if columns is None:
                 self._claims.lost(number)
             elif self._claims.arrived(number):
-                self._arrived[number] = self._checked(number, columns)
+                self._arrived[number] = columns
 
     def _checked(self, number: int, columns: Columns) -> Batch:
         rows = self._sampler.rows(number)

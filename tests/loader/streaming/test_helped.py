@@ -198,6 +198,20 @@ def test_other_rows_than_those_asked_for_stop_the_stream(tree_dataset: str, monk
     assert started[-1].closed
 
 
+def test_a_batch_that_cannot_be_used_stops_the_stream_in_its_turn(
+    tree_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_threads(monkeypatch)
+
+    def answer(number: int, columns: Columns) -> Answers:
+        return [(0, number, columns | {"corrupt": columns["row"] >= 0} if number > 9 else columns)]
+
+    taken: list[Batch] = []
+    with pytest.raises(DatasetError, match=r"batch \d+: none of its"):
+        taken.extend(helped_batches(plan_of(tree_dataset), answer))
+    assert len(taken) >= 10
+
+
 def test_what_a_thread_raises_is_raised_as_itself(tree_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     error = DatasetError("row 7: the bytes have changed")
 
