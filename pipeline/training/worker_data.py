@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,11 +82,15 @@ class Batches:
     def candidates(self, num_steps: int) -> Iterator[Batch]:
         """Yields the whole of each global batch of resident images, on whichever rank asks, and without a selection."""
         sampler = TrainSampler(replace(self.order, selection=None), num_steps)
-        batches = resident_batches(self._resident["train"], sampler, self.train_transform)
-        return self._noting_corrupt("train", batches)
+        return resident_batches(self._resident["train"], sampler, self.train_transform)
 
     def selected(self, selection: Selection) -> "Batches":
         """Returns batches of those training rows alone that a selection keeps, from the same images."""
+        # Corrupt rows are never selected, so no batch would name them.
+        corrupt = np.flatnonzero(self._resident["train"].corrupt)
+        for epoch in range(self.job.recipe.epochs if len(corrupt) else 0):
+            rows = np.intersect1d(corrupt, self.order.epoch_rows(epoch))
+            self._corrupt.update(("train", row) for row in rows.tolist())
         again = copy.copy(self)
         again.order = replace(self.order, selection=selection)
         return again

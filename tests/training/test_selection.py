@@ -18,9 +18,11 @@ from pipeline.config.sampling import ProxyFilter
 from pipeline.core.errors import CheckpointError, DivergedError
 from pipeline.core.progress import silent
 from pipeline.dataset import manifest
+from pipeline.loader.resident import ResidentSplit, load_resident
 from pipeline.loader.sampling.selection import Selection
 from pipeline.models import checkpoint
 from pipeline.models.factory import make_model
+from pipeline.training import worker_data
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import run_steps
 from pipeline.training.on_device.waits import count_waits
@@ -167,6 +169,22 @@ def test_another_selection_is_refused(digits_dataset: str, tmp_path: Path) -> No
     place.write_bytes((tmp_path / "longer" / SELECTION_NAME).read_bytes())
     with pytest.raises(CheckpointError, match="holds no selection for 2 epochs of 288 rows; remove the run"):
         train(job, Steps(6))
+
+
+def test_a_run_that_starts_again_lists_the_images_left_out(
+    digits_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*arguments: Any) -> ResidentSplit:
+        whole = load_resident(*arguments)
+        whole.corrupt[5] = True
+        return whole
+
+    monkeypatch.setattr(worker_data, "load_resident", damaged)
+    job = replace(job_of(digits_dataset, tmp_path, epochs=1), on_corrupt="quarantine")
+    for _ in ("chooses", "reads what was chosen"):
+        batches, _ = select_rows(job, batches_of(job), silent, lambda _: None)
+        assert 5 not in np.concatenate([batch.rows for batch in batches.training(0, 6)])
+        assert batches.quarantined([]) == [("train", 5)]
 
 
 def test_a_proxy_that_diverges_ends_the_run(digits_dataset: str, tmp_path: Path) -> None:
