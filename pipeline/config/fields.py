@@ -115,12 +115,13 @@ def expected(hint: Any, text: str = "") -> str:
 def with_fields(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """Returns a recipe with fields changed. changes: {dotted name: value}; a whole comes before its fields.
 
-    `size_ramp.from_px` and the like make a size ramp where the recipe has none. Raises RecipeError for an unknown
-    field, or a value that can't work.
+    `size_ramp.from_px` and the like make a size ramp where the recipe has none; the text "none" for a whole leaves it
+    out. Raises RecipeError for an unknown field, or a value that can't work.
     """
     for name in changes:
         check_field(name)
     plain = {name: value for name, value in changes.items() if "." not in name}
+    plain |= {name: read_value(name, plain[name]) for name in NESTED if isinstance(plain.get(name), str)}
     for outer, whole_of in (("augment", Augment), ("sampling", Sampling)):
         if plain.get(outer, getattr(recipe, outer)) is None:
             plain[outer] = whole_of()

@@ -26,8 +26,8 @@ def timm_names() -> frozenset[str]:
     return frozenset(name for source in sources for name in _REGISTERED.findall(source))
 
 
-def check_model(name: str) -> None:
-    """Raises RecipeError, with the nearest names, unless there is a network of this name.
+def check_model(name: str, field: str = "model") -> None:
+    """Raises RecipeError, with the nearest names, unless there is a network of this name. field: for the message.
 
     A name of timm's passes where timm isn't installed: a recipe may be read where it isn't carried out.
     """
@@ -38,13 +38,13 @@ def check_model(name: str) -> None:
         if timm_names() and plain.partition(".")[0] not in timm_names():  # a tag names pretrained weights
             near = difflib.get_close_matches(plain, sorted(timm_names()), n=3)
             remedy = f"did you mean {' or '.join(TIMM + each for each in near)}?" if near else "see timm.list_models()"
-            raise RecipeError(f"model={name!r} is unknown to timm; {remedy}")
+            raise RecipeError(f"{field}={name!r} is unknown to timm; {remedy}")
         return
     if name.partition(".")[0] in timm_names():
-        raise RecipeError(f"model={name!r} is unknown; did you mean {TIMM}{name}?")
+        raise RecipeError(f"{field}={name!r} is unknown; did you mean {TIMM}{name}?")
     if difflib.get_close_matches(name, MODELS, n=1, cutoff=0.75) or not timm_names():
-        raise RecipeError(unknown_choice("model", name, MODELS))
+        raise RecipeError(unknown_choice(field, name, MODELS))
     near = difflib.get_close_matches(name, [*MODELS, *sorted(timm_names())], n=3, cutoff=0.5)
     said = [each if each in MODELS else TIMM + each for each in near]
     hint = f"did you mean {' or '.join(said)}? " if said else ""
-    raise RecipeError(f"model={name!r} is unknown; {hint}there are {', '.join(MODELS)}, and timm:NAME")
+    raise RecipeError(f"{field}={name!r} is unknown; {hint}there are {', '.join(MODELS)}, and timm:NAME")

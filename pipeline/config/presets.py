@@ -28,9 +28,10 @@ def make_recipe(name: str, **changes: Any) -> Recipe:
 def with_changes(recipe: Recipe, **changes: Any) -> Recipe:
     """Returns a recipe with fields changed, as `make_recipe` does.
 
-    changes: fields of Recipe, or of what it holds, `**{"augment.hue": 0.1}`; None leaves a field as it is. `epochs`
-    switches `fit_seconds` off and shortens a warm-up that would take more than a quarter of them; `image_size_px` and
-    `evaluate_size_px` take the sizes of evaluation along in proportion. A field that is given stays as given.
+    changes: fields of Recipe, or of what it holds, `**{"augment.hue": 0.1}`; None leaves a field as it is, and
+    `proxy_filter="none"`, `size_ramp="none"` and the like switch it off. `epochs` switches `fit_seconds` off and
+    shortens a warm-up that would take more than a quarter of them; `image_size_px` and `evaluate_size_px` take the
+    sizes of evaluation along in proportion. A field that is given stays as given.
     """
     given: Mapping[str, Any] = {key: value for key, value in changes.items() if value is not None}
     for key in given:

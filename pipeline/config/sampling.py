@@ -98,7 +98,7 @@ class ProxyFilter:
 
     def __post_init__(self) -> None:
         check_finite("proxy_filter.", vars(self))
-        check_model(self.model)
+        check_model(self.model, "proxy_filter.model")
         if not 0 < self.keep < 1:
             raise RecipeError(f"proxy_filter.keep={self.keep} must lie in (0, 1); proxy_filter=none keeps all")
         if self.update_every_steps < 1:

@@ -6,6 +6,7 @@ networks are built for 224 pixels; for images of up to 64 pixels their first lay
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -136,8 +137,9 @@ _COMMON_SIZES_PX = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299,
 def check_image_size(recipe: Recipe) -> None:
     """Raises RecipeError, with the nearest size that works, unless the recipe's network takes all of its image sizes.
 
-    The network is built and called on torch's device "meta", which computes shapes alone: in a second at most, without
-    its memory. Takes the import of torch, so call it where the recipe isn't known to work.
+    So does its proxy, where it has one, for that of training. The network is built and called on torch's device "meta",
+    which computes shapes alone: in a second at most, without its memory. Takes the import of torch, so call it where
+    the recipe isn't known to work.
     """
     sizes = [("image_size_px", recipe.image_size_px, True)]
     if recipe.size_ramp:
@@ -158,6 +160,8 @@ def check_image_size(recipe: Recipe) -> None:
             continue  # a network that can't be computed on "meta", but for real
         remedy = f"use {name}={nearest}, or another model" if nearest else "use another size or another model"
         raise RecipeError(f"{name}={size_px}: {recipe.model} doesn't take images of {size_px} px ({reason}); {remedy}")
+    if (chosen_by := recipe.proxy_filter) is not None:
+        check_image_size(replace(recipe, model=chosen_by.model, proxy_filter=None, blur_pool=False, evaluate_size_px=0))
 
 
 def _nearest_size(recipe: Recipe, name: str, size_px: int, training: bool) -> int | None:

@@ -263,3 +263,16 @@ def test_fields_that_came_later_are_left_out_where_they_change_nothing() -> None
     values = json.loads(json.dumps(recipe_to_json(recipes["cifar10-96"])))
     assert values["proxy_filter"] == {"model": "airbench-proxy", "keep": 0.5, "update_every_steps": 4}
     assert recipe_from_json(values) == recipes["cifar10-96"]
+
+
+def test_a_part_of_a_recipe_is_switched_off_by_none_from_python_too() -> None:
+    assert make_recipe("cifar10-96", proxy_filter="none").proxy_filter is None
+    assert make_recipe("resnet50-16", size_ramp="none").size_ramp is None
+    assert make_recipe("cifar10-96", augment="none").augment == Augment()
+    with pytest.raises(RecipeError, match="proxy_filter=airbench-proxy: must be none, or set its fields one by one"):
+        make_recipe("cifar10-96", proxy_filter="airbench-proxy")
+
+
+def test_an_unknown_proxy_is_named_by_its_field() -> None:
+    with pytest.raises(RecipeError, match=r"^proxy_filter\.model='nope' is unknown; "):
+        make_recipe("cifar10-96", **{"proxy_filter.model": "nope"})

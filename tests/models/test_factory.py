@@ -174,3 +174,10 @@ def test_a_network_that_draws_random_numbers_is_known_and_those_of_fast_runs_dra
     draws = not torch.equal(before, torch.get_rng_state())
     assert may_draw(net) >= draws
     assert may_draw(net) == (name in ("alexnet", "densenet121", "hidden"))
+
+
+def test_a_proxy_that_does_not_take_the_images_is_refused() -> None:
+    recipe = make_recipe("cifar10-96", model="resnet18", image_size_px=16)
+    with pytest.raises(RecipeError, match=r"^image_size_px=16: airbench-proxy doesn't take .*; use image_size_px=32"):
+        check_image_size(recipe)
+    check_image_size(make_recipe("cifar10-96", model="resnet18", image_size_px=16, proxy_filter="none"))
