@@ -135,6 +135,16 @@ class Recipe:
     clip_norm: float = 0.0
     """Largest norm of the gradient, 0 or more; longer ones are scaled down. The default, 0, doesn't clip."""
 
+    adaptive_clip: float = 0.0
+    """Largest norm of the gradient of a unit, such as a channel's kernel, as a share of the norm of its weights, 0 or
+    more; longer ones are scaled down, but for the last layer's (Brock et al., arXiv 2102.06171). The default, 0,
+    doesn't clip; 0.01 to 0.16 are usual. Excludes `clip_norm`."""
+
+    layer_decay: float = 1.0
+    """Factor of the learning rate from a layer, or residual block, to the one before it, in (0, 1]: the first layers of
+    a pretrained network change least (BEiT, arXiv 2106.08254). The default, 1, is none; 0.65 to 0.9 are usual. For
+    torchvision's ResNets and networks of timm; not with optimizer="muon"."""
+
     repeats: int = 1
     """Augmented versions of an image in one batch (batch augmentation, Hoffer et al., arXiv 1901.09335). Divides
     `global_batch_size` and `epochs`. Over that many epochs, each image is still seen once per epoch. The default is
@@ -265,6 +275,7 @@ class Recipe:
             ("clip_norm", 0),
             ("weight_decay", 0),
             ("whitening_bias_rate", 0),
+            ("adaptive_clip", 0),
         ):
             if getattr(self, name) < minimum:
                 raise RecipeError(f"{name}={getattr(self, name)} must be {minimum} or more")
@@ -293,6 +304,10 @@ class Recipe:
         check_model(self.model)
         if self.size_ramp is not None and (self.residency != "stream" or self.size_ramp.from_px > self.image_size_px):
             raise RecipeError("size_ramp needs residency='stream' and a from_px of at most image_size_px")
+        if not 0 < self.layer_decay <= 1 or (self.layer_decay < 1 and self.optimizer == "muon"):
+            raise RecipeError(f"layer_decay={self.layer_decay} must lie in (0, 1], and be 1 with optimizer=muon")
+        if self.adaptive_clip and self.clip_norm:
+            raise RecipeError("adaptive_clip and clip_norm both cut gradients; set one of them")
         if self.target_threshold and self.loss != "binary-cross-entropy":
             raise RecipeError(f"target_threshold={self.target_threshold} needs loss=binary-cross-entropy; set it, or 0")
         if self.proxy_filter is not None:

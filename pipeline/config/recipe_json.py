@@ -16,7 +16,7 @@ from pipeline.core.errors import RecipeError
 # Fields that came later. They are left out where they have their default, so that the identities of earlier runs stay.
 _LATER = (
     "early_stop_epochs", "sampling", "whitening_bias_rate", "schedule_end", "proxy_filter", "target_threshold",
-    "stochastic_depth",
+    "stochastic_depth", "adaptive_clip", "layer_decay",
 )  # fmt: skip
 NESTED: dict[str, type] = {
     "augment": Augment, "size_ramp": SizeRamp, "sampling": Sampling, "proxy_filter": ProxyFilter,

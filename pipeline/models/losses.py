@@ -1,5 +1,6 @@
 """The loss of each sample, by name."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,4 +49,6 @@ def _of_labels(name: LossName, logits: Tensor, labels: Tensor, label_smoothing: 
 
 def _target(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     num_classes = logits.shape[1]
-    return F.one_hot(labels, num_classes).to(logits.dtype) * (1 - label_smoothing) + label_smoothing / num_classes
+    # Not by torch's one_hot, which reads the largest label.
+    own = torch.arange(num_classes, device=logits.device) == labels[:, None]
+    return own.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / num_classes

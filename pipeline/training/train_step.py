@@ -19,6 +19,7 @@ from pipeline.models.device.precision import forward_dtype, make_autocast
 from pipeline.models.distillation import distillation_losses
 from pipeline.models.losses import sample_losses
 from pipeline.training.on_device.loss_scale import LossScale
+from pipeline.training.optim.clipping import adaptively_clipped, clip_adaptively
 from pipeline.training.optim.found_inf import set_found_inf
 from pipeline.training.optim.schedules import set_learning_rates
 
@@ -43,6 +44,7 @@ class TrainStep:
         self.optimizers = optimizers
         self._recipe, self._model, self._order = recipe, model, order
         self._world_size, self._teacher = world_size, teacher
+        self._clipped = adaptively_clipped(model) if recipe.adaptive_clip else []
         self._parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
         device = self._parameters[0].device
         is_float16 = forward_dtype(recipe.precision, device) == torch.float16
@@ -113,6 +115,8 @@ class TrainStep:
             found_inf = norm.isfinite().logical_not().float()
         if self._recipe.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._recipe.clip_norm, norm)
+        if self._recipe.adaptive_clip:
+            clip_adaptively(self._clipped, self._recipe.adaptive_clip)
         rate = self._set_learning_rates(step, num_steps)
         set_found_inf(self.optimizers, found_inf)
         for optimizer in self.optimizers:

@@ -13,6 +13,9 @@ from pipeline.core.errors import RecipeError
 from pipeline.models.factory import recipe_model
 from pipeline.models.layers import DroppedNorm, may_draw
 from pipeline.models.losses import sample_losses
+from pipeline.training.optim.clipping import adaptively_clipped, clip_adaptively
+from pipeline.training.optim.factory import make_optimizers
+from pipeline.training.optim.schedules import set_learning_rates
 
 timm = pytest.importorskip("timm")
 
@@ -86,3 +89,61 @@ def test_thresholds_are_of_binary_cross_entropy_alone() -> None:
         resnet(target_threshold=0.2)
     with pytest.raises(RecipeError, match=r"stochastic_depth=1\.0 must lie in \[0, 1\)"):
         resnet(stochastic_depth=1.0)
+
+
+def test_adaptive_clipping_is_timms() -> None:
+    from timm.utils.agc import adaptive_clip_grad
+
+    ours, theirs = (recipe_model(resnet(), 7).double() for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    for number, (one, other) in enumerate(zip(ours.parameters(), theirs.parameters(), strict=True)):
+        one.grad = draw(*one.shape) * 10.0 ** (number % 5 - 4)
+        other.grad = one.grad.clone()
+    next(ours.parameters()).grad = next(theirs.parameters()).grad = None  # a parameter that a step doesn't use
+    clip_adaptively(adaptively_clipped(ours), 0.05)
+    before = [None if each.grad is None else each.grad.clone() for each in theirs.parameters()]
+    adaptive_clip_grad(list(theirs.parameters())[:-2], 0.05)
+    changed = 0
+    for one, other, old in zip(ours.parameters(), theirs.parameters(), before, strict=True):
+        if one.grad is not None and old is not None:
+            torch.testing.assert_close(one.grad, other.grad)
+            changed += not torch.equal(one.grad, old)
+    assert 20 < changed < 59
+    assert torch.equal(ours.fc.weight.grad, before[-2])
+
+
+@pytest.mark.parametrize("model", ["resnet18", "timm:resnet18"])
+def test_layer_decay_is_timms(model: str) -> None:
+    from timm.optim._param_groups import param_groups_layer_decay
+
+    net = recipe_model(resnet(model=model), 7)
+    recipe = resnet(model=model, optimizer="adamw", learning_rate=1e-3, weight_decay=0.05, layer_decay=0.75,
+                    warmup_epochs=0, schedule="one-cycle")  # fmt: skip
+    (optimizer,) = make_optimizers(net, recipe)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+
+    def of_names(groups: Any, rate: str, peak: float) -> dict[str, tuple[float, float]]:
+        return {names[id(p)]: (peak * group[rate], group["weight_decay"]) for group in groups for p in group["params"]}
+
+    reference: Any = timm.create_model("resnet18", num_classes=7)
+    groups = param_groups_layer_decay(reference, weight_decay=0.05, layer_decay=0.75)
+    names |= {id(parameter): name for name, parameter in reference.named_parameters()}
+    theirs = of_names(groups, "lr_scale", 1e-3)
+    ours = of_names(optimizer.param_groups, "lr", 1.0)
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        assert values == pytest.approx(theirs[name]), name
+    assert ours["fc.weight"][0] == 1e-3
+    assert ours["conv1.weight"][0] == pytest.approx(1e-3 * 0.75**9)
+    set_learning_rates([optimizer], recipe, 5, 10, 1)
+    halved = of_names(optimizer.param_groups, "lr", 1.0)
+    assert halved["layer1.0.conv1.weight"][0] == pytest.approx(0.5e-3 * 0.75**8)
+
+
+def test_layer_decay_needs_known_layers() -> None:
+    with pytest.raises(RecipeError, match=r"layer_decay: VGG has no blocks that are known here; set layer_decay=1"):
+        make_optimizers(recipe_model(make_recipe("cifar10-vgg11"), 7), replace(resnet(), layer_decay=0.5))
+    with pytest.raises(RecipeError, match=r"layer_decay=0\.5 must lie in \(0, 1\], and be 1 with optimizer=muon"):
+        resnet(layer_decay=0.5, optimizer="muon")
+    with pytest.raises(RecipeError, match="adaptive_clip and clip_norm both cut gradients"):
+        resnet(adaptive_clip=0.01, clip_norm=1.0)

@@ -9,6 +9,7 @@ from torch import nn
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.training.optim.found_inf import honour_found_inf
+from pipeline.training.optim.layer_numbers import layer_numbers
 from pipeline.training.optim.optimizers import Lamb, Lars, Muon
 
 Group = dict[str, Any]
@@ -24,6 +25,8 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
     `found_inf` (`found_inf.py`). Raises RecipeError if "muon" has no kernels to update.
     """
     groups = parameter_groups(model, recipe)
+    if recipe.layer_decay < 1:
+        groups = _by_layer(model, groups, recipe.layer_decay)
     if recipe.optimizer != "muon":
         return [honour_found_inf(_single_optimizer(recipe, list(groups.values())))]
     if "kernels" not in groups:
@@ -70,6 +73,21 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> dict[str, Group]:
         for name, (parameters, group_rate, group_decay) in members.items()
         if parameters
     }
+
+
+def _by_layer(model: nn.Module, groups: dict[str, Group], decay: float) -> dict[str, Group]:
+    """Returns the groups in parts, one for each layer; from the last layer on, rates fall by `decay`."""
+    layers = layer_numbers(model)
+    number_of = {id(parameter): layers[name] for name, parameter in model.named_parameters()}
+    last = max(layers.values())
+    parts: dict[str, Group] = {}
+    for name, group in groups.items():
+        for layer in sorted({number_of[id(parameter)] for parameter in group["params"]}):
+            rate = group["initial_lr"] * decay ** (last - layer)
+            members = [parameter for parameter in group["params"] if number_of[id(parameter)] == layer]
+            label = f"{name}, layer {layer}"
+            parts[label] = {**group, "name": label, "params": members, "lr": rate, "initial_lr": rate}
+    return parts
 
 
 def describe_groups(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> list[dict[str, Any]]:
