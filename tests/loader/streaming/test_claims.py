@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.loader.streaming.claims import Claims
@@ -78,6 +78,8 @@ class Simulation:
                 for number in [number for number, when in working.items() if when <= self.now]:
                     del working[number]
                     if there(number):
+                        assert number >= self.claims.next  # else nobody would ever take it
+                        assert number not in self._held
                         self._held[number] = kind
             self._start()
             if not self._ends():
@@ -111,11 +113,21 @@ def test_slow_tasks_cost_nothing(task_seconds: float) -> None:
     assert Simulation(tasks=4, task_seconds=task_seconds).run() <= alone * 1.05
 
 
+def test_a_batch_that_is_said_to_be_lost_is_free_at_once() -> None:
+    claims = Claims(100, 2, 32, lambda: 0.0)
+    assert claims.for_tasks(1) == 2
+    claims.ask(2)
+    assert claims.for_tasks(1) is None
+    claims.lost(2)
+    assert claims.for_tasks(1) == 2
+
+
 def test_what_is_lost_costs_little() -> None:
     alone = Simulation(num_batches=1200).run()
     assert Simulation(num_batches=1200, tasks=4, lost_every=400).run() < 0.8 * alone
 
 
+@settings(max_examples=200)
 @given(
     st.builds(
         Simulation,
@@ -138,4 +150,5 @@ def test_every_batch_gets_its_turn_and_memory_is_bounded(simulation: Simulation)
     ).run()
     # A batch that tasks don't bring is waited for as long as threads make those that they have begun.
     assert simulation.run() <= alone + (simulation.num_batches + 1) * simulation.thread_seconds * 2 + 1
-    assert simulation.most_held <= simulation.window
+    # A thread may still be making what a task has brought meanwhile.
+    assert simulation.most_held <= simulation.window + simulation.threads

@@ -107,6 +107,7 @@ def digests(batches: Generator[Batch]) -> list[tuple[Any, ...]]:
             (
                 batch.index,
                 *(each.tobytes() for each in (batch.rows, batch.keys, batch.positions, batch.corrupt)),
+                np.asarray(batch.epochs).tobytes(),
                 batch.labels.numpy().tobytes(),
                 batch.images.permute(0, 2, 3, 1).contiguous().numpy().tobytes(),
             )
@@ -151,7 +152,8 @@ def test_the_batches_are_those_of_threads_alone(
         with monkeypatch.context() as patch:
             slow_threads(patch)
             assert digests(helped_batches(plan, ANSWERS[name])) == alone
-        assert started[-1].asked
+        # What was lost frees its place at once: four may be asked for at a time.
+        assert len(started[-1].asked) > (4 if name in ("at once", "raising") else 0)
         assert started[-1].closed
 
 
