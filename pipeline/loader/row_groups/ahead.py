@@ -214,12 +214,16 @@ class RowGroupsAhead:
 
 
 def open_ahead(reads: NodeReads, cache: RowGroupCache, rank: int) -> RowGroupsAhead | None:
-    """Returns what fetches ahead for this rank; None where another order is being read through this cache.
+    """Returns what fetches ahead for this rank; None where another order is read through this cache, or the disk is full.
 
     Raises StorageError if the cache can't be written.
     """
     cache.use()
-    board = Board.join(cache.subfolder, reads, rank)
+    try:
+        board = Board.join(cache.subfolder, reads, rank)
+    except OSError as error:
+        _log.warning("nothing is fetched ahead into the cache %s: %s", cache.folder.path, error)
+        return None
     if board is None:
         return None
     if board.others_lead():

@@ -29,17 +29,23 @@ class Board:
         self._ranks, self._own = reads.ranks, reads.ranks.index(rank)
         self._file = open(path, "a+b")  # noqa: SIM115 - locked as long as it is open: a leader removes boards of others
         fcntl.flock(self._file, fcntl.LOCK_SH)
-        os.truncate(path, 8 * (1 + num_ranks) + num_groups)
-        memory = np.memmap(path, mode="r+", dtype=np.uint8)
+        size = 8 * (1 + num_ranks) + num_groups
+        # Written, not only made longer: on a full disk that is an error, and a hole in a mapping would be SIGBUS.
+        while (missing := size - os.fstat(self._file.fileno()).st_size) > 0:
+            os.write(self._file.fileno(), bytes(missing))
+        memory = np.memmap(self._file, mode="r+", dtype=np.uint8)
         self._numbers = memory[: 8 * (1 + num_ranks)].view(np.int64)
-        self.states = memory[8 * (1 + num_ranks) :]
+        self.states = memory[8 * (1 + num_ranks) : size]
         self._alive: list[int] = [self._own]
         self._looked_at = 0.0
         self.read_up_to(reads.start)
 
     @staticmethod
     def join(subfolder: str, reads: NodeReads, rank: int) -> "Board | None":
-        """Returns the board of the ranks that read this; None if another reader of this process has taken the place."""
+        """Returns the board of the ranks that read this; None if another reader of this process has taken the place.
+
+        Raises OSError, such as for a full disk.
+        """
         os.makedirs(subfolder, exist_ok=True)
         digest = hashlib.sha256(reads.order.digest + repr((reads.world_size, reads.ranks)).encode()).hexdigest()[:16]
         path = os.path.join(subfolder, f"{_BOARD}{digest}")

@@ -1,11 +1,13 @@
 """Streams through a cache of row groups: the batches of a disk, the requests of the plan, whoever is killed."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from pipeline.dataset.row_reader import RowIndex, load_index
 from pipeline.loader import Loader
 from pipeline.loader.decode import best_decoder
 from pipeline.loader.row_groups import ahead
+from pipeline.loader.row_groups.board import Board
 from pipeline.loader.row_groups.estimate import simulate
 from pipeline.loader.row_groups.visits import NodeReads
 from pipeline.loader.sample_order import Order
@@ -135,6 +138,27 @@ def test_rows_that_a_storage_does_not_give_are_named(
     monkeypatch.setattr(files, "read_range", fail)
     with pytest.raises(StorageError, match="refused"):
         list(thread_source(plan_of(remote, CacheFolder(str(tmp_path))))(lambda: False))
+
+
+def test_on_a_full_disk_a_stream_goes_on_without_a_board(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory of a mapped file that has no room on the disk would end the process (SIGBUS), so none has a hole."""
+    reads = NodeReads(Order((1,) * 9000, 0, 50, 3), replace(index_of(remote), row_group_ends=np.arange(1, 9001)))
+    board = Board.join(str(tmp_path), reads, 0)
+    assert board is not None
+    [path] = tmp_path.glob("board-????????????????")
+    with path.open("rb") as file:
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == path.stat().st_size >= 9000
+    board.close()
+
+    def fail(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", fail)
+    plan = plan_of(remote, CacheFolder(str(tmp_path)))
+    assert plan.ahead() is None
+    assert "nothing is fetched ahead" in caplog.text
 
 
 def test_another_order_uses_what_is_there(remote: str, tmp_path: Path) -> None:
