@@ -5,14 +5,19 @@ isn't there fetches it, as long as the folder has room; otherwise the caller rea
 known, `pipeline/loader/row_groups/` fetches row groups ahead and removes those whose next use is farthest.
 """
 
+import logging
 import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from weakref import WeakValueDictionary
 
 from pipeline.dataset.cache_folder import CacheFolder, Claim, Refusal, size_of, use, wait_for_claim
 from pipeline.dataset.manifest import Split
 from pipeline.storage import files
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,23 +56,27 @@ class RowGroupCache:
 
         Raises what `files.read_range` raises.
         """
-        while not self.is_kept(group, length):
-            claim = self.claim(group, length)
-            if isinstance(claim, Claim):
-                return fetch(claim, uri, offset, length)
-            if claim == "no room":
-                return files.read_range(uri, offset, length)
+        claim: Claim | Refusal = "kept"
+        while not self.is_kept(group, length) and (claim := self._claim_or_warn(group, length)) == "claimed":
             wait_for_claim(self.path(group))
-        return self.mapped(group, length) or self.read(group, uri, offset, length)
+        if isinstance(claim, Claim):
+            return fetch(claim, uri, offset, length)
+        data = self.mapped(group, length)
+        return files.read_range(uri, offset, length) if data is None else data
 
     def mapped(self, group: int, length: int) -> memoryview | None:
         """Returns the file of a row group of `length` bytes, mapped; None if it isn't here in full any more."""
         try:
             with open(self.path(group), "rb") as file:
-                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError):  # removed, or cut to nothing
+                found = os.fstat(file.fileno())
+                if found.st_size != length:
+                    return None
+                if (mapping := _mapped.get((self.path(group), found.st_ino))) is None:
+                    mapping = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
+                    _mapped[self.path(group), found.st_ino] = mapping
+        except (OSError, ValueError):  # removed, being cut, or more open files than the system allows
             return None
-        return data if len(data) == length else None
+        return memoryview(mapping)
 
     def use(self) -> None:
         """Makes the folders, and keeps others from removing what is in them. Raises StorageError if that can't be."""
@@ -78,6 +87,13 @@ class RowGroupCache:
         """Returns a claim to fetch a row group, or why there is none."""
         self.use()
         return self.folder.claim(self.path(group), length)
+
+    def _claim_or_warn(self, group: int, length: int) -> Claim | Refusal:
+        try:
+            return self.claim(group, length)
+        except OSError as error:
+            _warn_once(error.strerror)
+            return "no room"
 
     def remove(self, groups: list[int]) -> None:
         """Removes row groups."""
@@ -92,12 +108,25 @@ class RowGroupCache:
             return {}
 
 
+_mapped: WeakValueDictionary[tuple[str, int], mmap.mmap] = WeakValueDictionary()
+"""{(path, inode): mapping} of what is being read. Each holds an open file, and many threads read one row group."""
+
+
 def fetch(claim: Claim, uri: str, offset: int, length: int) -> memoryview:
-    """Returns what a claim is for, by one request, after keeping it if the disk has room."""
+    """Returns what a claim is for, by one request, after keeping it if the disk has room and works."""
     try:
         data = files.read_range(uri, offset, length)
     except BaseException:
         claim.drop()
         raise
-    claim.keep(data)
+    try:
+        claim.keep(data)
+    except OSError as error:
+        _warn_once(error.strerror)
     return data
+
+
+@lru_cache(maxsize=16)
+def _warn_once(error: str) -> None:
+    """Warns of a cache whose disk has failed since its folder was made. The storage has what it lacks."""
+    _log.warning("row groups can't be kept in the cache (%s): they are read from the storage", error)

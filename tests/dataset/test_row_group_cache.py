@@ -124,6 +124,46 @@ def test_a_folder_may_be_removed_meanwhile(remote: str, tree_dataset: str, tmp_p
         shutil.rmtree(tmp_path / "kept")
 
 
+@pytest.mark.parametrize("broken", ["_open_for_writing", "write_all"])
+def test_a_disk_that_fails_later_costs_requests_alone(
+    remote: str, tree_dataset: str, tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was mounted again read-only, or has a bad block."""
+    cached, rows, here = with_cache(remote, tmp_path), np.arange(51), index_of(tree_dataset)
+    read_images(cached, np.arange(3))
+
+    def fail(*arguments: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(cache_folder, broken, fail)
+    assert read_images(cached, rows) == read_images(here, rows)
+
+
+def test_a_file_that_cannot_be_opened_is_read_from_the_storage(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's, or one more than a process may open."""
+    index, request = with_cache(remote, tmp_path), index_of(remote).whole_group(0)
+    place = 0, index.paths[0], request.offset, request.length
+    assert index.cache is not None
+    data = index.cache.read(*place)
+    monkeypatch.setattr(RowGroupCache, "mapped", lambda *_: None)
+    assert requests(lambda: data == index.cache.read(*place)).get == 1
+
+
+def test_readers_of_one_row_group_share_an_open_file(remote: str, tmp_path: Path) -> None:
+    """Many threads with rows of many row groups each would open more files than a process may (often 1,024)."""
+    index, length = with_cache(remote, tmp_path), index_of(remote).whole_group(0).length
+    read_images(index, np.arange(3))
+    assert index.cache is not None
+    before = len(os.listdir("/proc/self/fd"))
+    views = [index.cache.mapped(0, length) for _ in range(50)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert all(views)
+    views.clear()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_folder_that_cannot_be_made_is_a_one_line_error(remote: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"can't be written on this node .*; give a folder on a disk of its own"):

@@ -214,7 +214,7 @@ class RowGroupsAhead:
 
 
 def open_ahead(reads: NodeReads, cache: RowGroupCache, rank: int) -> RowGroupsAhead | None:
-    """Returns what fetches ahead for this rank; None where another order is read through this cache, or the disk is full.
+    """Returns what fetches ahead for this rank; None where another order is read through this cache, or the disk fails.
 
     Raises StorageError if the cache can't be written.
     """
