@@ -2,7 +2,8 @@
 
 One lock file orders all changes and holds the sum of the files' sizes. A file counts in full from the moment it is
 claimed; it appears under its name when it is complete. A process that is killed leaves a claim that nobody holds: the
-next one that wants the file takes it over, and the sum is counted anew whenever a process begins to use the folder.
+next one that wants the file takes it over. Whenever a process begins to use the folder, such claims are removed, and
+the sum is counted anew.
 """
 
 import errno
@@ -60,7 +61,7 @@ class CacheFolder:
             temporary = path + _CLAIMED
             left_behind = size_of(temporary)
             used = _sum_in(lock)
-            if left_behind is None and not self._fits(used, num_bytes):
+            if not left_behind and not self._fits(used, num_bytes):
                 return "no room"
             # First the sum, then the file: a process that is killed in between leaves a sum that is too large.
             _write_sum(lock, used - (left_behind or 0) + num_bytes)
@@ -201,11 +202,25 @@ def _count_once(folder: CacheFolder, process: int) -> None:
         if not os.access(folder.path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         with folder._locked() as lock:
-            _write_sum(lock, sum(size for each in _subfolders(folder.path) for _, size in _files(each)))
+            found = [file for each in _subfolders(folder.path) for file in _files(each)]
+            _write_sum(lock, sum(size for path, size in found if not _remove_abandoned(path)))
     except OSError as error:
         raise StorageError(
             f"cache={folder.path}: can't be written on this node ({error.strerror}); give a folder on a disk of its own"
         ) from error
+
+
+def _remove_abandoned(path: str) -> bool:
+    """Removes a claimed file whose writer was killed. Returns whether it was one."""
+    if not path.endswith(_CLAIMED):
+        return False
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        os.unlink(path)
+    return True
 
 
 def _open_for_writing(path: str) -> IO[bytes]:

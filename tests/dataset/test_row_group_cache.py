@@ -290,3 +290,15 @@ def test_what_is_not_the_cache_s_is_neither_counted_nor_touched(tmp_path: Path) 
     assert folder.has_room(1000)
     folder.clear_others(folder.subfolder("a"))
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["1234"]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 900])
+def test_a_claim_of_a_killed_process_takes_no_room(tmp_path: Path, num_bytes: int) -> None:
+    """Also in a folder that was larger before, and where it was killed before it gave the file its size."""
+    folder = CacheFolder(str(tmp_path), 500)
+    subfolder = folder.subfolder("a")
+    os.makedirs(subfolder)
+    Path(subfolder, "0000001.tmp").write_bytes(bytes(num_bytes))
+    assert folder.has_room(500)
+    assert folder.claim(f"{subfolder}/0000001", 900) == "no room"
+    assert bytes_below(tmp_path) == 0
