@@ -220,22 +220,40 @@ def find_pairs(uri: str, manifest: Manifest, rows: pa.Table, progress: Progress 
     return sorted(pairs, key=lambda pair: (not pair.exact, -pair.correlation, pair.first, pair.second))
 
 
+def hashes_and_thumbnails(rows: pa.Table) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
+    """Returns (perceptual hashes [N], grey thumbnails [N, S, S]) of rows of a data set's provenance."""
+    thumbnails = np.frombuffer(b"".join(rows["thumbnail"].to_pylist()), np.uint8)
+    return rows["perceptual_hash"].to_numpy(), thumbnails.reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
+
+
+def candidate_pairs(
+    hashes: npt.NDArray[np.uint64],
+    thumbnails: npt.NDArray[np.uint8],
+    groups: Sequence[Rows] | None = None,
+    progress: Progress = silent,
+) -> npt.NDArray[np.int64]:
+    """Returns int64 [N, 2], sorted: pairs of images whose hashes and thumbnails are near.
+
+    groups: rows whose pairs are compared. None: all rows, or of more than ALL_PAIRS_ROWS those of `likeness_groups`.
+    """
+    if groups is None:
+        many = len(hashes) > ALL_PAIRS_ROWS
+        groups = likeness_groups(thumbnails, progress) if many else [np.arange(len(hashes))]
+    tiles, search = list(_tiles(groups)), _TileSearch(hashes, thumbnails)
+    found = map_tables(search, tiles, PAIR_SCHEMA, lambda done: progress("duplicates", done, len(tiles)), computes=True)
+    together = pa.concat_tables(found)
+    pairs = np.stack([together[name].to_numpy() for name in ("first", "second")], axis=1)
+    return np.unique(pairs, axis=0)  # a pair may share several groups
+
+
 def _near_pairs(
     uri: str, manifest: Manifest, rows: pa.Table, order: npt.NDArray[np.int64], progress: Progress
 ) -> list[tuple[int, int, float]]:
     """Returns (row, row, correlation) of the near duplicates among the rows `order` of the table."""
-    hashes = rows["perceptual_hash"].to_numpy()[order]
-    side = THUMBNAIL_PX
-    thumbnails = np.frombuffer(b"".join(rows["thumbnail"].take(pa.array(order)).to_pylist()), np.uint8)
-    search = _TileSearch(hashes, thumbnails.reshape(-1, side, side))
-    many = len(order) > ALL_PAIRS_ROWS
-    tiles = list(_tiles(likeness_groups(search.thumbnails, progress) if many else [np.arange(len(order))]))
-    found = map_tables(search, tiles, PAIR_SCHEMA, lambda done: progress("duplicates", done, len(tiles)), computes=True)
-    together = pa.concat_tables(found)
-    candidates = np.stack([order[together[name].to_numpy()] for name in ("first", "second")], axis=1)
+    hashes, thumbnails = hashes_and_thumbnails(rows.take(pa.array(order)))
+    candidates = order[candidate_pairs(hashes, thumbnails, progress=progress)]
     if not len(candidates):
         return []
-    candidates = np.unique(candidates, axis=0)  # a pair may share several groups
     splits = rows["split"].to_pylist()
     place_in_split = rows["row"].to_pylist()
     places = {row: (splits[row], place_in_split[row]) for row in set(candidates.ravel().tolist())}
