@@ -228,6 +228,6 @@ def test_a_later_step_does_not_look_at_the_row_groups_again() -> None:
 
 def test_an_order_arrives_in_another_process_with_what_it_has_computed() -> None:
     order = pickle.loads(pickle.dumps(Order((64,) * 100, 0, 32, 8)))  # noqa: S301
-    assert {"_digest", "num_rows", "steps_per_epoch"} <= vars(order).keys()
+    assert {"digest", "num_rows", "steps_per_epoch"} <= vars(order).keys()
     assert order == Order((64,) * 100, 0, 32, 8)
     assert order != Order((64,) * 100, 1, 32, 8)

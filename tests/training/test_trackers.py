@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,24 @@ def test_without_the_packages_tensorboard_is_left_out_and_mlflow_is_an_error(
         make_mlflow("http://x")
 
 
-def wandb_records(folder: Path) -> list[Any]:
-    """Returns the records of the file that an offline run of W&B has written: LevelDB's log format, in blocks."""
+def wandb_records(folder: Path, seconds: float = 20) -> list[Any]:
+    """Returns the records of the file that an offline run of W&B has written: LevelDB's log format, in blocks.
+
+    seconds: to wait for the end of the file, which W&B's own process writes.
+    """
     protocol: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    message: Any = importlib.import_module("google.protobuf.message")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return _wandb_records(folder, protocol)
+        except message.DecodeError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
+
+
+def _wandb_records(folder: Path, protocol: Any) -> list[Any]:
     (path,) = folder.glob("*.wandb")
     data, place, parts, records = path.read_bytes(), 7, b"", []
     while place < len(data):

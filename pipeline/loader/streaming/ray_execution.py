@@ -20,13 +20,14 @@ class Execution:
     """
 
     def __init__(self, task: Any, nodes: Sequence[str], num_tasks: int, store_bytes: int) -> None:
-        self._asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._error = ""
         import ray
 
         arguments = (ray.get_runtime_context().current_actor, task, nodes, num_tasks, store_bytes)
-        threading.Thread(target=self._run, args=arguments, daemon=True, name="execution").start()
+        self._thread = threading.Thread(target=self._run, args=arguments, daemon=True, name="execution")
+        self._thread.start()
 
     @classmethod
     def on_node(cls, node: str, *arguments: Any) -> Any:
@@ -54,8 +55,20 @@ class Execution:
                 refs.append(self._made.get_nowait())
         return refs, self._error
 
-    def numbers(self) -> list[int]:
-        """Called by the source: returns the numbers that were asked for since, at least one."""
+    def finish(self) -> None:
+        """Called by the rank: lets the execution end by itself, and returns when it has ended.
+
+        An execution that is killed keeps its CPUs in the books of Ray Data for three minutes, in which another one may
+        get none (AUTOSCALING_REQUEST_EXPIRE_TIME_S of Ray 2.60).
+        """
+        with suppress(queue.Empty):
+            while True:
+                self._asked.get_nowait()
+        self._asked.put(None)
+        self._thread.join()
+
+    def numbers(self) -> list[int | None]:
+        """Called by the source: returns the numbers that were asked for since, at least one; None at the end."""
         numbers = [self._asked.get()]
         with suppress(queue.Empty):
             while True:
@@ -113,6 +126,8 @@ def _source(execution: Any) -> Any:
 
         while True:
             for number in ray.get(execution.numbers.remote()):
+                if number is None:
+                    return
                 yield pa.table({"id": [number]})
 
     return Numbers()

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 5.0  # A stream that is shorter gets no help: processes of tasks take about as long to start.
 _LOOK_SECONDS = 10.0  # between looks for nodes that have come
 _BATCHES_PER_ACTOR = 10_000  # of which it keeps about 70 MB in the end
+_END_SECONDS = 5.0  # that an execution has to end by itself: as long as a batch takes that tasks have begun
 _MOST_FAILURES = 3  # one after the other, without a batch in between
 _MOST_TEXT = 300  # characters
 
@@ -147,6 +148,7 @@ class RayHelpers:
                         break
         finally:
             self._end()
+            ray.wait([execution.finish.remote()], timeout=_END_SECONDS)
             ray.kill(execution)
         return count, ""
 
