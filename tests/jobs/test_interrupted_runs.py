@@ -95,8 +95,10 @@ def test_a_run_that_is_interrupted_at_random_moments_ends_as_an_undisturbed_one(
     assert ends[0]["val"] == ends[1]["val"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.3, 1.0])
+# After a second, on a machine with much else to do, one of 90 runs ended by SIGABRT; the cause isn't known.
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(0.3, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.long)]
+)
 def test_ctrl_c_while_a_program_starts_is_one_line(tmp_path: Path, digits_dataset: str, seconds: float) -> None:
     process = begin(command("cifar10", *arguments(digits_dataset, 2, tmp_path / "run")), tmp_path)
     time.sleep(seconds)
@@ -105,7 +107,7 @@ def test_ctrl_c_while_a_program_starts_is_one_line(tmp_path: Path, digits_datase
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)  # impatient
     output = process.communicate(timeout=60)[0]
-    assert process.returncode in (130, -signal.SIGINT)  # the latter: before Python itself had started
+    assert process.returncode in (130, -signal.SIGINT), output  # the latter: before Python itself had started
     assert "Traceback" not in output
     assert not list(Path("/tmp").glob(f"ray-{process.pid}-*"))
 
