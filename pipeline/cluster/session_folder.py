@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.core.interrupts import hold_signals
+from pipeline.core.locks import try_lock
 
 # The path of a socket has 107 bytes at most, and temporary folders have long names on some machines.
 _PARENT = Path("/tmp")
@@ -58,9 +59,6 @@ def _is_abandoned(folder: Path) -> bool:
     """Returns whether the folder has a lock that nobody holds. Raises OSError if it has none: then it isn't ours."""
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+        return try_lock(lock)
     finally:
         os.close(lock)

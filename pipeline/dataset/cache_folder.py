@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from pipeline.core.errors import RecipeError, StorageError
+from pipeline.core.locks import try_lock
 from pipeline.storage import files
 
 RESERVED_BYTES = 2 << 30  # of the disk, left free for others
@@ -66,9 +67,7 @@ class CacheFolder:
             # First the sum, then the file: a process that is killed in between leaves a sum that is too large.
             _write_sum(lock, used - (left_behind or 0) + num_bytes)
             file = _open_for_writing(temporary)  # the claim lasts as long as it is open
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(file):
                 file.close()
                 _write_sum(lock, used)
                 return "claimed"
@@ -85,10 +84,12 @@ class CacheFolder:
         """Removes the files of the subfolders that nobody uses (`use`), but not those of `subfolder`."""
         with self._locked() as lock:
             for other in _subfolders(self.path):
-                if other != subfolder and (users := _open_users(other, fcntl.LOCK_EX | fcntl.LOCK_NB)):
-                    for path, _ in _files(other):
-                        _remove(lock, path)
-                    users.close()
+                if other == subfolder:
+                    continue
+                with _open_users(other) as users:
+                    if try_lock(users):
+                        for path, _ in _files(other):
+                            _remove(lock, path)
 
     def _prepare(self) -> None:
         if not os.path.exists(self._lock_path):  # somebody has removed the folder since
@@ -171,9 +172,8 @@ def use(subfolder: str) -> None:
     place = subfolder, os.getpid()
     if place not in _in_use or not os.path.isdir(subfolder):
         os.makedirs(subfolder, exist_ok=True)
-        users = _open_users(subfolder, fcntl.LOCK_SH)
-        assert users is not None
-        _in_use[place] = users
+        _in_use[place] = _open_users(subfolder)
+        fcntl.flock(_in_use[place], fcntl.LOCK_SH)
 
 
 _in_use: dict[tuple[str, int], IO[bytes]] = {}  # {(subfolder, process): its mark}; a forked child makes its own
@@ -215,9 +215,7 @@ def _remove_abandoned(path: str) -> bool:
     if not path.endswith(_CLAIMED):
         return False
     with open(path, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             return False
         os.unlink(path)
     return True
@@ -228,14 +226,8 @@ def _open_for_writing(path: str) -> IO[bytes]:
     return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
 
 
-def _open_users(subfolder: str, lock: int) -> IO[bytes] | None:
-    file = Path(subfolder, "users").open("ab")  # noqa: SIM115 - locked as long as it is open
-    try:
-        fcntl.flock(file, lock)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+def _open_users(subfolder: str) -> IO[bytes]:
+    return Path(subfolder, "users").open("ab")  # locked as long as it is open
 
 
 def _subfolders(path: str) -> list[str]:

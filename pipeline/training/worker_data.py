@@ -65,9 +65,9 @@ class Batches:
                 whole = load_resident(job.dataset, data.split(split), transform, progress, job.on_corrupt)
                 self._resident[name] = whole.to(device)
         else:
-            nodes = gather_objects(this_node(), world_size)
+            nodes = gather_objects(here := this_node(), world_size)
             self._rank_nodes = frozenset(nodes)
-            self._node_ranks = tuple(rank for rank, node in enumerate(nodes) if node == this_node())
+            self._node_ranks = tuple(rank for rank, node in enumerate(nodes) if node == here)
             message(progress, carrier_line(job.dataset, self._rank_nodes, world_size))
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:

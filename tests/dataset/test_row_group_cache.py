@@ -22,14 +22,13 @@ from pipeline.dataset.row_group_cache import RowGroupCache
 from pipeline.dataset.row_reader import RowIndex, load_index, read_images
 from pipeline.storage import files
 from pipeline.storage.request_counts import RequestCounts, requests_sent
+from tests.support.pictures.datasets import copied
 
 
 @pytest.fixture(scope="module")
 def remote(s3: str, tree_dataset: str) -> str:
     """The URI of a data set in a bucket."""
-    for name, _ in files.list_files(tree_dataset):
-        files.write_bytes(f"{s3}/cached/{name}", files.read_bytes(f"{tree_dataset}/{name}"))
-    return f"{s3}/cached"
+    return copied(tree_dataset, f"{s3}/cached")
 
 
 def index_of(uri: str) -> RowIndex:

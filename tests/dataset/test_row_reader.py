@@ -20,8 +20,8 @@ from pipeline.dataset.row_reader import (
     load_index,
     read_images,
 )
-from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent
+from tests.support.pictures.datasets import copied
 
 NONE = np.empty(0, np.int64)
 INDEX = RowIndex((), *[NONE] * 9)
@@ -57,9 +57,7 @@ def test_any_row_is_read_by_its_index(request: pytest.FixtureRequest, fixture: s
 
 
 def test_rows_are_read_from_a_bucket(s3: str, tree_dataset: str) -> None:
-    for name, _ in files.list_files(tree_dataset):
-        files.write_bytes(f"{s3}/rows/{name}", files.read_bytes(f"{tree_dataset}/{name}"))
-    index = index_of(f"{s3}/rows")
+    index = index_of(copied(tree_dataset, f"{s3}/rows"))
     order = np.random.default_rng(0).permutation(51)
     before = requests_sent()
     assert read_images(index, order) == read_images(index_of(tree_dataset), order)

@@ -250,7 +250,7 @@ def _near_pairs(
     uri: str, manifest: Manifest, rows: pa.Table, order: npt.NDArray[np.int64], progress: Progress
 ) -> list[tuple[int, int, float]]:
     """Returns (row, row, correlation) of the near duplicates among the rows `order` of the table."""
-    hashes, thumbnails = hashes_and_thumbnails(rows.take(pa.array(order)))
+    hashes, thumbnails = hashes_and_thumbnails(rows.select(["perceptual_hash", "thumbnail"]).take(pa.array(order)))
     candidates = order[candidate_pairs(hashes, thumbnails, progress=progress)]
     if not len(candidates):
         return []

@@ -12,6 +12,7 @@ from typing import IO
 
 import numpy as np
 
+from pipeline.core.locks import try_lock
 from pipeline.loader.row_groups.visits import NodeReads
 
 UNDECIDED, ROWS, COMING, KEPT = range(4)
@@ -51,7 +52,7 @@ class Board:
         path = os.path.join(subfolder, f"{_BOARD}{digest}")
         slot = Path(f"{path}.{rank}").open("ab")  # noqa: SIM115 - locked as long as it is open
         for _ in range(20):  # another rank that looks who is alive holds the lock for a moment
-            if _try_lock(slot, fcntl.LOCK_EX):
+            if try_lock(slot):
                 return Board(path, reads, rank, slot)
             time.sleep(0.01)
         slot.close()
@@ -81,7 +82,7 @@ class Board:
     def lead(self) -> IO[bytes] | None:
         """Returns a lock that makes this rank the leader until it is closed, and forgets all decisions; or None."""
         file = Path(self._path).with_name(_LEADER).open("a+b")
-        if not _try_lock(file, fcntl.LOCK_EX):
+        if not try_lock(file):
             file.close()
             return None
         self.decided = -1
@@ -96,14 +97,14 @@ class Board:
         for other in Path(self._path).parent.glob(f"{_BOARD}*"):
             if not other.name.startswith(os.path.basename(self._path)):
                 with other.open("ab") as board:
-                    if _try_lock(board, fcntl.LOCK_EX):
+                    if try_lock(board):
                         other.unlink(missing_ok=True)
         return file
 
     def others_lead(self) -> bool:
         """Whether this cache has a leader who reads in another order than this rank."""
         with Path(self._path).with_name(_LEADER).open("a+b") as file:
-            if _try_lock(file, fcntl.LOCK_SH):
+            if try_lock(file, fcntl.LOCK_SH):
                 return False
             file.seek(0)
             return file.read() not in (b"", os.path.basename(self._path).encode())
@@ -115,12 +116,4 @@ class Board:
 
     def _is_alive(self, place: int) -> bool:
         with Path(f"{self._path}.{self._ranks[place]}").open("ab") as slot:
-            return not _try_lock(slot, fcntl.LOCK_SH)
-
-
-def _try_lock(file: IO[bytes], kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+            return not try_lock(slot, fcntl.LOCK_SH)

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.cluster.ray_tasks import local_processes, ray_is_initialized
 from pipeline.cluster.resources import node_store_bytes, spare_nodes
+from pipeline.core.shares import counted
 from pipeline.loader.streaming.helped import helped_source
 from pipeline.loader.streaming.plan import Source, StreamPlan
 from pipeline.loader.streaming.ray_helpers import RayHelpers, tasks_of_rank
@@ -43,6 +44,6 @@ def carrier_line(uri: str, rank_nodes: Collection[str], world_size: int) -> str:
         return line
     tasks, nodes = tasks_of_rank(spare, world_size), len(spare.ids)
     return (
-        f"{line}; while they are behind, by {tasks} {'task' if tasks == 1 else 'tasks'} for each on {nodes} "
-        f"{'node that does' if nodes == 1 else 'nodes that do'}n't train, too"
+        f"{line}; while they are behind, by {counted(tasks, 'task')} for each on "
+        f"{counted(nodes, 'node that does', 'nodes that do')}n't train, too"
     )

@@ -4,12 +4,13 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.cluster.ray_tasks import TASK_CPUS
 from pipeline.cluster.session import quieten_ray
 
 _WAIT_SECONDS = 0.5
+T = TypeVar("T")
 
 
 class Execution:
@@ -51,9 +52,7 @@ class Execution:
         refs = []
         with suppress(queue.Empty):
             refs.append(self._made.get(timeout=_WAIT_SECONDS))
-            while True:
-                refs.append(self._made.get_nowait())
-        return refs, self._error
+        return [*refs, *drained(self._made)], self._error
 
     def finish(self) -> None:
         """Called by the rank: lets the execution end by itself, and returns when it has ended.
@@ -61,19 +60,13 @@ class Execution:
         An execution that is killed keeps its CPUs in the books of Ray Data for three minutes, in which another one may
         get none (AUTOSCALING_REQUEST_EXPIRE_TIME_S of Ray 2.60).
         """
-        with suppress(queue.Empty):
-            while True:
-                self._asked.get_nowait()
+        drained(self._asked)
         self._asked.put(None)
         self._thread.join()
 
     def numbers(self) -> list[int | None]:
         """Called by the source: returns the numbers that were asked for since, at least one; None at the end."""
-        numbers = [self._asked.get()]
-        with suppress(queue.Empty):
-            while True:
-                numbers.append(self._asked.get_nowait())
-        return numbers
+        return [self._asked.get(), *drained(self._asked)]
 
     def _run(self, me: Any, task: Any, nodes: Sequence[str], num_tasks: int, store_bytes: int) -> None:
         import ray
@@ -100,6 +93,15 @@ class Execution:
                     self._made.put(entry.ref)
         except BaseException as error:
             self._error = f"{type(error).__name__}: {error}"
+
+
+def drained(items: queue.SimpleQueue[T]) -> list[T]:
+    """Takes all that is in a queue now, and returns it in its order."""
+    found = []
+    with suppress(queue.Empty):
+        while True:
+            found.append(items.get_nowait())
+    return found
 
 
 def _one_of(nodes: Sequence[str]) -> dict[str, str]:

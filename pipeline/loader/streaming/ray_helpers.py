@@ -10,14 +10,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import Any
 
 from pipeline.cluster.ray_tasks import TASK_CPUS
 from pipeline.cluster.resources import SpareNodes, spare_nodes, this_node
 from pipeline.loader.streaming.helped import Columns, batch_bytes
 from pipeline.loader.streaming.plan import StreamPlan
-from pipeline.loader.streaming.ray_execution import Execution
+from pipeline.loader.streaming.ray_execution import Execution, drained
 from pipeline.loader.streaming.ray_task import BatchTask
 
 _log = logging.getLogger(__name__)
@@ -71,11 +70,7 @@ class RayHelpers:
 
     def arrived(self) -> list[tuple[int, Columns | None]]:
         """Returns (number, columns) of what has arrived since the last call; None for what won't arrive."""
-        items = []
-        with suppress(queue.Empty):
-            while True:
-                items.append(self._arrivals.get_nowait())
-        return items
+        return drained(self._arrivals)
 
     def close(self) -> None:
         """Ends the tasks."""

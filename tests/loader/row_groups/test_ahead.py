@@ -30,6 +30,7 @@ from pipeline.loader.streaming.threads import thread_source
 from pipeline.loader.transform import Transform
 from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent
+from tests.support.pictures.datasets import copied
 
 BATCH, WINDOW, EPOCHS, GROUPS = 50, 3, 2, 20
 
@@ -37,9 +38,7 @@ BATCH, WINDOW, EPOCHS, GROUPS = 50, 3, 2, 20
 @pytest.fixture(scope="module")
 def remote(s3: str, digits_dataset: str) -> str:
     """The URI of the digits in a bucket: 45 row groups, of which most tests read the first GROUPS."""
-    for name, _ in files.list_files(digits_dataset):
-        files.write_bytes(f"{s3}/digits/{name}", files.read_bytes(f"{digits_dataset}/{name}"))
-    return f"{s3}/digits"
+    return copied(digits_dataset, f"{s3}/digits")
 
 
 def index_of(uri: str) -> RowIndex:
