@@ -18,6 +18,7 @@ from pipeline.loader.row_groups.visits import NodeReads
 UNDECIDED, ROWS, COMING, KEPT = range(4)
 """States of a row group: nothing is known; read it row by row; it is being fetched; it was fetched."""
 _LEADER, _BOARD = "leader", "board-"
+_HEAD = 2  # numbers before those of the ranks: the step up to which is decided, and when a rank has joined
 _ALIVE_SECONDS = 0.5  # between looks at which ranks are at work
 
 
@@ -30,16 +31,18 @@ class Board:
         self._ranks, self._own = reads.ranks, reads.ranks.index(rank)
         self._file = open(path, "a+b")  # noqa: SIM115 - locked as long as it is open: a leader removes boards of others
         fcntl.flock(self._file, fcntl.LOCK_SH)
-        size = 8 * (1 + num_ranks) + num_groups
+        size = 8 * (_HEAD + num_ranks) + num_groups
         # Written, not only made longer: on a full disk that is an error, and a hole in a mapping would be SIGBUS.
         while (missing := size - os.fstat(self._file.fileno()).st_size) > 0:
             os.write(self._file.fileno(), bytes(missing))
         memory = np.memmap(self._file, mode="r+", dtype=np.uint8)
-        self._numbers = memory[: 8 * (1 + num_ranks)].view(np.int64)
-        self.states = memory[8 * (1 + num_ranks) : size]
+        self._numbers = memory[: 8 * (_HEAD + num_ranks)].view(np.int64)
+        self._read = self._numbers[_HEAD:]
+        self.states = memory[8 * (_HEAD + num_ranks) : size]
         self._alive: list[int] = [self._own]
-        self._looked_at = 0.0
+        self._looked_at, self._seen = 0.0, 0
         self.read_up_to(reads.start)
+        self._numbers[1] = time.monotonic_ns()  # others look at once who is at work
 
     @staticmethod
     def join(subfolder: str, reads: NodeReads, rank: int) -> "Board | None":
@@ -69,14 +72,16 @@ class Board:
 
     def read_up_to(self, step: int) -> None:
         """Tells the others that this rank has read its rows of all global steps before `step`."""
-        self._numbers[1 + self._own] = step
+        self._read[self._own] = step
 
     def positions(self) -> tuple[int, int]:
         """Returns the least and the largest step up to which the ranks at work have read."""
-        if time.monotonic() > self._looked_at + _ALIVE_SECONDS:
+        joined = int(self._numbers[1])
+        if joined != self._seen or time.monotonic() > self._looked_at + _ALIVE_SECONDS:
+            self._seen = joined
             self._alive = [place for place in range(len(self._ranks)) if place == self._own or self._is_alive(place)]
             self._looked_at = time.monotonic()
-        found = self._numbers[1:][self._alive]
+        found = self._read[self._alive]
         return int(found.min()), int(found.max())
 
     def lead(self) -> IO[bytes] | None:
@@ -90,7 +95,7 @@ class Board:
         self._looked_at = 0.0
         lowest, _ = self.positions()
         others = [place for place in range(len(self._ranks)) if place not in self._alive]
-        self._numbers[1:][others] = lowest  # those who join later may find what an earlier run has left
+        self._read[others] = lowest  # those who join later may find what an earlier run has left
         file.truncate(0)
         file.write(os.path.basename(self._path).encode())
         file.flush()

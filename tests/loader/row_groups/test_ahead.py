@@ -225,6 +225,20 @@ def test_ranks_of_a_node_share_a_cache(remote: str, tmp_path: Path) -> None:
     assert requests_sent().plus(before, -1).get == sum(each.requests for each in expected)
 
 
+def test_a_rank_that_joins_is_seen_at_once(remote: str, tmp_path: Path) -> None:
+    """A leader that took it for dead would remove row groups that it hasn't read."""
+    reads = NodeReads(order_of(remote), index_of(remote), 2, (0, 1), 5)
+    first = Board.join(str(tmp_path), reads, 0)
+    assert first is not None
+    first.read_up_to(9)
+    assert first.positions() == (9, 9)
+    second = Board.join(str(tmp_path), reads, 1)
+    assert second is not None
+    assert first.positions() == (5, 9)
+    second.close()
+    first.close()
+
+
 LEADER = """
 import sys, time
 from tests.loader.row_groups.test_ahead import CacheFolder, plan_of, thread_source
