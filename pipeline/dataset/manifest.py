@@ -1,4 +1,7 @@
-"""The manifest of a data set: `manifest.json`, written last, so that an unfinished data set has none."""
+"""The manifest of a data set: `manifest.json`, written last, so that an unfinished data set has none.
+
+This module also has the names of `records`, so that a reader needs `manifest` alone.
+"""
 
 import hashlib
 import json
@@ -6,61 +9,33 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from pipeline.core.errors import DatasetError
+from pipeline.dataset.records import Base, EditFile, Shard, Source, Split, Version, of_source, of_version
 from pipeline.storage import files
+
+__all__ = [
+    "MANIFEST_NAME",
+    "VERSION_SCHEMA_VERSION",
+    "Base",
+    "EditFile",
+    "Manifest",
+    "Shard",
+    "Source",
+    "Split",
+    "Version",
+    "is_dataset",
+    "load",
+    "load_stored",
+    "parse",
+    "parse_shard",
+    "parse_stored",
+]
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 2
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One Parquet file of a split, and the provenance of its rows."""
-
-    path: str  # below the folder of the manifest
-    rows: int
-    bytes: int
-    sha256: str  # hex
-    row_group_rows: tuple[int, ...]
-    row_group_offsets: tuple[int, ...]  # first byte of each row group in the file
-    row_group_bytes: tuple[int, ...]
-    provenance_path: str  # below the folder of the manifest; its rows are described by `schema.PROVENANCE_SCHEMA`
-    provenance_sha256: str  # hex
-    key_prefix: str = ""  # of the keys of a mixture's source, so that keys stay unique; not in the file
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split: its rows and its shards."""
-
-    rows: int
-    rows_per_class: tuple[int, ...]  # in the order of the manifest's classes
-    shards: tuple[Shard, ...]
-
-    @property
-    def row_group_rows(self) -> tuple[int, ...]:
-        """Rows of each row group of the split, shard after shard."""
-        return tuple(rows for shard in self.shards for rows in shard.row_group_rows)
-
-    @property
-    def row_group_places(self) -> list[tuple[Shard, int]]:
-        """(shard, index of the row group in the shard) for each row group of the split."""
-        return [(shard, index) for shard in self.shards for index in range(len(shard.row_group_rows))]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One of the data sets that a mixture is made of."""
-
-    uri: str
-    """Absolute path or URI; not part of the digest."""
-
-    digest: str
-    """Digest of its manifest."""
-
-    shards: dict[str, int]
-    """Its number of shards in each split, which follow those of the sources before it."""
+VERSION_SCHEMA_VERSION = 3  # of manifests with a `version`, which earlier programs would read without its edits
 
 
 @dataclass(frozen=True)
@@ -105,6 +80,10 @@ class Manifest:
     """The data sets that a mixture is made of, by name (`mixture.mix`): their shards stay where they are. Empty, and
     left out of the JSON and the digest, if the data set has its own shards."""
 
+    version: Version | None = None
+    """The data sets that this one is a version of, and the rows that it changes. None, and left out of the JSON and the
+    digest, if it stands alone."""
+
     digest: str = ""
     """SHA-256 (hex) over all other fields but the name: the identity of the data set."""
 
@@ -119,6 +98,9 @@ class Manifest:
         values = {**self._values(), "name": "", "digest": ""}
         for source in values.get("sources", {}).values():
             source["uri"] = ""
+        for each in (values, *values.get("sources", {}).values()):
+            for base in each.get("version", {}).get("bases", {}).values():
+                base["uri"] = ""
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def with_digest(self) -> "Manifest":
@@ -145,21 +127,27 @@ class Manifest:
 
     @property
     def resolved(self) -> "Manifest":
-        """The manifest with whole URIs of the shards and prefixes of their keys, if it is a mixture; else itself."""
+        """The manifest with the places, key prefixes and edits of shards that a mixture or a version refers to."""
         if not self.sources:
-            return self
+            return self if self.version is None else replace(self, splits=self._splits_of_version(self.version))
         splits = {}
         for name, split in self.splits.items():
             owners = [each for each in self.sources.items() for _ in range(each[1].shards.get(name, 0))]
-            shards = [_of_source(*each) for each in zip(split.shards, owners, strict=True)]
+            shards = [of_source(shard, *owner, self.classes) for shard, owner in zip(split.shards, owners, strict=True)]
             splits[name] = replace(split, shards=tuple(shards))
         return replace(self, splits=splits)
+
+    def _splits_of_version(self, version: Version) -> dict[str, Split]:
+        return {
+            name: replace(split, shards=tuple(of_version(shard, version, self.classes) for shard in split.shards))
+            for name, split in self.splits.items()
+        }
 
     def source_row_groups(self, split: str) -> dict[str, int]:
         """Returns the number of row groups of each source of a mixture in a split, in their order."""
         shards = iter(self.split(split).shards)
         return {
-            name: sum(len(next(shards).row_group_rows) for _ in range(source.shards.get(split, 0)))
+            name: sum(int(np.count_nonzero(next(shards).live_group_rows)) for _ in range(source.shards.get(split, 0)))
             for name, source in self.sources.items()
         }
 
@@ -173,30 +161,36 @@ class Manifest:
             del values["val_share"]  # manifests from before this field keep their bytes and digests
         if not self.sources:
             del values["sources"]
+        for each in (values, *values.get("sources", {}).values()):
+            if each["version"] is None:
+                del each["version"]
         for split in values["splits"].values():
             for shard in split["shards"]:
-                del shard["key_prefix"]
+                del shard["key_prefix"], shard["edits"]
+                for name in ("base", "deleted"):
+                    if not shard[name]:
+                        del shard[name]
         return values
 
 
-def _of_source(shard: Shard, owner: tuple[str, Source]) -> Shard:
-    name, source = owner
-    path, provenance = files.join(source.uri, shard.path), files.join(source.uri, shard.provenance_path)
-    return replace(shard, path=path, provenance_path=provenance, key_prefix=f"{name}/")
-
-
-class _Version(msgspec.Struct):
+class _Schema(msgspec.Struct):
     """The field of a manifest that is read first: the others may be different in another version."""
 
     schema_version: int
 
 
 def parse(data: bytes, uri: str) -> Manifest:
-    """Returns the manifest in `data`. Raises DatasetError if it is damaged, edited or of another schema."""
+    """Returns the manifest in `data`, resolved. Raises DatasetError if it is damaged, edited or of another schema."""
+    return parse_stored(data, uri).resolved
+
+
+def parse_stored(data: bytes, uri: str) -> Manifest:
+    """Returns the manifest in `data` with the fields that it has in the file. Raises what `parse` raises."""
     try:
-        version = msgspec.json.decode(data, type=_Version).schema_version
-        if version != SCHEMA_VERSION:
-            raise DatasetError(f"{uri}: manifest schema {version}, this version reads {SCHEMA_VERSION}; ingest again")
+        version = msgspec.json.decode(data, type=_Schema).schema_version
+        if version not in (SCHEMA_VERSION, VERSION_SCHEMA_VERSION):
+            known = f"{SCHEMA_VERSION} and {VERSION_SCHEMA_VERSION}"
+            raise DatasetError(f"{uri}: manifest schema {version}, this program reads {known}; ingest again")
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:  # of JSON, or of a field that is missing or has another type
         raise DatasetError(f"{uri}: not a manifest of this project ({error}); ingest again") from error
@@ -205,7 +199,7 @@ def parse(data: bytes, uri: str) -> Manifest:
             f"{uri}: the manifest doesn't match its own digest; it was edited or damaged: delete the folder and ingest "
             "again"
         )
-    return manifest.resolved
+    return manifest
 
 
 def parse_shard(values: dict[str, Any]) -> Shard:
@@ -220,9 +214,14 @@ def is_dataset(uri: str) -> bool:
 
 def load(uri: str) -> Manifest:
     """Returns the manifest of the data set at `uri`. Raises DatasetError if there is none."""
+    return load_stored(uri).resolved
+
+
+def load_stored(uri: str) -> Manifest:
+    """Returns the manifest of the data set at `uri` as it is in the file, to be copied from. Raises DatasetError."""
     place = files.join(uri, MANIFEST_NAME)
     if not files.exists(place):
         raise DatasetError(
             f"{uri}: no {MANIFEST_NAME}, so no finished data set; ingest the images first (jobs/ingest.py)"
         )
-    return parse(files.read_bytes(place), place)
+    return parse_stored(files.read_bytes(place), place)

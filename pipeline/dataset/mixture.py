@@ -4,9 +4,19 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pipeline.core.errors import DatasetError
-from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, Source, Split, is_dataset, load
+from pipeline.dataset.manifest import (
+    MANIFEST_NAME,
+    VERSION_SCHEMA_VERSION,
+    Manifest,
+    Source,
+    Split,
+    is_dataset,
+    load,
+    load_stored,
+)
 from pipeline.storage import files
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
@@ -26,7 +36,7 @@ def mix(sources: Mapping[str, str], out: str) -> Manifest:
             raise DatasetError(f"{name!r} can be no source's name; take letters, digits, _, - and .")
     if len({files.is_local(files.absolute(uri)) for uri in sources.values()}) > 1:
         raise DatasetError("some sources are local and some in object storage; copy them to one kind of place")
-    parts = {name: load(files.absolute(uri)) for name, uri in sources.items()}
+    parts = {name: load_stored(files.absolute(uri)) for name, uri in sources.items()}
     first, one = next(iter(parts.items()))
     for name, part in parts.items():
         if part.sources:
@@ -62,11 +72,16 @@ def _mixed(name: str, uris: dict[str, str], parts: dict[str, Manifest]) -> Manif
         dict(totals[1]),
         leaked,
         sources={
-            name: Source(uris[name], part.digest, {split: len(part.splits[split].shards) for split in part.splits})
-            for name, part in parts.items()
+            name: Source(uris[name], part.digest, _num_shards(part), part.version) for name, part in parts.items()
         },
     )
+    if any(part.version for part in parts.values()):
+        mixed = replace(mixed, schema_version=VERSION_SCHEMA_VERSION)
     return mixed.with_digest()
+
+
+def _num_shards(part: Manifest) -> dict[str, int]:
+    return {name: len(split.shards) for name, split in part.splits.items()}
 
 
 def _joined(name: str, parts: list[Manifest]) -> Split:

@@ -6,14 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.edits import as_edited, live_rows
 from pipeline.dataset.manifest import Manifest, Shard, Split
+from pipeline.dataset.records import Rows
 from pipeline.storage import files
-
-Rows = npt.NDArray[np.int64]
 
 _TABLE_READERS = 16
 
@@ -37,15 +36,13 @@ def read_split_provenance(uri: str, split: Split, columns: list[str]) -> pa.Tabl
 
 
 def _provenance(uri: str, shard: Shard, columns: list[str]) -> pa.Table:
-    return with_prefix(read_table(files.resolve(uri, shard.provenance_path), columns), shard)
+    rows, table = live_rows(uri, shard), stored_provenance(uri, shard, columns)
+    return as_edited(uri, shard, table if len(rows) == shard.rows else table.take(pa.array(rows)), rows)
 
 
-def with_prefix(table: pa.Table, shard: Shard) -> pa.Table:
-    """Returns rows of a shard with the keys that they have in the data set: in a mixture, after their source's name."""
-    if not shard.key_prefix or "key" not in table.column_names:
-        return table
-    keys = pa.compute.binary_join_element_wise(shard.key_prefix, table["key"], "")
-    return table.set_column(table.column_names.index("key"), "key", keys)
+def stored_provenance(uri: str, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+    """Returns columns of PROVENANCE_SCHEMA (None: all) as they are in the file, rows that are left out included."""
+    return read_table(files.resolve(uri, shard.provenance_path), columns)
 
 
 def read_provenance(uri: str, manifest: Manifest, columns: list[str]) -> pa.Table:
@@ -82,7 +79,8 @@ def _open_shard(uri: str, thread: int) -> pq.ParquetFile:
 
 def read_rows(uri: str, split: Split, rows: Rows, columns: tuple[str, ...] = ("key", "label", "image")) -> pa.Table:
     """Returns rows of a split, by index, in the order of `rows`. Reads only the row groups that hold them."""
-    ends = np.cumsum(split.row_group_rows)
+    group_rows = split.row_group_rows
+    ends = np.cumsum(group_rows)
     groups = np.searchsorted(ends, rows, side="right")
     places = split.row_group_places
     tables, positions = [], np.empty(len(rows), dtype=np.int64)
@@ -90,9 +88,11 @@ def read_rows(uri: str, split: Split, rows: Rows, columns: tuple[str, ...] = ("k
     for group in np.unique(groups):
         shard, index = places[group]
         members = np.flatnonzero(groups == group)
-        within = rows[members] - (ends[group] - split.row_group_rows[group])
+        within = rows[members] - (ends[group] - group_rows[group])
+        first = sum(shard.row_group_rows[:index])
+        stored = live_rows(uri, shard, first, first + shard.row_group_rows[index])[within]
         table = open_shard(files.resolve(uri, shard.path)).read_row_group(index, columns=list(columns))
-        tables.append(with_prefix(table.take(pa.array(within)), shard))
+        tables.append(as_edited(uri, shard, table.take(pa.array(stored - first)), stored))
         positions[members] = np.arange(taken, taken + len(members))
         taken += len(members)
     return pa.concat_tables(tables).take(pa.array(positions))

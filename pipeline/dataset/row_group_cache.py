@@ -31,7 +31,10 @@ class RowGroupCache:
     @staticmethod
     def of(folder: CacheFolder, split: Split) -> "RowGroupCache":
         """Returns the part of a folder that is for `split`."""
-        return RowGroupCache(folder, folder.subfolder("".join(shard.sha256 for shard in split.shards)))
+        # Row groups are cached from their first row to their last, without those that a version leaves out.
+        deletions = {shard.edits.deletions for shard in split.shards if shard.deleted and shard.edits}
+        names = [shard.sha256 for shard in split.shards] + sorted(file.sha256 for file in deletions if file)
+        return RowGroupCache(folder, folder.subfolder("".join(names)))
 
     def path(self, group: int) -> str:
         """Returns the path of a row group's file."""

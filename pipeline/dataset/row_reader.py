@@ -19,7 +19,8 @@ import numpy.typing as npt
 from pipeline.core.errors import DatasetError
 from pipeline.core.keyed_random import Keys, key_hash
 from pipeline.dataset.manifest import Split
-from pipeline.dataset.parquet import Rows, read_split_provenance
+from pipeline.dataset.parquet import read_split_provenance
+from pipeline.dataset.records import Rows
 from pipeline.dataset.row_group_cache import RowGroupCache
 from pipeline.storage import files
 from pipeline.storage.parallel_reads import read_ahead
@@ -94,7 +95,7 @@ def load_index(uri: str, split: Split) -> RowIndex:
     columns: dict[str, Any] = {name: table[name].to_numpy() for name in _COLUMNS[1:]}
     return RowIndex(
         paths=tuple(files.resolve(uri, shard.path) for shard in split.shards),
-        shard=np.repeat(np.arange(len(split.shards), dtype=np.int32), [shard.rows for shard in split.shards]),
+        shard=np.repeat(np.arange(len(split.shards), dtype=np.int32), [shard.live_rows for shard in split.shards]),
         offset=columns["offset"],
         length=columns["bytes"],
         crc32=columns["crc32"],

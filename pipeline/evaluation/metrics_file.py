@@ -10,8 +10,9 @@ from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.environment import git_commit, versions
 from pipeline.core.errors import RecipeError
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.parquet import read_table
+from pipeline.dataset.parquet import read_split_provenance
 from pipeline.dataset.row_reader import load_index
+from pipeline.dataset.schema import PROVENANCE_SCHEMA
 from pipeline.evaluation.analysis.leakage import without_leaked
 from pipeline.evaluation.analysis.slices import make_slices, worst_slice
 from pipeline.evaluation.certificate import Certificate
@@ -20,7 +21,6 @@ from pipeline.evaluation.output_files import read_kept
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
 from pipeline.models.load import TrainedModel
-from pipeline.storage import files
 
 _MAX_VALUES = 200  # of a column that is sliced by value: a slice for each key would hold one row
 
@@ -79,15 +79,15 @@ def _slice_columns(
         "class": np.array(data.classes)[predictions.label],
         "size, px": np.sqrt(index.height[rows].astype(np.float64) * index.width[rows]).round(),
     }
-    shards = data.split(job.split).shards
-    tables = [read_table(files.resolve(job.dataset, shard.provenance_path)) for shard in shards]
-    for name in ("brightness", *names):
-        if name not in tables[0].column_names:
-            raise RecipeError(
-                f"slice-by={name}: no column of the data set's provenance; there are "
-                f"{', '.join(tables[0].column_names)}"
-            )
-        column = np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])[rows]
+    wanted = ("brightness", *names)
+    if unknown := [name for name in wanted if name not in PROVENANCE_SCHEMA.names]:
+        raise RecipeError(
+            f"slice-by={unknown[0]}: no column of the data set's provenance; there are "
+            f"{', '.join(PROVENANCE_SCHEMA.names)}"
+        )
+    table = read_split_provenance(job.dataset, data.split(job.split), list(dict.fromkeys(wanted)))
+    for name in wanted:
+        column = table[name].to_numpy()[rows]
         if not (column.dtype.kind == "f" and np.isnan(column).all()):  # an ingest without decoding leaves them empty
             columns[name] = column
         if name in names and column.dtype.kind not in "fiu" and len(set(column.tolist())) > _MAX_VALUES:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.core.keyed_random import Stream, key_hash, permutation
 from pipeline.core.partition import even_split
 from pipeline.dataset.image_codec import MAX_IMAGE_BYTES
-from pipeline.dataset.parquet import Rows
+from pipeline.dataset.records import Rows
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.sources import Index
 from pipeline.storage.ranges import coalesce

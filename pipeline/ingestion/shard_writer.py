@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.image_codec import Buffer
-from pipeline.dataset.parquet import Rows
+from pipeline.dataset.records import Rows
 from pipeline.dataset.schema import PROVENANCE_SCHEMA, shard_schema
 from pipeline.ingestion.image_check import Stored
 from pipeline.storage import files

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from pipeline.cluster.ray_tasks import map_tables
 from pipeline.core.progress import Progress, silent
 from pipeline.core.shares import counted
+from pipeline.dataset.edits import as_edited, live_rows
 from pipeline.dataset.manifest import Manifest, Shard, Split, load
-from pipeline.dataset.parquet import read_table, with_prefix
+from pipeline.dataset.parquet import read_table
 from pipeline.storage import files
 
 # One table holds both results of a check: damaged files (path, damage), and rows of the shard (path, key, label).
@@ -52,7 +53,9 @@ class _ShardCheck:
             source = read_table(files.resolve(self.uri, shard.provenance_path), ["key", "label"])
             if not source.equals(rows.cast(source.schema)):
                 damages.append(Damage(shard.provenance_path, "other rows than its shard"))
-        return pa.concat_tables([_damage_table(damages), _row_table(shard.path, with_prefix(rows, shard))])
+        live = live_rows(self.uri, shard) if rows.num_rows == shard.rows else np.empty(0, np.int64)
+        rows = as_edited(self.uri, shard, rows.take(pa.array(live)), live)
+        return pa.concat_tables([_damage_table(damages), _row_table(shard.path, rows)])
 
     def _read(self, path: str, sha256: str, size: int | None, damages: list[Damage]) -> bytes | None:
         """Returns the content of a file, or None, having added its damage."""

@@ -37,7 +37,7 @@ from pipeline.storage.listing import (
 from pipeline.storage.local_files import MappedFile, map_file, read_local_range, temporary_beside, write_direct
 from pipeline.storage.retries import ConflictError
 from pipeline.storage.system_errors import one_line_errors, raise_if_full
-from pipeline.storage.uris import absolute, basename, in_store, is_local, join, open_filesystem, resolve
+from pipeline.storage.uris import absolute, basename, in_store, is_local, join, open_filesystem, relative, resolve
 
 __all__ = [
     "Entry",
@@ -64,6 +64,7 @@ __all__ = [
     "read_json",
     "read_range",
     "read_version",
+    "relative",
     "replace",
     "resolve",
     "size",

@@ -69,8 +69,29 @@ def join(uri: str, *names: str) -> str:
 
 
 def resolve(uri: str, place: str) -> str:
-    """Returns the URI of a file that is named from the folder `uri`: below it, or by a URI or an absolute path."""
-    return place if "://" in place or place.startswith("/") else join(uri, place)
+    """Returns the URI of a file that is named from the folder `uri`: "a/b", "../a/b", a URI or an absolute path."""
+    if "://" in place or place.startswith("/"):
+        return place
+    if not place.startswith("../"):
+        return join(uri, place)
+    if is_local(uri):
+        return posixpath.normpath(posixpath.join(uri, place))
+    scheme, rest = uri.split("://", 1)
+    path, mark, query = rest.partition("?")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(path, place))}{mark}{query}"
+
+
+def relative(uri: str, folder: str) -> str:
+    """Returns the place that `resolve(folder, place)` turns into `uri`: "../name" where both are in one store or disk.
+
+    uri, folder: absolute.
+    """
+    if is_local(uri) and is_local(folder):
+        return posixpath.relpath(uri, folder)
+    (one, _, one_query), (other, _, other_query) = uri.partition("?"), folder.partition("?")
+    if urlsplit(one)[:2] != urlsplit(other)[:2] or one_query != other_query:
+        return uri
+    return posixpath.relpath(urlsplit(one).path or "/", urlsplit(other).path or "/")
 
 
 def basename(uri: str) -> str:
