@@ -3,16 +3,17 @@
 One lock file orders all changes and holds the sum of the files' sizes. A file counts in full from the moment it is
 claimed; it appears under its name when it is complete. A process that is killed leaves a claim that nobody holds: the
 next one that wants the file takes it over. Whenever a process begins to use the folder, such claims are removed, and
-the sum is counted anew.
+the sum is counted anew. Nobody waits for another process longer than PATIENCE_SECONDS: it may hang, or be stopped.
 """
 
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import IO, Literal
 
 from pipeline.core.errors import RecipeError, StorageError
-from pipeline.core.locks import try_lock
+from pipeline.core.locks import lock_within, try_lock
 from pipeline.storage import files
 
 RESERVED_BYTES = 2 << 30  # of the disk, left free for others
+PATIENCE_SECONDS = 30.0  # row groups are fetched in seconds, and the folder is changed in milliseconds
 _CLAIMED = ".tmp"  # ends the name of a file that isn't complete
 _SUBFOLDER = re.compile("[0-9a-f]{16}")  # see `CacheFolder.subfolder`
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -108,7 +110,8 @@ class CacheFolder:
     @contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
         with _open_for_writing(self._lock_path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _lock_in_time(file, self._lock_path):
+                raise TimeoutError(errno.ETIMEDOUT, f"another process holds its lock for {PATIENCE_SECONDS:g} s")
             yield file
 
 
@@ -136,6 +139,14 @@ def parse_size(size: str | int) -> int:
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
+def size_text(num_bytes: float) -> str:
+    """Returns a size as `parse_size` reads it, rounded up to two digits: "450MB", "1.5GB"."""
+    unit, factor = next(item for item in reversed(_UNITS.items()) if num_bytes >= item[1] or item[1] == 1)
+    value = num_bytes / factor
+    step = 10 ** max(-1, math.floor(math.log10(max(value, 1))) - 1)
+    return f"{math.ceil(value / step - 1e-9) * step:g}{unit or 'B'}"
+
+
 class Claim:
     """The right to write one file, whose room is reserved. It ends by `keep`, by `drop`, or with the process."""
 
@@ -143,7 +154,10 @@ class Claim:
         self._folder, self._path, self._file = folder, path, file
 
     def keep(self, data: memoryview) -> bool:
-        """Writes the file and gives it its name. Returns False, and leaves nothing, if the disk is full."""
+        """Writes the file and gives it its name. Returns False, and leaves nothing, if the disk is full.
+
+        Raises OSError if the disk fails, or another process holds the folder's lock.
+        """
         try:
             write_all(self._file.fileno(), data)
         except OSError as error:
@@ -151,29 +165,53 @@ class Claim:
             if error.errno not in _FULL:
                 raise
             return False  # something else has taken the room
-        with self._folder._locked(), self._file:
+        with self._file, self._folder._locked():
             os.replace(self._path + _CLAIMED, self._path)
         return True
 
     def drop(self) -> None:
-        """Gives the room back."""
-        with self._folder._locked() as lock, self._file:
+        """Gives the room back, if need be later: as of a process that was killed."""
+        with self._file, suppress(TimeoutError), self._folder._locked() as lock:
             _remove(lock, self._path + _CLAIMED)
 
 
-def wait_for_claim(path: str) -> None:
-    """Waits until nobody writes the file at `path` any more: it is there then, or its writer failed or died."""
-    with suppress(FileNotFoundError), open(path + _CLAIMED, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+def wait_for_claim(path: str, is_over: Callable[[], bool] = lambda: False) -> bool:
+    """Waits until nobody writes the file at `path` any more: it is there then, or its writer failed or died.
+
+    Returns False if somebody still does after PATIENCE_SECONDS, and at once where that was so before; such a process
+    hangs, or is stopped. is_over: ends the waiting early.
+    """
+    try:
+        with open(path + _CLAIMED, "rb") as file:
+            return _lock_in_time(file, path, fcntl.LOCK_SH, is_over)
+    except FileNotFoundError:
+        return True
+
+
+def _lock_in_time(
+    file: IO[bytes], path: str, kind: int = fcntl.LOCK_EX, is_over: Callable[[], bool] = lambda: False
+) -> bool:
+    """Returns whether a file is locked now. Who was waited for in vain isn't waited for again: it costs time once."""
+    is_locked = lock_within(file, 0.0 if path in _given_up else PATIENCE_SECONDS, kind, is_over)
+    if is_locked:
+        _given_up.discard(path)
+    elif not is_over():
+        _given_up.add(path)
+    return is_locked
+
+
+_given_up: set[str] = set()  # paths of what another process holds locked for too long
 
 
 def use(subfolder: str) -> None:
-    """Makes a subfolder, and marks it as used for as long as this process lives."""
+    """Makes a subfolder, and marks it as used for as long as this process lives. Raises OSError."""
     place = subfolder, os.getpid()
     if place not in _in_use or not os.path.isdir(subfolder):
         os.makedirs(subfolder, exist_ok=True)
-        _in_use[place] = _open_users(subfolder)
-        fcntl.flock(_in_use[place], fcntl.LOCK_SH)
+        users = _open_users(subfolder)
+        if not _lock_in_time(users, subfolder, fcntl.LOCK_SH):
+            raise TimeoutError(errno.ETIMEDOUT, f"another process clears it for {PATIENCE_SECONDS:g} s")
+        _in_use[place] = users
 
 
 _in_use: dict[tuple[str, int], IO[bytes]] = {}  # {(subfolder, process): its mark}; a forked child makes its own

@@ -57,11 +57,12 @@ class RowGroupCache:
     def read(self, group: int, uri: str, offset: int, length: int) -> memoryview:
         """Returns a row group, `length` bytes at `offset` of `uri`; one process of the node fetches it.
 
-        Raises what `files.read_range` raises.
+        One that another process doesn't finish in time is read from the storage. Raises what `files.read_range` raises.
         """
         claim: Claim | Refusal = "kept"
         while not self.is_kept(group, length) and (claim := self._claim_or_warn(group, length)) == "claimed":
-            wait_for_claim(self.path(group))
+            if not wait_for_claim(self.path(group)):
+                break
         if isinstance(claim, Claim):
             return fetch(claim, uri, offset, length)
         data = self.mapped(group, length)
@@ -82,7 +83,7 @@ class RowGroupCache:
         return memoryview(mapping)
 
     def use(self) -> None:
-        """Makes the folders, and keeps others from removing what is in them. Raises StorageError if that can't be."""
+        """Makes the folders, and keeps others from removing what is in them. Raises StorageError or OSError."""
         self.folder.has_room(0)
         use(self.subfolder)
 

@@ -21,6 +21,7 @@ from pipeline.loader.device.copy_ahead import copied_ahead
 from pipeline.loader.functions import BatchFunction, MappedTransform, SampleFunction, map_batch, map_samples
 from pipeline.loader.normalise import Normalise
 from pipeline.loader.resident import ResidentSplit, load_resident, resident_batches
+from pipeline.loader.row_groups.estimate import check_cache_size
 from pipeline.loader.sample_order import training_order
 from pipeline.loader.samplers import EvaluationSampler, Sampler, TrainSampler
 from pipeline.loader.sampling.columns import SplitColumns
@@ -125,7 +126,7 @@ class Loader:
         self.uri = files.absolute(os.fspath(location))
         self.recipe = _recipe(recipe, size_px, changes)
         self.split, self.seed = split, seed
-        data = manifest.load(self.uri)
+        self._data = data = manifest.load(self.uri)
         self._rows, self._digest, self.classes = data.split(split), data.digest, data.classes
         self._selected = None  # rows that are evaluated, of a split that isn't trained on; None for all
         if where is not None and not self._trains:
@@ -194,11 +195,12 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """Yields the rest of the current epoch: all of it, unless a loop was left or a state was loaded in its middle.
 
-        Raises RecipeError if the global batch is too small for the number of ranks.
+        Raises RecipeError if the global batch is too small for the number of ranks, or the cache for what a step reads.
         """
         world_size, _ = self._world()
         if self._trains:
             check_batch(self.recipe, world_size, self._order.num_rows)
+            check_cache_size(self._cache, self.uri, self._data, self.recipe, world_size)
         sampler, stride = self._sampler(), 1 if self._trains else world_size
         if not len(sampler):  # more ranks than batches of evaluation
             self.epoch += 1

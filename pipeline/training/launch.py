@@ -13,6 +13,7 @@ from pipeline.core.errors import StoppedError
 from pipeline.core.progress import message
 from pipeline.core.variables import environment_variables
 from pipeline.dataset.manifest import Manifest
+from pipeline.loader.row_groups.estimate import check_cache_size
 from pipeline.loader.samplers import training_split
 from pipeline.models.distillation import Teacher
 from pipeline.models.identity import check_identity
@@ -34,7 +35,9 @@ def check_job(job: TrainJob) -> Manifest:
     """Returns the data set's manifest. Raises a PipelineError if the job can't work, before anything is started."""
     data = job.read_manifest()
     parts = training_split(job.dataset, data, job.recipe, job.hold_out)
-    check_batch(job.recipe, max(1, job.num_workers, job.max_workers), parts.epoch_rows)
+    workers = max(1, job.num_workers, job.max_workers)
+    check_batch(job.recipe, workers, parts.epoch_rows)
+    check_cache_size(job.cache, job.dataset, data, job.recipe, workers)
     if job.teacher:
         Teacher(job.teacher.uri, data.classes, job.recipe)
     return data

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -177,6 +179,14 @@ def test_sizes(text: str | int, expected: int) -> None:
     assert parse_size(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "text"), [(990, "990B"), (1000, "1KB"), (123_456, "130KB"), (448_000_001, "450MB"), (1.52e9, "1.6GB")]
+)
+def test_texts_of_sizes_are_rounded_up_and_can_be_given(size: float, text: str) -> None:
+    assert cache_folder.size_text(size) == text
+    assert parse_size(text) >= size
+
+
 def test_what_is_no_cache_is_refused() -> None:
     assert resolve_cache("~/kept", "1MB") == CacheFolder(os.path.expanduser("~/kept"), 10**6)
     assert resolve_cache("/kept", "0") is None
@@ -264,6 +274,47 @@ def test_a_row_group_that_another_process_fetches_is_waited_for(remote: str, tmp
     data = files.read_range(index.paths[0], request.offset, length)
     threading.Timer(0.3, lambda: claim.keep(data)).start()
     assert requests(lambda: read_images(index, np.arange(2))).total == 0
+
+
+CLAIM = """
+import os, signal, sys
+from pathlib import Path
+from tests.dataset.test_row_group_cache import Claim, with_cache
+cache, what = with_cache(sys.argv[1], Path(sys.argv[2])).cache, sys.argv[3]
+if what == "claim":
+    claim = cache.claim(0, int(sys.argv[4]))
+    os.kill(os.getpid(), signal.SIGSTOP)
+cache.use()
+with cache.folder._locked():
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.parametrize("what", ["claim", "lock"])
+def test_a_process_that_is_stopped_costs_the_others_time_once(
+    remote: str, tree_dataset: str, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it fetches a row group, or changes the folder. Once it is killed, its row group is fetched and kept."""
+    monkeypatch.setattr(cache_folder, "PATIENCE_SECONDS", 1.0)
+    cached, rows, here = with_cache(remote, tmp_path), np.arange(51), index_of(tree_dataset)
+    assert cached.cache is not None
+    cached.cache.use()
+    length = int(cached.group_bytes(np.array([0]))[0])
+    command = [sys.executable, "-c", CLAIM, remote, str(tmp_path), what, str(length)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, env=environment) as other:
+        os.waitid(os.P_PID, other.pid, os.WSTOPPED)
+        before = time.monotonic()
+        assert read_images(cached, rows) == read_images(here, rows)
+        assert 1.0 < time.monotonic() - before < 5.0
+        before = time.monotonic()
+        assert read_images(cached, rows) == read_images(here, rows)
+        assert time.monotonic() - before < 0.9
+        assert 0 not in cached.cache.kept()
+        other.kill()
+    assert read_images(cached, rows) == read_images(here, rows)
+    assert len(stored(tmp_path)) == len(cached.row_group_ends)
+    assert requests(lambda: read_images(cached, rows)).total == 0
 
 
 def test_a_folder_of_another_data_set_makes_room_once_nobody_uses_it(tmp_path: Path) -> None:

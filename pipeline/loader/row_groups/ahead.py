@@ -2,7 +2,8 @@
 
 Decisions are made in the order of the visits, long before the reading. A row group is removed once all ranks have read
 what they need of it, so reading and fetching never wait for each other in a circle. What is wrong with the cache costs
-time only: a reader that waits too long, or whose row group couldn't be fetched, reads its rows from the storage.
+time only: a reader that waits too long, or whose row group couldn't be fetched, reads its rows from the storage. Where
+it has waited in vain, it waits no more until the leader decides again.
 """
 
 import logging
@@ -34,6 +35,28 @@ _POLL_SECONDS, _LEADER_SECONDS, _PATIENCE_SECONDS = 0.003, 0.2, 30.0
 _LIST_SECONDS = 5.0  # between looks for what others have put into a cache that is full
 
 
+class Patience:
+    """How long the readers of a process wait for the leader, which may hang, or be stopped."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._in_vain: int | None = None  # what was decided when a reader gave up
+
+    def wait(self, is_over: Callable[[], bool]) -> None:
+        """Waits until `is_over`, but not longer than _PATIENCE_SECONDS, and where that was in vain not again before the
+        leader decides more.
+        """
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not is_over():
+            decided = self._board.decided
+            if decided == self._in_vain:
+                return
+            if time.monotonic() > deadline:
+                self._in_vain = decided
+                return
+            time.sleep(_POLL_SECONDS)
+
+
 @dataclass(frozen=True)
 class PlannedCache(RowGroupCache):
     """The cache as a reader of one global step sees it: the leader decides what is read whole, and fetches it."""
@@ -41,10 +64,11 @@ class PlannedCache(RowGroupCache):
     board: Board
     step: int
     is_closed: Callable[[], bool]
+    patience: Patience
 
     def whole(self, lengths: Mapping[int, int]) -> set[int]:
         """Returns which of some row groups are, or will be, here in full."""
-        self._wait(lambda: self.board.decided > self.step)
+        self.patience.wait(lambda: self.board.decided > self.step or self.is_closed())
         if self.is_closed():
             return super().whole(lengths)
         states = self.board.states
@@ -56,16 +80,11 @@ class PlannedCache(RowGroupCache):
 
     def read(self, group: int, uri: str, offset: int, length: int) -> memoryview:
         """Returns a row group, after waiting for it where it is being fetched."""
-        self._wait(lambda: self.board.states[group] != COMING)
+        self.patience.wait(lambda: self.board.states[group] != COMING or self.is_closed())
         if self.is_closed():
             return super().read(group, uri, offset, length)
         data = self.mapped(group, length)
         return files.read_range(uri, offset, length) if data is None else data
-
-    def _wait(self, is_over: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not (is_over() or self.is_closed() or time.monotonic() > deadline):
-            time.sleep(_POLL_SECONDS)
 
 
 class _ClosedError(Exception):
@@ -76,7 +95,7 @@ class RowGroupsAhead:
     """A thread that leads the cache of a node's ranks, or stands by to do so. Use `open_ahead`."""
 
     def __init__(self, reads: NodeReads, cache: RowGroupCache, board: Board) -> None:
-        self._reads, self._cache, self._board = reads, cache, board
+        self._reads, self._cache, self._board, self._patience = reads, cache, board, Patience(board)
         self._closed = threading.Event()
         self._begun: deque[tuple[int, int]] = deque()  # (first step, bytes) of visits that were decided
         self._ahead_bytes, self._listed_at = 0, 0.0
@@ -86,7 +105,8 @@ class RowGroupsAhead:
 
     def index(self, step: int) -> RowIndex:
         """Returns the index through which the rows of a global step are read."""
-        cache = PlannedCache(self._cache.folder, self._cache.subfolder, self._board, step, self._is_over)
+        own = self._cache
+        cache = PlannedCache(own.folder, own.subfolder, self._board, step, self._is_over, self._patience)
         return replace(self._reads.index, cache=cache)
 
     def read_up_to(self, step: int) -> None:
@@ -186,7 +206,7 @@ class RowGroupsAhead:
             if isinstance(claim, Claim):
                 fetch(claim, self._reads.index.paths[request.shard], request.offset, request.length)
             else:  # another process fetches it, or has just done so
-                wait_for_claim(self._cache.path(group))
+                wait_for_claim(self._cache.path(group), self._closed.is_set)
             if self._cache.is_kept(group, request.length):
                 state = KEPT
         except (OSError, PipelineError):  # whoever reads its rows gets the error, with the place of the row
@@ -218,8 +238,8 @@ def open_ahead(reads: NodeReads, cache: RowGroupCache, rank: int) -> RowGroupsAh
 
     Raises StorageError if the cache can't be written.
     """
-    cache.use()
     try:
+        cache.use()
         board = Board.join(cache.subfolder, reads, rank)
     except OSError as error:
         _log.warning("nothing is fetched ahead into the cache %s: %s", cache.folder.path, error)

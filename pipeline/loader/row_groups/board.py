@@ -3,6 +3,7 @@
 One of them leads: it decides, fetches and removes. When it ends, even by a kill, another one leads on.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -12,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from pipeline.core.locks import try_lock
+from pipeline.core.locks import lock_within, try_lock
 from pipeline.loader.row_groups.visits import NodeReads
 
 UNDECIDED, ROWS, COMING, KEPT = range(4)
@@ -20,6 +21,7 @@ UNDECIDED, ROWS, COMING, KEPT = range(4)
 _LEADER, _BOARD = "leader", "board-"
 _HEAD = 2  # numbers before those of the ranks: the step up to which is decided, and when a rank has joined
 _ALIVE_SECONDS = 0.5  # between looks at which ranks are at work
+_REMOVAL_SECONDS = 5.0  # a leader removes boards of others in milliseconds
 
 
 class Board:
@@ -30,7 +32,8 @@ class Board:
         self._path, self._slot = path, slot
         self._ranks, self._own = reads.ranks, reads.ranks.index(rank)
         self._file = open(path, "a+b")  # noqa: SIM115 - locked as long as it is open: a leader removes boards of others
-        fcntl.flock(self._file, fcntl.LOCK_SH)
+        if not lock_within(self._file, _REMOVAL_SECONDS, fcntl.LOCK_SH):
+            raise TimeoutError(errno.ETIMEDOUT, "another process removes its board, and doesn't finish")
         size = 8 * (_HEAD + num_ranks) + num_groups
         # Written, not only made longer: on a full disk that is an error, and a hole in a mapping would be SIGBUS.
         while (missing := size - os.fstat(self._file.fileno()).st_size) > 0:

@@ -3,16 +3,22 @@
 Threads of the ranks make the batches (`pipeline/loader/streaming/threads.py`); opening the data set isn't counted.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import RecipeError
+from pipeline.dataset.cache_folder import CacheFolder, size_text
+from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.row_reader import coalesce_rows
 from pipeline.loader.row_groups.eviction import Keeper
 from pipeline.loader.row_groups.visits import NodeReads
 from pipeline.loader.sample_order import Order
+from pipeline.storage import files
 
 PART_ROWS = 32
 """Rows that a thread reads and decodes at a time: few enough that all threads work on one batch, many enough that a
@@ -40,6 +46,41 @@ class EpochReads:
     def hits(self) -> float:
         """Share of the row groups that were on the disk already, in [0, 1]."""
         return self.kept / max(1, self.kept + self.fetched + self.by_rows)
+
+
+def check_cache_size(cache: CacheFolder | None, uri: str, data: Manifest, recipe: Recipe, world_size: int = 1) -> None:
+    """Raises RecipeError if a cache is too small to read the training rows of a data set in object storage through it.
+
+    uri, data: of the data set. The least is the shuffling windows that a rank's part of a batch may touch: two, or more
+    where it is larger than a window. Of one window over everything it is a row group: each that is kept saves requests.
+    """
+    split, window = data.split("train"), recipe.shuffle_window_row_groups
+    is_remote = any(not files.is_local(files.resolve(uri, shard.path)) for shard in split.shards)
+    if cache is None or cache.max_bytes is None or recipe.residency != "stream" or not is_remote:
+        return
+    num_groups = len(split.row_group_rows)
+    sources = list(data.source_row_groups("train").values()) if data.sources else [num_groups]
+    batch_groups = recipe.global_batch_size / world_size * num_groups / split.rows / len(sources)
+
+    def least_bytes(window: int | None) -> float:
+        needed = 1
+        if window is not None and window < max(sources):
+            num_windows = 1 + math.ceil(batch_groups / window)
+            needed = sum(min(num_windows * window, groups) for groups in sources)
+        return needed * sum(shard.bytes for shard in split.shards) / num_groups
+
+    if cache.max_bytes >= (least := least_bytes(window)):
+        return
+    what, instead = "a row group", ""
+    if window is not None and window < max(sources):
+        touched = 1 + math.ceil(batch_groups / window)
+        what = f"{touched} shuffling windows of {window} row groups, which a step may touch"
+        if smaller := next((each for each in range(window, 0, -1) if least_bytes(each) <= cache.max_bytes), None):
+            instead = f", or shuffle_window_row_groups={smaller}"
+    raise RecipeError(
+        f"cache-size={cache.max_bytes / 1e6:g}MB is less than {what}, so rows would be requested one by one; "
+        f"give {size_text(least)} or more, 0 for no cache{instead}"
+    )
 
 
 def simulate(reads: NodeReads, max_bytes: int | None) -> Iterator[EpochReads]:

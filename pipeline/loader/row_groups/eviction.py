@@ -1,8 +1,8 @@
 """Which row groups a cache keeps: the one whose next use is farthest goes first (Belady 1966, IBM Systems Journal 5/2).
 
 Others guess what will be used next. Here the order is known, so the rule is exact. A row group is visited once an epoch
-and stays while it is visited, so the cache must hold the row groups of one shuffling window; a visit that finds no room
-is read row by row.
+and stays while it is visited, so the cache must hold the row groups of the shuffling windows that a step touches: two,
+where a step reads the end of one and the beginning of the next. A visit that finds no room is read row by row.
 """
 
 import heapq

@@ -1,7 +1,10 @@
 """Streams through a cache of row groups: the batches of a disk, the requests of the plan, whoever is killed."""
 
 import errno
+import itertools
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.core.errors import StorageError
+from pipeline.config.presets import make_recipe
+from pipeline.core.errors import RecipeError, StorageError
 from pipeline.dataset import manifest
 from pipeline.dataset.cache_folder import CacheFolder
 from pipeline.dataset.row_reader import RowIndex, load_index
@@ -30,6 +34,7 @@ from pipeline.loader.streaming.threads import thread_source
 from pipeline.loader.transform import Transform
 from pipeline.storage import files
 from pipeline.storage.request_counts import requests_sent
+from tests.support.jobs import call_job, one_line_error
 from tests.support.pictures.datasets import copied
 
 BATCH, WINDOW, EPOCHS, GROUPS = 50, 3, 2, 20
@@ -201,6 +206,59 @@ def test_the_public_loader_fetches_ahead_over_the_end_of_an_epoch(remote: str, t
         assert 0 < stored_bytes(tmp_path) <= 8 * size
 
 
+@pytest.mark.parametrize(
+    ("window", "groups", "message"),
+    [
+        (
+            WINDOW,
+            5.9,
+            r"than 2 shuffling windows of 3 row groups, .*; give \d+KB or more, .* or .*_row_groups=2$",
+        ),
+        (WINDOW, 0.9, r"than 2 shuffling windows of 3 row groups, .*; give \d+KB or more, 0 for no cache$"),
+        (WINDOW, 6.0, None),
+        (
+            None,
+            0.9,
+            r"cache-size=0.0\d+MB is less than a row group, so rows would be .*; give .*KB or more",
+        ),
+        (None, 1.0, None),
+    ],
+)
+def test_a_cache_that_is_too_small_is_refused(
+    remote: str, digits_dataset: str, tmp_path: Path, window: int | None, groups: float, message: str | None
+) -> None:
+    """Before anything is read; the remedies are accepted. Where the data set is on a disk, nothing is cached."""
+    shards = manifest.load(remote).split("train").shards
+    mean = sum(shard.bytes for shard in shards) / sum(len(shard.row_group_rows) for shard in shards)
+    size = math.ceil(groups * mean)
+
+    def opened(uri: str, size: str | int, window: int | None = window) -> None:
+        recipe = make_recipe("resnet50", warmup_epochs=0, global_batch_size=BATCH)
+        recipe = replace(recipe, shuffle_window_row_groups=window)
+        next(iter(Loader(uri, recipe, size_px=8, cache=str(tmp_path / "kept"), cache_size=size)))
+
+    opened(digits_dataset, size)
+    if message is None:
+        opened(remote, size)
+        return
+    with pytest.raises(RecipeError, match=message) as error:
+        opened(remote, size)
+    assert not (tmp_path / "kept").exists()
+    if remedy := re.search(r"give (\S+) or more", str(error.value)):
+        opened(remote, remedy[1])
+    if smaller := re.search(r"shuffle_window_row_groups=(\d+)", str(error.value)):
+        opened(remote, size, int(smaller[1]))
+
+
+@pytest.mark.slow
+def test_a_run_with_a_cache_that_is_too_small_ends_before_it_begins(remote: str, tmp_path: Path) -> None:
+    flags = "--recipe digits --set residency=stream shuffle_window_row_groups=3 --cache kept --cache-size 5KB"
+    place = ("--data", remote, "--storage", "storage", "--workers", "0")
+    ended = call_job("imagenet_resnet", *place, *flags.split(), cwd=tmp_path)
+    assert "cache-size=0.005MB is less than 2 shuffling windows of 3 row groups" in one_line_error(ended)
+    assert not list(tmp_path.glob("storage/runs/*/*"))
+
+
 # --- several ranks -----------------------------------------------------------------------------------------------
 
 
@@ -247,6 +305,27 @@ for batch in thread_source(plan_of(uri, CacheFolder(folder, int(max_bytes)), wor
     print(batch.index, flush=True)
     time.sleep(0.02)
 """
+
+
+def test_a_leader_that_is_stopped_costs_time_once(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rank counts as at work. Rows of what it has claimed, or would decide, are read from the storage."""
+    monkeypatch.setattr(ahead, "_PATIENCE_SECONDS", 2.0)
+    max_bytes, order = 9 * group_bytes(remote), order_of(remote)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-c", LEADER, remote, str(tmp_path), str(max_bytes)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        plan, moments = plan_of(remote, CacheFolder(str(tmp_path), max_bytes), world=2), list[float]()
+        for step, batch in enumerate(thread_source(plan)(lambda: False)):
+            assert batch.rows.tolist() == order.rows(step, 2, 0).tolist()
+            if step == 3:
+                other.send_signal(signal.SIGSTOP)
+            moments.append(time.monotonic())
+        assert step == EPOCHS * order.steps_per_epoch - 1
+        waits = [late - early for early, late in itertools.pairwise(moments) if late - early > 1.8]
+        assert 1 <= len(waits) <= 2, waits  # what was decided already, and what wasn't
+        other.kill()
 
 
 def test_a_leader_that_is_killed_is_replaced(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
