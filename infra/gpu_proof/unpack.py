@@ -78,8 +78,8 @@ def place_decoder(folder: Path) -> None:
     """Copies the decoder to the name under which this machine keeps its own."""
     code = (
         "from pathlib import Path; from pipeline.core.user_folders import cache_folder;"
-        "from pipeline.loader.native import kernel;"
-        "print(Path(cache_folder()) / 'native' / kernel._library_name(kernel.SOURCE))"
+        "from pipeline.dataset.native.library import library_name; from pipeline.loader.native.kernel import SOURCE;"
+        "print(Path(cache_folder()) / 'native' / library_name(SOURCE))"
     )
     environment = {"PYTHONPATH": f"{folder / 'code'}:{folder / 'site'}", "XDG_CACHE_HOME": str(folder / "cache")}
     named = subprocess.run(

@@ -1,8 +1,8 @@
 """Decodes any image file in full, and encodes RGB pixels as JPEG or PNG.
 
-JPEGs go through libjpeg-turbo (simplejpeg), everything else through PIL. A file that is cut off or damaged is an error:
-nothing here makes up missing pixels. EXIF's rotation is not applied, colour profiles neither, and transparency is
-dropped: the colours below it show. Of several frames or pages the first is read.
+JPEGs go through libjpeg-turbo (simplejpeg), or native code that gives the same pixels; all else goes through PIL. Files
+that are cut off or damaged are errors: nothing here makes up missing pixels. EXIF's rotation is not applied, colour
+profiles neither, and transparency is dropped: the colours below it show. Of several frames or pages the first is read.
 """
 
 import io
@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.core.thread_warnings import thread_warnings
 from pipeline.dataset.jpeg_segments import pixel_segments, read_frame, without_stray_bytes
+from pipeline.dataset.native.pixels import decode_ordinary_jpeg
 
 MAX_IMAGE_PIXELS = 100_000_000
 MAX_IMAGE_BYTES = 64 << 20
@@ -121,7 +122,11 @@ def decode(data: Buffer) -> Pixels:
     """Returns uint8 [H, W, 3], RGB. Raises BadImageError unless the image decodes in full."""
     if data[:2] != JPEG_START:
         return _decode_with_pil(data)
-    space = read_jpeg_header(data)[2]
+    height, width, space = read_jpeg_header(data)
+    if space == "YCbCr":
+        ordinary = decode_ordinary_jpeg(data, height, width)
+        if ordinary is not None:
+            return ordinary
     frame = read_frame(data)
     if frame is not None and frame.process == "lossless":
         return _decode_lossless(data, space, frame.precision_bits)

@@ -25,7 +25,8 @@ from PIL import Image
 from pipeline.core.errors import ClusterError, DatasetError
 from pipeline.dataset import image_codec
 from pipeline.dataset.image_codec import Buffer
-from pipeline.loader.native.kernel import KernelUnavailableError, load_kernel
+from pipeline.dataset.native.library import KernelUnavailableError
+from pipeline.loader.native.kernel import load_kernel
 
 MAX_ERROR = 0.6  # mean absolute difference to torchvision, of 255, over many images; 3.0 for any one
 DecoderName = Literal["kernel", "libjpeg", "simplejpeg"]

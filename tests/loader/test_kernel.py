@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.loader.native import kernel
-from pipeline.loader.native.kernel import KernelUnavailableError, compilers, load_kernel
+from pipeline.dataset.native import library
+from pipeline.dataset.native.library import KernelUnavailableError, compilers, library_name
+from pipeline.loader.native.kernel import load_kernel
 
 _FAKE_COMPILER = """#!/bin/sh
 echo compiled >> {log}
@@ -30,15 +31,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (native / "decode.c").write_text("int decode_batch(void) { return 0; }")
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
-    library = tmp_path / "real.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(native / "decode.c")], check=True)
+    real = tmp_path / "real.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(real), str(native / "decode.c")], check=True)
     compiler = tmp_path / "cc"
-    compiler.write_text(_FAKE_COMPILER.format(log=tmp_path / "log", library=library))
+    compiler.write_text(_FAKE_COMPILER.format(log=tmp_path / "log", library=real))
     compiler.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(compiler))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(kernel, "temporary_home", lambda: str(tmp_path / "temporary"))
+    monkeypatch.setattr(library, "temporary_home", lambda: str(tmp_path / "temporary"))
     return tmp_path
 
 
@@ -67,7 +68,7 @@ def test_it_is_compiled_once_and_never_beside_its_source(here: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\x7fELF of another machine", b"\x7fELF" + bytes(200)])
 def test_a_library_of_another_machine_is_compiled_anew(here: Path, content: bytes) -> None:
     source = here / "native" / "decode.c"
-    name = kernel._library_name(source)
+    name = library_name(source)
     for folder in (here / "cache" / "image-pipeline" / "native", source.parent):  # earlier versions: in the checkout
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -80,7 +81,7 @@ def test_where_the_cache_cannot_be_written_it_is_kept_in_the_temporary_folder(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "blocked").write_text("a file where the cache's folder should be")
-    monkeypatch.setattr(kernel, "cache_folder", lambda: str(here / "blocked" / "image-pipeline"))
+    monkeypatch.setattr(library, "cache_folder", lambda: str(here / "blocked" / "image-pipeline"))
     load_kernel(here / "native" / "decode.c")
     assert list((here / "temporary" / "native").glob("decode-*.so"))
 

@@ -9,9 +9,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.dataset.image_codec import Pixels
+from pipeline.dataset.native.pixels import SQUARE_PX, native_facts
 from pipeline.dataset.schema import THUMBNAIL_PX
 
-HASH_PX = 32
+HASH_PX = SQUARE_PX
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,26 @@ class PixelFacts:
 
 
 def pixel_facts(pixels: Pixels) -> PixelFacts:
-    """Returns the facts of uint8 [H, W, 3], RGB."""
+    """Returns the facts of uint8 [H, W, 3], RGB: by native code, or by libraries, which give the same."""
+    found = native_facts(pixels)
+    if found is not None:
+        grey = found.grey.astype(np.float64)
+        return PixelFacts(found.sha256 or _sha256(pixels), found.histogram, perceptual_hash(grey), _thumbnail(grey))
     image = Image.fromarray(pixels)
+    grey = grey_square(image, HASH_PX)
+    histogram = np.array(image.histogram(), dtype=np.int64)
+    return PixelFacts(_sha256(pixels), histogram, perceptual_hash(grey), _thumbnail(grey))
+
+
+def _sha256(pixels: Pixels) -> str:
     digest = hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]}:".encode())
     digest.update(np.ascontiguousarray(pixels).data)
-    grey = grey_square(image, HASH_PX)
+    return digest.hexdigest()
+
+
+def _thumbnail(grey: npt.NDArray[np.float64]) -> bytes:
     small = grey.reshape(THUMBNAIL_PX, 2, THUMBNAIL_PX, 2).mean(axis=(1, 3))
-    return PixelFacts(
-        digest.hexdigest(),
-        np.array(image.histogram(), dtype=np.int64),
-        perceptual_hash(grey),
-        np.round(small).astype(np.uint8).tobytes(),
-    )
+    return np.round(small).astype(np.uint8).tobytes()
 
 
 def grey_square(image: Image.Image, side: int) -> npt.NDArray[np.float64]:

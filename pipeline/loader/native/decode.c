@@ -17,11 +17,7 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define FAST __attribute__((target_clones("arch=x86-64-v3", "default")))
-#else
-#define FAST
-#endif
+#include "../../dataset/native/entropy.h"
 
 enum { OK = 0, DAMAGED = 1, UNSUPPORTED = 2, OTHER_SIZE = 3, NO_MEMORY = 4, BAD_BOX = 5 };
 enum { CHANNELS = 3, MAX_SIDE = 65500, MAX_SIZE = 8192, SMALL = 32 };
