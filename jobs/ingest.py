@@ -1,11 +1,12 @@
 """Turns raw images into a data set: Parquet shards and a manifest, the same bytes every time.
 
 An interrupted ingest continues where it stopped when the same command runs again. --dry-run shows the plan and its cost
-and writes nothing; --diff compares two data sets.
+and writes nothing; --diff compares two data sets. --onto writes what has changed since an earlier ingest alone.
 
 Examples:
     uv run jobs/ingest.py --source photos/ --out data/photos
     uv run jobs/ingest.py --source s3://bucket/raw --out s3://bucket/photos --dry-run
+    uv run jobs/ingest.py --source photos/ --out data/photos-tuesday --onto data/photos-monday
     uv run jobs/ingest.py --diff data/photos-monday data/photos-tuesday
 """
 
@@ -71,12 +72,24 @@ class ContentArgs:
         ),
     ] = 0
 
-    def settings(self) -> IngestSettings:
-        """Returns the settings. Raises PipelineError for a value out of range."""
+    def settings(self, is_version: bool) -> IngestSettings | None:
+        """Returns the settings; None for those of the parent of a version. Raises PipelineError for a bad value."""
+        if is_version and self == ContentArgs():
+            return None
         if not 0 < self.shard_mib <= 1024:
             raise PipelineError(f"shard_mib={self.shard_mib:g} must lie above 0 and be at most 1024")
         handling = ImageHandling(self.checks, self.shorter_side_px, self.jpeg_quality)
         return IngestSettings(self.seed, int(self.shard_mib * 2**20), handling)
+
+
+@dataclass(frozen=True)
+class VersionArgs:
+    """A version of an earlier data set of this source: it holds what is new, and refers to the earlier one's shards."""
+
+    onto: Annotated[str | None, command.option("the earlier data set; content settings are its own", "URI")] = None
+    recheck: Annotated[
+        bool, command.option("read every file to find changes, instead of trusting lengths, times and ETags", "")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,7 @@ class Args:
     data: Annotated[SourceArgs, command.group("data")] = SourceArgs()
     raw: Annotated[RawArgs, command.group("data")] = field(default_factory=RawArgs)
     content: Annotated[ContentArgs, command.group("content")] = ContentArgs()
+    version: Annotated[VersionArgs, command.group("version")] = VersionArgs()
     out: Annotated[str | None, command.option("the data set's folder, new or empty", "URI")] = None
     workers: Annotated[int | None, command.option("shards written at a time", "N", "one per CPU")] = None
     dry_run: Annotated[bool, command.option("show the plan and its cost; write nothing", "")] = False
@@ -100,12 +114,12 @@ def main(args: Args) -> None:
     if args.diff is not None:
         print_diff(*map(files.absolute, args.diff))
         return
-    source, settings = args.raw.source(args.data.source), args.content.settings()
+    source, settings = args.raw.source(args.data.source), args.content.settings(args.version.onto is not None)
     if source is None or args.out is None:
         missing = "--source" if source is None else "--out"
         raise PipelineError(f"{missing} is missing; give --source URI --out URI, or --diff OLD NEW")
     if args.dry_run:
-        print_preview(source, args.out, settings, args.workers)
+        print_preview(source, args.out, settings, args)
         return
     start = time.perf_counter()
     with command.Display() as display:
@@ -115,6 +129,8 @@ def main(args: Args) -> None:
             settings=settings,
             max_quarantined=args.raw.max_quarantined,
             workers=args.workers,
+            onto=args.version.onto,
+            recheck=args.version.recheck,
             progress=display,
         )
     print_ingested(done, time.perf_counter() - start)
@@ -123,19 +139,17 @@ def main(args: Args) -> None:
 def print_ingested(done: Ingested, seconds: float) -> None:
     """Prints a summary of the data set and of the ingest."""
     data = done.manifest
-    shards = [shard for split in data.splits.values() for shard in split.shards]
     num_quarantined = sum(data.quarantined.values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in data.quarantined.items())
     leaked = ", ".join(f"{len(keys):,} of {name}" for name, keys in data.leaked.items())
+    requests = done.requests.plus(requests_sent())
     repaired = "; ".join(f"{count:,} {what}" for what, count in data.repaired.items())
     command.print_table(
         f"\n{data.name}",
         [
             *((name, f"{counted(split.rows, 'row')}{_rule(name, data)}") for name, split in data.splits.items()),
             ("classes", f"{len(data.classes):,}"),
-            ("shards", f"{len(shards):,}, {sum(shard.bytes for shard in shards) / 1e6:,.1f} MB")
-            if not done.trusted_shards
-            else ("shards", f"{len(shards):,}, {done.trusted_shards:,} of them there already"),
+            ("shards", _shards(done)),
             ("left out", f"{num_quarantined:,} ({reasons}), see quarantine.parquet" if num_quarantined else "none"),
             ("changed", repaired or "none"),
             (
@@ -144,8 +158,8 @@ def print_ingested(done: Ingested, seconds: float) -> None:
                 if leaked
                 else "not looked for",
             ),
-            ("requests", str(done.requests.plus(requests_sent())) if done.requests.total else "none"),
-            ("time", f"{seconds:.1f} s, {data.rows / seconds:,.0f} images/s with start-up"),
+            ("requests", str(requests) if requests.total else "none"),
+            ("time", f"{seconds:.1f} s" + (_rate(data.rows / seconds) if done.changes is None else "")),
             ("digest", data.digest),
             ("manifest", files.join(done.uri, "manifest.json")),
             ("quality", files.join(done.uri, "quality.html")),
@@ -153,14 +167,32 @@ def print_ingested(done: Ingested, seconds: float) -> None:
     )
 
 
+def _shards(done: Ingested) -> str:
+    shards = [shard for split in done.manifest.splits.values() for shard in split.shards]
+    own = [shard for shard in shards if not shard.base]
+    if done.trusted_shards:
+        text = f"{len(own):,}, {done.trusted_shards:,} of them there already"
+    else:
+        text = f"{len(own):,}, {sum(shard.bytes for shard in own) / 1e6:,.1f} MB"
+    if done.manifest.version is None:
+        return text
+    return f"{text}; {len(shards) - len(own):,} of {counted(len(done.manifest.version.bases), 'earlier data set')}"
+
+
+def _rate(images_per_second: float) -> str:
+    return f", {images_per_second:,.0f} images/s with start-up"
+
+
 def _rule(split: str, data: Manifest) -> str:
     return f" ({data.val_rule})" if split == "val" and data.val_rule else ""
 
 
-def print_preview(source: Source, out: str, settings: IngestSettings, workers: int | None) -> None:
+def print_preview(source: Source, out: str, settings: IngestSettings | None, args: Args) -> None:
     """Prints what an ingest would write and take."""
     with command.Display() as display:
-        preview = preview_ingest(source, out, settings=settings, workers=workers, progress=display)
+        preview = preview_ingest(
+            source, out, settings=settings, workers=args.workers, onto=args.version.onto, progress=display
+        )
     index, cost = preview.index, preview.cost
     by_split = ", ".join(f"{table.num_rows:,} {name}" for name, table in index.splits.items())
     group_rows = sorted({shard.row_group_rows for shard in preview.shards})

@@ -23,10 +23,11 @@ from pipeline.dataset.parquet import read_provenance
 from pipeline.ingestion.quality.duplicates import (
     ALL_PAIRS_ROWS,
     candidate_pairs,
-    find_pairs,
     hashes_and_thumbnails,
+    near_duplicates,
 )
 from pipeline.ingestion.quality.likeness_groups import likeness_groups
+from pipeline.ingestion.quality.pairs import pairs_of
 from pipeline.ingestion.quality.pixel_facts import perceptual_hash
 from pipeline.storage import files
 
@@ -71,7 +72,7 @@ def known(uri: str) -> tuple[Hashes, Thumbnails, Rows]:
         raise DatasetError(f"--data {uri}: {rows.num_rows:,} rows, and all pairs of {ALL_PAIRS_ROWS:,} are the most")
     names = zip(rows["split"].to_pylist(), rows["key"].to_pylist(), strict=True)
     positions = {name: row for row, name in enumerate(names)}
-    pairs = [pair for pair in find_pairs(uri, data, rows) if not pair.exact]
+    pairs = [pair for pair in pairs_of(rows, near_duplicates(uri, data, rows)) if not pair.exact]
     near = np.array([(positions[pair.first], positions[pair.second]) for pair in pairs], np.int64).reshape(-1, 2)
     return *hashes_and_thumbnails(rows), near
 

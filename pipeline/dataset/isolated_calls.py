@@ -5,6 +5,7 @@ process itself, so a task uses them only after it has died once.
 """
 
 import faulthandler
+import logging
 import multiprocessing
 import resource
 import signal
@@ -81,6 +82,7 @@ def _in_child(items: Sequence[T], call: Callable[[T], R], seconds: int) -> tuple
 
 def _run_child(items: Sequence[T], call: Callable[[T], R], seconds: int, sender: Connection) -> None:
     faulthandler.disable()  # the parent tells of the crash, in one line
+    logging.disable()  # a thread of the parent's that shows progress may hold the lock of what log lines go to
     for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

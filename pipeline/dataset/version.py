@@ -25,6 +25,8 @@ from pipeline.dataset.parquet import parquet_bytes, read_split_provenance, store
 from pipeline.dataset.records import Base, EditFile, Rows, Shard, Split, Version, edit_name, of_version
 from pipeline.storage import files
 
+BY_PEOPLE = "corrected:"
+"""How the reasons of edits begin that a person has made: they are remembered while the source has the row."""
 _NAME_DIGITS = 12  # of a digest, that name a base
 _DELETED = pa.schema([("row", pa.int64()), ("reason", pa.string())])
 _CORRECTED = pa.schema([("row", pa.int64()), ("class", pa.string()), ("reason", pa.string())])
@@ -73,10 +75,11 @@ def derive(
     earlier = _earlier_edits(parent, stored)
     deletions = pa.concat_tables([earlier[0], *(each[0] for each in new)])
     gone = rows_by_shard(deletions)
+    by_people = {*deletions.filter(pa.compute.starts_with(deletions["reason"], BY_PEOPLE))["shard"].to_pylist()}
     shards: dict[str, list[Shard]] = {}
     for name, split in stored.splits.items():
         referred = (_with_deletions(_referred(shard, stored), gone) for shard in split.shards)
-        shards[name] = [shard for shard in referred if shard.live_rows]
+        shards[name] = [shard for shard in referred if shard.live_rows or edit_name(shard) in by_people]
     for name, more in added.items():
         shards.setdefault(name, []).extend(more)
     all_shards = [shard for each in shards.values() for shard in each]
@@ -87,7 +90,11 @@ def derive(
         _write(out, DELETIONS_NAME, deletions, names),
         _write(out, CORRECTIONS_NAME, _newest(deletions, *(each[1] for each in reversed(new)), earlier[1]), names),
     )
-    splits = {name: _counted(out, tuple(each), version, classes) for name, each in shards.items() if each}
+    splits = {
+        name: _counted(out, tuple(each), version, classes)
+        for name, each in shards.items()
+        if any(shard.live_rows for shard in each)
+    }
     return Derived(splits, version)
 
 

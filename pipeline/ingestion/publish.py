@@ -4,19 +4,30 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress
 from pipeline.core.shares import counted
-from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, Split, parse_shard
-from pipeline.dataset.parquet import read_split_provenance
+from pipeline.dataset.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    VERSION_SCHEMA_VERSION,
+    Manifest,
+    load_stored,
+)
+from pipeline.ingestion.changes.histogram import histogram_without
+from pipeline.ingestion.changes.onto import Onto
+from pipeline.ingestion.changes.parts import version_parts, whole_parts
+from pipeline.ingestion.changes.state import PixelState, read_pixels, state_of, write_pixels, write_state
 from pipeline.ingestion.plan import IngestSettings, ShardPlan
 from pipeline.ingestion.quality import statistics
+from pipeline.ingestion.quality.duplicates import Searched, near_duplicates
 from pipeline.ingestion.shard_task import Receipt
 from pipeline.ingestion.sources import Index
 from pipeline.ingestion.target import CARD_NAME, QUALITY_NAME, QUARANTINE_NAME
@@ -49,6 +60,12 @@ class IngestPlan:
     out: str
     settings: IngestSettings
     lease: lease.Lease  # held on `out`
+    onto: Onto | None = None  # the data set that a version is made of
+
+    @cached_property
+    def to_write(self) -> Index:
+        """The rows that the shards hold: those of the index, or of a version the new ones."""
+        return self.index if self.onto is None else self.onto.new_rows(self.index)
 
 
 def check_counts(plan: IngestPlan, receipts: list[Receipt]) -> None:
@@ -103,89 +120,112 @@ def check_quarantined(plan: IngestPlan, quarantined: pa.Table, most: float) -> N
 
 
 def build_manifest(plan: IngestPlan, receipts: list[Receipt]) -> Manifest:
-    """Returns the manifest of finished shards, without quality and digest."""
-    splits: dict[str, Split] = {}
-    sources: list[str] = []
-    for name in plan.index.splits:
-        mine = [receipt for receipt in receipts if receipt.path.split("/")[0] == name]
-        splits[name] = _build_split(name, mine)
-        sources += _source_lines(plan.out, name, splits[name], mine)
-    _check_no_class_is_lost(plan.index, splits)
-    repaired, reasons = Counter[str](), Counter[str]()
+    """Returns the manifest of finished shards as it will be in the file, without quality and digest.
+
+    Writes the edit files of a version.
+    """
+    parts = (
+        whole_parts(plan.index, plan.out, receipts)
+        if plan.onto is None
+        else version_parts(plan.onto, plan.index, plan.out, receipts)
+    )
+    repaired, reasons = parts.repaired, Counter[str]()
     for receipt in receipts:
         repaired.update(receipt.repaired)
         reasons.update(entry["reason"].split(":")[0] for entry in receipt.quarantined)
     reasons.update(each.reason.split(":")[0] for each in plan.index.unusable)
-    sources += [f"{each.split} {each.key} {each.label} " for each in plan.index.unusable]
+    sources = [*parts.sources, *(f"{each.split} {each.key} {each.label} " for each in plan.index.unusable)]
     return Manifest(
         plan.index.name,
         plan.index.classes,
         plan.settings.seed,
-        splits,
+        parts.splits,
         source_digest=hashlib.sha256("\n".join(sorted(sources)).encode()).hexdigest(),
         quarantined=dict(sorted(reasons.items())),
         repaired=dict(sorted(repaired.items())),
         settings=asdict(plan.settings),
         val_share=plan.index.val_share,
+        version=parts.version,
+        schema_version=SCHEMA_VERSION if parts.version is None else VERSION_SCHEMA_VERSION,
     )
 
 
-def _check_no_class_is_lost(index: Index, splits: dict[str, Split]) -> None:
-    """Raises DatasetError if a class had training images and none of them can be used."""
-    if "train" not in splits:
-        return
-    wanted = np.bincount(index.splits["train"]["label"].to_numpy(), minlength=len(index.classes))
-    for label in np.flatnonzero((wanted > 0) & (np.array(splits["train"].rows_per_class) == 0)):
-        raise DatasetError(
-            f"class {index.classes[label]!r}: none of its {counted(int(wanted[label]), 'training image')} can be used; "
-            f"see {QUARANTINE_NAME}, and mend or remove them"
-        )
-
-
-def _build_split(name: str, receipts: list[Receipt]) -> Split:
-    shards = tuple(shard for shard in (parse_shard(receipt.shard) for receipt in receipts) if shard.rows)
-    if not shards:
-        raise DatasetError(f"split {name!r}: no image of it can be used; see {QUARANTINE_NAME}")
-    counts = np.sum([receipt.rows_per_class for receipt in receipts], axis=0)
-    return Split(sum(shard.rows for shard in shards), tuple(counts.tolist()), shards)
-
-
-def _source_lines(out: str, name: str, split: Split, receipts: list[Receipt]) -> Iterable[str]:
-    """Yields a line for each file of the source, stored or refused; `source_digest` is a hash over these lines."""
-    table = read_split_provenance(out, split, ["key", "label", "source_sha256"])
-    columns = (table[column].to_pylist() for column in table.column_names)
-    yield from (f"{name} {key} {label} {sha.hex()}" for key, label, sha in zip(*columns, strict=True))
-    refused = (entry for receipt in receipts for entry in receipt.quarantined)
-    yield from (f"{name} {entry['key']} {entry['label']} {entry['sha256']}" for entry in refused)
+def _refused_keys(receipts: list[Receipt]) -> dict[str, pa.Array]:
+    """Returns the keys of the files that couldn't be stored, for each split."""
+    keys: dict[str, list[str]] = {}
+    for receipt in receipts:
+        keys.setdefault(receipt.path.split("/")[0], []).extend(entry["key"] for entry in receipt.quarantined)
+    return {split: pa.array(found, pa.string()) for split, found in keys.items()}
 
 
 def publish(plan: IngestPlan, receipts: list[Receipt], progress: Progress) -> Manifest:
-    """Looks for duplicates, writes quality.html and README.md, then the manifest, last. Returns the manifest.
+    """Looks for duplicates, writes state, quality.html and README.md, then the manifest, last. Returns the manifest.
 
-    Raises DatasetError if another process has taken the lease, or has published a data set here.
+    Raises DatasetError if another process has taken the lease, or has published a data set here, or has changed the
+    data set of which a version is made.
     """
     from pipeline.ingestion.quality import report  # matplotlib takes a second to load, and tasks have no use for it
 
     manifest = build_manifest(plan, receipts)
-    histogram = np.sum([receipt.histogram for receipt in receipts], axis=0)
-    manifest = statistics.with_quality(plan.out, manifest, histogram, progress).with_digest()
-    page = report.render(plan.out, manifest, histogram)
+    histogram = sum((np.array(each.histogram) for each in receipts), np.zeros(768, dtype=np.int64))
+    if plan.settings.handling.checks == "decode":
+        manifest, histogram = _with_quality(plan, manifest, histogram, progress)
+    manifest = manifest.with_digest()
+    page = report.render(plan.out, manifest.resolved, histogram)
     plan.lease.check()
+    write_state(plan.out, state_of(plan.index, _refused_keys(receipts)))
     files.write_bytes(files.join(plan.out, QUALITY_NAME), page.encode())
     files.write_bytes(files.join(plan.out, CARD_NAME), dataset_card(manifest).encode())
+    if plan.onto and load_stored(plan.onto.uri).digest != plan.onto.stored.digest:
+        raise DatasetError(f"{plan.onto.uri}: has been changed meanwhile; run the same command again")
     # Readers take a folder with a manifest for a finished data set, so nothing may follow it.
     if not files.write_once(files.join(plan.out, MANIFEST_NAME), manifest.to_json()):
         raise DatasetError(f"{plan.out}: another ingest has published a data set here meanwhile; use that one")
-    return manifest
+    return manifest.resolved
+
+
+def _with_quality(
+    plan: IngestPlan, manifest: Manifest, histogram: npt.NDArray[np.int64], progress: Progress
+) -> tuple[Manifest, npt.NDArray[np.int64]]:
+    """Returns the manifest with `quality` and `leaked`, and the histogram of all rows; writes the state of the pixels.
+
+    histogram: of the rows that were written.
+    """
+    resolved, earlier = manifest.resolved, None
+    rows = statistics.pixel_rows(plan.out, resolved)
+    if plan.onto is not None:
+        before = read_pixels(plan.onto.uri)
+        gone = {name: each.changes.deleted["row"].to_numpy() for name, each in plan.onto.found.splits.items()}
+        gone = {name: each for name, each in gone.items() if name in plan.onto.stored.splits}
+        data = plan.onto.stored.resolved
+        histogram = histogram + histogram_without(
+            plan.onto.uri, data, None if before is None else before.histogram, gone
+        )
+        if before is not None:
+            earlier = Searched(statistics.kept_pixels(resolved, rows), before.near)
+    near = near_duplicates(plan.out, resolved, rows, earlier, progress)
+    write_pixels(plan.out, PixelState(near, histogram))
+    return statistics.with_quality(manifest, rows, near, histogram), histogram
+
+
+_NOT_ALONE = "a-version-is-read-by-pipeline.open_dataset-and-to_arrow"
+_VERSION_NOTE = (
+    "\nA version: most of its rows lie in other folders, and some of these are left out or relabelled. "
+    '`pipeline.open_dataset(FOLDER)["train"].to_arrow()` gives all of them to pandas, DuckDB and `datasets`.\n'
+)
 
 
 def dataset_card(manifest: Manifest) -> str:
     """Returns the data set's README.md, whose header lets `datasets.load_dataset(FOLDER)` decode the images.
 
     The shards' own metadata holds the same features, but `datasets` uses that only for columns in the form in which it
-    would store them itself (label as int64, image as a struct).
+    would store them itself (label as int64, image as a struct). Of a version `load_dataset` would find new rows alone,
+    so it is sent to a path that isn't there, which it names.
     """
-    data_files = [{"split": name, "path": f"{name}/*.parquet"} for name in manifest.splits]
+    is_version = manifest.version is not None
+    data_files = [
+        {"split": name, "path": _NOT_ALONE if is_version else f"{name}/*.parquet"} for name in manifest.splits
+    ]
     names = {str(label): name for label, name in enumerate(manifest.classes)}
     features = [
         {"name": "key", "dtype": "string"},
@@ -200,4 +240,5 @@ def dataset_card(manifest: Manifest) -> str:
     return (
         f"---\n{json.dumps(header, indent=1)}\n---\n\n# {manifest.name}\n\n{rows}\n\n"
         f"{len(manifest.classes)} classes. Digest `{manifest.digest}`, see `{MANIFEST_NAME}`.\n"
+        + (_VERSION_NOTE if is_version else "")
     )

@@ -7,20 +7,25 @@ One process at a time writes to a target (`storage/lease.py`). What a finished t
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.core.errors import ClusterError, DatasetError
 from pipeline.core.progress import Progress, begin, silent
 from pipeline.dataset.api import Dataset
 from pipeline.dataset.parquet import parquet_bytes
+from pipeline.ingestion.changes.find import Counts
+from pipeline.ingestion.changes.onto import Parent, compare_with
 from pipeline.ingestion.plan import IngestSettings, plan_id, plan_shards
 from pipeline.ingestion.publish import IngestPlan, check_counts, check_quarantined, publish, quarantine_table
-from pipeline.ingestion.shard_task import Receipt, ShardContext, ShardTask, task_memory_bytes
+from pipeline.ingestion.shard_task import Receipt, ShardContext, ShardTask, finish_shard, task_memory_bytes
 from pipeline.ingestion.sources import Source, located, open_source
 from pipeline.ingestion.target import QUARANTINE_NAME, WORK, check_target, clean_up, record_plan
 from pipeline.storage import files, lease
 from pipeline.storage.request_counts import RequestCounts
+
+SMALL_ROWS, SMALL_BYTES = 2000, 256 << 20
+"""Of new images that a version's ingest writes without Ray, which takes as long to start as one CPU to write these."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Ingested(Dataset):
     """A data set that was just ingested, with figures of the ingest."""
 
     requests: RequestCounts
-    """Requests that the tasks sent to object storage."""
+    """Requests that tasks in other processes sent to object storage; `requests_sent` has those of this process."""
 
     trusted_shards: int
     """Shards that an earlier, interrupted ingest had written."""
@@ -36,18 +41,28 @@ class Ingested(Dataset):
     peak_task_bytes: int
     """Most memory that the process of a task has had."""
 
+    changes: Counts | None = None
+    """What has changed since the data set that this one is a version of; None if it stands alone."""
+
 
 @contextmanager
 def planned_ingest(
-    source: Source, out: str, settings: IngestSettings | None = None, progress: Progress = silent
+    source: Source,
+    out: str,
+    settings: IngestSettings | None = None,
+    progress: Progress = silent,
+    parent: Parent | None = None,
 ) -> Iterator[IngestPlan]:
     """Indexes the raw images and yields the plan of the shards to write to `out` (absolute URIs).
 
-    Needs no Ray, but uses it, if it runs, for sources of many archives. While the block runs, no other process can
-    write to `out`. Unpacked archives lie in a spool folder below `out`, which is removed at the end of the block.
-    Raises SourceError if the source can't be used, and DatasetError if `out` holds a data set or other files, or if
-    another ingest is writing there.
+    settings: None for those of the parent, or the defaults. parent: the data set to make a version of; the shards are
+    those of the rows that it lacks. Needs no Ray, but uses it, if it runs, for sources of many archives. While the
+    block runs, no other process can write to `out`. Unpacked archives lie in a spool folder below `out`, which is
+    removed at the end of the block. Raises SourceError if the source can't be used, and DatasetError if `out` holds a
+    data set or other files, if another ingest is writing there, or if `parent` can have no such version.
     """
+    if parent is not None:
+        settings = parent.checked_settings(out, settings)
     settings = settings or IngestSettings()
     check_target(out)
     folder = source.uri if source.layout == "digits" else located.folder_of(source.uri)
@@ -64,7 +79,9 @@ def planned_ingest(
             try:
                 begin(progress, f"looking at {source.uri}")
                 index = open_source(source, spool=spool, progress=progress)
-                yield IngestPlan(source.uri, index, plan_shards(index, settings), out, settings, held)
+                onto = None if parent is None else compare_with(parent, index, progress)
+                plan = IngestPlan(source.uri, index, [], out, settings, held, onto)
+                yield replace(plan, shards=plan_shards(plan.to_write, settings))
             finally:
                 files.delete_tree(spool)
     finally:
@@ -75,23 +92,25 @@ def planned_ingest(
 def write_dataset(
     plan: IngestPlan, max_quarantined: float = 0, num_workers: int | None = None, progress: Progress = silent
 ) -> Ingested:
-    """Writes the planned shards that aren't there yet, and publishes the manifest, last. Needs a running Ray.
+    """Writes the planned shards that aren't there yet, and publishes the manifest, last.
+
+    Needs a running Ray, unless the plan is that of a small version.
 
     max_quarantined: files that may be left out; below 1, a share of all. num_workers: tasks at a time, None for one a
     CPU. Raises DatasetError if more files are left out, if the target holds an unfinished ingest of something else, or
     if another process has taken over.
     """
     context = ShardContext(
-        plan_id(plan.index, plan.settings, plan.shards),
+        plan_id(plan.to_write, plan.settings, plan.shards),
         plan.out,
         plan.index.encoding,
         plan.index.classes,
         plan.settings,
     )
-    record_plan(
-        plan.out,
-        {"plan": context.plan, "source": plan.source.split("?")[0], "settings": asdict(plan.settings)},
-    )
+    record = {"plan": context.plan, "source": plan.source.split("?")[0], "settings": asdict(plan.settings)}
+    if plan.onto is not None:
+        record["onto"] = plan.onto.stored.digest
+    record_plan(plan.out, record)
     receipts = _write_shards(plan, context, num_workers, progress)
     plan.lease.check()
     check_counts(plan, receipts)
@@ -100,28 +119,51 @@ def write_dataset(
     check_quarantined(plan, quarantined, max_quarantined)
     manifest = publish(plan, receipts, progress)
     requests = RequestCounts()
-    for receipt in receipts:
+    for receipt in receipts if not is_small(plan) else ():  # else they are those of this process
         requests = requests.plus(RequestCounts(**receipt.requests))
     trusted = sum(receipt.trusted for receipt in receipts)
-    return Ingested(plan.out, manifest, requests, trusted, max(receipt.peak_bytes for receipt in receipts))
+    peak = max((receipt.peak_bytes for receipt in receipts), default=0)
+    return Ingested(
+        plan.out, manifest, requests, trusted, peak, None if plan.onto is None else plan.onto.found.counts()
+    )
+
+
+def is_small(plan: IngestPlan) -> bool:
+    """Whether the shards of a version are written by this process: Ray would take longer to start."""
+    tables = plan.to_write.splits.values()
+    num_bytes = sum(int(table["length"].to_numpy().sum()) for table in tables)
+    return plan.onto is not None and plan.to_write.num_rows <= SMALL_ROWS and num_bytes <= SMALL_BYTES
 
 
 def _write_shards(
     plan: IngestPlan, context: ShardContext, num_workers: int | None, progress: Progress
 ) -> list[Receipt]:
-    """Runs one Ray task for each shard. Returns the receipts in the order of the plan."""
-    _check_memory(plan.settings)
+    """Writes all shards, by one Ray task for each or in this process. Returns the receipts in the order of the plan."""
     receipts: dict[int, Receipt] = {}
     done = quarantined = 0
-    progress("write", 0, plan.index.num_rows)
-    for row in _shard_tasks(plan, context, num_workers).iter_rows():
-        receipt = Receipt(**json.loads(row["receipt"]))
-        receipts[row["id"]] = receipt
-        done += len(plan.shards[row["id"]].rows)
+    progress("write", 0, plan.to_write.num_rows)
+    for number, receipt in _made_here(plan, context) if is_small(plan) else _made_by_ray(plan, context, num_workers):
+        receipts[number] = receipt
+        done += len(plan.shards[number].rows)
         quarantined += len(receipt.quarantined)
-        progress("write", done, plan.index.num_rows, f"{quarantined:,} can't be used" if quarantined else "")
+        progress("write", done, plan.to_write.num_rows, f"{quarantined:,} can't be used" if quarantined else "")
         plan.lease.check()
     return [receipts[number] for number in range(len(plan.shards))]
+
+
+def _made_here(plan: IngestPlan, context: ShardContext) -> Iterator[tuple[int, Receipt]]:
+    """Yields (number of the shard, its receipt) of shards that are written by this process."""
+    for number, shard in enumerate(plan.shards):
+        receipt = context.trusted_receipt(shard)
+        # In child processes, for this one is the user's: an image on which a library crashes must not end it.
+        yield number, receipt or finish_shard(shard, plan.to_write.splits, context, "process")
+
+
+def _made_by_ray(plan: IngestPlan, context: ShardContext, num_workers: int | None) -> Iterator[tuple[int, Receipt]]:
+    """Yields (number of the shard, its receipt) as Ray's tasks end."""
+    _check_memory(plan.settings)
+    for row in _shard_tasks(plan, context, num_workers).iter_rows():
+        yield row["id"], Receipt(**json.loads(row["receipt"]))
 
 
 def _shard_tasks(plan: IngestPlan, context: ShardContext, num_workers: int | None) -> Any:
@@ -130,7 +172,7 @@ def _shard_tasks(plan: IngestPlan, context: ShardContext, num_workers: int | Non
 
     receipts = files.join(plan.out, WORK, "receipts")
     with_receipt = frozenset(name.removesuffix(".json") for name, _ in files.list_files(receipts))
-    task = ShardTask(context, ray.put(plan.index.splits), ray.put(plan.shards), with_receipt)
+    task = ShardTask(context, ray.put(plan.to_write.splits), ray.put(plan.shards), with_receipt)
     data_context = ray.data.DataContext.get_current().copy()
     data_context.enable_progress_bars = False
     data_context.raise_original_map_exception = True  # otherwise the cause of an error is lost

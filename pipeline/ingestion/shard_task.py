@@ -8,6 +8,7 @@ import hashlib
 import json
 import resource
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -148,7 +149,7 @@ class _ShardRows:
             image = replace(image, data=self.memory.view[place : place + len(data)])
         self._rows[position] = Row(self._keys[position], self._labels[position], image, place)
         if image.repair:
-            self.repaired[_kind_of(image.repair)] += 1
+            self.repaired[kind_of(image.repair)] += 1
         if image.facts is not None:
             self.histogram += image.facts.histogram
             self.num_pixels += image.height * image.width
@@ -191,9 +192,17 @@ def make_shard(samples: pa.Table, plan: ShardPlan, context: ShardContext, guard:
     )
 
 
-def _kind_of(repair: str) -> str:
+def kind_of(repair: str) -> str:
+    """Returns the kind of a repair, by which repaired rows are counted."""
     # "shrunk to 500x375, ..." has as many forms as there are sizes; they are counted as one.
     return "; ".join("shrunk" if part.startswith("shrunk to") else part for part in repair.split("; "))
+
+
+def finish_shard(plan: ShardPlan, tables: Mapping[str, pa.Table], context: ShardContext, guard: Guard) -> Receipt:
+    """Makes one planned shard and leaves its receipt. tables: of the index, by split. guard: see `make_shard`."""
+    receipt = make_shard(tables[plan.split].take(pa.array(plan.rows)), plan, context, guard)
+    files.write_json(context.receipt_uri(plan.path), asdict(receipt))
+    return receipt
 
 
 @dataclass(frozen=True)
@@ -213,8 +222,7 @@ class ShardTask:
         plan: ShardPlan = ray.get(self.plans)[number]
         receipt = self.context.trusted_receipt(plan) if plan.path in self.with_receipt else None
         if receipt is None:
-            samples = ray.get(self.tables)[plan.split].take(pa.array(plan.rows))
             # A task whose process has died is tried again by Ray. It may have died of an image: find out which.
-            receipt = make_shard(samples, plan, self.context, "process" if task_attempt() else "time")
-            files.write_json(self.context.receipt_uri(plan.path), asdict(receipt))
+            guard: Guard = "process" if task_attempt() else "time"
+            receipt = finish_shard(plan, ray.get(self.tables), self.context, guard)
         return {"id": np.array([number]), "receipt": np.array([json.dumps(asdict(receipt))])}

@@ -35,16 +35,16 @@ def check_target(out: str) -> None:
 def record_plan(out: str, plan: dict[str, Any]) -> None:
     """Writes the plan of an ingest down, and removes what an earlier ingest left and this one can't use.
 
-    plan: {"plan": its hash, "source", "settings"}. Raises DatasetError if `out` holds an unfinished ingest of another
-    source or with other settings.
+    plan: {"plan": its hash, "source", "settings"}, and of a version {"onto": digest of its parent}. Raises DatasetError
+    if `out` holds an unfinished ingest of another source or with other settings.
     """
     place = files.join(out, WORK, "plan.json")
     earlier = claim_folder(place, plan)
-    differences = [name for name in ("source", "settings") if earlier[name] != plan[name]]
+    differences = [name for name in ("source", "settings", "onto") if earlier.get(name) != plan.get(name)]
     if differences:
         raise DatasetError(
             f"{out}: holds an unfinished ingest with another {' and other '.join(differences)} "
-            f"({earlier[differences[0]]}); give another --out, or delete this folder"
+            f"({earlier.get(differences[0], 'none')}); give another --out, or delete this folder"
         )
     names = [name for name, _ in files.list_files(out)]
     if earlier["plan"] != plan["plan"]:  # the source has changed since: its shards are other shards

@@ -1,10 +1,11 @@
 """The stages of a retraining run: ingest, train, evaluate, drift, and the decision with its pages."""
 
+import json
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.core.progress import Progress
@@ -18,6 +19,8 @@ from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
 from pipeline.evaluation.workers import evaluation_session
 from pipeline.ingestion.api import ingest
+from pipeline.ingestion.changes.onto import has_edits_by_people, why_compact
+from pipeline.ingestion.plan import IngestSettings
 from pipeline.ingestion.sources import Source
 from pipeline.models import checkpoint
 from pipeline.models.load import find_model
@@ -25,7 +28,7 @@ from pipeline.retraining import promotion, registry
 from pipeline.retraining.budget import Budget
 from pipeline.retraining.drift import Thresholds
 from pipeline.retraining.plan import Plan, RetrainOptions
-from pipeline.retraining.workspace import RetrainingRun, publish
+from pipeline.retraining.workspace import RetrainingRun, publish, read_latest
 from pipeline.storage import files
 from pipeline.storage.lease import Lease
 from pipeline.training.job import weights_of
@@ -37,12 +40,29 @@ CHAMPION_FOLDER, CHALLENGER_FOLDER = "champion", "challenger"
 
 
 def ingest_source(run: RetrainingRun, options: RetrainOptions, progress: Progress) -> Manifest:
-    """Ingests a run's source unless its data set is there. Returns the manifest."""
+    """Ingests a run's source unless its data set is there: what is new since the newest finished run, where it can.
+
+    Returns the manifest.
+    """
     if not is_dataset(run.dataset):
         columns = (options.image_column, options.label_column)
         source = Source(run.source, options.layout, options.md5, options.val_share, *columns)
-        ingest(source, run.dataset, max_quarantined=options.max_quarantined, progress=progress)
+        onto = _parent_of(run)
+        ingest(source, run.dataset, max_quarantined=options.max_quarantined, onto=onto, progress=progress)
     return manifest.load(run.dataset)
+
+
+def _parent_of(run: RetrainingRun) -> str | None:
+    """Returns the data set of the newest finished run, None if there is none or all is better written anew."""
+    latest = read_latest(run.workspace)
+    uri = latest and files.join(run.workspace, "datasets", files.basename(latest["dataset"]))
+    if not uri or uri == run.dataset or not is_dataset(uri):
+        return None
+    stored = manifest.load_stored(uri)
+    if stored.sources:
+        return None
+    is_like_new = stored.settings == json.loads(json.dumps(asdict(IngestSettings())))
+    return uri if (is_like_new and not why_compact(stored)) or has_edits_by_people(uri, stored) else None
 
 
 class Stages:

@@ -24,6 +24,7 @@ from pipeline.storage import object_store
 from pipeline.storage.listing import (
     Entry,
     Tree,
+    entry_of,
     exists,
     fingerprint,
     fingerprint_of,
@@ -47,6 +48,7 @@ __all__ = [
     "basename",
     "delete_files",
     "delete_tree",
+    "entry_of",
     "exists",
     "fingerprint",
     "fingerprint_of",

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pyarrow import fs
@@ -25,11 +25,12 @@ _CLOSED = "folder not readable"
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """A file below a directory: its name relative to it, size in bytes, and time of the last change."""
+    """A file below a directory: its name relative to it, size in bytes, time of the last change, and ETag."""
 
     name: str
     size: int
     modified_ns: int
+    etag: str = ""  # in stores: changes with the content; "" on disks
 
 
 def kind(uri: str) -> Literal["file", "directory", "missing"]:
@@ -209,11 +210,7 @@ def _list_store(uri: str) -> list[Entry]:
             found += below
     start = len(urlsplit(uri).path.strip("/"))
     start += 1 if start else 0
-    entries = [
-        Entry(entry["path"][start:], int(entry["size"]), int(entry["last_modified"].timestamp() * 1e9))
-        for entry in found
-        if len(entry["path"]) > start
-    ]
+    entries = [_of_object(entry["path"][start:], entry) for entry in found if len(entry["path"]) > start]
     # Some tools write an empty object NAME/ for a folder, and obstore drops the slash. So an empty object counts as a
     # folder if it has files below it, or no suffix.
     folders = {folder for entry in entries for folder in _folders(entry.name)}
@@ -244,7 +241,7 @@ def list_directories(uri: str) -> list[str]:
 def fingerprint(uri: str) -> str:
     """Returns a hash of the names, sizes and times of a file or of all files below a directory."""
     if kind(uri) != "directory":
-        return fingerprint_of(uri, [_entry(uri)])
+        return fingerprint_of(uri, [entry_of(uri)])
     tree = list_tree(uri)
     return fingerprint_of(uri, tree.entries, tree.unreadable)
 
@@ -256,10 +253,16 @@ def fingerprint_of(uri: str, entries: list[Entry], unreadable: Mapping[str, str]
     return hashlib.sha256("\n".join([uri, *lines]).encode()).hexdigest()
 
 
-def _entry(uri: str) -> Entry:
+def _of_object(name: str, found: Mapping[str, Any]) -> Entry:
+    """Returns the entry of an object that `object_store` has looked up or listed."""
+    modified_ns = int(found["last_modified"].timestamp() * 1e9)
+    return Entry(name, int(found["size"]), modified_ns, found.get("e_tag") or "")
+
+
+def entry_of(uri: str) -> Entry:
+    """Returns the entry of a single file, with "" for its name."""
     if in_store(uri):
-        found = object_store.head(uri)
-        return Entry("", int(found["size"]), int(found["last_modified"].timestamp() * 1e9))
+        return _of_object("", object_store.head(uri))
     filesystem, path = open_filesystem(uri)
     info = filesystem.get_file_info(path)
     return Entry("", info.size or 0, info.mtime_ns or 0)

@@ -3,6 +3,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from PIL import Image, ImageEnhance
 
@@ -10,10 +12,11 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_provenance
 from pipeline.ingestion.quality import duplicates as quality
 from pipeline.ingestion.quality import likeness_groups as likeness
-from pipeline.ingestion.quality.duplicates import correlations, find_pairs, num_compared
+from pipeline.ingestion.quality.duplicates import Searched, correlations, near_duplicates, num_compared
 from pipeline.ingestion.quality.likeness_groups import likeness_groups
+from pipeline.ingestion.quality.pairs import pairs_of
 from pipeline.ingestion.quality.pixel_facts import pixel_facts
-from pipeline.ingestion.quality.statistics import pixel_statistics
+from pipeline.ingestion.quality.statistics import pixel_rows, pixel_statistics
 from pipeline.ingestion.sources import open_source
 from tests.support.pictures.datasets import ingest_here
 from tests.support.pictures.images import make_tree, picture, shared
@@ -102,11 +105,11 @@ def test_any_cut_into_tiles_finds_the_same_pairs(tmp_path: Path, monkeypatch: py
     files = [saved(image, 92 if number < 30 else 60) for number, image in enumerate(images)]
     uri, data = data_set(tmp_path, files[:50], files[50:])
     rows = read_provenance(uri, data, ["key", "pixel_sha256", "perceptual_hash", "thumbnail"])
-    whole = find_pairs(uri, data, rows)
+    whole = pairs_of(rows, near_duplicates(uri, data, rows))
     assert len(whole) >= 30
     monkeypatch.setattr(quality, "TILE_ROWS", 7)
     monkeypatch.setattr(quality, "PAIRS_AT_ONCE", 8)
-    assert find_pairs(uri, data, rows) == whole
+    assert pairs_of(rows, near_duplicates(uri, data, rows)) == whole
 
 
 def test_groups_find_the_pairs_that_all_pairs_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,13 +120,41 @@ def test_groups_find_the_pairs_that_all_pairs_hold(tmp_path: Path, monkeypatch: 
     ]
     uri, data = data_set(tmp_path, files, changed)
     rows = read_provenance(uri, data, ["key", "pixel_sha256", "perceptual_hash", "thumbnail"])
-    whole = find_pairs(uri, data, rows)
+    whole = pairs_of(rows, near_duplicates(uri, data, rows))
     assert len(whole) >= 75
     monkeypatch.setattr(quality, "ALL_PAIRS_ROWS", 0)
     monkeypatch.setattr(quality, "TILE_PAIRS", 500)
-    grouped = find_pairs(uri, data, rows)
+    grouped = pairs_of(rows, near_duplicates(uri, data, rows))
     assert set(grouped) <= set(whole)
     assert len(grouped) >= 0.98 * len(whole)
+
+
+@pytest.mark.parametrize("all_pairs_rows", [100_000, 0])
+def test_a_search_that_goes_on_from_an_earlier_one_finds_what_one_of_all_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, all_pairs_rows: int
+) -> None:
+    images, random = photographs(60), np.random.default_rng(1)
+    changed = [saved(crop(image, 0.05, random)) for image in images[:30]] + [saved(image) for image in images[30:60]]
+    uri, data = data_set(tmp_path, [saved(image) for image in images], changed)
+    rows = pixel_rows(uri, data)
+    whole = near_duplicates(uri, data, rows)
+    assert whole.num_rows >= 25
+    monkeypatch.setattr(quality, "ALL_PAIRS_ROWS", all_pairs_rows)  # 0: new images are compared within groups
+    pixels = rows["pixel_sha256"].combine_chunks()
+    gone = pixels.take(pa.array(np.arange(0, 60, 2)))
+    for before in (pixels.slice(0, 60), pixels.slice(20), pixels.slice(0, 0), pixels):
+        earlier = whole.filter(pc.and_(*(pc.is_in(whole[name], value_set=before) for name in ("first", "second"))))
+        found = near_duplicates(uri, data, rows, Searched(before, earlier))
+        assert found.equals(whole) or (not all_pairs_rows and set(found["first"]) <= set(whole["first"]))
+        # images that are gone take their pairs with them
+        kept = rows.filter(pc.invert(pc.is_in(rows["pixel_sha256"], value_set=gone)))
+        left = near_duplicates(uri, data, kept, Searched(before, earlier))
+        assert left.num_rows < found.num_rows
+        assert not pc.any(pc.is_in(left["first"], value_set=gone)).as_py()
+        assert pairs_of(kept, left) == pairs_of(kept, found)
+    assert (
+        near_duplicates(uri, data, rows, Searched(pixels, whole.slice(1))).num_rows == whole.num_rows - 1
+    )  # not again
 
 
 def thumbnails(count: int, seed: int = 0) -> np.ndarray:

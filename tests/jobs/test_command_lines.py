@@ -73,7 +73,7 @@ def test_a_bad_source_is_one_line_and_its_remedy_works(tmp_path: Path, ray_clust
     assert "1 (1 no image), see quarantine.parquet" in left_out.stdout
     assert load(str(tmp_path / "out")).digest in left_out.stdout
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md", "manifest.json", "provenance", "quality.html", "quarantine.parquet", "train", "val",
+        "README.md", "_state", "manifest.json", "provenance", "quality.html", "quarantine.parquet", "train", "val",
     ]  # fmt: skip
     again = one_line_error(call_job("ingest", "--source", "a.tar", "--out", "out", cwd=tmp_path))
     assert "holds a finished data set already" in again
@@ -96,8 +96,29 @@ def test_a_repaired_source_starts_over_and_another_source_is_refused(tmp_path: P
     assert load(str(tmp_path / "fresh")).digest == load(str(tmp_path / "out")).digest
     names = {name for name in tree_files(tmp_path / "fresh") if name.endswith(".parquet")}
     assert names == {name for name in tree_files(tmp_path / "out") if name.endswith(".parquet")}
-    for name in names:
+    for name in names - {"_state/sources.parquet"}:  # where the source lay, and the times of its files
         assert (tmp_path / "fresh" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_a_version_holds_what_is_new(tmp_path: Path, ray_cluster: None) -> None:
+    tree = make_tree(tmp_path / "tree")
+    assert call_job("ingest", "--source", "tree", "--out", "v1", cwd=tmp_path).returncode == 0
+    (tree / "train" / "ant" / "new.jpg").write_bytes(jpeg(4000))
+    (tree / "val" / "bee" / "000.jpg").unlink()
+    arguments = ("--source", "tree", "--out", "v2", "--onto", "v1")
+    plan = call_job("ingest", *arguments, "--dry-run", cwd=tmp_path)
+    assert "1 (1 train), 3 classes" in plan.stdout, plan.stderr
+    done = call_job("ingest", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"train +19 rows\nval +17 rows\n", done.stdout)
+    assert "; 2 of 1 earlier data set" in done.stdout
+    assert [str(path.relative_to(tmp_path / "v2")) for path in (tmp_path / "v2" / "train").iterdir()] == [
+        "train/00000-of-00001.parquet"
+    ]
+    other = one_line_error(call_job("ingest", *arguments[:3], "v3", *arguments[4:], "--seed", "1", cwd=tmp_path))
+    assert "seed=1, and the data set" in other
+    recheck = one_line_error(call_job("ingest", "--source", "tree", "--out", "v3", "--recheck", cwd=tmp_path))
+    assert "recheck reads the files of a source again, for a version; give it with onto" in recheck
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
@@ -127,29 +148,80 @@ def test_verify_and_diff_name_damage_and_changes(tmp_path: Path) -> None:
     assert f"damaged: val/{shard.name}: SHA-256" in finished.stdout
 
 
+def aged(tree: Path) -> Path:
+    """Gives files the time of a past year: of those that were just written, an ingest doesn't record it."""
+    for place in tree.rglob("*.jpg"):
+        if place.stat().st_mtime > time.time() - 10**6:
+            os.utime(place, (10**9, 10**9))
+    return tree
+
+
+def kill_twice(folder: Path, out: str, *arguments: str) -> int:
+    """Starts an ingest by four workers and kills it, twice. Returns the number of shards that are there then."""
+    done = 0
+    for _ in range(2):
+        process = subprocess.Popen(
+            command("ingest", *arguments, "--out", out, "--workers", "4"), cwd=folder, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while len(list((folder / out).glob("_ingest/receipts/*/*.json"))) < done + 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        done = len(list((folder / out).glob("_ingest/receipts/*/*.json")))
+    assert not (folder / out / "manifest.json").exists()
+    return done
+
+
+@pytest.mark.slow
+def test_a_chain_of_versions_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp_path: Path, ray_cluster: None) -> None:
+    """Three versions later: one worker, undisturbed; and four workers, the largest version killed twice by SIGKILL."""
+    tree = aged(make_tree(tmp_path / "tree", per_class=20))
+    jobs = {"quiet": ("--workers", "1"), "killed": ("--workers", "4")}
+    for name, workers in jobs.items():
+        ingested = call_job(
+            "ingest", "--source", "tree", "--out", f"{name}/0", "--shard-mib", "0.015", *workers, cwd=tmp_path
+        )
+        assert ingested.returncode == 0, ingested.stderr
+    for number in (1, 2, 3):
+        if number == 1:
+            place = tree / "train" / "bee" / "003.jpg"
+            place.write_bytes(bytes(reversed(place.read_bytes())))  # as many bytes, and no image
+            (tree / "val" / "cow" / "004.jpg").rename(tree / "val" / "ant" / "from-cow.jpg")
+        elif number == 2:
+            shutil.copytree(make_tree(tmp_path / "more", per_class=400), tree, dirs_exist_ok=True)
+        else:
+            for place in sorted(tree.glob("*/*/*0.jpg")):
+                place.unlink()
+        aged(tree)
+        for name, workers in jobs.items():
+            arguments = ["--source", "tree", "--onto", f"{name}/{number - 1}"]
+            if (name, number) == ("killed", 2):
+                assert kill_twice(tmp_path, "killed/2", *arguments) < 200
+            done = call_job("ingest", *arguments, "--out", f"{name}/{number}", *workers, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+    quiet, killed = (tree_files(tmp_path / name) for name in jobs)
+    assert quiet.keys() == killed.keys()
+    assert {name for name in quiet if quiet[name] != killed[name]} == set()
+    last = load(str(tmp_path / "killed" / "3"))
+    assert last.digest == load(str(tmp_path / "quiet" / "3")).digest
+    assert last.version is not None
+    assert len(last.version.bases) == 3
+    assert call_job("verify", "--data", "killed/3", cwd=tmp_path).returncode == 0
+
+
 @pytest.mark.slow
 def test_an_ingest_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp_path: Path, ray_cluster: None) -> None:
     """One worker, undisturbed; four workers, killed twice with SIGKILL and started again: one digest, equal files."""
-    make_tree(tmp_path / "tree", per_class=150)
+    aged(make_tree(tmp_path / "tree", per_class=150))
     arguments = ["--source", "tree", "--shard-mib", "0.015"]
     quiet = call_job("ingest", *arguments, "--out", "quiet", "--workers", "1", cwd=tmp_path)
     assert quiet.returncode == 0, quiet.stderr
     num_shards = len(list((tmp_path / "quiet" / "train").iterdir())) + len(list((tmp_path / "quiet" / "val").iterdir()))
     assert num_shards > 50
-    done = 0
-    for _ in range(2):
-        process = subprocess.Popen(
-            command("ingest", *arguments, "--out", "killed", "--workers", "4"), cwd=tmp_path, stdout=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 120
-        while len(list((tmp_path / "killed").glob("_ingest/receipts/*/*.json"))) < done + 5:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        done = len(list((tmp_path / "killed").glob("_ingest/receipts/*/*.json")))
-        assert done < num_shards
-    assert not (tmp_path / "killed" / "manifest.json").exists()
+    done = kill_twice(tmp_path, "killed", *arguments)
+    assert done < num_shards
     last = call_job("ingest", *arguments, "--out", "killed", "--workers", "4", cwd=tmp_path)
     assert last.returncode == 0, last.stderr
     trusted = int(re.search(r"(\d+) of them there already", last.stdout).group(1))

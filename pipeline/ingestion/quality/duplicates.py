@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.cluster.ray_tasks import map_tables
 from pipeline.core.progress import Progress, silent
@@ -45,16 +46,16 @@ Rows = npt.NDArray[np.int64]
 Tile = tuple[Rows, Rows]
 """Rows that are compared with rows: each pair of different rows once. Both are the same, or have none in common."""
 PAIR_SCHEMA = pa.schema([("first", pa.int64()), ("second", pa.int64()), ("correlation", pa.float32())])
+# Near duplicates by their pixels (SHA-256), first < second, sorted: the same whatever rows have these pixels.
+NEAR_SCHEMA = pa.schema([("first", pa.binary(32)), ("second", pa.binary(32)), ("correlation", pa.float32())])
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two rows of a data set with the same picture."""
+class Searched:
+    """What an earlier search has found."""
 
-    first: tuple[str, str]  # split, key
-    second: tuple[str, str]
-    correlation: float = 1.0  # of their pixels
-    exact: bool = True  # whether their pixels are equal
+    pixels: pa.Array  # SHA-256 of the images among which it searched
+    near: pa.Table  # of NEAR_SCHEMA
 
 
 @lru_cache(maxsize=8)
@@ -145,14 +146,17 @@ class _TileSearch:
         return pairs[np.concatenate(kept)]
 
 
-def _tiles(groups: Iterable[Rows]) -> Iterator[list[Tile]]:
-    """Yields tiles that hold all pairs of each group, together as many as a task compares."""
+def _tiles(groups: Iterable[Rows], others: Rows | None = None) -> Iterator[list[Tile]]:
+    """Yields tiles that hold all pairs of each group, together as many as a task compares.
+
+    others: rows of none of the groups, with which the rows of each group are compared, too.
+    """
     together: list[Tile] = []
     pairs = 0
     for group in groups:
-        parts = [group[start : start + TILE_ROWS] for start in range(0, len(group), TILE_ROWS)]
+        parts, more = _parts(group), [] if others is None else _parts(others)
         for number, rows in enumerate(parts):
-            for columns in parts[number:]:
+            for columns in parts[number:] + more:
                 together.append((rows, columns))
                 pairs += len(rows) * len(columns)
                 if pairs >= TILE_PAIRS:
@@ -160,6 +164,10 @@ def _tiles(groups: Iterable[Rows]) -> Iterator[list[Tile]]:
                     together, pairs = [], 0
     if together:
         yield together
+
+
+def _parts(rows: Rows) -> list[Rows]:
+    return [rows[start : start + TILE_ROWS] for start in range(0, len(rows), TILE_ROWS)]
 
 
 @dataclass(frozen=True)
@@ -198,26 +206,29 @@ def num_compared(images: int) -> float:
     return images**2 / 2 if images <= ALL_PAIRS_ROWS else _PAIRS_OF_GROUPS * images**1.5
 
 
-def find_pairs(uri: str, manifest: Manifest, rows: pa.Table, progress: Progress = silent) -> list[Pair]:
-    """Returns the duplicates and near duplicates among all rows: duplicates first, then the closest pairs first.
+def near_duplicates(
+    uri: str, manifest: Manifest, rows: pa.Table, earlier: Searched | None = None, progress: Progress = silent
+) -> pa.Table:
+    """Returns a table of NEAR_SCHEMA: the near duplicates among all rows. Rows of equal pixels are searched as one.
 
-    rows: a table of `read_provenance` with key, pixel_sha256, perceptual_hash and thumbnail. Rows of equal pixels are
-    searched as one: each is paired with the first of them, and has the near duplicates of the first.
+    rows: a table of `read_provenance` with key, pixel_sha256, perceptual_hash and thumbnail. earlier: a search among
+    some of these images, perhaps with others; only pairs with an image that wasn't among them are searched.
     """
-    pixels = np.array(rows["pixel_sha256"].to_pylist(), dtype="S32")
-    _, firsts, kind = np.unique(pixels, return_index=True, return_inverse=True)
-    order = np.sort(firsts)
-    names = list(zip(rows["split"].to_pylist(), rows["key"].to_pylist(), strict=True))
-    same: dict[int, list[int]] = {}
-    for row, first in enumerate(firsts[kind].tolist()):
-        same.setdefault(first, []).append(row)
-    pairs = [Pair(names[first], names[row]) for first, members in same.items() for row in members if row != first]
-    for first, second, correlation in _near_pairs(uri, manifest, rows, order, progress):
-        for a in same[first]:
-            for b in same[second]:
-                low, high = sorted((a, b))
-                pairs.append(Pair(names[low], names[high], correlation, exact=False))
-    return sorted(pairs, key=lambda pair: (not pair.exact, -pair.correlation, pair.first, pair.second))
+    pixels = rows["pixel_sha256"].combine_chunks()
+    order = np.sort(np.unique(np.array(pixels.to_pylist(), dtype="S32"), return_index=True)[1])
+    kinds = pixels.take(pa.array(order))
+    is_new = None
+    tables = []
+    if earlier is not None:
+        is_new = np.flatnonzero(~pc.is_in(kinds, value_set=earlier.pixels).to_numpy(zero_copy_only=False))
+        both = [pc.is_in(earlier.near[name], value_set=kinds) for name in ("first", "second")]
+        tables.append(earlier.near.filter(pc.and_(*both)))
+    found = _near_pairs(uri, manifest, rows, order, is_new, progress)
+    named = [sorted((pixels[one].as_py(), pixels[other].as_py())) for one, other, _ in found]
+    columns = [[one for one, _ in named], [other for _, other in named], [correlation for *_, correlation in found]]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, NEAR_SCHEMA, strict=True)]
+    tables.append(pa.Table.from_arrays(arrays, schema=NEAR_SCHEMA))
+    return pa.concat_tables(tables).sort_by([("first", "ascending"), ("second", "ascending")])
 
 
 def hashes_and_thumbnails(rows: pa.Table) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
@@ -230,35 +241,47 @@ def candidate_pairs(
     hashes: npt.NDArray[np.uint64],
     thumbnails: npt.NDArray[np.uint8],
     groups: Sequence[Rows] | None = None,
+    new: Rows | None = None,
     progress: Progress = silent,
 ) -> npt.NDArray[np.int64]:
     """Returns int64 [N, 2], sorted: pairs of images whose hashes and thumbnails are near.
 
     groups: rows whose pairs are compared. None: all rows, or of more than ALL_PAIRS_ROWS those of `likeness_groups`.
+    new: ascending rows, if only pairs with one of these are wanted. They are compared with all rows, if that is less.
     """
-    if groups is None:
-        many = len(hashes) > ALL_PAIRS_ROWS
-        groups = likeness_groups(thumbnails, progress) if many else [np.arange(len(hashes))]
-    tiles, search = list(_tiles(groups)), _TileSearch(hashes, thumbnails)
+    count = len(hashes)
+    if new is not None and groups is None and 2 * len(new) * count <= ALL_PAIRS_ROWS**2:
+        tiles = list(_tiles([new], np.setdiff1d(np.arange(count), new)))
+    else:
+        if groups is None:
+            groups = likeness_groups(thumbnails, progress) if count > ALL_PAIRS_ROWS else [np.arange(count)]
+        tiles = list(_tiles(groups))
+    search = _TileSearch(hashes, thumbnails)
     found = map_tables(search, tiles, PAIR_SCHEMA, lambda done: progress("duplicates", done, len(tiles)), computes=True)
-    together = pa.concat_tables(found)
+    together = pa.concat_tables([PAIR_SCHEMA.empty_table(), *found])
     pairs = np.stack([together[name].to_numpy() for name in ("first", "second")], axis=1)
-    return np.unique(pairs, axis=0)  # a pair may share several groups
+    pairs = np.unique(np.sort(pairs, axis=1), axis=0)  # a pair may share several groups
+    return pairs if new is None else pairs[np.isin(pairs, new).any(axis=1)]
 
 
 def _near_pairs(
-    uri: str, manifest: Manifest, rows: pa.Table, order: npt.NDArray[np.int64], progress: Progress
+    uri: str, manifest: Manifest, rows: pa.Table, order: Rows, new: Rows | None, progress: Progress
 ) -> list[tuple[int, int, float]]:
-    """Returns (row, row, correlation) of the near duplicates among the rows `order` of the table."""
+    """Returns (row, row, correlation) of the near duplicates among the rows `order` of the table.
+
+    new: indices in `order`; only pairs with one of them are searched. None: all pairs.
+    """
+    if new is not None and not len(new):
+        return []
     hashes, thumbnails = hashes_and_thumbnails(rows.select(["perceptual_hash", "thumbnail"]).take(pa.array(order)))
-    candidates = order[candidate_pairs(hashes, thumbnails, progress=progress)]
+    candidates = order[candidate_pairs(hashes, thumbnails, new=new, progress=progress)]
     if not len(candidates):
         return []
-    splits = rows["split"].to_pylist()
-    place_in_split = rows["row"].to_pylist()
-    places = {row: (splits[row], place_in_split[row]) for row in set(candidates.ravel().tolist())}
+    needed = np.unique(candidates)
+    places = rows.select(["split", "row"]).take(pa.array(needed)).to_pydict()
+    place = dict(zip(needed.tolist(), zip(places["split"], places["row"], strict=True), strict=True))
     runs = [candidates[start : start + PAIRS_AT_ONCE // 4] for start in range(0, len(candidates), PAIRS_AT_ONCE // 4)]
-    check = _PixelCheck(uri, manifest, places)
+    check = _PixelCheck(uri, manifest, place)
     checked = map_tables(check, runs, PAIR_SCHEMA, lambda done: progress("compare", done, len(runs)), computes=True)
     table = pa.concat_tables(checked).to_pylist()
     return [(r["first"], r["second"], float(r["correlation"])) for r in table if r["correlation"] >= PIXEL_CORRELATION]

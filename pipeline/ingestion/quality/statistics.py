@@ -5,31 +5,45 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.core.errors import DatasetError
-from pipeline.core.progress import Progress, silent
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_provenance
-from pipeline.ingestion.quality.duplicates import Pair, find_pairs
+from pipeline.ingestion.quality.pairs import Pair, pairs_of
 
 MOST_PAIRS = 200  # that a manifest lists; the counts are of all
 
 
-def with_quality(
-    uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64], progress: Progress = silent
-) -> Manifest:
-    """Returns the manifest with its `quality` and `leaked`; unchanged if the images weren't decoded.
+def pixel_rows(uri: str, manifest: Manifest) -> pa.Table:
+    """Returns split, row, key and the facts of all rows that a search for duplicates needs.
 
-    quality: num_pixels; pixel_mean and pixel_std of R, G and B, 0 to 1; the counts duplicates and near_duplicates for
-    each "SPLIT-SPLIT"; and pairs, the first MOST_PAIRS of them. histogram: int64 [768], counts of the values of all
-    rows. Raises DatasetError if the provenance lacks facts of pixels.
+    Raises DatasetError if the provenance lacks facts of pixels.
     """
-    if manifest.settings["handling"]["checks"] != "decode":
-        return manifest
     rows = read_provenance(uri, manifest, ["key", "pixel_sha256", "perceptual_hash", "thumbnail"])
     if rows["pixel_sha256"].null_count:
         raise DatasetError(f"{uri}: the provenance lacks pixels; delete the folder and ingest again")
-    pairs = find_pairs(uri, manifest, rows, progress)
+    return rows
+
+
+def kept_pixels(manifest: Manifest, rows: pa.Table) -> pa.Array:
+    """Returns the SHA-256 of the pixels of the rows that a version keeps. rows: as from `pixel_rows`."""
+    parts = []
+    for name, split in manifest.splits.items():
+        kept = sum(shard.live_rows for shard in split.shards if shard.base)  # these come first
+        parts.append(rows.filter((pc.field("split") == name) & (pc.field("row") < kept))["pixel_sha256"])
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.binary(32)).combine_chunks()
+
+
+def with_quality(manifest: Manifest, rows: pa.Table, near: pa.Table, histogram: npt.NDArray[np.int64]) -> Manifest:
+    """Returns the manifest with its `quality` and `leaked`.
+
+    quality: num_pixels; pixel_mean and pixel_std of R, G and B, 0 to 1; the counts duplicates and near_duplicates for
+    each "SPLIT-SPLIT"; and pairs, the first MOST_PAIRS of them. rows: split, key and pixel_sha256 of all rows. near: a
+    table of `duplicates.NEAR_SCHEMA`. histogram: int64 [768], counts of the values of all rows.
+    """
+    pairs = pairs_of(rows, near)
     counts: dict[str, dict[str, int]] = {"duplicates": {}, "near_duplicates": {}}
     leaked: dict[str, set[str]] = {name: set() for name in manifest.splits if name != "train"}
     for pair in pairs:

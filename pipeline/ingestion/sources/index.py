@@ -56,6 +56,7 @@ class Index:
     unusable: tuple[Unusable, ...] = ()
     notes: tuple[str, ...] = ()  # lines for the user: how splits and classes were recognised
     val_share: float = 0.0  # of each class that was held out as val; 0 if the source has a val split
+    stamps: pa.Table | None = None  # of the source's objects, see `changes.stamps`; None for digits
 
     def __post_init__(self) -> None:
         for split, table in self.splits.items():

@@ -5,6 +5,7 @@ read at random, so they are decompressed into the spool folder once.
 """
 
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
+from pipeline.ingestion.changes.stamps import stamps_of
 from pipeline.ingestion.sources.archives import compressed, tars, zips
 from pipeline.ingestion.sources.archives.ranged import Place
 from pipeline.ingestion.sources.recognise.contents import find_images
@@ -67,6 +69,9 @@ class Listing:
     unreadable: dict[int, str] = field(default_factory=dict)  # files that can't be read: {index: the reason}
     ignored: dict[str, int] = field(default_factory=dict)  # files that aren't listed: how many of each kind
     empty_folders: list[str] = field(default_factory=list)  # on local disks
+    stamps: pa.Table | None = (
+        None  # of the source's objects, see `changes.stamps`; None if the listing isn't of a source
+    )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -121,10 +126,11 @@ def list_members(uri: str, spool: str, progress: Progress) -> Listing:
 
 
 def _list_folder(uri: str) -> Listing:
+    listed_ns = time.time_ns()
     tree = files.list_tree(uri)
     names = [*(entry.name for entry in tree.entries), *tree.unreadable]
     sizes = [entry.size for entry in tree.entries] + [0] * len(tree.unreadable)
-    return _listing(
+    listing = _listing(
         uri,
         _Part(
             list(map(printable, names)),
@@ -137,10 +143,12 @@ def _list_folder(uri: str) -> Listing:
         files.fingerprint_of(uri, tree.entries, tree.unreadable),
         empty_folders=[folder for each in tree.empty_folders if not left_behind(folder := printable(each))],
     )
+    return replace(listing, stamps=stamps_of(uri, tree.entries, listed_ns))
 
 
 def _list_archive(uri: str, spool: str, progress: Progress) -> Listing:
-    archive = Place(uri, uri, 0, files.size(uri))
+    entry = files.entry_of(uri)
+    archive = Place(uri, uri, 0, entry.size)
     head = bytes(files.read_range(uri, 0, min(archive.length, 512)))
     md5 = None
     if head.startswith(zips.MAGICS):
@@ -156,10 +164,10 @@ def _list_archive(uri: str, spool: str, progress: Progress) -> Listing:
                 f"with {head[:16]!r}"
             )
         part = _tar_part("", archive, tars.scan([archive], progress=progress)[0])
-    listing = _joined(uri, [part], files.fingerprint(uri), md5, {})
+    listing = _joined(uri, [part], files.fingerprint_of(uri, [entry]), md5, {})
     if len(listing) and all(map(is_archive, listing.names)):
-        return open_archives(listing, range(len(listing)), spool, progress=progress)
-    return listing
+        listing = open_archives(listing, range(len(listing)), spool, progress=progress)
+    return replace(listing, stamps=stamps_of(uri, [entry]))
 
 
 def open_archives(

@@ -148,11 +148,8 @@ def open_source(source: Source | str, *, spool: str, progress: Progress = silent
     by_column = found.table is not None or source.image_column is not None or source.label_column is not None
     layout = _layout_of(found.listing, source.layout, by_column)
     options = _Options(found.name, source.md5, val_share, spool, progress, tables)
-    return (
-        _build_folders(found.listing, options)
-        if layout is _LAYOUTS["folders"]
-        else layout.build(found.listing, options)
-    )
+    build = _build_folders if layout is _LAYOUTS["folders"] else layout.build
+    return replace(build(found.listing, options), stamps=found.listing.stamps)
 
 
 def _build_folders(listing: Listing, options: _Options) -> Index:

@@ -1,11 +1,14 @@
 """Ingest a small data set in this process, copy it, and a source of digits that grows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 
 from pipeline.core.progress import silent
 from pipeline.dataset.manifest import Manifest, load
 from pipeline.dataset.parquet import parquet_bytes, read_rows
+from pipeline.ingestion.changes.onto import Parent, compare_with
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.plan import IngestSettings, plan_shards
 from pipeline.ingestion.publish import IngestPlan, publish, quarantine_table
@@ -17,14 +20,21 @@ from pipeline.storage import lease
 
 
 def ingest_here(
-    index: Index, out: str, seed: int = 0, shard_size: int = 100_000, handling: ImageHandling | None = None
+    index: Index,
+    out: str,
+    seed: int = 0,
+    shard_size: int = 100_000,
+    handling: ImageHandling | None = None,
+    parent: Parent | None = None,
 ) -> Manifest:
-    """Ingests without Ray, by the functions that the Ray tasks call."""
+    """Ingests without Ray, by the functions that the Ray tasks call. parent: what a version is made of."""
     settings = IngestSettings(seed, shard_size, handling or ImageHandling())
     with lease.hold_lease(storage.join(out, WORK, "lease.json"), out) as held:
-        plan = IngestPlan("", index, plan_shards(index, settings), out, settings, held)
+        plan = IngestPlan("", index, [], out, settings, held, parent and compare_with(parent, index, silent))
+        rows = plan.to_write
+        plan = replace(plan, shards=plan_shards(rows, settings))
         context = ShardContext("", out, index.encoding, index.classes, settings)
-        receipts = [make_shard(index.splits[s.split].take(pa.array(s.rows)), s, context) for s in plan.shards]
+        receipts = [make_shard(rows.splits[s.split].take(pa.array(s.rows)), s, context) for s in plan.shards]
         rejected = quarantine_table(index, receipts)
         storage.write_bytes(storage.join(out, QUARANTINE_NAME), parquet_bytes(rejected))
         manifest = publish(plan, receipts, silent)

@@ -1,0 +1,69 @@
+"""The ingest of a retraining run: what is new since the run before."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.progress import silent
+from pipeline.dataset import manifest
+from pipeline.ingestion.plan import SHARD_BYTES
+from pipeline.ingestion.sources import open_source
+from pipeline.retraining import stages
+from pipeline.retraining.plan import RetrainOptions
+from pipeline.retraining.stages import ingest_source
+from pipeline.retraining.workspace import LATEST_NAME, RetrainingRun
+from pipeline.storage import files
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import jpeg, make_tree
+from tests.support.trained.retraining import planned_run
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> tuple[RetrainingRun, RetrainingRun]:
+    """A finished run, and one of the same source with an image more."""
+    tree, workspace = make_tree(tmp_path / "tree"), str(tmp_path / "work")
+    monday = planned_run(workspace, source=str(tree), fingerprint="1" * 64)
+    ingest_here(open_source(str(tree), spool=str(tmp_path / "spool")), monday.dataset, shard_size=SHARD_BYTES)
+    # as it was written before the workspace was moved
+    files.write_json(files.join(workspace, LATEST_NAME), {"dataset": "/elsewhere/work/datasets/111111111111"})
+    (tree / "train" / "ant" / "new.jpg").write_bytes(jpeg(5000))
+    return monday, replace(monday, fingerprint="2" * 64)
+
+
+def bases_of(data: manifest.Manifest) -> list[str]:
+    return [] if data.version is None else [base.uri for base in data.version.bases.values()]
+
+
+def test_a_run_ingests_what_is_new_since_the_run_before(nights: tuple[RetrainingRun, RetrainingRun]) -> None:
+    monday, tuesday = nights
+    data = ingest_source(tuesday, RetrainOptions(), silent)
+    assert bases_of(data) == ["../111111111111"]
+    assert data.splits["train"].rows == 19
+    own = [
+        shard
+        for split in manifest.load_stored(tuesday.dataset).splits.values()
+        for shard in split.shards
+        if not shard.base
+    ]
+    assert [shard.rows for shard in own] == [1]
+    assert ingest_source(tuesday, RetrainOptions(), silent) == data  # it is there already
+    assert bases_of(ingest_source(monday, RetrainOptions(), silent)) == []
+
+
+@pytest.mark.ray
+def test_a_run_ingests_everything_where_that_is_better(
+    nights: tuple[RetrainingRun, RetrainingRun], ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monday, tuesday = nights
+    whole = ingest_source(replace(tuesday, workspace=f"{tuesday.workspace}-new"), RetrainOptions(), silent)
+    monkeypatch.setattr(stages, "why_compact", lambda stored: "too many rows are left out")
+    assert ingest_source(tuesday, RetrainOptions(), silent) == whole
+    shutil.rmtree(tuesday.dataset)
+    monkeypatch.setattr(stages, "has_edits_by_people", lambda uri, stored: True)  # they would be lost
+    assert bases_of(ingest_source(tuesday, RetrainOptions(), silent)) == ["../111111111111"]
+    monkeypatch.undo()
+    shutil.rmtree(tuesday.dataset)
+    shutil.rmtree(monday.dataset)  # the parent is gone
+    assert ingest_source(tuesday, RetrainOptions(), silent).digest == whole.digest
