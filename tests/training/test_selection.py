@@ -104,6 +104,22 @@ def test_the_rows_depend_on_seed_and_data_alone(chosen: tuple[TrainJob, Selectio
     assert not np.array_equal(selection.kept[0], selection.kept[1])
 
 
+def test_a_proxys_dropout_depends_on_the_seed_alone(digits_dataset: str, tmp_path: Path) -> None:
+    drops = ProxyFilter("alexnet", keep=0.4, update_every_steps=3)
+    job = job_of(digits_dataset, tmp_path / "once", learning_rate=0.01, epochs=1, proxy_filter=drops)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = selection_of(job)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)  # whatever the process has drawn
+    assert selection_of(replace(job, run=str(tmp_path / "again"))).digest == first.digest
+    batches = batches_of(job)
+    batch = next(batches.candidates(1))
+    proxy = make_proxy(job.recipe, drops, batches, 5)
+    losses = [proxy.keep(batch, step)[1].item() for step in (1, 1, 2)]  # without updates
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_the_proxy_is_the_published_one_in_plain_torch(digits_dataset: str, tmp_path: Path) -> None:
     """airbench96_faster (KellerJordan/cifar10-airbench): the loss of the hardest, summed; SGD with Nesterov momentum,
     every few steps, at the schedule's rate of all steps."""

@@ -1,6 +1,7 @@
 """A proxy: a small network that is trained on a run's batches, and keeps the images of each with the highest loss."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,13 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.sample_order import Order
 from pipeline.models.factory import make_model
 from pipeline.models.flops import operations_per_image
+from pipeline.models.layers import may_draw
 from pipeline.models.small_networks import Whitened
 from pipeline.training.optim.factory import make_optimizers
 from pipeline.training.train_step import TrainStep
 from pipeline.training.worker_data import Batches
+
+_FIRST_WEIGHTS, _DROPOUT = 0, 1  # keys of draws
 
 
 class Proxy:
@@ -32,6 +36,7 @@ class Proxy:
     def __init__(self, recipe: Recipe, proxy_filter: ProxyFilter, net: nn.Module, order: Order, num_steps: int) -> None:
         self._filter, self._num_steps = proxy_filter, num_steps
         self._step = TrainStep(recipe, net.train(), make_optimizers(net, recipe), order)
+        self._seed, self._device, self._draws = order.seed, next(net.parameters()).device, may_draw(net)
         self.normalise = self._step.normalise
 
     def keep(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
@@ -41,7 +46,7 @@ class Proxy:
         `update_every_steps`-th step, from the first on, the proxy then learns from these. Nothing waits for the device.
         """
         updates = step % self._filter.update_every_steps == 0
-        with torch.set_grad_enabled(updates):
+        with torch.set_grad_enabled(updates), self._dropout_of(step):
             losses = self._step.losses(batch)
         kept = losses.detach().argsort(stable=True)[-self._filter.num_kept(len(losses)) :]
         if updates:
@@ -49,13 +54,29 @@ class Proxy:
             self._step.update(self._step.gradient_norm(), step, self._num_steps)
         return kept, losses.detach().sum()
 
+    @contextmanager
+    def _dropout_of(self, step: int) -> Iterator[None]:
+        """Dropout of the block depends on (seed, step) alone; torch's generators are afterwards as they were."""
+        if not self._draws:
+            yield
+            return
+        with _seeded(self._seed, self._device, step, _DROPOUT):
+            yield
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device, step: int, purpose: int) -> Iterator[None]:
+    """Seeds torch's generators for a block, and puts them back."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # Halved, because torch takes a signed 64-bit seed.
+        torch.manual_seed(int(bits(seed, step, Stream.PROXY, np.array([purpose], np.uint64))[0, 0] >> np.uint64(1)))
+        yield
+
 
 def make_proxy(recipe: Recipe, proxy_filter: ProxyFilter, batches: Batches, seed: int) -> Proxy:
     """Returns a new proxy on the device of the batches; its first weights depend on the seed and the data alone."""
     device = batches.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        # Halved, because torch takes a signed 64-bit seed.
-        torch.manual_seed(int(bits(seed, 0, Stream.PROXY, np.zeros(1, dtype=np.uint64))[0, 0] >> np.uint64(1)))
+    with _seeded(seed, device, 0, _FIRST_WEIGHTS):
         net = make_model(proxy_filter.model, len(batches.data.classes), recipe.image_size_px)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     order = batches.order
