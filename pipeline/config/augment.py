@@ -66,14 +66,21 @@ class Augment:
     1708.04552). The default is 0, none."""
 
     auto: AutoName = "none"
-    """Automatic augmentation: "none" (the default), "rand" for RandAugment (Cubuk et al., arXiv 1909.13719) or
-    "trivial" for TrivialAugment (Müller and Hutter, arXiv 2103.10158). For long training."""
+    """Automatic augmentation: "none" (the default), "rand" for RandAugment (Cubuk et al., arXiv 1909.13719), "trivial"
+    for TrivialAugment (Müller and Hutter, arXiv 2103.10158), "rand-increasing" for timm's RandAugment, or "augmix" for
+    AugMix (Hendrycks et al., arXiv 1912.02781), without its consistency loss. For long training."""
 
     rand_ops: int = 2
-    """Number of RandAugment's operations per image, 1 or more. Read only with auto="rand"."""
+    """Number of RandAugment's operations per image, 1 or more; "rand-increasing" does each with a probability of one
+    half. Read only with auto="rand" and "rand-increasing"."""
 
     rand_strength: int = 9
-    """Strength of RandAugment's operations, in [0, 30]. Read only with auto="rand"."""
+    """Strength of the operations: in [0, 30] with auto="rand", in [0, 10] with "rand-increasing" (ResNet recipes use 6
+    and 7) and "augmix" (3 is usual). Not read with other policies."""
+
+    rand_deviation: float = 0.0
+    """Standard deviation of the strength with auto="rand-increasing" and "augmix", 0 or more; drawn for each operation,
+    and cut to [0, 10]. The default, 0, is a constant strength; 0.5 is usual."""
 
     mixup_alpha: float = 0.0
     """Parameter of the Beta distribution of MixUp's mixing ratio, 0 or more (Zhang et al., arXiv 1710.09412). The
@@ -91,13 +98,16 @@ class Augment:
                 f"augment.rand_ops={self.rand_ops} must be 1 or more and "
                 f"augment.rand_strength={self.rand_strength} in [0, 30]"
             )
+        if self.auto in ("rand-increasing", "augmix") and self.rand_strength > 10:
+            raise RecipeError(f"augment.rand_strength={self.rand_strength} must be 10 or less with auto={self.auto}")
         shares = ("flip_probability", "salt_and_pepper", "brightness", "contrast", "saturation", "erase_probability")
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"augment.{name}={getattr(self, name)} must lie in [0, 1]")
         if not 0 <= self.hue <= 0.5:
             raise RecipeError(f"augment.hue={self.hue} must lie in [0, 0.5]")
-        for name in ("crop_padding_px", "rotation_degrees", "cutout_px", "mixup_alpha", "cutmix_alpha"):
+        for name in ("crop_padding_px", "rotation_degrees", "cutout_px", "rand_deviation", "mixup_alpha",
+                     "cutmix_alpha"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise RecipeError(f"augment.{name}={getattr(self, name)} must not be negative")
         area = self.resized_crop_area

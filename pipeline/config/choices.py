@@ -10,10 +10,11 @@ from pipeline.core.errors import RecipeError
 LossName = Literal["cross-entropy", "mse", "binary-cross-entropy"]
 OptimizerName = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "lars", "lamb", "muon"]
 ScheduleName = Literal["constant", "step", "cosine", "one-cycle", "parabola"]
+ScheduleUnit = Literal["step", "epoch"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Residency = Literal["resident", "stream"]
 OnCorrupt = Literal["stop", "quarantine"]
-AutoName = Literal["none", "rand", "trivial"]
+AutoName = Literal["none", "rand", "trivial", "rand-increasing", "augmix"]
 TestViews = Literal["none", "flip", "flip-and-shift"]
 
 # The networks of models/factory.py. They are listed here so that a misspelt name is reported before torch is imported.

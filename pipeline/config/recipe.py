@@ -17,6 +17,7 @@ from pipeline.config.choices import (
     Precision,
     Residency,
     ScheduleName,
+    ScheduleUnit,
     TestViews,
     check_choice,
     check_finite,
@@ -121,6 +122,10 @@ class Recipe:
     """Learning-rate schedule after the warm-up. "constant"; "step": times 0.1 at 1/2 and at 3/4; "cosine" to zero;
     "one-cycle": linear to zero; "parabola": to zero with the square of what is left, for LARS."""
 
+    schedule_by: ScheduleUnit = "step"
+    """Whether the learning rate changes with each "step", the default, or with each "epoch", as in timm's recipes:
+    there the curve begins with the run, and the warm-up, from `warmup_from`, hides its first part."""
+
     warmup_epochs: float = 0.0
     """Epochs, or a fraction, in which the learning rate rises linearly to its peak; less than `epochs`. The default is
     0, none; 5 is usual for large batches (Goyal et al., arXiv 1706.02677)."""
@@ -145,6 +150,10 @@ class Recipe:
     a pretrained network change least (BEiT, arXiv 2106.08254). The default, 1, is none; 0.65 to 0.9 are usual. For
     torchvision's ResNets and networks of timm; not with optimizer="muon"."""
 
+    trust_clip: bool = False
+    """Whether optimizer="lamb" lengthens no update: its ratio of the size of weights and update is 1 at most (LAMBC,
+    Fong et al., arXiv 2011.13584)."""
+
     repeats: int = 1
     """Augmented versions of an image in one batch (batch augmentation, Hoffer et al., arXiv 1901.09335). Divides
     `global_batch_size` and `epochs`. Over that many epochs, each image is still seen once per epoch. The default is
@@ -168,6 +177,10 @@ class Recipe:
     loss: LossName = "cross-entropy"
     """Loss: "cross-entropy"; "mse" between the class probabilities and the one-hot labels; or "binary-cross-entropy",
     which judges each class by itself, the mean over classes (Wightman et al., arXiv 2110.00476)."""
+
+    sum_classes: bool = False
+    """Whether loss="binary-cross-entropy" is the sum over classes. The default is the mean, which is smaller by the
+    number of classes. Changes little with optimisers that don't heed the length of gradients, as Adam and LAMB."""
 
     target_threshold: float = 0.0
     """Threshold above which a target counts as 1, and as 0 otherwise, in [0, 1), after smoothing and mixing: an image
@@ -230,6 +243,10 @@ class Recipe:
     """Probability with which the last residual block is left out for an image, in [0, 1); it grows from 0 at the first
     block linearly (Huang et al., arXiv 1603.09382). The default is 0; 0.05 is usual for ResNet-50 (arXiv 2110.00476).
     For torchvision's ResNets, and networks of timm that have it."""
+
+    zero_init_residual: bool = False
+    """Whether residual blocks add nothing at first: the scale of each one's last BatchNorm starts at 0 (Goyal et al.,
+    arXiv 1706.02677, section 5.1). For torchvision's ResNets; those of timm start so by themselves."""
 
     compile: bool = False
     """Whether to compile the network, as the flag `--compile` does. Not part of a run's identity."""
@@ -296,10 +313,9 @@ class Recipe:
                 raise RecipeError(f"{name}={getattr(self, name)} must lie in [0, 1)")
         if self.ema_decay and self.look_ahead_every_steps:
             raise RecipeError("ema_decay and look_ahead_every_steps both average the weights; set one of them")
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise RecipeError(f"warmup_epochs={self.warmup_epochs} must lie in [0, epochs={self.epochs})")
+        _check_warmup(self)
         hints = typing.get_type_hints(type(self))
-        for name in ("optimizer", "schedule", "loss", "precision", "residency", "test_views"):
+        for name in ("optimizer", "schedule", "schedule_by", "loss", "precision", "residency", "test_views"):
             check_choice(name, getattr(self, name), get_args(hints[name]))
         check_model(self.model)
         if self.size_ramp is not None and (self.residency != "stream" or self.size_ramp.from_px > self.image_size_px):
@@ -308,12 +324,32 @@ class Recipe:
             raise RecipeError(f"layer_decay={self.layer_decay} must lie in (0, 1], and be 1 with optimizer=muon")
         if self.adaptive_clip and self.clip_norm:
             raise RecipeError("adaptive_clip and clip_norm both cut gradients; set one of them")
-        if self.target_threshold and self.loss != "binary-cross-entropy":
-            raise RecipeError(f"target_threshold={self.target_threshold} needs loss=binary-cross-entropy; set it, or 0")
+        _check_companions(self)
         if self.proxy_filter is not None:
             _check_filtered(self)
         if not self.evaluate_resize_px:
             object.__setattr__(self, "evaluate_resize_px", self.evaluate_size_px or self.image_size_px)
+
+
+def _check_warmup(recipe: Recipe) -> None:
+    if not 0 <= recipe.warmup_epochs < recipe.epochs:
+        raise RecipeError(f"warmup_epochs={recipe.warmup_epochs} must lie in [0, epochs={recipe.epochs})")
+    if recipe.schedule_by == "epoch" and recipe.warmup_epochs and not recipe.warmup_from:
+        raise RecipeError(
+            "schedule_by=epoch begins at warmup_from=0, which trains nothing for an epoch; use 0.01 or so"
+        )
+
+
+def _check_companions(recipe: Recipe) -> None:
+    """Raises RecipeError for fields that another field's value has to go with."""
+    for name, off, other, wanted in (
+        ("target_threshold", "0", "loss", "binary-cross-entropy"),
+        ("sum_classes", "false", "loss", "binary-cross-entropy"),
+        ("trust_clip", "false", "optimizer", "lamb"),
+    ):
+        value = getattr(recipe, name)
+        if value and getattr(recipe, other) != wanted:
+            raise RecipeError(f"{name}={value} needs {other}={wanted}; set it, or {off}")
 
 
 def _check_filtered(recipe: Recipe) -> None:

@@ -16,7 +16,8 @@ from pipeline.core.errors import RecipeError
 # Fields that came later. They are left out where they have their default, so that the identities of earlier runs stay.
 _LATER = (
     "early_stop_epochs", "sampling", "whitening_bias_rate", "schedule_end", "proxy_filter", "target_threshold",
-    "stochastic_depth", "adaptive_clip", "layer_decay",
+    "stochastic_depth", "adaptive_clip", "layer_decay", "schedule_by", "trust_clip", "sum_classes",
+    "zero_init_residual", "augment.rand_deviation",
 )  # fmt: skip
 NESTED: dict[str, type] = {
     "augment": Augment, "size_ramp": SizeRamp, "sampling": Sampling, "proxy_filter": ProxyFilter,
@@ -53,8 +54,17 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     Fields that didn't exist when the first runs were made are left out where they have their default.
     """
     defaults = {each.name: each.default for each in fields(Recipe)} | {"sampling": asdict(Sampling())}
-    values = asdict(recipe)
-    return {name: value for name, value in values.items() if name not in _LATER or value != defaults[name]}
+    values = {**asdict(recipe), "augment": _without_later("augment", asdict(recipe.augment), asdict(Augment()))}
+    return _without_later("", values, defaults)
+
+
+def _without_later(outer: str, values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values without later fields that have their default. outer: the field that holds them, or ""."""
+    return {
+        name: value
+        for name, value in values.items()
+        if f"{outer}.{name}".removeprefix(".") not in _LATER or value != defaults[name]
+    }
 
 
 def _as_written(value: Any, written: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.presets import make_recipe, with_changes
 from pipeline.config.recipe import Recipe, check_batch
+from pipeline.config.recipe_json import recipe_to_json
 from pipeline.config.sampling import Sampling
 from pipeline.core.errors import CheckpointError, RecipeError
 from pipeline.dataset import manifest
@@ -266,7 +267,7 @@ class Loader:
 
         Saved in the loop's body, it counts the current batch as done. In evaluation, save rank 0's.
         """
-        fields = asdict(self.recipe)
+        fields = asdict(self.recipe) | recipe_to_json(self.recipe)  # nested fields that came later are left out
         settings = {"dataset": self._digest, "split": self.split, "seed": self.seed}
         settings |= {name: fields[name] for name in _BATCH_FIELDS}
         if not self._trains:

@@ -92,21 +92,29 @@ def gather_crops(images: Tensor, rows: Tensor, from_y: Tensor, from_x: Tensor) -
 
 
 def _auto_augment(images: Tensor, spec: Augment, seed: int, epoch: Epochs, keys: Keys) -> Tensor:
-    """Applies RandAugment or TrivialAugment: on a GPU to images of the same operation together, else one by one.
+    """Applies an automatic policy: on a GPU to images of the same operation together, else, and AugMix, one by one.
 
     One by one an image's bytes depend on nothing else in its batch, whatever the CPU and the size.
     """
-    from pipeline.loader.auto_augment import apply_alike, apply_in_turn, rand_choices, trivial_choice
+    from pipeline.loader import auto_augment as policies
 
+    size, strength, deviation = images.shape[-1], spec.rand_strength, spec.rand_deviation
+    num_draws = {"trivial": 3, "rand": 2 * spec.rand_ops, "rand-increasing": 4 * spec.rand_ops}
+    lines = uniform(seed, epoch, Stream.AUTO, keys, num_draws.get(spec.auto, policies.AUGMIX_DRAWS))
+    if spec.auto == "augmix":
+        mixes = [policies.augmix_choices(strength, deviation, draws, size) for draws in lines]
+        augmented = torch.stack([mix.apply(image) for mix, image in zip(mixes, images, strict=True)])
+        return augmented.contiguous(memory_format=torch.channels_last)
     if spec.auto == "trivial":
-        choices = [trivial_choice(draws) for draws in uniform(seed, epoch, Stream.AUTO, keys, 3)]
+        choices = [policies.trivial_choice(draws) for draws in lines]
+    elif spec.auto == "rand":
+        choices = [policies.rand_choices(spec.rand_ops, strength, draws, size) for draws in lines]
     else:
-        lines, size = uniform(seed, epoch, Stream.AUTO, keys, 2 * spec.rand_ops), images.shape[-1]
-        choices = [rand_choices(spec.rand_ops, spec.rand_strength, draws, size) for draws in lines]
+        choices = [policies.increasing_choices(spec.rand_ops, strength, deviation, draws, size) for draws in lines]
     if images.is_cuda:
-        augmented = apply_alike(images, choices)
+        augmented = policies.apply_alike(images, choices)
     else:
-        augmented = torch.stack([apply_in_turn(*each) for each in zip(images, choices, strict=True)])
+        augmented = torch.stack([policies.apply_in_turn(*each) for each in zip(images, choices, strict=True)])
     return augmented.contiguous(memory_format=torch.channels_last)
 
 

@@ -1,31 +1,48 @@
-"""RandAugment and TrivialAugment: torchvision's operations and strengths, with keyed random numbers.
+"""RandAugment, TrivialAugment and AugMix: torchvision's or timm's operations and strengths, by keyed random numbers.
 
 RandAugment (Cubuk et al., arXiv 1909.13719) applies `ops` operations of one strength; TrivialAugment (Müller and
 Hutter, arXiv 2103.10158, "wide") applies one operation of random strength. Tables and operations equal those of
 torchvision's RandAugment and TrivialAugmentWide to the last bit (tests/loader/test_augment.py). torchvision's own
 classes can't be used, because they draw from torch's global generator.
+
+timm's RandAugment ("increasing") and AugMix (Hendrycks et al., arXiv 1912.02781) have strengths of their own, on a
+scale of 10, and fill with a mean colour; nothing of timm's is random by a key, and it works on PIL's images.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import ndtri
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.loader.device.send import send
 
 BINS = 31
+LEVELS = 10.0  # of timm's scale
+_MEAN_COLOUR = [124.0, 116.0, 104.0]  # ImageNet's, which fills what comes from outside an image
 SIGNED = {"shear-x", "shear-y", "translate-x", "translate-y", "rotate", "brightness", "color", "contrast", "sharpness"}
 _TRANSLATE = 150.0 / 331.0  # of the side, as in AutoAugment
 OPERATIONS = (
     "identity", "shear-x", "shear-y", "translate-x", "translate-y", "rotate", "brightness", "color", "contrast",
     "sharpness", "posterize", "solarize", "auto-contrast", "equalize",
 )  # fmt: skip
-Operation = tuple[str, float]  # one of OPERATIONS, and its strength
+INCREASING = (
+    "auto-contrast", "equalize", "invert", "smooth-rotate", "posterize", "solarize-at", "solarize-add", "color",
+    "contrast", "brightness", "sharpness", "smooth-shear-x", "smooth-shear-y", "smooth-translate-x",
+    "smooth-translate-y",
+)  # fmt: skip
+_AUGMIX = tuple(name for name in INCREASING if name not in ("invert", "solarize-add"))
+AUGMIX_CHAINS, AUGMIX_MOST = 3, 3  # chains that are mixed, and operations in the longest one
+AUGMIX_DRAWS = AUGMIX_CHAINS + 1 + AUGMIX_CHAINS * (1 + 3 * AUGMIX_MOST)
+Operation = tuple[str, float]  # one of OPERATIONS or INCREASING, and its strength
 
 
 def rand_choices(ops: int, strength: int, draws: npt.NDArray[np.float64], size: int) -> list[Operation]:
@@ -45,6 +62,74 @@ def trivial_choice(draws: npt.NDArray[np.float64]) -> list[Operation]:
     choice, strength, sign = draws.tolist()
     name = OPERATIONS[int(choice * len(OPERATIONS))]
     return [(name, _signed(name, trivial_strength(name, int(strength * BINS)), sign))]
+
+
+def increasing_choices(
+    ops: int, level: float, deviation: float, draws: npt.NDArray[np.float64], size: int
+) -> list[Operation]:
+    """Returns the `ops` operations of timm's RandAugment for an image; each is left out with a probability of 1/2.
+
+    level: 0 to 10; deviation: of each operation's own. draws: float64 [4 * ops] in [0, 1). size: side of the image.
+    """
+    rows = draws.reshape(ops, 4).tolist()
+    return [
+        _increasing(INCREASING, row[1:], level, deviation, size) if row[0] < 0.5 else ("identity", 0.0) for row in rows
+    ]
+
+
+def _increasing(names: tuple[str, ...], draws: list[float], level: float, deviation: float, size: int) -> Operation:
+    """draws: 3 numbers in [0, 1), for operation, strength and sign."""
+    name = names[int(draws[0] * len(names))]
+    if deviation:
+        level = min(LEVELS, max(0.0, level + deviation * float(ndtri(draws[1]))))
+    return name, increasing_strength(name, level, size, draws[2] < 0.5)
+
+
+def increasing_strength(name: str, level: float, size: int, negative: bool) -> float:
+    """Returns the strength of one of INCREASING. level: 0 to 10. size: of the image. negative: its sign, if any."""
+    share = level / LEVELS
+    if name == "posterize":
+        return float(max(1, 4 - int(4 * share)))  # timm passes on 0 bits, which PIL refuses today
+    if name == "solarize-at":
+        return float(256 - min(256, int(256 * share)))
+    if name == "solarize-add":
+        return float(min(128, int(110 * share)))
+    largest = {"smooth-rotate": 30.0, "smooth-shear-x": 0.3, "smooth-shear-y": 0.3, "smooth-translate-x": 0.45 * size,
+               "smooth-translate-y": 0.45 * size, "brightness": 0.9, "color": 0.9, "contrast": 0.9,
+               "sharpness": 0.9}  # fmt: skip
+    value = share * largest.get(name, 0.0)
+    return -value if negative else value
+
+
+def augmix_choices(level: float, deviation: float, draws: npt.NDArray[np.float64], size: int) -> "Mixed":
+    """Returns what AugMix does to an image. draws: float64 [AUGMIX_DRAWS] in [0, 1).
+
+    Three chains of one to three operations, with weights from Dirichlet(1, 1, 1); the share of their mixture in the
+    image is uniform, which is Beta(1, 1).
+    """
+    weights = -np.log(1.0 - draws[:AUGMIX_CHAINS])
+    chains = []
+    for row in draws[AUGMIX_CHAINS + 1 :].reshape(AUGMIX_CHAINS, -1).tolist():
+        turns = [row[1 + 3 * turn : 4 + 3 * turn] for turn in range(1 + int(row[0] * AUGMIX_MOST))]
+        chains.append([_increasing(_AUGMIX, turn, level, deviation, size) for turn in turns])
+    return Mixed(tuple(weights / max(weights.sum(), 1e-12)), tuple(chains), float(draws[AUGMIX_CHAINS]))
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What AugMix does to an image: weights of the chains, their operations, and the share of the mixture."""
+
+    weights: tuple[float, ...]
+    chains: tuple[list[Operation], ...]
+    share: float
+
+    def apply(self, image: Tensor) -> Tensor:
+        """Returns the image, uint8 [3, S, S], blended with the mixture of its chains, which is rounded down first."""
+        mixture = torch.zeros(image.shape, device=image.device)
+        for weight, chain in zip(self.weights, self.chains, strict=True):
+            mixture += weight * apply_in_turn(image, chain).float()
+        mixture = mixture.clamp(0, 255).floor()
+        return (image + self.share * (mixture - image)).to(torch.uint8)
 
 
 def apply_in_turn(image: Tensor, operations: list[Operation]) -> Tensor:
@@ -123,6 +208,17 @@ def _translate(image: Tensor, x: int, y: int) -> Tensor:
     return F.affine(image, angle=0.0, translate=[x, y], scale=1.0, shear=[0.0, 0.0])
 
 
+def _smooth(
+    image: Tensor, angle: float = 0.0, move: tuple[float, float] = (0, 0), shear: tuple[float, float] = (0, 0)
+) -> Tensor:
+    """Returns the image rotated, moved or sheared from its corner; interpolated, and filled with the mean colour."""
+    degrees = [math.degrees(math.atan(each)) for each in shear]
+    how: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "fill": _MEAN_COLOUR}
+    if angle:
+        return F.rotate(image, angle, **how)
+    return F.affine(image, angle=0.0, translate=list(move), scale=1.0, shear=degrees, center=[0, 0], **how)
+
+
 _APPLY: dict[str, Callable[[Tensor, float], Tensor]] = {
     "identity": lambda image, _: image,
     "shear-x": lambda image, value: _shear(image, value, 0.0),
@@ -138,4 +234,14 @@ _APPLY: dict[str, Callable[[Tensor, float], Tensor]] = {
     "solarize": lambda image, value: F.solarize(image, 255.0 * value),
     "auto-contrast": lambda image, _: F.autocontrast(image),
     "equalize": lambda image, _: F.equalize(image),
+    "invert": lambda image, _: F.invert(image),
+    "solarize-at": lambda image, value: torch.where(image < value, image, 255 - image),
+    "solarize-add": lambda image, value: torch.where(
+        image < 128, image.clamp(max=int(255 - value)) + int(value), image
+    ),
+    "smooth-rotate": lambda image, value: _smooth(image, angle=value),
+    "smooth-shear-x": lambda image, value: _smooth(image, shear=(value, 0.0)),
+    "smooth-shear-y": lambda image, value: _smooth(image, shear=(0.0, value)),
+    "smooth-translate-x": lambda image, value: _smooth(image, move=(-value, 0.0)),
+    "smooth-translate-y": lambda image, value: _smooth(image, move=(0.0, -value)),
 }

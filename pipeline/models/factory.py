@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.config.choices import MODELS, check_choice
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import PipelineError, RecipeError
-from pipeline.models.layers import add_blur_pool, add_stochastic_depth
+from pipeline.models.layers import add_blur_pool, add_stochastic_depth, zero_residual_norms
 from pipeline.models.small_networks import Airbench, FastResNet, SeedCnn
 
 _SMALL_IMAGE_PX = 64  # and below: a first layer of stride 4, as for 224 pixels, would leave too few pixels
@@ -93,9 +93,9 @@ def make_model(name: str, num_classes: int, image_size_px: int) -> nn.Module:
 
 
 def recipe_model(recipe: Recipe, num_classes: int) -> nn.Module:
-    """Returns the untrained network of a recipe, with `blur_pool` and `stochastic_depth` applied.
+    """Returns the untrained network of a recipe, as `blur_pool`, `stochastic_depth` and `zero_init_residual` say.
 
-    Raises RecipeError for a network that has no stochastic depth.
+    Raises RecipeError for a network that has no such blocks.
     """
     depth = recipe.stochastic_depth
     if depth and recipe.model.startswith("timm:"):
@@ -106,6 +106,8 @@ def recipe_model(recipe: Recipe, num_classes: int) -> nn.Module:
             raise RecipeError(
                 f"stochastic_depth={depth}: {recipe.model} has no residual blocks that can be left out; set it to 0"
             )
+    if recipe.zero_init_residual and not zero_residual_norms(model):
+        raise RecipeError(f"zero_init_residual: {recipe.model} is no ResNet of torchvision; set it to false")
     if recipe.blur_pool:
         add_blur_pool(model)
     return model

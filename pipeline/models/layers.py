@@ -78,6 +78,19 @@ def add_stochastic_depth(model: nn.Module, probability: float) -> bool:
     return bool(blocks)
 
 
+def zero_residual_norms(model: nn.Module) -> bool:
+    """Sets the scale of each residual block's last norm to 0, in place; returns whether there are any blocks.
+
+    For torchvision's ResNets; timm's have it so.
+    """
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    blocks = [module for module in model.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    for block in blocks:
+        nn.init.zeros_(getattr(block, "bn3" if isinstance(block, Bottleneck) else "bn2").weight)
+    return bool(blocks)
+
+
 class BlurPool(nn.Module):
     """Anti-aliased downsampling: blurs with the filter [1 2 1] x [1 2 1] / 16, then convolves (Zhang, 1904.11486).
 

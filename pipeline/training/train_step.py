@@ -97,6 +97,8 @@ class TrainStep:
             partners = (mixed.weight, mixed.partner_labels)
         smoothing, threshold = recipe.label_smoothing, recipe.target_threshold
         losses = sample_losses(recipe.loss, logits, batch.labels, smoothing, threshold, partners)
+        if recipe.sum_classes:
+            losses = losses * logits.shape[1]
         if self._teacher is not None:
             with torch.no_grad(), self._autocast():
                 teacher_logits = self._teacher(mixed.images)

@@ -199,6 +199,15 @@ def test_a_file_without_a_recipe_is_named(tmp_path: Path, text: str, message: st
     assert make_recipe(str(path)) == recipes["resnet18-16"]
 
 
+def test_fields_that_came_later_are_left_out_of_the_identity_at_their_default() -> None:
+    values = recipe_to_json(recipes["resnet50-v2"])
+    assert "rand_deviation" not in values["augment"]
+    assert {"schedule_by", "trust_clip", "sum_classes", "zero_init_residual"}.isdisjoint(values)
+    assert recipe_from_json(json.loads(json.dumps(values))) == recipes["resnet50-v2"]
+    assert recipe_to_json(recipes["resnet50-a1"])["augment"]["rand_deviation"] == 0.5
+    assert recipe_to_json(recipes["resnet50-a1"])["schedule_by"] == "epoch"
+
+
 def test_a_recipe_that_is_read_from_json_is_written_as_the_same_bytes() -> None:
     """Integers stay integers in fields that are floats: a run's config.json is part of its identity."""
     for name, recipe in recipes.items():

@@ -63,7 +63,10 @@ def said(capsys: Capture, line: str) -> tuple[int, str, str]:
         ("train --set imagesize=3", "imagesize: a recipe has no such field; did you mean image_size_px"),
         ("train --set augment.hue=red", "augment.hue=red: must be a finite number"),
         ("train --set compile=maybe", "compile=maybe: must be true or false"),
-        ("train --set augment.auto=randm", "must be one of none, rand, trivial; did you mean rand?"),
+        (
+            "train --set augment.auto=randm",
+            "must be one of none, rand, trivial, rand-increasing, augmix; did you mean rand?",
+        ),
         ("train --set augment.resized_crop_area=1", "must be 2 numbers with a comma between, such as 0.3,1, or none"),
         ("train --set size_ramp.from_px=32", "size_ramp: the recipe has none yet; set size_ramp.first_epoch"),
         ("train --epochs 3 --set epochs=4", "--epochs 3 and --set epochs=4 contradict each other; leave one out"),

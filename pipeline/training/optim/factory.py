@@ -122,7 +122,7 @@ def _single_optimizer(recipe: Recipe, groups: list[Group]) -> torch.optim.Optimi
         "adam": lambda: torch.optim.Adam(groups, lr=rate, **fused),
         "adamw": lambda: torch.optim.AdamW(groups, lr=rate, **fused),
         "lars": lambda: Lars(groups, lr=rate, momentum=momentum),
-        "lamb": lambda: Lamb(groups, lr=rate),
+        "lamb": lambda: Lamb(groups, lr=rate, trust_clip=recipe.trust_clip),
     }
     return makers[recipe.optimizer]()
 

@@ -153,6 +153,7 @@ class Lamb(torch.optim.Optimizer):
         x = x - lr (|x| / |r|) r
 
     |x| / |r| counts as 1 where either is 0, and for groups without weight decay, which are biases and normalisation.
+    trust_clip: whether it is 1 at most (Fong et al., arXiv 2011.13584).
     """
 
     def __init__(
@@ -160,10 +161,11 @@ class Lamb(torch.optim.Optimizer):
         params: Parameters,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
         weight_decay: float = 0.0,
+        trust_clip: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        settings = {"lr": lr, "betas": betas, "eps": 1e-6, "weight_decay": weight_decay, "trust_clip": trust_clip}
+        super().__init__(params, settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -177,6 +179,7 @@ class Lamb(torch.optim.Optimizer):
                 torch._foreach_add_(updates, torch._foreach_mul(weights, decay))
                 size, length = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(updates))
                 ratio = torch.where((size > 0) & (length > 0), size / length, 1.0)
+                ratio = ratio.clamp(max=1.0) if group["trust_clip"] else ratio
                 torch._foreach_mul_(updates, per_tensor(self, weights, ratio))
             torch._foreach_sub_(weights, updates, alpha=group["lr"])
 

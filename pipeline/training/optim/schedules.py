@@ -36,6 +36,20 @@ def learning_rate_factor(
     return end + (1 - end) * falling.get(name, 1.0 - progress)
 
 
+def _factor_of(recipe: Recipe, step: int, num_steps: int, steps_per_epoch: int) -> float:
+    """Returns the factor of a recipe in a step.
+
+    By epochs it is timm's: (1 - warmup_from) / warmup_epochs more in each epoch, then a curve that begins with the run.
+    """
+    start, end, warmup = recipe.warmup_from, recipe.schedule_end, recipe.warmup_epochs
+    if recipe.schedule_by == "step":
+        return learning_rate_factor(recipe.schedule, step, num_steps, round(warmup * steps_per_epoch), start, end)
+    epoch = step // steps_per_epoch
+    if epoch < warmup:
+        return start + (1 - start) * epoch / warmup
+    return learning_rate_factor(recipe.schedule, epoch, -(-num_steps // steps_per_epoch), 0, end=end)
+
+
 def set_learning_rates(
     optimizers: list[torch.optim.Optimizer], recipe: Recipe, step: int, num_steps: int, steps_per_epoch: int
 ) -> float:
@@ -45,9 +59,7 @@ def set_learning_rates(
     then it follows the schedule, or, where the group says "falls", one of its own that ends with them, without a
     warm-up.
     """
-    warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
-    ends = (recipe.warmup_from, recipe.schedule_end)
-    factor = learning_rate_factor(recipe.schedule, step, num_steps, warmup_steps, *ends)
+    factor = _factor_of(recipe, step, num_steps, steps_per_epoch)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group_factor = factor
