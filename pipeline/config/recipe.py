@@ -12,6 +12,7 @@ from pipeline.config.augment import Augment
 from pipeline.config.choices import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    HeadFit,
     LossName,
     OptimizerName,
     Precision,
@@ -154,6 +155,20 @@ class Recipe:
     """Whether optimizer="lamb" lengthens no update: its ratio of the size of weights and update is 1 at most (LAMBC,
     Fong et al., arXiv 2011.13584)."""
 
+    fit_head: HeadFit = "none"
+    """Whether the last layer is fitted to the features of the pretrained network, which are computed once for each
+    image, by logistic regression: "first" before the first step, so that training doesn't spoil the layers below at its
+    beginning (Kumar et al., arXiv 2202.10054); "only" instead of training, in seconds, for few images. The default is
+    "none". Needs pretrained weights."""
+
+    frozen_epochs: float = 0.0
+    """Epochs, or a fraction, in which the last layer alone is trained, 0 or more. The default, 0, trains all from the
+    start. Each step costs as much as others; `fit_head` is faster. Not with optimizer="muon"."""
+
+    thaw_epochs: float = 0.0
+    """Epochs after `frozen_epochs` in which layers, or residual blocks, begin to be trained one by one, from the last
+    to the first (Howard and Ruder, arXiv 1801.06146). The default, 0, is all at once."""
+
     repeats: int = 1
     """Augmented versions of an image in one batch (batch augmentation, Hoffer et al., arXiv 1901.09335). Divides
     `global_batch_size` and `epochs`. Over that many epochs, each image is still seen once per epoch. The default is
@@ -293,6 +308,8 @@ class Recipe:
             ("weight_decay", 0),
             ("whitening_bias_rate", 0),
             ("adaptive_clip", 0),
+            ("frozen_epochs", 0),
+            ("thaw_epochs", 0),
         ):
             if getattr(self, name) < minimum:
                 raise RecipeError(f"{name}={getattr(self, name)} must be {minimum} or more")
@@ -315,7 +332,16 @@ class Recipe:
             raise RecipeError("ema_decay and look_ahead_every_steps both average the weights; set one of them")
         _check_warmup(self)
         hints = typing.get_type_hints(type(self))
-        for name in ("optimizer", "schedule", "schedule_by", "loss", "precision", "residency", "test_views"):
+        for name in (
+            "optimizer",
+            "schedule",
+            "schedule_by",
+            "fit_head",
+            "loss",
+            "precision",
+            "residency",
+            "test_views",
+        ):
             check_choice(name, getattr(self, name), get_args(hints[name]))
         check_model(self.model)
         if self.size_ramp is not None and (self.residency != "stream" or self.size_ramp.from_px > self.image_size_px):
@@ -325,6 +351,7 @@ class Recipe:
         if self.adaptive_clip and self.clip_norm:
             raise RecipeError("adaptive_clip and clip_norm both cut gradients; set one of them")
         _check_companions(self)
+        _check_frozen(self)
         if self.proxy_filter is not None:
             _check_filtered(self)
         if not self.evaluate_resize_px:
@@ -337,6 +364,17 @@ def _check_warmup(recipe: Recipe) -> None:
     if recipe.schedule_by == "epoch" and recipe.warmup_epochs and not recipe.warmup_from:
         raise RecipeError(
             "schedule_by=epoch begins at warmup_from=0, which trains nothing for an epoch; use 0.01 or so"
+        )
+
+
+def _check_frozen(recipe: Recipe) -> None:
+    until = recipe.frozen_epochs + recipe.thaw_epochs
+    if until and recipe.optimizer == "muon":
+        raise RecipeError("frozen_epochs and thaw_epochs don't go together with optimizer=muon; use adamw or nesterov")
+    if until >= recipe.epochs:
+        raise RecipeError(
+            f"frozen_epochs={recipe.frozen_epochs} and thaw_epochs={recipe.thaw_epochs} leave no epoch in which all is "
+            f"trained; use less than epochs={recipe.epochs} together, or fit_head=only"
         )
 
 

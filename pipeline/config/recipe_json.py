@@ -17,7 +17,7 @@ from pipeline.core.errors import RecipeError
 _LATER = (
     "early_stop_epochs", "sampling", "whitening_bias_rate", "schedule_end", "proxy_filter", "target_threshold",
     "stochastic_depth", "adaptive_clip", "layer_decay", "schedule_by", "trust_clip", "sum_classes",
-    "zero_init_residual", "augment.rand_deviation",
+    "zero_init_residual", "augment.rand_deviation", "fit_head", "frozen_epochs", "thaw_epochs",
 )  # fmt: skip
 NESTED: dict[str, type] = {
     "augment": Augment, "size_ramp": SizeRamp, "sampling": Sampling, "proxy_filter": ProxyFilter,

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 TASK_STAGES = ("storage", "decode", "augment")
 WAIT_STAGES = ("queue", *TASK_STAGES, "hand-over")
-LOOP_STAGES = ("select", *WAIT_STAGES, "copy", "compute", "checkpoint", "other")
+LOOP_STAGES = ("select", "features", *WAIT_STAGES, "copy", "compute", "checkpoint", "other")
 STAGES = ("start", *LOOP_STAGES, "evaluate")
 STAGE_MEANINGS = {
     "start": "until the first step: loading, and timing where a recipe asks for it",
     "select": "training the proxy that chooses images, before the first step",
+    "features": "computing features and fitting the last layer to them, before the first step",
     "queue": "waiting for a batch whose making had not started: processes start, or no CPU was free",
     "storage": "waiting for a batch whose images were read and checked",
     "decode": "waiting for a batch whose images were decoded, cropped and resized",

@@ -11,7 +11,7 @@ from pipeline.loader.samplers import train_eval_split
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint_writer import record_score
 from pipeline.models.device.precision import forward_dtype
-from pipeline.models.flops import peak_operations, training_operations
+from pipeline.models.flops import operations_per_image, peak_operations, training_operations
 from pipeline.models.tensor_file import serialize_tensors
 from pipeline.storage import files
 from pipeline.training.optim.factory import describe_groups
@@ -86,6 +86,21 @@ def write_outputs(worker: Worker, predictions: Predictions, kept: dict[str, Any]
     files.write_json(files.join(job.run, checkpoint.OUTPUT_NAME), values)
 
 
+def _operations_of_net(worker: Worker, sizes: list[int]) -> dict[str, float]:
+    """Returns those of the network that is trained, and of the features that its last layer is fitted to.
+
+    sizes: of the images in each epoch.
+    """
+    net, recipe, rows = worker.learner.net, worker.job.recipe, worker.batches.order.trained_rows
+    if recipe.fit_head == "none":
+        return training_operations(net, sizes, rows)
+    forward = operations_per_image(net, recipe.image_size_px, backward=False)
+    if recipe.fit_head == "only":
+        return {"total": forward * rows * recipe.repeats, "per_image": forward}
+    counted = training_operations(net, sizes, rows)
+    return {**counted, "total": counted["total"] + forward * rows * recipe.repeats}
+
+
 def operations(worker: Worker) -> dict[str, Any]:
     """Returns the operations of the run (`training_operations`), and how many the devices could do in a second."""
     recipe, batches = worker.job.recipe, worker.batches
@@ -93,7 +108,7 @@ def operations(worker: Worker) -> dict[str, Any]:
     rounds = [epoch // recipe.repeats * recipe.repeats for epoch in range(worker.state.epochs)]
     sizes = [batches.train_transform.size_at(epoch) for epoch in rounds]
     peak, source = peak_operations(batches.device, forward_dtype(recipe.precision, batches.device))
-    counted = training_operations(worker.learner.net, sizes, batches.order.trained_rows)
+    counted = _operations_of_net(worker, sizes)
     if recipe.proxy_filter is not None:
         counted["proxy"] = proxy_operations(recipe, recipe.proxy_filter, len(worker.data.classes), batches.order)
         counted["total"] += counted["proxy"]

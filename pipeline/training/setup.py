@@ -43,12 +43,15 @@ from pipeline.training.selection.choose import check_selection, select_rows
 from pipeline.training.step_meter import Meter
 from pipeline.training.trackers.base import Trackers
 from pipeline.training.train_step import TrainStep, num_threads
+from pipeline.training.transfer.head import fit_head
 from pipeline.training.worker import Learner, Worker
 from pipeline.training.worker_data import Batches
 
 # Without `broadcast_buffers` each rank keeps its own statistics of BatchNorm while it trains, where nothing reads them.
 # Those of rank 0 are saved, and an evaluation gives them to all ranks (`predict_distributed`).
 DDP_SETTINGS = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+
+Watched = tuple[Progress, Callable[[str], None]]
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,10 @@ def set_up(
     batches = batches or Batches(job, data, world_size, rank, device, progress)
     batches, select_seconds = select_rows(job, batches, progress, watchdog.beat)
     resumed = checkpoint.latest(job.run)
-    learner, state = _new_or_resumed(job, net, batches, resumed, exits, progress)
+    learner, state = _new_or_resumed(job, net, batches, resumed, exits, (progress, watchdog.beat))
     watchdog.beat("its set-up")
     state.seconds["select"] = state.seconds.get("select", 0.0) + select_seconds
+    choosing = select_seconds + (0.0 if resumed else state.seconds.get("features", 0.0))
     trace = RowTrace(job, data, rank, world_size, state.step) if job.trace_rows else None
     token = note_start(job, rank, world_size, state.step)
     last_step = state.epochs * batches.order.steps_per_epoch
@@ -127,7 +131,7 @@ def set_up(
         preemption=PreemptionWatcher(rank),
         trackers=trackers,
         trace=trace,
-        meter=Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - started - select_seconds),
+        meter=Meter(state.seconds, state.losses, device, world_size, time.perf_counter() - started - choosing),
         watchdog=watchdog,
         interruption=Interruption(job, batches, writer, last_step),
         log=log,
@@ -143,18 +147,28 @@ def _new_or_resumed(
     batches: Batches,
     resumed: str | None,
     exits: contextlib.ExitStack,
-    progress: Progress,
+    watched: Watched,
 ) -> tuple[Learner, RunState]:
-    """Returns what learns, and the state of the run: at its first step, or as in the checkpoint `resumed`."""
+    """Returns what learns, and the state of the run: at its first step, or as in the checkpoint `resumed`.
+
+    watched: progress, and what keeps the watchdog from ending a process that is at work.
+    """
+    progress, beat = watched
     if job.pretrained:
         follow_quickly(net)
     if resumed is None:
         _initialise(net, job, batches)
+    started = time.perf_counter()
+    if resumed is None and job.recipe.fit_head != "none":
+        fit_head(net, job.recipe, batches, progress, beat)
+    feature_seconds = time.perf_counter() - started
     learner = _make_learner(net, job, batches, exits)
     state = None if resumed is None else _resume(resumed, job, learner, batches.data)
     if job.compiles:
         _warm_up(learner, batches, state.step if state else 0, progress)
     state = state or _new_state(job, learner, batches, progress)
+    if resumed is None and job.recipe.fit_head != "none":
+        state.seconds["features"] = feature_seconds
     state.selection = check_selection(batches.order.selection, state.selection)
     return learner, state
 
@@ -240,7 +254,8 @@ def _warm_up(learner: Learner, batches: Batches, first_step: int, progress: Prog
 
 def _new_state(job: TrainJob, learner: Learner, batches: Batches, progress: Progress) -> RunState:
     """Returns the state of a run before its first step; its epochs fit into the recipe's time, if that is limited."""
-    state, recipe = RunState(epochs=job.recipe.epochs), job.recipe
+    recipe = job.recipe
+    state = RunState(epochs=0 if recipe.fit_head == "only" else recipe.epochs)
     if recipe.fit_seconds:
         progress("fit", 0, 0, "timing a few steps")
         state.epochs = fit_epochs(recipe, learner.net, learner.train_step, batches)

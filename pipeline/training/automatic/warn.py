@@ -19,7 +19,7 @@ def run_warnings(recipe: Recipe, facts: DataFacts) -> list[str]:
 
 
 def steps_of(recipe: Recipe, rows: int) -> int:
-    """Returns the steps of a run: at most so many where the recipe has a time budget."""
+    """Returns the steps of a run, counting passes over images as epochs: at most so many with a time budget."""
     return recipe.epochs * -(-max(1, round(recipe.sampling.share * rows)) // recipe.global_batch_size)
 
 
@@ -44,7 +44,7 @@ def _large_batch(recipe: Recipe, facts: DataFacts) -> str | None:
 
 def _few_steps(recipe: Recipe, facts: DataFacts) -> str | None:
     steps = steps_of(recipe, facts.train_rows)
-    if steps >= FEW_STEPS:
+    if steps >= FEW_STEPS or recipe.fit_head == "only":
         return None
     batch = min(recipe.global_batch_size, _sensible_batch(facts.train_rows))
     epochs = -(-FEW_STEPS // -(-facts.train_rows // batch))

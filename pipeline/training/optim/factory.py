@@ -19,14 +19,15 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
     """Returns the optimisers of a model's trainable parameters: one, or with "muon" two.
 
     Each parameter group has, beside torch's entries: name; initial_lr, its peak rate; epochs, how long it is trained, 0
-    for the whole run; falls, whether its rate falls to zero over them. Weight decay applies to matrices and kernels;
+    for the whole run; falls, whether its rate falls to zero over them; of recipes that freeze layers, starts, the epoch
+    before which its rate is 0. Weight decay applies to matrices and kernels;
     biases and normalisation have `bias_weight_decay`, which is normally 0 (He et al., arXiv 1812.01187, section 3.1).
     "muon" updates the kernels of convolutions, without weight decay, and SGD with Nesterov momentum the rest. All heed
     `found_inf` (`found_inf.py`). Raises RecipeError if "muon" has no kernels to update.
     """
     groups = parameter_groups(model, recipe)
-    if recipe.layer_decay < 1:
-        groups = _by_layer(model, groups, recipe.layer_decay)
+    if recipe.layer_decay < 1 or recipe.frozen_epochs or recipe.thaw_epochs:
+        groups = _by_layer(model, groups, recipe)
     if recipe.optimizer != "muon":
         return [honour_found_inf(_single_optimizer(recipe, list(groups.values())))]
     if "kernels" not in groups:
@@ -75,8 +76,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> dict[str, Group]:
     }
 
 
-def _by_layer(model: nn.Module, groups: dict[str, Group], decay: float) -> dict[str, Group]:
-    """Returns the groups in parts, one for each layer; from the last layer on, rates fall by `decay`."""
+def _by_layer(model: nn.Module, groups: dict[str, Group], recipe: Recipe) -> dict[str, Group]:
+    """Returns the groups in parts, one for each layer; from the last layer on, rates fall by `layer_decay`.
+
+    Where layers are frozen at first, a part says in which epoch it "starts".
+    """
+    decay, frozen, thaw = recipe.layer_decay, recipe.frozen_epochs, recipe.thaw_epochs
     layers = layer_numbers(model)
     number_of = {id(parameter): layers[name] for name, parameter in model.named_parameters()}
     last = max(layers.values())
@@ -87,6 +92,9 @@ def _by_layer(model: nn.Module, groups: dict[str, Group], decay: float) -> dict[
             members = [parameter for parameter in group["params"] if number_of[id(parameter)] == layer]
             label = f"{name}, layer {layer}"
             parts[label] = {**group, "name": label, "params": members, "lr": rate, "initial_lr": rate}
+            if frozen or thaw:
+                above = (last - 1 - layer) / max(1, last - 1)  # 0 for the layer below the last one, 1 for the first
+                parts[label]["starts"] = frozen + thaw * above if layer < last else 0.0
     return parts
 
 

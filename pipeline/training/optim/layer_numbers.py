@@ -25,7 +25,10 @@ def layer_numbers(net: nn.Module) -> dict[str, int]:
     names = [name for name, _ in net.named_parameters()]
     blocks = sorted({tuple(map(int, match.groups())) for name in names if (match := _BLOCK.match(name))})
     if not blocks:
-        raise RecipeError(f"layer_decay: {type(net).__name__} has no blocks that are known here; set layer_decay=1")
+        raise RecipeError(
+            f"layer_decay: {type(net).__name__} has no blocks that are known here; set layer_decay=1, "
+            "frozen_epochs=0 and thaw_epochs=0"
+        )
     numbers = {block: number for number, block in enumerate(blocks, 1)}
     return {name: _number(name, numbers) for name in names}
 

@@ -55,9 +55,9 @@ def set_learning_rates(
 ) -> float:
     """Sets the learning rate of every group for `step`, and returns the factor that most groups have.
 
-    Groups are those of `make_optimizers`. The rate of a group with a limited number of epochs is 0 after them; until
-    then it follows the schedule, or, where the group says "falls", one of its own that ends with them, without a
-    warm-up.
+    Groups are those of `make_optimizers`. Before a group starts, its rate is 0. The rate of a group with a limited
+    number of epochs is 0 after them; until then it follows the schedule, or, where the group says "falls", one of its
+    own that ends with them, without a warm-up.
     """
     factor = _factor_of(recipe, step, num_steps, steps_per_epoch)
     for optimizer in optimizers:
@@ -68,5 +68,7 @@ def set_learning_rates(
                 if group["falls"]:
                     group_factor = learning_rate_factor(recipe.schedule, step, end, 0)
                 group_factor = group_factor if step < end else 0.0
+            if step < round(group.get("starts", 0.0) * steps_per_epoch):
+                group_factor = 0.0
             group["lr"] = group["initial_lr"] * group_factor
     return factor

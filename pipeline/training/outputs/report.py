@@ -109,8 +109,13 @@ def _links(run: str, dataset: str) -> list[tuple[str, str]]:
 
 @chart_style()
 def _curves(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns (picture, text alternative) of each curve over the epochs: loss, top-1, speed, learning rate."""
+    """Returns (picture, text alternative) of each curve over the epochs: loss, top-1, speed, learning rate.
+
+    A run without steps has none.
+    """
     history = result["history"]
+    if not result["steps"]:
+        return []
     epochs = [line["epoch"] for line in history]
     final = {"step": result["steps"], "loss": result["val"]["loss"], "top1": result["val"]["top1"]}
     points = [*result["evaluations"], final]

@@ -38,11 +38,12 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     state, operations, starts = output["state"], output["operations"], read_starts(job.run)
     parts = training_split(job.dataset, data, job.recipe, job.hold_out)
     predictions, _ = read_predictions(job.run)
-    # Goodput: the share of the time since the first start that went into steps. Restarts and lost steps lower it.
-    stepping = sum(state["seconds"].get(name, 0.0) for name in ("copy", "compute"))
+    # Goodput: the share of the time since the first start that went into steps, or features. Restarts lower it.
+    stepping = sum(state["seconds"].get(name, 0.0) for name in ("features", "copy", "compute"))
     trained = stage_times.training_seconds(state["seconds"])
     # Runs of earlier versions don't tell their images, which are all rows of an epoch.
-    images_per_second = state["epochs"] * operations.get("images_per_epoch", parts.epoch_rows) / trained
+    passes = job.recipe.repeats if job.recipe.fit_head == "only" else state["epochs"]
+    images_per_second = passes * operations.get("images_per_epoch", parts.epoch_rows) / trained
     possible = operations["peak_per_second"] * operations["devices"]
     result: dict[str, Any] = {
         "dataset": {
