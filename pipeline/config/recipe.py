@@ -107,6 +107,10 @@ class Recipe:
     """Weight decay of kernels and matrices, 0 or more, as torch defines it: multiplied by the learning rate. ImageNet
     recipes use 1e-4 for 90 epochs and less for short training."""
 
+    corrected_weight_decay: bool = False
+    """Whether the weight decay falls with the learning rate, so that the balance of both at the end is that of the peak
+    (Defazio, arXiv 2506.02285): a step takes rate^2 / peak * weight_decay of the weights. Needs optimizer="adamw"."""
+
     bias_weight_decay: float = 0.0
     """Weight decay of biases and normalisation layers, 0 or more. The default is 0, none, as is usual."""
 
@@ -146,6 +150,11 @@ class Recipe:
     more; longer ones are scaled down, but for the last layer's (Brock et al., arXiv 2102.06171). The default, 0,
     doesn't clip; 0.01 to 0.16 are usual. Excludes `clip_norm`."""
 
+    sam_radius: float = 0.0
+    """Radius of sharpness-aware minimisation, 0 or more: gradients are those at weights this far uphill, so that flat
+    minima are found (Foret et al., arXiv 2010.01412). A step costs twice as much. The default, 0, is none; 0.05 is
+    usual."""
+
     layer_decay: float = 1.0
     """Factor of the learning rate from a layer, or residual block, to the one before it, in (0, 1]: the first layers of
     a pretrained network change least (BEiT, arXiv 2106.08254). The default, 1, is none; 0.65 to 0.9 are usual. For
@@ -181,6 +190,11 @@ class Recipe:
     ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights, in [0, 1). The average is what is evaluated. The default,
     0, keeps none."""
+
+    ema_warmup_power: float = 0.0
+    """Exponent p, in [0, 1], of a decay that grows with the number k of updates before: 1 - (1 + k)^-p, up to
+    `ema_decay`, so that the first weights don't linger in the average. The default, 0, has a constant decay; timm's is
+    2/3. Takes effect with `ema_decay`."""
 
     ema_every_steps: int = 1
     """Steps between two updates of the moving average, 1 or more. Takes effect with `ema_decay`."""
@@ -308,6 +322,7 @@ class Recipe:
             ("weight_decay", 0),
             ("whitening_bias_rate", 0),
             ("adaptive_clip", 0),
+            ("sam_radius", 0),
             ("frozen_epochs", 0),
             ("thaw_epochs", 0),
         ):
@@ -328,6 +343,8 @@ class Recipe:
         for name in ("ema_decay", "warmup_from", "schedule_end", "target_threshold", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)} must lie in [0, 1)")
+        if not 0 <= self.ema_warmup_power <= 1:
+            raise RecipeError(f"ema_warmup_power={self.ema_warmup_power} must lie in [0, 1]")
         if self.ema_decay and self.look_ahead_every_steps:
             raise RecipeError("ema_decay and look_ahead_every_steps both average the weights; set one of them")
         _check_warmup(self)
@@ -384,6 +401,7 @@ def _check_companions(recipe: Recipe) -> None:
         ("target_threshold", "0", "loss", "binary-cross-entropy"),
         ("sum_classes", "false", "loss", "binary-cross-entropy"),
         ("trust_clip", "false", "optimizer", "lamb"),
+        ("corrected_weight_decay", "false", "optimizer", "adamw"),
     ):
         value = getattr(recipe, name)
         if value and getattr(recipe, other) != wanted:

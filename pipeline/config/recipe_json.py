@@ -18,6 +18,7 @@ _LATER = (
     "early_stop_epochs", "sampling", "whitening_bias_rate", "schedule_end", "proxy_filter", "target_threshold",
     "stochastic_depth", "adaptive_clip", "layer_decay", "schedule_by", "trust_clip", "sum_classes",
     "zero_init_residual", "augment.rand_deviation", "fit_head", "frozen_epochs", "thaw_epochs",
+    "corrected_weight_decay", "ema_warmup_power", "sam_radius",
 )  # fmt: skip
 NESTED: dict[str, type] = {
     "augment": Augment, "size_ramp": SizeRamp, "sampling": Sampling, "proxy_filter": ProxyFilter,

@@ -16,14 +16,14 @@ from pipeline.models.undo import Undo
 class WeightAverage:
     """Exponential moving average: average = decay average + (1 - decay) weights, every `every_steps` steps.
 
-    It starts with the weights at construction. net: its tensors may be loaded anew, but not be replaced by others; they
-    are looked up once. values: {name: tensor}, a part of the network's state_dict, kept in this form because
-    checkpoints store it by name.
+    It starts with the weights at construction. warmup_power: p of a decay that grows to `decay`, 1 - (1 + k)^-p after k
+    updates, as that of timm's ModelEmaV3; 0 for a constant one. net: its tensors may be loaded anew, but not be
+    replaced by others; they are looked up once. values: {name: tensor}, a part of the network's state_dict, kept in
+    this form because checkpoints store it by name.
     """
 
-    def __init__(self, net: nn.Module, decay: float, every_steps: int = 1) -> None:
-        self._every_steps = every_steps
-        self._average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    def __init__(self, net: nn.Module, decay: float, every_steps: int = 1, warmup_power: float = 0.0) -> None:
+        self._every_steps, self._decay, self._power = every_steps, decay, warmup_power
         self.values, self._current = _copies(net)
 
     @torch.no_grad()
@@ -36,7 +36,13 @@ class WeightAverage:
             average = list(self.values.values())
             with _unless(found_inf, average):
                 # Torch's function takes the number of updates and doesn't use it.
-                self._average(average, self._current, step)
+                update: Callable[..., None] = get_ema_multi_avg_fn(self._decay_at(step))  # type: ignore[no-untyped-call]
+                update(average, self._current, step)
+
+    def _decay_at(self, step: int) -> float:
+        if not self._power:
+            return self._decay
+        return min(self._decay, 1 - (step // self._every_steps) ** -self._power)
 
 
 class LookAhead:

@@ -87,18 +87,18 @@ def write_outputs(worker: Worker, predictions: Predictions, kept: dict[str, Any]
 
 
 def _operations_of_net(worker: Worker, sizes: list[int]) -> dict[str, float]:
-    """Returns those of the network that is trained, and of the features that its last layer is fitted to.
+    """Returns those of the network that is trained, and of features that its last layer is fitted to.
 
     sizes: of the images in each epoch.
     """
     net, recipe, rows = worker.learner.net, worker.job.recipe, worker.batches.order.trained_rows
-    if recipe.fit_head == "none":
-        return training_operations(net, sizes, rows)
-    forward = operations_per_image(net, recipe.image_size_px, backward=False)
+    forward = operations_per_image(net, recipe.image_size_px, backward=False) if recipe.fit_head != "none" else 0.0
     if recipe.fit_head == "only":
         return {"total": forward * rows * recipe.repeats, "per_image": forward}
     counted = training_operations(net, sizes, rows)
-    return {**counted, "total": counted["total"] + forward * rows * recipe.repeats}
+    passes = 2 if recipe.sam_radius else 1
+    total = passes * counted["total"] + forward * rows * recipe.repeats
+    return {"total": total, "per_image": passes * counted["per_image"]}
 
 
 def operations(worker: Worker) -> dict[str, Any]:

@@ -271,5 +271,5 @@ def _resume(uri: str, job: TrainJob, learner: Learner, data: Manifest) -> RunSta
 def make_average(recipe: Recipe, net: nn.Module) -> Average | None:
     """Returns the average of weights that a recipe asks for, or None."""
     if recipe.ema_decay:
-        return WeightAverage(net, recipe.ema_decay, recipe.ema_every_steps)
+        return WeightAverage(net, recipe.ema_decay, recipe.ema_every_steps, recipe.ema_warmup_power)
     return LookAhead(net, recipe.look_ahead_every_steps) if recipe.look_ahead_every_steps else None

@@ -22,6 +22,7 @@ from pipeline.training.on_device.loss_scale import LossScale
 from pipeline.training.optim.clipping import adaptively_clipped, clip_adaptively
 from pipeline.training.optim.found_inf import set_found_inf
 from pipeline.training.optim.schedules import set_learning_rates
+from pipeline.training.optim.sharpness import moved_uphill
 
 
 class TrainStep:
@@ -56,7 +57,18 @@ class TrainStep:
         """Computes the gradients of this rank's part of a global batch, averaged over the ranks.
 
         Returns two scalars: the sum of this rank's sample losses, and the norm of the gradient, the same on all ranks.
+        With `sam_radius`, the gradient is that at weights which are moved along a first one.
         """
+        total = self._add_gradients(batch, step)
+        norm = self.gradient_norm()
+        if self._recipe.sam_radius:
+            with moved_uphill(self._model, self._parameters, norm, self._recipe.sam_radius):
+                self._add_gradients(batch, step)
+            norm = self.gradient_norm()
+        return total, norm
+
+    def _add_gradients(self, batch: Batch, step: int) -> Tensor:
+        """Adds the gradients of this rank's part of a batch; returns the sum of its sample losses."""
         parts = _micro_batches(batch, self._recipe.accumulate_steps, pairs=self._recipe.augment.mixes)
         total = torch.zeros((), device=batch.images.device)
         for number, part in enumerate(parts):
@@ -64,7 +76,7 @@ class TrainStep:
             is_local = number + 1 < len(parts) and self._world_size > 1
             with self._model.no_sync() if is_local else nullcontext():
                 total += self._backward(part, step)
-        return total, self.gradient_norm()
+        return total
 
     def gradient_norm(self) -> Tensor:
         """Returns the norm of the gradient, a scalar. In float16, the scale of the losses is taken out of it first."""

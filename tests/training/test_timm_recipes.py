@@ -18,7 +18,7 @@ from pipeline.loader.batch import Batch
 from pipeline.models.batch_transforms import transform_batch
 from pipeline.models.factory import recipe_model
 from pipeline.training.job import TrainJob
-from pipeline.training.optim.factory import make_optimizers
+from pipeline.training.optim.factory import describe_groups, make_optimizers
 from pipeline.training.optim.optimizers import Lamb
 from pipeline.training.optim.schedules import set_learning_rates
 from pipeline.training.train_step import TrainStep
@@ -197,3 +197,28 @@ def test_what_belongs_together_is_asked_for() -> None:
         replace(plain, sum_classes=True)
     with pytest.raises(RecipeError, match="trust_clip=True needs optimizer=lamb; set it, or false"):
         replace(plain, trust_clip=True)
+
+
+def test_weight_decay_that_falls_with_the_rate_is_timms() -> None:
+    from timm.optim._optim_factory import create_optimizer_v2
+
+    torch.manual_seed(0)
+    ours, recipe = nn.Linear(4, 3).double(), replace(make_recipe("resnet50"), optimizer="adamw", learning_rate=0.1,
+        weight_decay=0.5, corrected_weight_decay=True, warmup_epochs=3, epochs=10)  # fmt: skip
+    theirs = copy.deepcopy(ours)
+    (optimizer,) = make_optimizers(ours, recipe)
+    reference = create_optimizer_v2(theirs, opt="adamc", lr=0.1, weight_decay=0.5)
+    for step in range(10):
+        factor = set_learning_rates([optimizer], recipe, step, 10, 1)
+        for group in reference.param_groups:
+            group["lr"] = 0.1 * factor
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            one.grad = torch.randn(one.shape, dtype=torch.float64)
+            other.grad = one.grad.clone()
+        optimizer.step()
+        reference.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    assert describe_groups(ours, [optimizer])[0]["weight_decay"] == 0.5
+    with pytest.raises(RecipeError, match="corrected_weight_decay=True needs optimizer=adamw; set it, or false"):
+        replace(recipe, optimizer="nesterov")

@@ -20,12 +20,14 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
 
     Each parameter group has, beside torch's entries: name; initial_lr, its peak rate; epochs, how long it is trained, 0
     for the whole run; falls, whether its rate falls to zero over them; of recipes that freeze layers, starts, the epoch
-    before which its rate is 0. Weight decay applies to matrices and kernels;
-    biases and normalisation have `bias_weight_decay`, which is normally 0 (He et al., arXiv 1812.01187, section 3.1).
-    "muon" updates the kernels of convolutions, without weight decay, and SGD with Nesterov momentum the rest. All heed
-    `found_inf` (`found_inf.py`). Raises RecipeError if "muon" has no kernels to update.
+    before which its rate is 0; peak_decay, where the weight decay falls with the rate. Weight decay applies to matrices
+    and kernels; biases and normalisation have `bias_weight_decay`, which is normally 0 (He et al., arXiv 1812.01187,
+    section 3.1). "muon" updates the kernels of convolutions, without weight decay, and SGD with Nesterov momentum the
+    rest. All heed `found_inf` (`found_inf.py`). Raises RecipeError if "muon" has no kernels to update.
     """
     groups = parameter_groups(model, recipe)
+    if recipe.corrected_weight_decay:
+        groups = {name: {**group, "peak_decay": group["weight_decay"]} for name, group in groups.items()}
     if recipe.layer_decay < 1 or recipe.frozen_epochs or recipe.thaw_epochs:
         groups = _by_layer(model, groups, recipe)
     if recipe.optimizer != "muon":
@@ -108,7 +110,7 @@ def describe_groups(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -
             "tensors": len(group["params"]),
             "parameters": sum(parameter.numel() for parameter in group["params"]),
             "learning_rate": group["initial_lr"],
-            "weight_decay": group.get("weight_decay", 0.0),
+            "weight_decay": group.get("peak_decay", group.get("weight_decay", 0.0)),
             "momentum": group.get("momentum", group.get("betas", (0.0,))[0]),
             "epochs": group["epochs"],
             "first": names[id(group["params"][0])],

@@ -71,4 +71,6 @@ def set_learning_rates(
             if step < round(group.get("starts", 0.0) * steps_per_epoch):
                 group_factor = 0.0
             group["lr"] = group["initial_lr"] * group_factor
+            if "peak_decay" in group:  # AdamW multiplies it by the rate once more
+                group["weight_decay"] = group["peak_decay"] * group_factor
     return factor
