@@ -307,44 +307,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_finite("", vars(self))
-        for name, minimum in (
-            ("image_size_px", 8),
-            ("epochs", 1),
-            ("global_batch_size", 1),
-            ("checkpoint_every_steps", 1),
-            ("accumulate_steps", 1),
-            ("repeats", 1),
-            ("shuffle_run_rows", 1),
-            ("ema_every_steps", 1),
-            ("look_ahead_every_steps", 0),
-            ("early_stop_epochs", 0),
-            ("clip_norm", 0),
-            ("weight_decay", 0),
-            ("whitening_bias_rate", 0),
-            ("adaptive_clip", 0),
-            ("sam_radius", 0),
-            ("frozen_epochs", 0),
-            ("thaw_epochs", 0),
-        ):
-            if getattr(self, name) < minimum:
-                raise RecipeError(f"{name}={getattr(self, name)} must be {minimum} or more")
-        for name in ("epochs", "global_batch_size"):
-            if getattr(self, name) % self.repeats:
-                nearest = max(1, round(getattr(self, name) / self.repeats)) * self.repeats
-                raise RecipeError(
-                    f"{name}={getattr(self, name)} must be a multiple of repeats={self.repeats}; use {nearest}"
-                )
-        if self.learning_rate <= 0:
-            raise RecipeError(f"learning_rate={self.learning_rate} must be above 0")
-        if not 0 <= self.label_smoothing < 1:
-            raise RecipeError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
-        if not 0 < self.distill_weight <= 1 or self.distill_temperature <= 0:
-            raise RecipeError("distill_weight must lie in (0, 1] and distill_temperature be above 0")
-        for name in ("ema_decay", "warmup_from", "schedule_end", "target_threshold", "stochastic_depth"):
-            if not 0 <= getattr(self, name) < 1:
-                raise RecipeError(f"{name}={getattr(self, name)} must lie in [0, 1)")
-        if not 0 <= self.ema_warmup_power <= 1:
-            raise RecipeError(f"ema_warmup_power={self.ema_warmup_power} must lie in [0, 1]")
+        _check_ranges(self)
         if self.ema_decay and self.look_ahead_every_steps:
             raise RecipeError("ema_decay and look_ahead_every_steps both average the weights; set one of them")
         _check_warmup(self)
@@ -373,6 +336,48 @@ class Recipe:
             _check_filtered(self)
         if not self.evaluate_resize_px:
             object.__setattr__(self, "evaluate_resize_px", self.evaluate_size_px or self.image_size_px)
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    """Raises RecipeError for numbers out of their range, each by itself."""
+    for name, minimum in (
+        ("image_size_px", 8),
+        ("epochs", 1),
+        ("global_batch_size", 1),
+        ("checkpoint_every_steps", 1),
+        ("accumulate_steps", 1),
+        ("repeats", 1),
+        ("shuffle_run_rows", 1),
+        ("ema_every_steps", 1),
+        ("look_ahead_every_steps", 0),
+        ("early_stop_epochs", 0),
+        ("clip_norm", 0),
+        ("weight_decay", 0),
+        ("whitening_bias_rate", 0),
+        ("adaptive_clip", 0),
+        ("sam_radius", 0),
+        ("frozen_epochs", 0),
+        ("thaw_epochs", 0),
+    ):
+        if getattr(recipe, name) < minimum:
+            raise RecipeError(f"{name}={getattr(recipe, name)} must be {minimum} or more")
+    for name in ("epochs", "global_batch_size"):
+        if getattr(recipe, name) % recipe.repeats:
+            nearest = max(1, round(getattr(recipe, name) / recipe.repeats)) * recipe.repeats
+            raise RecipeError(
+                f"{name}={getattr(recipe, name)} must be a multiple of repeats={recipe.repeats}; use {nearest}"
+            )
+    if recipe.learning_rate <= 0:
+        raise RecipeError(f"learning_rate={recipe.learning_rate} must be above 0")
+    if not 0 <= recipe.label_smoothing < 1:
+        raise RecipeError(f"label_smoothing={recipe.label_smoothing} must lie in [0, 1)")
+    if not 0 < recipe.distill_weight <= 1 or recipe.distill_temperature <= 0:
+        raise RecipeError("distill_weight must lie in (0, 1] and distill_temperature be above 0")
+    for name in ("ema_decay", "warmup_from", "schedule_end", "target_threshold", "stochastic_depth"):
+        if not 0 <= getattr(recipe, name) < 1:
+            raise RecipeError(f"{name}={getattr(recipe, name)} must lie in [0, 1)")
+    if not 0 <= recipe.ema_warmup_power <= 1:
+        raise RecipeError(f"ema_warmup_power={recipe.ema_warmup_power} must lie in [0, 1]")
 
 
 def _check_warmup(recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ from pipeline.cluster.resources import node_cpus, wait_for_resources, worker_cpu
 from pipeline.config.choices import OnCorrupt
 from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_json import recipe_to_json
-from pipeline.core.errors import CheckpointError
+from pipeline.core.errors import CheckpointError, RecipeError
 from pipeline.core.interrupts import StopRequest
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset.cache_folder import CacheFolder
@@ -108,6 +108,11 @@ class TrainJob:
     progress: Progress = silent
     """Called with the progress of the run; in the process of rank 0, so it has to be picklable where there are
     workers."""
+
+    def __post_init__(self) -> None:
+        fit = self.recipe.fit_head
+        if fit != "none" and self.pretrained is None:  # as in searches, which start from none
+            raise RecipeError(f"fit_head={fit} needs pretrained weights; add --pretrained timm, or set fit_head=none")
 
     @property
     def name(self) -> str:

@@ -104,8 +104,7 @@ def set_up(
     resumed = checkpoint.latest(job.run)
     learner, state = _new_or_resumed(job, net, batches, resumed, exits, (progress, watchdog.beat))
     watchdog.beat("its set-up")
-    state.seconds["select"] = state.seconds.get("select", 0.0) + select_seconds
-    choosing = select_seconds + (0.0 if resumed else state.seconds.get("features", 0.0))
+    choosing = _note_choosing(state, select_seconds, resumed)
     trace = RowTrace(job, data, rank, world_size, state.step) if job.trace_rows else None
     token = note_start(job, rank, world_size, state.step)
     last_step = state.epochs * batches.order.steps_per_epoch
@@ -171,6 +170,12 @@ def _new_or_resumed(
         state.seconds["features"] = feature_seconds
     state.selection = check_selection(batches.order.selection, state.selection)
     return learner, state
+
+
+def _note_choosing(state: RunState, select_seconds: float, resumed: str | None) -> float:
+    """Notes the seconds of the selection; returns those of this start that count as stages of their own."""
+    state.seconds["select"] = state.seconds.get("select", 0.0) + select_seconds
+    return select_seconds + (0.0 if resumed else state.seconds.get("features", 0.0))
 
 
 def _begin_log(job: TrainJob, batches: Batches, state: RunState, last_step: int) -> RunLog:

@@ -187,10 +187,6 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
     check_machine(workers, options.device)
     check_image_size(recipe)
     recipe, first = start_weights(options.pretrained, recipe, run)
-    if recipe.fit_head != "none" and first is None:
-        raise RecipeError(
-            f"fit_head={recipe.fit_head} needs pretrained weights; add --pretrained timm, or fit_head=none"
-        )
     return TrainJob(
         dataset,
         run,

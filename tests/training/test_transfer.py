@@ -151,8 +151,12 @@ def test_training_after_the_fit_begins_with_what_was_fitted(digits_dataset: str,
 
 
 def test_without_pretrained_weights_there_is_nothing_to_fit_to(digits_dataset: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="fit_head=only needs pretrained weights; add --pretrained timm, or fit_head"):
+    with pytest.raises(
+        RecipeError, match="fit_head=only needs pretrained weights; add --pretrained timm, or set fit_head"
+    ):
         make_job(digits_dataset, str(tmp_path), recipe_of(fit_head="only"), 0, TrainOptions())
+    with pytest.raises(RecipeError, match="fit_head=first needs pretrained weights"):  # as a search's trials
+        TrainJob(digits_dataset, str(tmp_path), recipe_of(fit_head="first"))
 
 
 # --- layers that are frozen at first --------------------------------------------------------------------------------
