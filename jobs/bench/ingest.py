@@ -18,9 +18,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
+
+import psutil
 
 from jobs.terminal import command
 from pipeline.cluster.ray_tasks import usable_cpus
@@ -58,6 +61,7 @@ class Timing:
     whole_seconds: float
     requests: int
     peak_task_mib: float
+    cpu_seconds: float  # of this process and Ray's, in all; without the storage
 
 
 def main(args: Args) -> None:
@@ -121,11 +125,22 @@ def measure(args: Args, uploaded: dict[str, int], folder: str) -> list[Timing]:
     timings = []
     for number in range(args.rounds):
         for name, way in chosen.items():
+            before = cpu_seconds()
             seconds, whole, requests, peak = way()
-            megabytes = sum(uploaded.values()) / 1e6
-            timings.append(Timing(name, len(uploaded), megabytes, seconds, whole, requests, peak))
+            cpu, megabytes = cpu_seconds() - before, sum(uploaded.values()) / 1e6
+            timings.append(Timing(name, len(uploaded), megabytes, seconds, whole, requests, peak, cpu))
             command.console.print(f"round {number + 1}: {name}: {len(uploaded) / seconds:,.0f} rows/s")
     return timings
+
+
+def cpu_seconds() -> float:
+    """Returns the CPU time that this process and its children, such as Ray's, have taken; without the S3's."""
+    total = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system if process.name() != "weed" else 0
+    return total
 
 
 def get_all(part: list[tuple[str, int]]) -> int:
@@ -191,7 +206,8 @@ def _describe(passes: list[Timing], ratio: float) -> str:
 
     per_second = median(each.rows / each.seconds for each in passes)
     megabytes = median(each.megabytes / each.seconds for each in passes)
-    text = f"{per_second:,.0f} rows/s, {megabytes:,.0f} MB/s, {ratio:.2f} of the limit"
+    cpu = median(1e3 * each.cpu_seconds / each.rows for each in passes)
+    text = f"{per_second:,.0f} rows/s, {megabytes:,.0f} MB/s, {ratio:.2f} of the limit, {cpu:.2f} ms of CPU a row"
     if passes[0].peak_task_mib:
         whole = median(each.rows / each.whole_seconds for each in passes)
         peak = max(each.peak_task_mib for each in passes)

@@ -229,7 +229,7 @@ def encode_png(pixels: Pixels) -> bytes:
     return out.getvalue()
 
 
-def encode_planes(planes: bytes) -> bytes:
-    """Returns a PNG (lossless) of a CIFAR image: 32x32 R, then G, then B values, 3,072 bytes."""
+def planes_to_pixels(planes: bytes) -> Pixels:
+    """Returns uint8 [32, 32, 3], RGB, of a CIFAR image: 32x32 R, then G, then B values, 3,072 bytes."""
     pixels = np.frombuffer(planes, dtype=np.uint8).reshape(3, 32, 32).transpose(1, 2, 0)
-    return encode_png(np.ascontiguousarray(pixels))
+    return np.ascontiguousarray(pixels)

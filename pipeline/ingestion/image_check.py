@@ -29,8 +29,8 @@ from pipeline.dataset.image_codec import (
     decode,
     describe,
     encode_jpeg,
-    encode_planes,
     encode_png,
+    planes_to_pixels,
     read_header,
     read_jpeg_header,
 )
@@ -126,9 +126,9 @@ def _checked(data: Buffer, digest: str, name: str, handling: ImageHandling) -> S
 
 def check_planes(planes: bytes, handling: ImageHandling) -> Stored:
     """Returns a CIFAR image, 32x32 R, G and B values, as a PNG to be stored."""
-    data = encode_planes(planes)
-    facts = pixel_facts(decode(data)) if handling.checks == "decode" else None
-    return Stored(data, 32, 32, hashlib.sha256(planes).hexdigest(), "", facts)
+    pixels = planes_to_pixels(planes)
+    facts = pixel_facts(pixels) if handling.checks == "decode" else None  # PNG keeps all pixels
+    return Stored(encode_png(pixels), 32, 32, hashlib.sha256(planes).hexdigest(), "", facts)
 
 
 def _repaired(data: Buffer, name: str, handling: ImageHandling) -> tuple[Buffer, str, tuple[int, int]]:

@@ -203,7 +203,9 @@ def assert_libraries(image: Pixels) -> None:
     digest = hashlib.sha256(f"{height}x{width}:".encode() + image.tobytes()).hexdigest()
     assert found.sha256 in (digest, None)
     assert np.array_equal(found.histogram, pil.histogram())
-    assert np.array_equal(found.grey, grey_square(pil, HASH_PX))
+    grey = grey_square(pil, HASH_PX)
+    assert np.array_equal(found.grey, grey)
+    assert found.thumbnail == facts_module._thumbnail(grey)
 
 
 @pytest.mark.usefixtures("native")
@@ -267,6 +269,6 @@ def test_a_cpu_without_instructions_for_sha_has_the_librarys(monkeypatch: pytest
     found = native_facts(image)
     if found is None:
         pytest.skip("no C compiler here")
-    without = pixels.NativeFacts(None, found.histogram, found.grey)
+    without = pixels.NativeFacts(None, found.histogram, found.grey, found.thumbnail)
     monkeypatch.setattr(facts_module, "native_facts", lambda _: without)
     assert pixel_facts(image).sha256 == hashlib.sha256(b"60x80:" + image.tobytes()).hexdigest()

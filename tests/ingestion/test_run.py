@@ -11,10 +11,9 @@ from PIL import Image
 
 from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest
-from pipeline.dataset.image_codec import encode_planes
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_table
-from pipeline.ingestion.image_check import ImageHandling
+from pipeline.ingestion.image_check import ImageHandling, Stored, check_image, check_planes
 from pipeline.ingestion.plan import IngestSettings, plan_shards
 from pipeline.ingestion.publish import check_counts, check_quarantined, quarantine_table
 from pipeline.ingestion.run import planned_ingest
@@ -99,8 +98,13 @@ def test_pandas_duckdb_and_datasets_open_the_shards(tree_dataset: str, tmp_path:
 
 def test_cifar_planes_become_a_lossless_image() -> None:
     planes = np.random.default_rng(0).integers(0, 256, 3072, dtype=np.uint8)
-    image = np.asarray(Image.open(io.BytesIO(encode_planes(planes.tobytes()))))
+    stored = check_planes(planes.tobytes(), ImageHandling())
+    image = np.asarray(Image.open(io.BytesIO(stored.data)))
     assert np.array_equal(image.transpose(2, 0, 1).ravel(), planes)
+    again = check_image(stored.data, "a.png", ImageHandling())
+    assert isinstance(again, Stored)
+    assert stored.facts.sha256 == again.facts.sha256
+    assert stored.facts.thumbnail == again.facts.thumbnail
 
 
 # --- what can't be stored ----------------------------------------------------------------------------------------

@@ -87,24 +87,42 @@ static void resize_by(const taps *t, const uint8_t *from, int lines, int line, i
             }
 }
 
+/* The means are resized in two steps; in Pillow 13's order, which depends on the sizes. small: [SQUARE][SQUARE][3]. */
+static void resize(const uint8_t *reduced, int rows, int columns, const taps *vertical, const taps *horizontal, uint8_t *small) {
+    uint8_t half[MOST_REDUCED * SQUARE * 3];
+    if (rows > SQUARE && rows - SQUARE > 2 * (columns - SQUARE)) {
+        resize_by(vertical, reduced, columns, 3, 3 * MOST_REDUCED, half, 3, 3 * MOST_REDUCED);
+        resize_by(horizontal, half, SQUARE, 3 * MOST_REDUCED, 3, small, 3 * SQUARE, 3);
+    } else {
+        resize_by(horizontal, reduced, rows, 3 * MOST_REDUCED, 3, half, 3 * SQUARE, 3);
+        resize_by(vertical, half, SQUARE, 3, 3 * SQUARE, small, 3, 3 * SQUARE);
+    }
+}
+
 /* grey: [SQUARE][SQUARE]. sums: room for a line. */
 static void grey_square(const uint8_t *pixels, int height, int width, uint16_t *sums, uint8_t *grey) {
-    uint8_t reduced[MOST_REDUCED * MOST_REDUCED * 3], half[MOST_REDUCED * SQUARE * 3], small[SQUARE * SQUARE * 3];
+    uint8_t reduced[MOST_REDUCED * MOST_REDUCED * 3], small[SQUARE * SQUARE * 3];
     int down = block_side(height), across = block_side(width), is_box = height >= SQUARE && width >= SQUARE;
-    int rows = (height + down - 1) / down, columns = (width + across - 1) / across;
-    taps horizontal, vertical;
-    reduce(pixels, height, width, sums, reduced);
-    make_taps(&horizontal, columns, (float)((double)width / across), is_box);
-    make_taps(&vertical, rows, (float)((double)height / down), is_box);
-    if (rows > SQUARE && rows - SQUARE > 2 * (columns - SQUARE)) { /* Pillow 13's order */
-        resize_by(&vertical, reduced, columns, 3, 3 * MOST_REDUCED, half, 3, 3 * MOST_REDUCED);
-        resize_by(&horizontal, half, SQUARE, 3 * MOST_REDUCED, 3, small, 3 * SQUARE, 3);
-    } else {
-        resize_by(&horizontal, reduced, rows, 3 * MOST_REDUCED, 3, half, 3 * SQUARE, 3);
-        resize_by(&vertical, half, SQUARE, 3, 3 * SQUARE, small, 3, 3 * SQUARE);
+    int rows = (height + down - 1) / down, columns = (width + across - 1) / across, is_square = height == SQUARE && width == SQUARE;
+    if (!is_square) {
+        taps horizontal, vertical;
+        reduce(pixels, height, width, sums, reduced);
+        make_taps(&horizontal, columns, (float)((double)width / across), is_box);
+        make_taps(&vertical, rows, (float)((double)height / down), is_box);
+        resize(reduced, rows, columns, &vertical, &horizontal, small);
     }
+    const uint8_t *from = is_square ? pixels : small;
     for (int i = 0; i < SQUARE * SQUARE; i++)
-        grey[i] = (uint8_t)((small[3 * i] * 19595 + small[3 * i + 1] * 38470 + small[3 * i + 2] * 7471 + 0x8000) >> 16);
+        grey[i] = (uint8_t)((from[3 * i] * 19595 + from[3 * i + 1] * 38470 + from[3 * i + 2] * 7471 + 0x8000) >> 16);
+}
+
+/* Means of two by two values, of which halves go to the even number, as numpy's round has it. */
+static void halve(const uint8_t *grey, uint8_t *thumbnail) {
+    for (int i = 0; i < SQUARE * SQUARE / 4; i++) {
+        const uint8_t *at = grey + i / (SQUARE / 2) * 2 * SQUARE + i % (SQUARE / 2) * 2;
+        int sum = at[0] + at[1] + at[SQUARE] + at[SQUARE + 1], whole = sum / 4;
+        thumbnail[i] = (uint8_t)(whole + (sum % 4 == 3 || (sum % 4 == 2 && whole % 2)));
+    }
 }
 
 /* --- histogram --- */

@@ -42,10 +42,10 @@ WITH_SHA static void count_and_hash(counters *n, const uint8_t *pixels, size_t s
 #endif
 
 /* pixels: uint8 [height][width][3]. prefix: hashed before them, at most 63 characters. histogram: int64 [3][256].
- * grey: uint8 [32][32]. digest: SHA-256, 32 bytes. Returns 1, 2 if the digest wasn't computed because the CPU has no
- * instructions for it, or 0 if there was no memory. */
-int pixel_facts(const uint8_t *pixels, int height, int width, const char *prefix, int64_t *histogram, uint8_t *grey,
-                uint8_t *digest) {
+ * grey: [32][32]. thumbnail: uint8 [16][16]. digest: SHA-256, 32 bytes. Returns 1; 2 if the digest wasn't computed because
+ * the CPU has no instructions for it; or 0 if there was no memory. */
+int pixel_facts(const uint8_t *pixels, int height, int width, const char *prefix, int64_t *histogram, double *grey,
+                uint8_t *thumbnail, uint8_t *digest) {
     size_t size = 3 * (size_t)height * (size_t)width;
     uint16_t *sums = malloc(sizeof(uint16_t) * 3 * (size_t)width);
     if (!sums) return 0;
@@ -59,7 +59,10 @@ int pixel_facts(const uint8_t *pixels, int height, int width, const char *prefix
 #endif
     if (result == 2) count_pixels(&n, pixels, size / 3);
     add_counters(&n, histogram);
-    grey_square(pixels, height, width, sums, grey);
+    uint8_t square[SQUARE * SQUARE];
+    grey_square(pixels, height, width, sums, square);
+    halve(square, thumbnail);
+    for (int i = 0; i < SQUARE * SQUARE; i++) grey[i] = square[i];
     free(sums);
     return result;
 }

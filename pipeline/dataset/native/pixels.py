@@ -19,6 +19,7 @@ from pipeline.dataset.native.library import KernelUnavailableError, load_library
 SOURCE = Path(__file__).parent / "pixels.c"
 SQUARE_PX = 32
 _NO_MEMORY, _WITH_DIGEST = 0, 1
+_Thumbnail, _Digest = ctypes.c_char * (SQUARE_PX * SQUARE_PX // 4), ctypes.c_char * 32
 
 Buffer = bytes | memoryview
 Pixels = npt.NDArray[np.uint8]
@@ -31,7 +32,8 @@ class NativeFacts:
 
     sha256: str | None  # hex, over "HEIGHTxWIDTH:" and the RGB bytes; None where the CPU has no instructions for it
     histogram: npt.NDArray[np.int64]  # [768]: counts of the values 0 to 255 in R, then G, then B
-    grey: npt.NDArray[np.uint8]  # [32, 32]: see `pixel_facts.grey_square`
+    grey: npt.NDArray[np.float64]  # [32, 32]: see `pixel_facts.grey_square`
+    thumbnail: bytes  # 16 x 16 grey values: the means of two by two of them
 
 
 @lru_cache(maxsize=1)
@@ -51,6 +53,7 @@ def cached_library() -> Any:
     library.decode_jpeg.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     library.pixel_facts.argtypes = [
         ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p,
+        ctypes.c_char_p,
     ]  # fmt: skip
     return library
 
@@ -76,12 +79,18 @@ def native_facts(pixels: Pixels) -> NativeFacts | None:
         return None
     pixels = np.ascontiguousarray(pixels)
     height, width = pixels.shape[:2]
-    histogram, grey = np.empty(768, dtype=np.int64), np.empty((SQUARE_PX, SQUARE_PX), dtype=np.uint8)
-    digest = ctypes.create_string_buffer(32)
-    prefix = f"{height}x{width}:".encode()
+    histogram, grey = np.empty(768, dtype=np.int64), np.empty((SQUARE_PX, SQUARE_PX))
+    thumbnail, digest = _Thumbnail(), _Digest()
     result = library.pixel_facts(
-        pixels.ctypes.data, height, width, prefix, histogram.ctypes.data, grey.ctypes.data, digest
+        pixels.ctypes.data,
+        height,
+        width,
+        f"{height}x{width}:".encode(),
+        histogram.ctypes.data,
+        grey.ctypes.data,
+        thumbnail,
+        digest,
     )
     if result == _NO_MEMORY:
         raise MemoryError
-    return NativeFacts(digest.raw.hex() if result == _WITH_DIGEST else None, histogram, grey)
+    return NativeFacts(digest.raw.hex() if result == _WITH_DIGEST else None, histogram, grey, thumbnail.raw)

@@ -29,8 +29,8 @@ def pixel_facts(pixels: Pixels) -> PixelFacts:
     """Returns the facts of uint8 [H, W, 3], RGB: by native code, or by libraries, which give the same."""
     found = native_facts(pixels)
     if found is not None:
-        grey = found.grey.astype(np.float64)
-        return PixelFacts(found.sha256 or _sha256(pixels), found.histogram, perceptual_hash(grey), _thumbnail(grey))
+        hashed = perceptual_hash(found.grey)
+        return PixelFacts(found.sha256 or _sha256(pixels), found.histogram, hashed, found.thumbnail)
     image = Image.fromarray(pixels)
     grey = grey_square(image, HASH_PX)
     histogram = np.array(image.histogram(), dtype=np.int64)

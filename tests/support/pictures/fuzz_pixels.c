@@ -38,14 +38,16 @@ static void size_of(const uint8_t *data, size_t length, int *height, int *width)
 /* Each array is exactly as long as it must be, so that the sanitizer sees a byte more. */
 static void look_at(const uint8_t *pixels, int height, int width) {
     int64_t *histogram = malloc(768 * sizeof(int64_t)), count = 0;
-    uint8_t *grey = malloc(32 * 32), *digest = malloc(32);
+    double *grey = malloc(32 * 32 * sizeof(double));
+    uint8_t *thumbnail = malloc(16 * 16), *digest = malloc(32);
     char prefix[32];
     snprintf(prefix, sizeof prefix, "%dx%d:", height, width);
-    if (!pixel_facts(pixels, height, width, prefix, histogram, grey, digest)) abort();
+    if (!pixel_facts(pixels, height, width, prefix, histogram, grey, thumbnail, digest)) abort();
     for (int i = 0; i < 768; i++) count += histogram[i];
     if (count != 3 * (int64_t)height * width) abort();
     free(histogram);
     free(grey);
+    free(thumbnail);
     free(digest);
 }
 
