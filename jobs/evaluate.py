@@ -169,8 +169,9 @@ def _print(out: str, values: dict[str, Any]) -> None:
         lines.append(
             (
                 "labels",
-                f"{counted(labels['found'], 'doubtful one')} among {counted(labels['rows'], 'training image')}: "
-                f"{labels['table']}",
+                f"{counted(labels['found'], 'doubtful one')} among {counted(labels['rows'], 'training image')}"
+                + (f", without {labels['reviewed']:,} that a person has looked at" if labels["reviewed"] else "")
+                + f": {labels['table']}",
             )
         )
     lines += [
@@ -180,6 +181,9 @@ def _print(out: str, values: dict[str, Any]) -> None:
         ("model card", files.join(out, "MODEL_CARD.md")),
         ("report", files.join(out, "evaluation.html")),
     ]
+    if labels and labels["found"]:
+        lines.append(("to decide", labels["page"]))
+        lines += [("to correct", each) for each in labels["commands"]]
     command.print_table(f"\n{values['model']['recipe']} on {values['dataset']['name']}, {certificate['split']}", lines)
 
 

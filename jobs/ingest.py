@@ -1,12 +1,14 @@
 """Turns raw images into a data set: Parquet shards and a manifest, the same bytes every time.
 
 An interrupted ingest continues where it stopped when the same command runs again. --dry-run shows the plan and its cost
-and writes nothing; --diff compares two data sets. --onto writes what has changed since an earlier ingest alone.
+and writes nothing; --diff compares two data sets. --onto writes what has changed since an earlier ingest alone;
+--correct makes a version of a data set that follows people's verdicts on its labels.
 
 Examples:
     uv run jobs/ingest.py --source photos/ --out data/photos
     uv run jobs/ingest.py --source s3://bucket/raw --out s3://bucket/photos --dry-run
     uv run jobs/ingest.py --source photos/ --out data/photos-tuesday --onto data/photos-monday
+    uv run jobs/ingest.py --correct verdicts.csv --onto data/photos --out data/photos-corrected
     uv run jobs/ingest.py --diff data/photos-monday data/photos-tuesday
 """
 
@@ -14,8 +16,8 @@ import jobs  # noqa: F401 - first: from here on a signal ends the program in one
 
 # isort: split
 import time
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any
 
 from jobs.arguments.source import RawArgs
 from jobs.terminal import command
@@ -23,6 +25,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.shares import counted
 from pipeline.dataset.manifest import Manifest, load
 from pipeline.ingestion.api import ingest, preview_ingest
+from pipeline.ingestion.corrections.run import correct
 from pipeline.ingestion.diff import compare_datasets
 from pipeline.ingestion.image_check import DEFAULT_SHRUNK_QUALITY, Checks, ImageHandling
 from pipeline.ingestion.plan import SHARD_BYTES, IngestSettings
@@ -90,6 +93,10 @@ class VersionArgs:
     recheck: Annotated[
         bool, command.option("read every file to find changes, instead of trusting lengths, times and ETags", "")
     ] = False
+    correct: Annotated[
+        str | None,
+        command.option("verdicts on labels, from label-problems.html of an evaluation; instead of --source", "CSV"),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,9 @@ def main(args: Args) -> None:
     if args.diff is not None:
         print_diff(*map(files.absolute, args.diff))
         return
+    if args.version.correct is not None:
+        _correct(args, args.version.correct)
+        return
     source, settings = args.raw.source(args.data.source), args.content.settings(args.version.onto is not None)
     if source is None or args.out is None:
         missing = "--source" if source is None else "--out"
@@ -134,6 +144,46 @@ def main(args: Args) -> None:
             progress=display,
         )
     print_ingested(done, time.perf_counter() - start)
+
+
+def _correct(args: Args, verdicts: str) -> None:
+    """Makes a corrected version and prints what it is. Raises PipelineError for flags that mean nothing here."""
+    if args.version.onto is None or args.out is None:
+        missing = "--onto" if args.version.onto is None else "--out"
+        raise PipelineError(f"{missing} is missing; give --correct CSV --onto URI --out URI")
+    others = [each for each in _given(args, Args()) if each not in ("--correct", "--onto", "--out")]
+    if others:
+        raise PipelineError(f"{others[0]} means nothing with --correct, which needs no source; leave it out")
+    start = time.perf_counter()
+    with command.Display() as display:
+        done = correct(verdicts, args.version.onto, args.out, progress=display)
+    said, data = done.verdicts, done.manifest
+    command.print_table(
+        f"\n{files.basename(done.uri)}: {data.name}, corrected",
+        [
+            ("relabelled", counted(said.relabelled, "row")),
+            ("removed", counted(said.removed, "row")),
+            ("kept", f"{counted(said.kept, 'row')} whose label is right"),
+            *([("as before", f"{counted(said.as_before, 'verdict')} followed already")] if said.as_before else []),
+            *((name, counted(split.rows, "row")) for name, split in data.splits.items()),
+            ("time", f"{time.perf_counter() - start:.1f} s"),
+            ("digest", data.digest),
+            ("manifest", files.join(done.uri, "manifest.json")),
+            ("quality", files.join(done.uri, "quality.html")),
+        ],
+    )
+
+
+def _given(args: Any, defaults: Any) -> list[str]:
+    """Returns the flags that have another value than by default, `--onto`."""
+    given = []
+    for each in fields(args):
+        value, default = getattr(args, each.name), getattr(defaults, each.name)
+        if is_dataclass(value):
+            given += _given(value, default)
+        elif value != default:
+            given.append(f"--{each.name.replace('_', '-')}")
+    return given
 
 
 def print_ingested(done: Ingested, seconds: float) -> None:

@@ -4,6 +4,8 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
@@ -16,11 +18,13 @@ from pipeline.evaluation.inputs import Data, EvaluateOptions, StrPath, Workers, 
 from pipeline.evaluation.metrics_file import build_metrics, calibrate
 from pipeline.evaluation.output_files import read_kept, read_metrics, read_robustness, write_metrics
 from pipeline.evaluation.pages.comparison import write_comparison
+from pipeline.evaluation.pages.label_review import PAGE_NAME, write_review
 from pipeline.evaluation.pages.model_card import write_card
 from pipeline.evaluation.pages.report import label_issue_pictures, write_report
 from pipeline.evaluation.predictions import Predictions, check_predictions, read_predictions
 from pipeline.evaluation.runner import HELD_OUT, EvaluateJob, run_evaluation, split_rows
 from pipeline.evaluation.workers import as_workers, evaluation_session
+from pipeline.ingestion.corrections.reviewed import reviewed_rows
 from pipeline.models.load import TrainedModel, check_classes, find_model
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
@@ -122,11 +126,15 @@ def _find_label_issues(job: EvaluateJob, data: Manifest, max_rows: int) -> tuple
     predictions, keys = read_predictions(train.out)
     job.progress("labels", 0, 1, "cross-validating a classifier of the features")
     probabilities = label_issues.out_of_sample_probabilities(read_kept(train.out), predictions.label, len(data.classes))
-    found = label_issues.find_label_issues(probabilities, predictions.label)
+    doubtful = label_issues.find_label_issues(probabilities, predictions.label)
+    reviewed = np.isin(predictions.row, reviewed_rows(job.dataset, data.split("train")))
+    found = [each for each in doubtful if not reviewed[each.index]]
     job.progress("labels", 1, 1)
     uri = label_issues.write_label_issues(job.out, found, predictions.row, keys)
+    commands = write_review(job.out, job.dataset, data, found, predictions.row, keys)
     pictures = label_issue_pictures(job.dataset, data, "train", predictions.row, found)
-    return {"rows": rows, "found": len(found), "table": uri}, pictures
+    counts = {"rows": rows, "found": len(found), "reviewed": len(doubtful) - len(found)}
+    return {**counts, "table": uri, "page": files.join(job.out, PAGE_NAME), "commands": commands}, pictures
 
 
 def verify(out: StrPath, data: Data | None = None, run: StrPath | None = None) -> Certificate:

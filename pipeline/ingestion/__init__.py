@@ -10,6 +10,8 @@ from pipeline.core.lazy import lazy
 
 if TYPE_CHECKING:
     from pipeline.ingestion.api import Preview, ingest, preview_ingest
+    from pipeline.ingestion.corrections.decide import VerdictCounts
+    from pipeline.ingestion.corrections.run import Corrected, correct
     from pipeline.ingestion.diff import Changes, compare_datasets
     from pipeline.ingestion.image_check import ImageHandling
     from pipeline.ingestion.plan import IngestSettings
@@ -20,13 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Changes",
+    "Corrected",
     "Damage",
     "ImageHandling",
     "IngestSettings",
     "Ingested",
     "Preview",
     "Source",
+    "VerdictCounts",
     "compare_datasets",
+    "correct",
     "ingest",
     "prepare_dataset",
     "preview_ingest",
@@ -36,6 +41,8 @@ __getattr__ = lazy(
     __name__,
     {
         "api": ("Preview", "ingest", "preview_ingest"),
+        "corrections.decide": ("VerdictCounts",),
+        "corrections.run": ("Corrected", "correct"),
         "diff": ("Changes", "compare_datasets"),
         "image_check": ("ImageHandling",),
         "plan": ("IngestSettings",),

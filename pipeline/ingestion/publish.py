@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -21,6 +22,7 @@ from pipeline.dataset.manifest import (
     Manifest,
     load_stored,
 )
+from pipeline.dataset.records import Rows
 from pipeline.ingestion.changes.histogram import histogram_without
 from pipeline.ingestion.changes.onto import Onto
 from pipeline.ingestion.changes.parts import version_parts, whole_parts
@@ -158,53 +160,81 @@ def _refused_keys(receipts: list[Receipt]) -> dict[str, pa.Array]:
     return {split: pa.array(found, pa.string()) for split, found in keys.items()}
 
 
-def publish(plan: IngestPlan, receipts: list[Receipt], progress: Progress) -> Manifest:
-    """Looks for duplicates, writes state, quality.html and README.md, then the manifest, last. Returns the manifest.
+@dataclass(frozen=True)
+class ParentPixels:
+    """The data set that a version is made of, and its rows that the version leaves out."""
 
-    Raises DatasetError if another process has taken the lease, or has published a data set here, or has changed the
-    data set of which a version is made.
+    uri: str
+    stored: Manifest  # as it is in the file
+    gone: Mapping[str, Rows]  # {split: rows}
+
+
+def publish(plan: IngestPlan, receipts: list[Receipt], progress: Progress) -> Manifest:
+    """Describes the data set as a whole and publishes its manifest (`publish_manifest`), which is returned."""
+    manifest = build_manifest(plan, receipts)
+    histogram = sum((np.array(each.histogram) for each in receipts), np.zeros(768, dtype=np.int64))
+    parent = None
+    if plan.onto is not None:
+        gone = {name: each.changes.deleted["row"].to_numpy() for name, each in plan.onto.found.splits.items()}
+        gone = {name: each for name, each in gone.items() if name in plan.onto.stored.splits}
+        parent = ParentPixels(plan.onto.uri, plan.onto.stored, gone)
+    state = state_of(plan.index, _refused_keys(receipts))
+    manifest, histogram = with_quality(plan.out, manifest, histogram, parent, progress)
+    return publish_manifest(plan.out, manifest, histogram, state, plan.lease, parent)
+
+
+def publish_manifest(
+    out: str,
+    manifest: Manifest,
+    histogram: npt.NDArray[np.int64],
+    state: pa.Table,
+    held: lease.Lease,
+    parent: ParentPixels | None,
+) -> Manifest:
+    """Writes state, quality.html and README.md, then the manifest, last. Returns the manifest, with its digest.
+
+    histogram: int64 [768], counts of the values of all rows. state: of `changes.state.STATE_SCHEMA`. Raises
+    DatasetError if another process has taken the lease, or has published a data set here, or has changed the parent.
     """
     from pipeline.ingestion.quality import report  # matplotlib takes a second to load, and tasks have no use for it
 
-    manifest = build_manifest(plan, receipts)
-    histogram = sum((np.array(each.histogram) for each in receipts), np.zeros(768, dtype=np.int64))
-    if plan.settings.handling.checks == "decode":
-        manifest, histogram = _with_quality(plan, manifest, histogram, progress)
     manifest = manifest.with_digest()
-    page = report.render(plan.out, manifest.resolved, histogram)
-    plan.lease.check()
-    write_state(plan.out, state_of(plan.index, _refused_keys(receipts)))
-    files.write_bytes(files.join(plan.out, QUALITY_NAME), page.encode())
-    files.write_bytes(files.join(plan.out, CARD_NAME), dataset_card(manifest).encode())
-    if plan.onto and load_stored(plan.onto.uri).digest != plan.onto.stored.digest:
-        raise DatasetError(f"{plan.onto.uri}: has been changed meanwhile; run the same command again")
+    page = report.render(out, manifest.resolved, histogram)
+    held.check()
+    write_state(out, state)
+    files.write_bytes(files.join(out, QUALITY_NAME), page.encode())
+    files.write_bytes(files.join(out, CARD_NAME), dataset_card(manifest).encode())
+    if parent and load_stored(parent.uri).digest != parent.stored.digest:
+        raise DatasetError(f"{parent.uri}: has been changed meanwhile; run the same command again")
     # Readers take a folder with a manifest for a finished data set, so nothing may follow it.
-    if not files.write_once(files.join(plan.out, MANIFEST_NAME), manifest.to_json()):
-        raise DatasetError(f"{plan.out}: another ingest has published a data set here meanwhile; use that one")
+    if not files.write_once(files.join(out, MANIFEST_NAME), manifest.to_json()):
+        raise DatasetError(f"{out}: another ingest has published a data set here meanwhile; use that one")
     return manifest.resolved
 
 
-def _with_quality(
-    plan: IngestPlan, manifest: Manifest, histogram: npt.NDArray[np.int64], progress: Progress
+def with_quality(
+    out: str,
+    manifest: Manifest,
+    histogram: npt.NDArray[np.int64],
+    parent: ParentPixels | None,
+    progress: Progress,
 ) -> tuple[Manifest, npt.NDArray[np.int64]]:
     """Returns the manifest with `quality` and `leaked`, and the histogram of all rows; writes the state of the pixels.
 
-    histogram: of the rows that were written.
+    Both are as they came if the images weren't decoded. histogram: of the rows in the data set's own shards.
     """
+    if manifest.settings["handling"]["checks"] != "decode":
+        return manifest, histogram
     resolved, earlier = manifest.resolved, None
-    rows = statistics.pixel_rows(plan.out, resolved)
-    if plan.onto is not None:
-        before = read_pixels(plan.onto.uri)
-        gone = {name: each.changes.deleted["row"].to_numpy() for name, each in plan.onto.found.splits.items()}
-        gone = {name: each for name, each in gone.items() if name in plan.onto.stored.splits}
-        data = plan.onto.stored.resolved
-        histogram = histogram + histogram_without(
-            plan.onto.uri, data, None if before is None else before.histogram, gone
-        )
+    rows = statistics.pixel_rows(out, resolved)
+    if parent is not None:
+        before = read_pixels(parent.uri)
+        whole = None if before is None else before.histogram
+        histogram = histogram + histogram_without(parent.uri, parent.stored.resolved, whole, parent.gone)
         if before is not None:
             earlier = Searched(statistics.kept_pixels(resolved, rows), before.near)
-    near = near_duplicates(plan.out, resolved, rows, earlier, progress)
-    write_pixels(plan.out, PixelState(near, histogram))
+    near = near_duplicates(out, resolved, rows, earlier, progress)
+    write_pixels(out, PixelState(near, histogram))
     return statistics.with_quality(manifest, rows, near, histogram), histogram
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pipeline.evaluation.output_files import read_robustness
 from pipeline.evaluation.pages import model_card
 from pipeline.evaluation.pages import report as evaluation_report
 from pipeline.evaluation.pages.comparison import write_comparison
+from pipeline.evaluation.pages.label_review import PAGE_NAME, write_review
 from pipeline.evaluation.pages.report import label_issue_pictures
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
@@ -60,6 +60,8 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
     problems = label_issue_pictures(
         digits_dataset, data, "val", predictions.row, [LabelIssue(3, 1, 7, 0.01), LabelIssue(8, 2, 3, 0.2)]
     )
+    issues = [LabelIssue(row, 1, 7, 0.01 * row) for row in range(40)]
+    write_review(job.out, digits_dataset, data, issues, predictions.row, [f"train/{row}" for row in predictions.row])
     explained = explain.explain(job, data, model, predictions)
     values["sanity"] = explained["sanity"]
     arguments = (job.out, data, values, predictions, explained, problems)
@@ -94,6 +96,7 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
         "tune": Path(tuned),
         "quality": Path(digits_dataset) / "quality.html",
         "evaluation": Path(report),
+        "labels": Path(job.out) / PAGE_NAME,
         "compare": Path(comparison),
         "report": Path(trained_page),
         "decision": out / "decision.html",
@@ -102,20 +105,7 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
     }
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium isn't installed (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=120_000)
-        yield browser
-        browser.close()
-
-
-@pytest.mark.parametrize("name", ["evaluation", "compare", "report", "decision", "tune", "quality"])
+@pytest.mark.parametrize("name", ["evaluation", "labels", "compare", "report", "decision", "tune", "quality"])
 @pytest.mark.parametrize(("width", "scheme"), WINDOWS)
 def test_axe_finds_nothing_and_nothing_sticks_out(
     pages: dict[str, Path], browser: Any, name: str, scheme: str, width: int

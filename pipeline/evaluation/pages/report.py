@@ -71,7 +71,8 @@ def _links(out: str, values: dict[str, Any]) -> list[tuple[str, str]]:
         files.join(out, "MODEL_CARD.md"): "Model card",
         files.join(out, "predictions.parquet"): "Predictions, image by image",
         files.join(out, "metrics.json"): "All numbers, as JSON",
-        (values["label_problems"] or {}).get("table"): "Training labels in doubt",
+        (values["label_problems"] or {}).get("page"): "Training labels in doubt, to decide on",
+        (values["label_problems"] or {}).get("table"): "Training labels in doubt, as a table",
     }
     return [(place, texts[place]) for place in existing(*texts)]
 
