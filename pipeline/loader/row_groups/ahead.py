@@ -31,7 +31,7 @@ FETCHERS = 16
 """Row groups that a node fetches at a time, which are in memory meanwhile."""
 AHEAD_BYTES = 1 << 30
 """Bytes of row groups that are fetched before a rank needs the first of them, at most; on the disk."""
-_POLL_SECONDS, _LEADER_SECONDS, _PATIENCE_SECONDS = 0.003, 0.2, 30.0
+_POLL_SECONDS, _LONGEST_POLL_SECONDS, _LEADER_SECONDS, _PATIENCE_SECONDS = 0.003, 0.03, 0.2, 30.0
 _LIST_SECONDS = 5.0  # between looks for what others have put into a cache that is full
 
 
@@ -46,15 +46,16 @@ class Patience:
         """Waits until `is_over`, but not longer than _PATIENCE_SECONDS, and where that was in vain not again before the
         leader decides more.
         """
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        start = time.monotonic()
         while not is_over():
-            decided = self._board.decided
+            decided, waited = self._board.decided, time.monotonic() - start
             if decided == self._in_vain:
                 return
-            if time.monotonic() > deadline:
+            if waited > _PATIENCE_SECONDS:
                 self._in_vain = decided
                 return
-            time.sleep(_POLL_SECONDS)
+            # Dozens of threads may wait, where the storage is slow: looking often would take CPU from the decoder.
+            time.sleep(min(_POLL_SECONDS + waited / 8, _LONGEST_POLL_SECONDS))
 
 
 @dataclass(frozen=True)
