@@ -71,7 +71,7 @@ def labelled_index(
         )
     label = {class_name: index for index, class_name in enumerate(classes)}
     labels = np.array([label[class_name] for class_name in labelled.class_names], dtype=np.int64)
-    keys, splits, notes = _final_splits(listing.uri, labelled, labels, classes, val_share)
+    keys, splits, notes = _final_splits(listing, labelled, labels, classes, val_share)
     tables = {}
     for split in sorted({splits[position] for position in usable}):
         chosen = [position for position in usable if splits[position] == split]
@@ -113,7 +113,7 @@ def _lacks_val(splits: Sequence[str]) -> bool:
 
 
 def _final_splits(
-    uri: str, labelled: LabelledFiles, labels: Any, classes: Sequence[str], val_share: float
+    listing: Listing, labelled: LabelledFiles, labels: Any, classes: Sequence[str], val_share: float
 ) -> tuple[Sequence[str], Sequence[str], tuple[str, ...]]:
     """Returns (keys, splits, notes): every source has val in the end.
 
@@ -124,7 +124,7 @@ def _final_splits(
     found = set(labelled.splits)
     if "" in found and len(found) > 1:
         stray = labelled.keys[list(labelled.splits).index("")]
-        raise SourceError(f"{uri}: {stray!r} is in none of the splits {sorted(found - {''})}; move it")
+        raise SourceError(f"{listing.uri}: {stray!r} is in none of the splits {sorted(found - {''})}; move it")
     if "val" in found:
         return labelled.keys, labelled.splits, ()
     if "test" in found:
@@ -138,11 +138,12 @@ def _final_splits(
     single = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 1)
     if len(single) == len(classes):
         raise SourceError(
-            f"{uri}: every class has one image, and the source has no val split; add images, or a val/ folder"
+            f"{listing.uri}: every class has one image, and the source has no val split; add images, or a val/ folder"
         )
     is_val = below_share(keys, labels, val_share)
+    usable = np.array([row not in listing.unreadable for row in labelled.rows], dtype=bool)
     note = (
-        f"no val split: {is_val.sum():,} of {len(keys):,} images are held out as val, {val_share:.3g} of each class by "
+        f"no val split: {is_val[usable].sum():,} of {usable.sum():,} images are held out as val, {val_share:.3g} of each class by "
         "a hash of their keys (--val-share)"
     )
     notes = [note]

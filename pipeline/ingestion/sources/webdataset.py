@@ -8,7 +8,7 @@ import posixpath
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ from pipeline.ingestion.sources.recognise.file_kinds import kind_of
 from pipeline.ingestion.sources.recognise.split_words import split_of
 from pipeline.ingestion.sources.tables import labels
 from pipeline.ingestion.sources.tables.choose_tables import TableOptions
-from pipeline.ingestion.sources.tables.split_words import in_class_folders
+from pipeline.ingestion.sources.tables.split_words import in_class_folders, numbered
 
 _JSON_FIELDS = ("label", "cls", "class", "target", "class_name", "label_name", "class_id", "label_id")
 _READERS = 16
@@ -60,10 +60,11 @@ def matches(listing: Listing) -> bool:
     return holds_archives(listing) or _label_suffix(listing) is not None
 
 
-def _label_suffix(listing: Listing) -> str | None:
+def _label_suffix(listing: Listing, shards: Collection[str] = ()) -> str | None:
     """Returns the suffix of the files of labels, None if there are none.
 
-    A .json file may be anything, so one must have a label, and the images may not lie in class folders.
+    A .json file may be anything, so one must have a label, and the images may not lie in class folders. shards: see
+    `in_class_folders`.
     """
     stems = {stem for row in listing.image_rows for stem in _stems(listing.names[row])}
     for suffix in _LABELS:
@@ -75,7 +76,7 @@ def _label_suffix(listing: Listing) -> str | None:
         first = next(beside, None)
         if first is None:
             continue
-        if suffix == ".cls" or (_json_field(listing.member(first).read()) and not in_class_folders(listing)):
+        if suffix == ".cls" or (_json_field(listing.member(first).read()) and not in_class_folders(listing, shards)):
             return suffix
     return None
 
@@ -86,10 +87,16 @@ def build_archives_index(listing: Listing, name: str, tables: TableOptions, spoo
     together = _with_files_outside(inside, listing)
     if tables.only is not None or labels.matches(together):
         return labels.build_index(together, name, tables)
-    if _label_suffix(inside) is None:
+    suffix = _label_suffix(inside, _shards(listing))
+    if suffix is None:
         images = _without_repeats(inside, listing)
         return (named if named.matches(images) else folders).build_index(images, name, val_share)
-    return _labelled_by_files(inside, name, val_share)
+    return _labelled_by_files(inside, suffix, name, val_share)
+
+
+def _shards(listing: Listing) -> set[str]:
+    """Returns the folders that stand for the shards among the archives of a listing: their names are numbered."""
+    return numbered(stem_of(name) for name in listing.names if is_archive(name))
 
 
 def _with_files_outside(inside: Listing, listing: Listing) -> Listing:
@@ -130,8 +137,14 @@ def build_index(listing: Listing, name: str, val_share: float, spool: str, progr
     Classes that are all numbers are sorted as numbers. Images of test without labels are left aside, other images
     without one are refused by name. Raises SourceError if only some of the tars name a split.
     """
-    inside = _opened(listing, spool, progress) if holds_archives(listing) else listing
-    return _labelled_by_files(inside, name, val_share)
+    packed = holds_archives(listing)
+    inside = _opened(listing, spool, progress) if packed else listing
+    suffix = _label_suffix(inside, _shards(listing) if packed else ())
+    if suffix is None:
+        raise SourceError(
+            f"{listing.uri}: no image has a file with its label beside it; add NAME.cls to each, or give class folders"
+        )
+    return _labelled_by_files(inside, suffix, name, val_share)
 
 
 def _opened(listing: Listing, spool: str, progress: Progress) -> Listing:
@@ -144,12 +157,7 @@ def _opened(listing: Listing, spool: str, progress: Progress) -> Listing:
     return inside
 
 
-def _labelled_by_files(listing: Listing, name: str, val_share: float) -> Index:
-    suffix = _label_suffix(listing)
-    if suffix is None:
-        raise SourceError(
-            f"{listing.uri}: no image has a file with its label beside it; add NAME.cls to each, or give class folders"
-        )
+def _labelled_by_files(listing: Listing, suffix: str, name: str, val_share: float) -> Index:
     file_of = _label_files(listing, suffix)
     images = listing.image_rows
     keys = [listing.names[row] for row in images]

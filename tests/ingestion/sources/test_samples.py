@@ -110,6 +110,31 @@ def test_json_files_beside_images_in_class_folders_are_no_labels(tmp_path: Path)
     assert labels(index) == EXPECTED
 
 
+@pytest.mark.parametrize(
+    "names", [("s-0.tar", "s-1.tar"), ("00000.tar", "00001.tar", "00002.tar"), ("train-000000.tar", "train-000001.tar")]
+)
+@pytest.mark.parametrize("sidecar", [as_cls, as_json])
+def test_numbered_shards_are_no_classes(
+    tmp_path: Path, names: tuple[str, ...], sidecar: Callable[[str], dict[str, bytes]]
+) -> None:
+    (tmp_path / "s").mkdir()
+    files = sorted(samples(sidecar).items())  # two files for each sample
+    size = len(files) // len(names)
+    for number, name in enumerate(names):
+        make_tar(tmp_path / "s" / name, dict(files[number * size : (number + 1) * size]))
+    index = opened(tmp_path / "s", tmp_path)
+    assert labels(index) == EXPECTED
+    assert index.num_labelled == 12
+
+
+def test_json_files_in_archives_of_one_class_each_are_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for label, files in by_class().items():
+        beside = {name.replace(".jpg", ".json"): b'{"label": "wrong"}' for name in files}
+        make_tar(tmp_path / "s" / f"{label}.tar", {**files, **beside})
+    assert labels(opened(tmp_path / "s", tmp_path)) == EXPECTED
+
+
 def by_class(below: str = "") -> dict[str, dict[str, bytes]]:
     found: dict[str, dict[str, bytes]] = {}
     for stem, (label, data) in SAMPLES.items():

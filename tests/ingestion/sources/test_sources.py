@@ -76,6 +76,15 @@ def test_without_val_about_a_tenth_of_every_class_is_held_out(tmp_path: Path, be
     assert len(keys[0] | keys[1]) == 60
 
 
+def test_images_that_can_not_be_read_are_not_among_those_held_out(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "t", per_class=20, splits=("train",))
+    links = [tree / "train" / "ant" / f"gone{number}.jpg" for number in range(40)]
+    for link in links:
+        link.symlink_to("/nowhere.jpg")
+    index = open_here(tree, tmp_path)
+    assert index.notes[0].startswith(f"no val split: {index.splits['val'].num_rows} of 60 images are held out as val")
+
+
 def test_class_names_that_differ_in_form_or_case_are_recognised(tmp_path: Path) -> None:
     accented = {f"train/{name}/{n}.jpg": jpeg(n) for name in ("caf\u00e9", "bee") for n in range(2)}
     decomposed = {f"val/{name}/{n}.jpg": jpeg(n) for name in ("cafe\u0301", "bee") for n in range(2)}
