@@ -53,8 +53,8 @@ class Args(training.TrainingArgs):
 
 def main(args: Args) -> None:
     """Trains, from raw images to the report."""
+    check_folder(args.output.run_dir or "runs", "run-dir")  # at once: the check of the recipe loads torch
     recipe, options = args.check(training.UNKNOWN_YET)
-    check_folder(args.output.run_dir or "runs", "run-dir")
     with command.Display() as display:
         dataset = prepare_dataset(
             args.raw.source(args.data.data), max_quarantined=args.raw.max_quarantined, progress=display

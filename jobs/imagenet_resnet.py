@@ -56,9 +56,9 @@ class Args(training.TrainingArgs):
 
 def main(args: Args) -> None:
     """Trains, from raw images to the report, on the cluster that RAY_ADDRESS names, else on this machine."""
-    recipe, options = args.check(training.UNKNOWN_YET)
     root = files.absolute(args.output.storage)
-    check_folder(root, "storage")
+    check_folder(root, "storage")  # at once: the check of the recipe loads torch
+    recipe, options = args.check(training.UNKNOWN_YET)
     check_data(args.raw.source(args.data.data))
     with ExitStack() as stack:
         with command.Display() as display:

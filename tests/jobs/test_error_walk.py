@@ -45,6 +45,7 @@ WALK = [
     # where the run lies
     (f"{TWO} --run-dir file.txt", "file.txt: is a file, not a folder; give another path"),
     (f"{TWO} --run-dir file.txt/x/y", "file.txt is a file, not a folder; give another path"),
+    ("train --data data --recipe nope --run-dir file.txt/x", "file.txt is a file"),  # before what loads torch
     (f"{TWO} --run-dir /proc/x", "/proc can't be written"),
     (f"{TWO} --run-dir brokenrun", "config.json: damaged: not JSON"),
     # values

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.core.errors import SourceError
 from pipeline.core.shares import counted
 from pipeline.ingestion.sources.index import Index, Unusable, below_share, sample_table
-from pipeline.ingestion.sources.members import Listing
+from pipeline.ingestion.sources.members import Listing, is_archive
 from pipeline.ingestion.sources.recognise.file_kinds import kind_of
 from pipeline.ingestion.sources.source import VAL_SHARE
 
@@ -83,7 +83,7 @@ def labelled_index(
             listing.offsets[members],
             listing.lengths[members],
         )
-    _check_splits(listing.uri, tables, label, needs_train=val_share < 1)
+    _check_splits(listing, tables, label, needs_train=val_share < 1)
     return Index(
         name,
         layout,
@@ -142,8 +142,9 @@ def _final_splits(
         )
     is_val = below_share(keys, labels, val_share)
     usable = np.array([row not in listing.unreadable for row in labelled.rows], dtype=bool)
+    held_out, readable = int(is_val[usable].sum()), int(usable.sum())
     note = (
-        f"no val split: {is_val[usable].sum():,} of {usable.sum():,} images are held out as val, {val_share:.3g} of each class by "
+        f"no val split: {held_out:,} of {readable:,} images are held out as val, {val_share:.3g} of each class by "
         "a hash of their keys (--val-share)"
     )
     notes = [note]
@@ -158,12 +159,14 @@ def some_names(classes: Sequence[str], which: Sequence[int]) -> str:
     return ", ".join(classes[label] for label in which[:_SHOWN]) + (", ..." if len(which) > _SHOWN else "")
 
 
-def _check_splits(uri: str, tables: dict[str, Any], label: dict[str, int], needs_train: bool) -> None:
+def _check_splits(listing: Listing, tables: dict[str, Any], label: dict[str, int], needs_train: bool) -> None:
+    uri = listing.uri
     for needed in ("train", "val") if needs_train else ("val",):
         if needed not in tables:
+            packed = next((f"; {name} lies there packed: unpack it" for name in listing.names if is_archive(name)), "")
             raise SourceError(
                 f"{uri}: no {needed} split among {sorted(tables)}; add a {needed}/ folder, or give the folder that "
-                "holds the class folders"
+                f"holds the class folders{packed}"
             )
     if not needs_train:
         return

@@ -40,6 +40,15 @@ class _Layout:
     may_be: Callable[[Listing], bool] | None = None  # the test where the user names the layout; None: `matches`
 
 
+def _may_be_folders(listing: Listing) -> bool:
+    return folders.matches(listing) or webdataset.holds_archives(listing)
+
+
+def _class_folders(listing: Listing, options: _Options, class_level: folders.ClassLevel) -> Index:
+    opened = webdataset.class_folders(listing, options.spool, options.progress)
+    return folders.build_index(opened, options.name, options.val_share, class_level)
+
+
 # In the order in which "auto" tries them: the first that matches is taken, and class folders match almost anything.
 _LAYOUTS = {
     "cifar-binary": _Layout(
@@ -113,17 +122,20 @@ _LAYOUTS = {
     "folders": _Layout(
         "class folders: [SPLIT/]CLASS/NAME.jpg|png|webp|bmp|gif|tif|...",
         folders.matches,
-        lambda listing, options: folders.build_index(listing, options.name, options.val_share),
+        lambda listing, options: _class_folders(listing, options, "auto"),
+        _may_be_folders,
     ),
     "folders-first": _Layout(
         "class folders with folders below them: the first folder below the split is the class",
         folders.matches,
-        lambda listing, options: folders.build_index(listing, options.name, options.val_share, "first"),
+        lambda listing, options: _class_folders(listing, options, "first"),
+        _may_be_folders,
     ),
     "folders-last": _Layout(
         "class folders below other folders: the last folder is the class",
         folders.matches,
-        lambda listing, options: folders.build_index(listing, options.name, options.val_share, "last"),
+        lambda listing, options: _class_folders(listing, options, "last"),
+        _may_be_folders,
     ),
 }
 LAYOUTS = {name: layout.description for name, layout in _LAYOUTS.items()} | {

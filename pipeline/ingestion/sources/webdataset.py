@@ -89,6 +89,7 @@ def build_archives_index(listing: Listing, name: str, tables: TableOptions, spoo
         return labels.build_index(together, name, tables)
     suffix = _label_suffix(inside, _shards(listing))
     if suffix is None:
+        _check_labels(inside, _shards(listing))
         images = _without_repeats(inside, listing)
         return (named if named.matches(images) else folders).build_index(images, name, val_share)
     return _labelled_by_files(inside, suffix, name, val_share)
@@ -97,6 +98,18 @@ def build_archives_index(listing: Listing, name: str, tables: TableOptions, spoo
 def _shards(listing: Listing) -> set[str]:
     """Returns the folders that stand for the shards among the archives of a listing: their names are numbered."""
     return numbered(stem_of(name) for name in listing.names if is_archive(name))
+
+
+def _check_labels(inside: Listing, shards: Collection[str]) -> None:
+    """Raises SourceError for shards of images with captions or the like beside them: their names are no classes."""
+    images = [inside.names[row] for row in inside.image_rows]
+    beside = {posixpath.splitext(name)[0] for name in inside.names if name.endswith((".json", ".txt"))}
+    if all(name.rpartition("/")[0] in shards and beside.intersection(_stems(name)) for name in images):
+        raise SourceError(
+            f"{inside.uri}: {counted(len(images), 'image')} of WebDataset shards without a label: there is no NAME.cls "
+            f"and no field {_JSON_FIELDS[0]!r} in NAME.json; add one of them, or take each shard for a class by "
+            "--layout folders"
+        )
 
 
 def _with_files_outside(inside: Listing, listing: Listing) -> Listing:
@@ -129,6 +142,11 @@ def _without_repeats(inside: Listing, listing: Listing) -> Listing:
         if all(name.startswith(repeat) for name in inside.names[chosen]):
             names[chosen] = [folder + name.removeprefix(repeat) for name in inside.names[chosen]]
     return replace(inside, names=names)
+
+
+def class_folders(listing: Listing, spool: str, progress: Progress) -> Listing:
+    """Returns the listing, or of one of archives their files, in a folder for each archive."""
+    return _without_repeats(_opened(listing, spool, progress), listing) if holds_archives(listing) else listing
 
 
 def build_index(listing: Listing, name: str, val_share: float, spool: str, progress: Progress) -> Index:

@@ -135,6 +135,35 @@ def test_json_files_in_archives_of_one_class_each_are_no_labels(tmp_path: Path) 
     assert labels(opened(tmp_path / "s", tmp_path)) == EXPECTED
 
 
+def test_shards_without_labels_are_no_classes(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    captioned = sorted(samples(lambda label: {".json": b'{"url": "u"}', ".txt": f"a {label}".encode()}).items())
+    for number in range(2):
+        make_tar(tmp_path / "s" / f"{number:05d}.tar", dict(captioned[number * 18 : (number + 1) * 18]))
+    with pytest.raises(SourceError, match=r"12 images of WebDataset shards without a label: .*--layout folders"):
+        opened(tmp_path / "s", tmp_path)
+    assert open_source(Source(str(tmp_path / "s"), "folders"), spool=str(tmp_path / "p")).classes == ("00000", "00001")
+
+
+@pytest.mark.parametrize("level", ["last", "first"])
+def test_archives_that_can_be_read_in_two_ways_are_read_as_told(tmp_path: Path, level: str) -> None:
+    (tmp_path / "s").mkdir()
+    for number in range(2):
+        below = {f"{c}/{n}": data for c, files in by_class().items() for n, data in sorted(files.items())[number::2]}
+        zip_of(tmp_path / "s" / f"part{number}.zip", below)
+    with pytest.raises(SourceError, match=r"--layout folders-first \(part0, part1\) or folders-last \(ant, bee, cow\)"):
+        opened(tmp_path / "s", tmp_path)
+    index = open_source(Source(str(tmp_path / "s"), f"folders-{level}"), spool=str(tmp_path / "p"))
+    assert index.classes == (CLASSES if level == "last" else ("part0", "part1"))
+
+
+def test_a_split_that_is_packed_beside_one_that_is_not_is_named(tmp_path: Path) -> None:
+    write_tree(tmp_path / "s", {f"val/{c}/{n}": d for c, files in by_class().items() for n, d in files.items()})
+    make_tar(tmp_path / "s" / "train.tar", {f"{c}/{n}": d for c, files in by_class().items() for n, d in files.items()})
+    with pytest.raises(SourceError, match=r"no train split among \['val'\].*; train.tar lies there packed: unpack it"):
+        opened(tmp_path / "s", tmp_path)
+
+
 def by_class(below: str = "") -> dict[str, dict[str, bytes]]:
     found: dict[str, dict[str, bytes]] = {}
     for stem, (label, data) in SAMPLES.items():
