@@ -100,7 +100,8 @@ def load_net(model: TrainedModel, device: torch.device = _CPU) -> nn.Module:
     for the GPU `device`.
     """
     check_architecture(device)
-    net = recipe_model(model.recipe, len(model.classes))
+    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn, and the caller's draws must stay theirs
+        net = recipe_model(model.recipe, len(model.classes))
     if checkpoint.is_checkpoint(model.uri):
         tensors = checkpoint.load(model.uri).tensors
         weights = select_prefix(tensors, MODEL)

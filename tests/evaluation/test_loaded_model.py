@@ -53,6 +53,12 @@ def test_predictions_of_stored_images_are_those_of_the_evaluation_to_the_last_bi
     assert [name for name, _ in result.top(5)[0]] == [model.classes[index] for index in expected.classes[0]]
 
 
+def test_loading_leaves_the_random_numbers_of_its_caller_alone(trained: str) -> None:
+    state = torch.random.get_rng_state()
+    load_model(trained)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_paths_pil_images_arrays_and_a_tensor_give_the_same(
     model: LoadedModel, paths: list[Path], stored: list[bytes]
 ) -> None:

@@ -83,7 +83,8 @@ def _read(model: str, tag: str, source: str, recipe: Recipe) -> LibraryWeights:
             "--pretrained none"
         ) from error
     if recipe.blur_pool:  # a blurred convolution has another place in the network
-        net = make_model(model, _CLASSES, 224)
+        with torch.random.fork_rng(devices=[]):
+            net = make_model(model, _CLASSES, 224)
         net.load_state_dict(tensors)
         add_blur_pool(net)
         tensors = net.state_dict()
@@ -98,7 +99,8 @@ def _of_package() -> Tensors:
     """
     path = package_file()
     theirs = torch.load(str(path), map_location="cpu", weights_only=True)
-    ours = make_model(LITE0, _CLASSES, 224).state_dict()
+    with torch.device("meta"):  # only its names and shapes are wanted
+        ours = make_model(LITE0, _CLASSES, 224).state_dict()
     pairs = list(zip(ours.items(), theirs.values(), strict=True))
     if any(mine.shape != other.shape for (_, mine), other in pairs):
         raise ValueError("another network's weights")
