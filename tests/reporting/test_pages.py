@@ -128,6 +128,15 @@ def test_axe_finds_nothing_and_nothing_sticks_out(
     shown.close()
 
 
+def test_a_phone_shows_all_columns_of_the_classes(pages: dict[str, Path], browser: Any) -> None:
+    shown = browser.new_page(viewport={"width": 390, "height": 900})
+    shown.goto(pages["evaluation"].as_uri())
+    table = shown.locator("table.sortable").last
+    assert "precision" in table.inner_text()
+    assert table.evaluate("table => table.parentElement.scrollWidth <= table.parentElement.clientWidth")
+    shown.close()
+
+
 def test_tables_are_sorted_by_keyboard(pages: dict[str, Path], browser: Any) -> None:
     shown = browser.new_page()
     shown.goto(pages["evaluation"].as_uri())
