@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from jobs.arguments.recipe import RecipeArgs
 from jobs.arguments.source import RawArgs
 from jobs.terminal import command
+from jobs.terminal.continuation import command_of
 from jobs.terminal.training_result import describe_dataset
 from pipeline.cluster.session import ray_session
 from pipeline.config.recipe import Recipe
@@ -103,7 +104,7 @@ def main(args: Args) -> None:
         out = files.absolute(args.output.out or f"runs/tune-{recipe.name}-{data.name}")
         with command.Display() as display:
             result = search(dataset, out, recipe, settings, display)
-    _print_result(recipe.name, result)
+    _print_result(recipe.name, result, args.source.data)
 
 
 def _settings(args: Args, recipe: Recipe) -> "SearchSettings":
@@ -121,8 +122,8 @@ def _settings(args: Args, recipe: Recipe) -> "SearchSettings":
     )
 
 
-def _print_result(recipe_name: str, result: "SearchResult") -> None:
-    """Prints the search's outcome. Raises RecipeError if no trial has finished."""
+def _print_result(recipe_name: str, result: "SearchResult", data: str | None) -> None:
+    """Prints the search's outcome, and how to train on `data` with it. Raises RecipeError if no trial has finished."""
     best, unchanged = result.best, result.trials[0]
     statuses = [trial.status for trial in result.trials]
     counts = ", ".join(f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses))
@@ -132,7 +133,8 @@ def _print_result(recipe_name: str, result: "SearchResult") -> None:
         lines.append(("the recipe", f"{unchanged.top1:.4f} without changes (trial 0)"))
     lines += [("trials", counts), ("report", result.report_uri)]
     if result.recipe_uri:
-        lines.append(("train it", f"uv run jobs/cifar10.py --recipe {result.recipe_uri}"))
+        arguments = [*(("--data", data) if data else ()), "--recipe", result.recipe_uri]
+        lines.append(("train it", command_of("cifar10", "train", arguments)))
     command.print_table(f"\nsearch around {recipe_name}", lines)
     if best is None:
         errors = [trial.error for trial in result.trials if trial.error]

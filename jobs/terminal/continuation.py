@@ -49,6 +49,18 @@ def command_to_repeat(seed: int) -> str:
     return shlex.join([*program(), *kept, *([] if _has(kept, "--seed") else ["--seed", str(seed)])])
 
 
+def command_of(job: str, subcommand: str, arguments: Sequence[str]) -> str:
+    """Returns the command line of another job, started as this one: `uv run jobs/JOB.py` or `image-pipeline NAME`."""
+    *before, script = program()
+    if script.endswith(".py"):
+        words = [str(Path(script).with_name(f"{job}.py"))]
+    elif script.startswith("jobs.") and script != "jobs.cli":
+        words = [f"jobs.{job}"]
+    else:
+        words = [script, subcommand]
+    return shlex.join([*before, *words, *arguments])
+
+
 def _absolute(word: str) -> str:
     """Returns a path that exists as an absolute one, and any other word as it is."""
     return os.path.abspath(word) if "/" in word and os.path.exists(word) else word

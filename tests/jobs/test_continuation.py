@@ -48,6 +48,26 @@ def test_the_command_is_as_it_was_typed_with_the_folder_of_the_run(
     assert shlex.split(line)[-1].startswith(("runs/a b", "other", "--run-dir=other"))
 
 
+@pytest.mark.parametrize(
+    ("typed", "is_by_uv", "shown"),
+    [
+        (["/x/python", "jobs/tune.py", "--trials", "2"], True, "uv run jobs/cifar10.py --data 'a b'"),
+        (["python", "/x/jobs/tune.py"], False, "python /x/jobs/cifar10.py --data 'a b'"),
+        (["python", "-m", "jobs.tune", "--trials", "2"], False, "python -m jobs.cifar10 --data 'a b'"),
+        (["python", "-m", "jobs.cli", "tune"], False, "python -m jobs.cli train --data 'a b'"),
+        (["/x/python", "/x/.venv/bin/image-pipeline", "tune"], True, "uv run image-pipeline train --data 'a b'"),
+        (["/x/python", "/nowhere/image-pipeline", "tune"], False, "/nowhere/image-pipeline train --data 'a b'"),
+    ],
+)
+def test_another_command_is_started_as_this_one(
+    monkeypatch: pytest.MonkeyPatch, typed: list[str], is_by_uv: bool, shown: str
+) -> None:
+    monkeypatch.setattr(sys, "orig_argv", typed)
+    monkeypatch.setattr(sys, "argv", ["", *typed[3 if "-m" in typed else 2 :]])
+    monkeypatch.setattr(continuation, "_is_started_by_uv", lambda: is_by_uv)
+    assert continuation.command_of("cifar10", "train", ["--data", "a b"]) == shown
+
+
 def test_without_a_run_the_command_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "orig_argv", ["python", "jobs/ingest.py", "--source", "$HOME/x"])
     monkeypatch.setattr(sys, "argv", ["jobs/ingest.py", "--source", "$HOME/x"])

@@ -11,6 +11,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.dataset.manifest import load
 from pipeline.ingestion.sources import cifar
 from pipeline.training.automatic import Choice, DataFacts, Machine, choose_recipe, data_facts, run_warnings
+from pipeline.training.automatic.recipes import PHOTOS
 from pipeline.training.automatic.weights import check_setting
 from pipeline.training.workflow import default_workers
 
@@ -175,7 +176,16 @@ GOOD = make_recipe("imagenette-5", epochs=40)
     ("recipe", "known", "expected"),
     [
         (GOOD, facts(1000), []),
-        (recipes["cifar10"], facts(50_000), ["shrinks the images, 500x375 px in the median, to 32 px"]),
+        (
+            recipes["cifar10"],
+            facts(50_000),
+            ["500x375 px in the median, to 32 px, where little of a photograph is left; leave"],
+        ),
+        (
+            replace(GOOD, name=PHOTOS, image_size_px=32),
+            facts(1000),
+            ["little of a photograph is left; take more, such as --set image_size_px=128"],
+        ),
         (recipes["cifar10"], facts(50_000, 64), []),
         (make_recipe("imagenette-5", epochs=2), facts(1000), ["32 steps are few to learn from; use --epochs 7"]),
         (

@@ -3,6 +3,7 @@
 from pipeline.config.recipe import Recipe
 from pipeline.core.shares import counted
 from pipeline.training.automatic.facts import DataFacts
+from pipeline.training.automatic.recipes import FINE_TUNED, PHOTOS, SMALL
 
 FEW_STEPS = 100
 FEW_IMAGES = 10  # of a class
@@ -27,9 +28,11 @@ def _shrunk(recipe: Recipe, facts: DataFacts) -> str | None:
     size = recipe.image_size_px
     if size > _SMALL_PX or facts.side_px < _SHRUNK * size:
         return None
+    is_chosen = recipe.name in (PHOTOS, FINE_TUNED, SMALL)  # its size is what was asked for
+    remedy = "take more, such as --set image_size_px=128" if is_chosen else "leave --recipe away"
     return (
         f"recipe {recipe.name} shrinks the images, {facts.width_px}x{facts.height_px} px in the median, to {size} px, "
-        "where little of a photograph is left; leave --recipe away, or give one for photographs (imagenette-20)"
+        f"where little of a photograph is left; {remedy}, or give a recipe for photographs (imagenette-20)"
     )
 
 
