@@ -1,5 +1,6 @@
 """What all commands share: parsing of flags, exit statuses, and errors in one line."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -103,13 +104,17 @@ def _end_in_one_line() -> None:
 def _end(status: int) -> NoReturn:
     """Ends this process with `status`. All of its work is written and given back."""
     early.end_of_start()
-    if status and "ray" in sys.modules:
-        # Threads of Ray's core that were interrupted may crash the interpreter while it ends: status -11 for 1 or 130.
-        logging.shutdown()
+    if not {"ray", "torch"} & sys.modules.keys():
+        sys.exit(status)
+    if not status:
+        atexit._run_exitfuncs()
+    # The interpreter's end is skipped. It takes torch's and Ray's modules apart: two seconds in which nothing is shown.
+    # And threads of Ray's core that were interrupted may crash it: status -11 for 1 or 130.
+    logging.shutdown()
+    with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    os._exit(status)
 
 
 def call(main: Callable[[Args], None], args: Args, resume_hint: str = "") -> int:

@@ -156,3 +156,19 @@ def test_a_class_whose_recall_falls_does_not_rise() -> None:
         {"class": name, "change": b - a, "recall": (a, b)} for name, a, b in (("cat", 0.9, 0.5), ("dog", 0.5, 0.5))
     ]
     assert recall_changes(lines) == [("recall falls most", "cat 0.900 -> 0.500"), ("rises most", "none")]
+
+
+def test_a_command_that_has_loaded_torch_ends_without_taking_it_apart() -> None:
+    """What is registered for the end is called, also where the status is 0."""
+    program = """
+import atexit, sys, types
+from jobs.terminal.command import run_process
+class Torn:
+    def __del__(self): print("taken apart")
+sys.modules["torch"] = types.ModuleType("torch")
+sys.modules["torch"].held = Torn()
+atexit.register(lambda: print("called at the end"))
+run_process(lambda: print("done") or 0)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\ncalled at the end\n", "")
