@@ -118,6 +118,17 @@ def test_a_fine_tuning_of_few_steps_has_a_higher_learning_rate() -> None:
     assert choose(facts(), weights=None, epochs=1).recipe.learning_rate == recipes["digits"].learning_rate
 
 
+def test_few_images_of_a_class_bring_a_hint_and_the_last_layer_alone_has_no_epochs() -> None:
+    hint = "few images: --set fit_head=only fits the last layer alone, in seconds, often as well"
+    assert choose(facts(200)).reasons[-2] == hint
+    assert hint not in choose(facts(9_000)).reasons
+    assert hint not in choose(facts(200), weights=None).reasons
+    assert hint not in choose(facts(200), fit_head="first").reasons
+    only = choose(facts(200), fit_head="only")
+    assert hint not in only.reasons
+    assert only.reasons[-1] == "the last layer alone is fitted: each of 200 images is computed once"
+
+
 def test_a_network_that_is_asked_for_gets_a_size_that_it_takes() -> None:
     pytest.importorskip("timm")
     vit = "timm:vit_small_patch16_224"

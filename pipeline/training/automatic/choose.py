@@ -21,6 +21,7 @@ from pipeline.training.automatic.warn import FEW_STEPS
 _SMALL_PX = 40  # images up to here are trained at 32 px
 _MEDIUM_PX = 80  # up to here at 64 px
 _MANY_ROWS = 10_000  # of small images: enough for the recipe of CIFAR-10
+_FEW_OF_CLASS = 100  # images of a class, up to which a last layer alone is worth a try
 _IMAGENET_ROWS = 200_000  # from here on pretrained weights gain little, and a GPU is needed anyhow
 _STEPS = {own.FINE_TUNED: 240, own.PHOTOS: 1000, own.SMALL: 400}  # that a small set is trained for
 _LEAST_EPOCHS = {own.FINE_TUNED: 4, own.PHOTOS: 20, own.SMALL: 16}  # of a larger set, if there is time
@@ -64,8 +65,16 @@ def choose_recipe(
     recipe = _with(recipe, asked, ("model", "image_size_px"))
     recipe, amount = _with_amount(recipe, facts, machine, asked, operations or _operations)
     first = f"recipe {recipe.name}: {recipe.model} at {recipe.image_size_px} px, {why}"
-    lines = (first, *((f"weights: {about}",) if about else ()), *amount)
+    lines = (first, *((f"weights: {about}",) if about else ()), *_hints(recipe, facts, asked), *amount)
     return Choice(recipe, "timm" if pretrained else None, lines)
+
+
+def _hints(recipe: Recipe, facts: DataFacts, asked: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns a line about the last layer alone, where there are few images of a class and nobody has asked for it."""
+    few = facts.train_rows <= _FEW_OF_CLASS * len(facts.classes)
+    if recipe.name != own.FINE_TUNED or asked.get("fit_head") or not few:
+        return ()
+    return ("few images: --set fit_head=only fits the last layer alone, in seconds, often as well",)
 
 
 def _known(facts: DataFacts) -> Choice | None:
@@ -131,6 +140,8 @@ def _with_amount(
     batch = asked.get("global_batch_size") or _batch(recipe, rows, machine)
     recipe = _scaled_batch(recipe, batch)
     lines = [f"batch {batch} because {rows:,} images" if batch < 64 else f"batch {batch}"]
+    if asked.get("fit_head") == "only":
+        return recipe, (f"the last layer alone is fitted: each of {counted(rows, 'image')} is computed once",)
     steps = -(-rows // batch)
     rate = 0.0 if machine.gpus else machine.images_per_second(recipe.model, operations(recipe, len(facts.classes)))
     if recipe.fit_seconds:

@@ -15,7 +15,7 @@ from pipeline.training.automatic.weights import PRETRAINED_NAME, weights_picker
 
 _log = logging.getLogger(__name__)
 
-_DECIDING = ("model", "image_size_px", "global_batch_size", "epochs")
+_DECIDING = ("model", "image_size_px", "global_batch_size", "epochs", "fit_head")
 """Fields that others depend on: where one is given, the others are chosen for it."""
 
 
