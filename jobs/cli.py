@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "ingest": ("jobs.ingest", "turn raw images into a data set: Parquet shards and a manifest"),
     "mix": ("jobs.datasets.mix", "make one data set of several, to train on them in stated shares"),
     "plan": ("jobs.datasets.plan", "compute what training will read from object storage, and what that costs"),
+    "versions": ("jobs.datasets.versions", "list, compare, compact and drop versions; remove images for good"),
     "verify": ("jobs.verify", "check every byte of a data set against its manifest"),
     "train": ("jobs.cifar10", "train and evaluate a classifier on a data set, raw images or CIFAR-10"),
     "evaluate": ("jobs.evaluate", "evaluate a trained model and certify the result, or compare two models"),

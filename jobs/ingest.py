@@ -1,15 +1,14 @@
 """Turns raw images into a data set: Parquet shards and a manifest, the same bytes every time.
 
 An interrupted ingest continues where it stopped when the same command runs again. --dry-run shows the plan and its cost
-and writes nothing; --diff compares two data sets. --onto writes what has changed since an earlier ingest alone;
---correct makes a version of a data set that follows people's verdicts on its labels.
+and writes nothing. --onto writes what has changed since an earlier ingest alone; --correct makes a version of a data
+set that follows people's verdicts on its labels.
 
 Examples:
     uv run jobs/ingest.py --source photos/ --out data/photos
     uv run jobs/ingest.py --source s3://bucket/raw --out s3://bucket/photos --dry-run
     uv run jobs/ingest.py --source photos/ --out data/photos-tuesday --onto data/photos-monday
     uv run jobs/ingest.py --correct verdicts.csv --onto data/photos --out data/photos-corrected
-    uv run jobs/ingest.py --diff data/photos-monday data/photos-tuesday
 """
 
 import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
@@ -23,10 +22,9 @@ from jobs.arguments.source import RawArgs
 from jobs.terminal import command
 from pipeline.core.errors import PipelineError
 from pipeline.core.shares import counted
-from pipeline.dataset.manifest import Manifest, load
+from pipeline.dataset.manifest import Manifest
 from pipeline.ingestion.api import ingest, preview_ingest
 from pipeline.ingestion.corrections.run import correct
-from pipeline.ingestion.diff import compare_datasets
 from pipeline.ingestion.image_check import DEFAULT_SHRUNK_QUALITY, Checks, ImageHandling
 from pipeline.ingestion.plan import SHARD_BYTES, IngestSettings
 from pipeline.ingestion.run import Ingested
@@ -101,7 +99,7 @@ class VersionArgs:
 
 @dataclass(frozen=True)
 class Args:
-    """Ingests, or with --dry-run or --diff looks without writing."""
+    """Ingests, or with --dry-run looks without writing."""
 
     data: Annotated[SourceArgs, command.group("data")] = SourceArgs()
     raw: Annotated[RawArgs, command.group("data")] = field(default_factory=RawArgs)
@@ -110,24 +108,17 @@ class Args:
     out: Annotated[str | None, command.option("the data set's folder, new or empty", "URI")] = None
     workers: Annotated[int | None, command.option("shards written at a time", "N", "one per CPU")] = None
     dry_run: Annotated[bool, command.option("show the plan and its cost; write nothing", "")] = False
-    diff: Annotated[
-        tuple[str, str] | None,
-        command.option("compare two data sets: rows added, removed, relabelled, changed", "OLD NEW"),
-    ] = None
 
 
 def main(args: Args) -> None:
-    """Ingests, previews or compares, and prints the result."""
-    if args.diff is not None:
-        print_diff(*map(files.absolute, args.diff))
-        return
+    """Ingests, corrects or previews, and prints the result."""
     if args.version.correct is not None:
         _correct(args, args.version.correct)
         return
     source, settings = args.raw.source(args.data.source), args.content.settings(args.version.onto is not None)
     if source is None or args.out is None:
         missing = "--source" if source is None else "--out"
-        raise PipelineError(f"{missing} is missing; give --source URI --out URI, or --diff OLD NEW")
+        raise PipelineError(f"{missing} is missing; give --source URI --out URI")
     if args.dry_run:
         print_preview(source, args.out, settings, args)
         return
@@ -265,23 +256,6 @@ def print_preview(source: Source, out: str, settings: IngestSettings | None, arg
             ),
         ],
     )
-
-
-def print_diff(old: str, new: str) -> None:
-    """Prints the differences between two data sets."""
-    changes = compare_datasets(old, new)
-    before, after = load(old), load(new)
-    command.print_table(
-        f"\n{before.name} {before.digest[:12]} -> {after.name} {after.digest[:12]}",
-        [
-            *((kind.replace("_", " "), _rows(keys)) for kind, keys in changes.by_kind().items()),
-            ("classes", ", ".join(changes.classes) or "the same"),
-        ],
-    )
-
-
-def _rows(keys: tuple[str, ...]) -> str:
-    return counted(len(keys), "row") + (f", first {keys[0]}" if keys else "")
 
 
 if __name__ == "__main__":

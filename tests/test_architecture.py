@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "core", "storage", "cluster", "reporting", "dataset", "config", "ingestion", "loader", "models", "evaluation",
-    "training", "retraining",
+    "core", "storage", "cluster", "reporting", "dataset", "config", "ingestion", "versions", "loader", "models",
+    "evaluation", "training", "retraining",
 )  # fmt: skip
 SOURCES = sorted(path for folder in ("pipeline", "jobs", "infra") for path in (ROOT / folder).rglob("*.py"))
 FOLDERS = sorted(

@@ -3,22 +3,28 @@
 import operator
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.core.errors import DatasetError
 from pipeline.dataset.image_codec import BadImageError, decode
 from pipeline.dataset.manifest import Manifest, Split, load
+from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import RowIndex, load_index, read_images
+from pipeline.dataset.schema import shard_schema
 from pipeline.storage import files
+from pipeline.storage.parallel_reads import read_ahead
 
 if TYPE_CHECKING:
     from PIL import Image
 
+_GROUPS_AHEAD = 4
 _ROWS_AT_ONCE = 64  # by iteration: enough to hide the wait of object storage, few enough to be held
 
 
@@ -36,6 +42,9 @@ class ImageSplit(Sequence["tuple[Image.Image, int]"]):
 
     split: Split
     """Rows and shards of the split in the manifest."""
+
+    classes: tuple[str, ...]
+    """Names of the classes; a label is an index into them."""
 
     def __len__(self) -> int:
         return self.split.rows
@@ -64,6 +73,31 @@ class ImageSplit(Sequence["tuple[Image.Image, int]"]):
         """Returns int32 [N]: the label of each row, without reading an image."""
         return self._index.label
 
+    def to_arrow(self) -> pa.RecordBatchReader:
+        """Returns all rows for other libraries, batch by batch: key, label, image (the encoded bytes), height, width.
+
+            table = data["train"].to_arrow().read_all()  # pyarrow
+            frame = data["train"].to_arrow().read_pandas()
+            images = datasets.Dataset(table).cast_column("image", datasets.Image())  # Hugging Face
+
+        Rows that a version of the data set leaves out aren't in it, and labels are those of the version. A batch is one
+        row group, so a reader that takes them one by one needs little memory. Reading raises DatasetError if a file of
+        the data set is missing or damaged.
+        """
+        ends = np.cumsum(self.split.row_group_rows)
+        spans = list(zip((ends - self.split.row_group_rows).tolist(), ends.tolist(), strict=True))
+        schema = shard_schema(self.classes)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            with ThreadPoolExecutor(_GROUPS_AHEAD) as pool:
+                for _, table in read_ahead(pool, read, spans, in_order=True, max_pending=_GROUPS_AHEAD):
+                    yield from table.cast(schema).to_batches()
+
+        def read(span: tuple[int, int]) -> pa.Table:
+            return read_rows(self.uri, self.split, np.arange(*span), tuple(schema.names)).combine_chunks()
+
+        return pa.RecordBatchReader.from_batches(schema, batches())
+
     @cached_property
     def _index(self) -> RowIndex:
         return load_index(self.uri, self.split)
@@ -74,7 +108,11 @@ class ImageSplit(Sequence["tuple[Image.Image, int]"]):
         return [(_to_image(index, row, data), int(index.label[row])) for row, data in zip(rows, images, strict=True)]
 
     def __getstate__(self) -> dict[str, object]:
-        return {"uri": self.uri, "split": self.split}  # the index is read again, once a process
+        return {
+            "uri": self.uri,
+            "split": self.split,
+            "classes": self.classes,
+        }  # the index is read again, once a process
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -111,7 +149,7 @@ class Dataset:
 
     def __getitem__(self, name: str) -> ImageSplit:
         """Returns a split. Raises DatasetError, with the names of the splits, if there is none of this name."""
-        return ImageSplit(self.uri, self.manifest.split(name))
+        return ImageSplit(self.uri, self.manifest.split(name), self.classes)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.splits)

@@ -43,14 +43,15 @@ def mix(sources: Mapping[str, str], out: str) -> Manifest:
             raise DatasetError(f"{name} is a mixture itself; name the data sets that it is made of")
         if part.classes != one.classes:
             raise DatasetError(_other_classes(first, one.classes, name, part.classes))
-    mixed = _mixed(files.basename(out), {name: files.absolute(uri) for name, uri in sources.items()}, parts)
+    mixed = mixture_of(files.basename(out), {name: files.absolute(uri) for name, uri in sources.items()}, parts)
     if is_dataset(out) and load(out).digest != mixed.digest:
         raise DatasetError(f"{out}: holds another data set; give another folder, or delete it")
     files.write_bytes(files.join(out, MANIFEST_NAME), mixed.to_json())
     return mixed.resolved
 
 
-def _mixed(name: str, uris: dict[str, str], parts: dict[str, Manifest]) -> Manifest:
+def mixture_of(name: str, uris: dict[str, str], parts: dict[str, Manifest]) -> Manifest:
+    """Returns the manifest of a mixture. uris, parts: of each of its data sets; `parts` as they are in the files."""
     one = next(iter(parts.values()))
     names = list(dict.fromkeys(split for part in parts.values() for split in part.splits))
     digests = "".join(part.digest for part in parts.values())

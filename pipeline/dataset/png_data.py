@@ -31,7 +31,8 @@ def missing_rows(data: Buffer) -> bool:
     wanted = _data_bytes(width, height, depth * _CHANNELS[colour], bool(interlaced))
     found, stream = 0, zlib.decompressobj()
     try:
-        for chunk in _pixel_chunks(data):
+        for start, length in pixel_chunks(data):
+            chunk = data[start : start + length]
             while chunk and not stream.eof and found < wanted:
                 found += len(stream.decompress(chunk, _PIECE_BYTES))
                 chunk = stream.unconsumed_tail
@@ -51,12 +52,13 @@ def _data_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:
     return total
 
 
-def _pixel_chunks(data: Buffer) -> Iterator[Buffer]:
+def pixel_chunks(data: Buffer) -> Iterator[tuple[int, int]]:
+    """Yields (first byte, bytes) of the pixel data in each chunk of a PNG, as far as they are there."""
     at = len(PNG_START)
     while at + 8 <= len(data):
         length, kind = struct.unpack(">I4s", data[at : at + 8])
         if kind == b"IDAT":
-            yield data[at + 8 : at + 8 + length]
+            yield at + 8, min(length, len(data) - at - 8)
         elif kind == b"IEND":
             return
         at += 12 + length

@@ -27,7 +27,7 @@ from pipeline.storage import files
 
 BY_PEOPLE = "corrected:"
 """How the reasons of edits begin that a person has made: they are remembered while the source has the row."""
-_NAME_DIGITS = 12  # of a digest, that name a base
+NAME_DIGITS = 12  # of a digest, that name a base
 _DELETED = pa.schema([("row", pa.int64()), ("reason", pa.string())])
 _CORRECTED = pa.schema([("row", pa.int64()), ("class", pa.string()), ("reason", pa.string())])
 
@@ -100,7 +100,7 @@ def derive(
 
 def _referred(shard: Shard, stored: Manifest) -> Shard:
     """Returns a shard of the parent's manifest as versions of the parent refer to it."""
-    return replace(shard, base=shard.base or stored.digest[:_NAME_DIGITS])
+    return replace(shard, base=shard.base or stored.digest[:NAME_DIGITS])
 
 
 def _with_deletions(shard: Shard, gone: Mapping[str, Rows]) -> Shard:
@@ -177,7 +177,7 @@ def _bases(parent: str, out: str, stored: Manifest, used: set[str]) -> dict[str,
     """Returns the data sets that hold the shards of the bases `used`, with their places as seen from `out`."""
     earlier = stored.version.bases if stored.version else {}
     places = {name: replace(base, uri=files.resolve(parent, base.uri)) for name, base in earlier.items()}
-    places[stored.digest[:_NAME_DIGITS]] = Base(parent, stored.digest, stored.classes)
+    places[stored.digest[:NAME_DIGITS]] = Base(parent, stored.digest, stored.classes)
     return {name: replace(base, uri=files.relative(base.uri, out)) for name, base in places.items() if name in used}
 
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from pipeline.ingestion.api import Preview, ingest, preview_ingest
     from pipeline.ingestion.corrections.decide import VerdictCounts
     from pipeline.ingestion.corrections.run import Corrected, correct
-    from pipeline.ingestion.diff import Changes, compare_datasets
     from pipeline.ingestion.image_check import ImageHandling
     from pipeline.ingestion.plan import IngestSettings
     from pipeline.ingestion.prepare import prepare_dataset
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from pipeline.ingestion.verify import Damage, verify_dataset
 
 __all__ = [
-    "Changes",
     "Corrected",
     "Damage",
     "ImageHandling",
@@ -30,7 +28,6 @@ __all__ = [
     "Preview",
     "Source",
     "VerdictCounts",
-    "compare_datasets",
     "correct",
     "ingest",
     "prepare_dataset",
@@ -43,7 +40,6 @@ __getattr__ = lazy(
         "api": ("Preview", "ingest", "preview_ingest"),
         "corrections.decide": ("VerdictCounts",),
         "corrections.run": ("Corrected", "correct"),
-        "diff": ("Changes", "compare_datasets"),
         "image_check": ("ImageHandling",),
         "plan": ("IngestSettings",),
         "prepare": ("prepare_dataset",),

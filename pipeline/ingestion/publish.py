@@ -26,6 +26,7 @@ from pipeline.dataset.records import Rows
 from pipeline.ingestion.changes.histogram import histogram_without
 from pipeline.ingestion.changes.onto import Onto
 from pipeline.ingestion.changes.parts import version_parts, whole_parts
+from pipeline.ingestion.changes.removed import check_not_rewritten, folder_of_versions
 from pipeline.ingestion.changes.state import PixelState, read_pixels, state_of, write_pixels, write_state
 from pipeline.ingestion.plan import IngestSettings, ShardPlan
 from pipeline.ingestion.quality import statistics
@@ -204,8 +205,10 @@ def publish_manifest(
     write_state(out, state)
     files.write_bytes(files.join(out, QUALITY_NAME), page.encode())
     files.write_bytes(files.join(out, CARD_NAME), dataset_card(manifest).encode())
-    if parent and load_stored(parent.uri).digest != parent.stored.digest:
-        raise DatasetError(f"{parent.uri}: has been changed meanwhile; run the same command again")
+    if parent:
+        check_not_rewritten(folder_of_versions(parent.uri))
+        if load_stored(parent.uri).digest != parent.stored.digest:
+            raise DatasetError(f"{parent.uri}: has been changed meanwhile; run the same command again")
     # Readers take a folder with a manifest for a finished data set, so nothing may follow it.
     if not files.write_once(files.join(out, MANIFEST_NAME), manifest.to_json()):
         raise DatasetError(f"{out}: another ingest has published a data set here meanwhile; use that one")

@@ -16,6 +16,7 @@ from pipeline.dataset.api import Dataset
 from pipeline.dataset.parquet import parquet_bytes
 from pipeline.ingestion.changes.find import Counts
 from pipeline.ingestion.changes.onto import Parent, compare_with
+from pipeline.ingestion.changes.removed import folder_of_versions, removed_sources
 from pipeline.ingestion.plan import IngestSettings, plan_id, plan_shards
 from pipeline.ingestion.publish import IngestPlan, check_counts, check_quarantined, publish, quarantine_table
 from pipeline.ingestion.shard_task import Receipt, ShardContext, ShardTask, finish_shard, task_memory_bytes
@@ -106,6 +107,7 @@ def write_dataset(
         plan.index.encoding,
         plan.index.classes,
         plan.settings,
+        removed_sources(folder_of_versions(plan.out)),
     )
     record = {"plan": context.plan, "source": plan.source.split("?")[0], "settings": asdict(plan.settings)}
     if plan.onto is not None:

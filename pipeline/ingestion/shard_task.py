@@ -68,9 +68,12 @@ class ShardContext:
     encoding: str
     classes: tuple[str, ...]
     settings: IngestSettings
+    removed: frozenset[bytes] = frozenset()  # SHA-256 of files that were removed for good (`changes.removed`)
 
     def check(self, data: Buffer, key: str) -> Stored | Refused:
         """Returns the image to be stored for the bytes of one sample, or why it is refused."""
+        if self.removed and (digest := hashlib.sha256(data)).digest() in self.removed:
+            return Refused("removed: at somebody's request, from all versions in this folder", digest.hexdigest())
         if self.encoding == "cifar":
             return check_planes(bytes(data), self.settings.handling)
         return check_image(data, key, self.settings.handling)

@@ -1,4 +1,4 @@
-"""Checks a finished data set against its manifest, byte for byte."""
+"""Checks a finished data set against its manifest, byte for byte; of a version also the shards of other data sets."""
 
 import hashlib
 import os
@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.cluster.ray_tasks import map_tables
+from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress, silent
 from pipeline.core.shares import counted
-from pipeline.dataset.edits import as_edited, live_rows
-from pipeline.dataset.manifest import Manifest, Shard, Split, load
+from pipeline.dataset.edits import CORRECTIONS_SCHEMA, DELETIONS_SCHEMA, as_edited, live_rows, read_edits
+from pipeline.dataset.manifest import EditFile, Manifest, Shard, Split, load
 from pipeline.dataset.parquet import read_table
 from pipeline.storage import files
 
@@ -91,7 +92,38 @@ def verify_dataset(uri: str | os.PathLike[str], progress: Progress = silent) -> 
     """
     uri = files.absolute(os.fspath(uri))
     manifest = load(uri)
+    if damages := _check_edits(uri, manifest):  # without its edits, no rows of a version can be counted
+        return damages
     return [damage for name in manifest.splits for damage in _verify_split(uri, manifest, name, progress)]
+
+
+def _check_edits(uri: str, manifest: Manifest) -> list[Damage]:
+    """Returns the damages of the edit files of a version: missing, changed, or about rows that aren't there."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards if shard.edits]
+    damages = []
+    for kind, schema in (("deletions", DELETIONS_SCHEMA), ("corrections", CORRECTIONS_SCHEMA)):
+        rows: dict[EditFile, dict[str, int]] = {}
+        for shard in shards:
+            file = getattr(shard.edits, kind)
+            if file is not None and shard.edits is not None:
+                rows.setdefault(file, {})[shard.edits.shard] = shard.rows
+        for file, rows_of in rows.items():
+            try:
+                table = read_edits(uri, file, schema)
+            except DatasetError as error:
+                damages.append(Damage(file.path, str(error).removeprefix(f"{files.resolve(uri, file.path)}: ")))
+                continue
+            places = list(zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True))
+            if strays := [name for name, row in places if not 0 <= row < rows_of.get(name, 0)]:
+                damages.append(Damage(file.path, f"{counted(len(strays), 'row')} that no shard has, first {strays[0]}"))
+            if len(places) != len(set(places)):
+                damages.append(Damage(file.path, "a row more than once"))
+    for shard in shards if not damages else ():
+        try:
+            live_rows(uri, shard)
+        except DatasetError as error:
+            damages.append(Damage(shard.path, str(error).removeprefix(f"{shard.path}: ")))
+    return damages
 
 
 def _verify_split(uri: str, manifest: Manifest, name: str, progress: Progress) -> list[Damage]:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from pipeline.core.errors import DatasetError
 from pipeline.dataset import Dataset, manifest, open_dataset
+from pipeline.dataset.manifest import Split
+from pipeline.dataset.parquet import read_rows
 from pipeline.dataset.row_reader import load_index
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.sources import open_source
@@ -76,6 +78,39 @@ def test_threads_and_pickled_copies_read_the_same_rows(dataset: Dataset) -> None
     with ThreadPoolExecutor(8) as pool:
         for row, found in zip(rows, pool.map(train.__getitem__, rows), strict=True):
             assert same(found, copy[row])
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_arrow_pandas_and_hugging_face_get_every_row_in_order(dataset: Dataset, name: str) -> None:
+    import datasets
+
+    split, rows = dataset[name], stored_rows(dataset.uri, name)
+    reader = split.to_arrow()
+    sizes = [batch.num_rows for batch in reader]
+    assert sizes == list(split.split.row_group_rows)
+    table = split.to_arrow().read_all()
+    assert table.to_pylist() == rows
+    frame = split.to_arrow().read_pandas()
+    assert frame["key"].tolist() == [row["key"] for row in rows]
+    loaded = datasets.Dataset(table).cast_column("image", datasets.Image())
+    assert loaded[0]["image"].size == (rows[0]["width"], rows[0]["height"])
+    assert len(loaded) == len(rows)
+
+
+def test_arrow_reads_no_further_than_it_is_asked(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.dataset import api
+
+    read: list[int] = []
+
+    def counting(uri: str, split: Split, rows: Any, columns: tuple[str, ...]) -> Any:
+        read.append(len(rows))
+        return read_rows(uri, split, rows, columns)
+
+    monkeypatch.setattr(api, "read_rows", counting)
+    monkeypatch.setattr(api, "_GROUPS_AHEAD", 1)
+    reader = dataset["train"].to_arrow()
+    reader.read_next_batch()
+    assert len(read) <= 2 < len(dataset["train"].split.row_group_rows)
 
 
 def test_a_folder_without_a_manifest_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -130,12 +130,12 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_verify_and_diff_name_damage_and_changes(tmp_path: Path) -> None:
+def test_verify_and_compare_name_damage_and_changes(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
     ingest_here(open_source(str(tree), spool=""), str(tmp_path / "a"))
     (tree / "train" / "ant" / "000.jpg").unlink()
     ingest_here(open_source(str(tree), spool=""), str(tmp_path / "b"))
-    changes = call_job("ingest", "--diff", "a", "b", cwd=tmp_path)
+    changes = call_job("datasets.versions", "compare", "a", "b", cwd=tmp_path)
     assert changes.returncode == 0, changes.stderr
     assert "removed          1 row, first train/ant/000.jpg" in changes.stdout
     assert call_job("verify", "--data", "a", cwd=tmp_path).returncode == 0
@@ -407,3 +407,38 @@ def test_a_local_ray_leaves_no_token_in_the_home_folder(tmp_path: Path, monkeypa
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""
     assert not (tmp_path / ".ray").exists()
+
+
+def test_versions_are_listed_compared_compacted_forgotten_and_dropped(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree")
+    ingest_here(open_source(str(tree), spool=str(tmp_path / "s")), str(tmp_path / "photos/v1"))
+    (tree / "train" / "ant" / "new.jpg").write_bytes(jpeg(4000))
+    (tree / "val" / "bee" / "000.jpg").unlink()
+    assert (
+        call_job("ingest", "--source", "tree", "--onto", "photos/v1", "--out", "photos/v2", cwd=tmp_path).returncode
+        == 0
+    )
+
+    def said(*arguments: str) -> str:
+        done = call_job("datasets.versions", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    listed = said("list", "photos").splitlines()
+    assert [line.split()[:5] for line in listed[1:3]] == [["v1", "36", "36", "0", "0"], ["v2", "36", "1", "1", "0"]]
+    assert listed[3].startswith("2 versions in ")
+    assert "added            1 row, first train/ant/new.jpg" in said("compare", "photos/v1", "photos/v2")
+    assert 'CREATE OR REPLACE VIEW "train" AS' in said("sql", "photos/v2")
+    assert re.search(
+        r"photos/v3 stands alone\ntrain +19 rows\nval +17 rows\n", said("compact", "photos/v2", "--out", "photos/v3")
+    )
+    (tmp_path / "keys.txt").write_text("train/ant/001.jpg\n\ntrain/cow/002.jpg\n")
+    gone = said("forget", "photos", "--key", "train/ant/new.jpg", "--keys", "keys.txt")
+    assert "\nremoved: train/ant/001.jpg\nremoved: train/ant/new.jpg\nremoved: train/cow/002.jpg\n" in gone
+    assert "3 images removed for good" in gone
+    assert "nothing is left" in gone
+    assert "1 file or split" not in said("list", "photos")
+    assert "2 shards of dropped versions stay: v2 refers to them" in said("drop", "photos/v1")
+    assert "photos/v2: dropped; " in said("drop", "photos/v2")
+    assert [path.name for path in (tmp_path / "photos").glob("v*")] == ["v3"]
+    assert call_job("verify", "--data", "photos/v3", cwd=tmp_path).returncode == 0

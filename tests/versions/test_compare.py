@@ -1,36 +1,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.ingestion.diff import compare_datasets
-from pipeline.ingestion.sources import Index, open_source
+from pipeline.ingestion.sources import open_source
 from pipeline.ingestion.sources.index import sample_table
-from pipeline.ingestion.verify import verify_dataset
+from pipeline.versions.compare import compare_datasets
 from tests.support.pictures.datasets import ingest_here
 from tests.support.pictures.images import jpeg, make_tree
-
-
-def test_verify_names_each_damaged_file(tree_index: Index, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    data = ingest_here(tree_index, str(out), shard_size=9000)
-    assert verify_dataset(str(out)) == []
-    shards = data.splits["train"].shards
-    flipped = bytearray((out / shards[0].path).read_bytes())
-    flipped[500] ^= 1
-    (out / shards[0].path).write_bytes(flipped)
-    (out / shards[1].path).unlink()
-    (out / shards[0].provenance_path).write_bytes(b"")
-    with (out / data.splits["val"].shards[0].path).open("ab") as stream:
-        stream.write(b"more")
-    found = {damage.path: damage.what for damage in verify_dataset(str(out))}
-    assert set(found) == {
-        shards[0].path,
-        shards[1].path,
-        shards[0].provenance_path,
-        data.splits["val"].shards[0].path,
-    }
-    assert found[shards[0].path].startswith("SHA-256 ")
-    assert found[shards[1].path] == "missing"
-    assert "bytes" in found[data.splits["val"].shards[0].path]
 
 
 def test_a_diff_tells_added_removed_relabelled_and_changed_rows(tmp_path: Path) -> None:

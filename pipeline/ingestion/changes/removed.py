@@ -1,0 +1,51 @@
+"""What was removed for good from the versions in a folder, so that no later ingest brings it back.
+
+`removed.json` lies in the folder that the versions lie in. It holds SHA-256 sums of source files, from which no image
+and no name can be recovered.
+"""
+
+import json
+from collections.abc import Iterable
+
+from pipeline.core.errors import DatasetError
+from pipeline.storage import files
+
+REMOVED_NAME = "removed.json"
+REWRITING = ("_versions", "forget", "plan.json")
+"""Lies below the folder of the versions while some of them are being rewritten."""
+
+
+def folder_of_versions(uri: str) -> str:
+    """Returns the folder in which the data set at an absolute URI lies, with its other versions."""
+    folder = files.resolve(uri, "../").rstrip("/")
+    return uri if folder.endswith("://.") else folder  # a whole bucket lies in nothing
+
+
+def removed_sources(folder: str) -> frozenset[bytes]:
+    """Returns the SHA-256 (32 bytes) of each source file that was removed for good from the versions in `folder`.
+
+    Raises StorageError if `removed.json` is damaged.
+    """
+    try:
+        values = files.read_json(files.join(folder, REMOVED_NAME))
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+    return frozenset(bytes.fromhex(each) for each in values["source_sha256"])
+
+
+def removed_json(digests: Iterable[bytes]) -> bytes:
+    """Returns the content of `removed.json` for the SHA-256 of source files."""
+    return json.dumps({"source_sha256": sorted(each.hex() for each in digests)}, indent=1).encode() + b"\n"
+
+
+def check_not_rewritten(folder: str) -> None:
+    """Raises DatasetError if versions in `folder` are being rewritten, or were when that was interrupted.
+
+    A process that publishes a version there calls it after it has begun the version's folder: then either it finds the
+    rewriting, or the rewriting finds the folder and doesn't begin.
+    """
+    if files.exists(files.join(folder, *REWRITING)):
+        raise DatasetError(
+            f"{folder}: images are being removed from its versions (`versions forget`); wait for it, or run it again "
+            "if it was interrupted, then run the same command again"
+        )

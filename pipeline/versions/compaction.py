@@ -1,0 +1,245 @@
+"""Makes a data set that stands alone of a version, from stored bytes: no source is needed and no image is decoded.
+
+It is byte for byte the data set that a full ingest of the version's source writes, but for labels that people have
+corrected and rows that they have removed. Shards are planned over the same keys and lengths and written by the same
+functions; what the manifest says of the rows as a whole is that of the version.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.cluster.ray_tasks import map_tables
+from pipeline.core.errors import DatasetError
+from pipeline.core.progress import Progress, silent
+from pipeline.core.shares import counted
+from pipeline.dataset.api import Dataset
+from pipeline.dataset.edits import CORRECTIONS_SCHEMA, DELETIONS_SCHEMA, as_edited, live_rows, read_edits
+from pipeline.dataset.manifest import SCHEMA_VERSION, Manifest, Shard, Split, load_stored, parse_shard
+from pipeline.dataset.parquet import parquet_bytes, read_split_provenance, read_table, stored_provenance
+from pipeline.dataset.records import Rows, Version
+from pipeline.dataset.row_reader import load_index, read_images
+from pipeline.dataset.schema import PROVENANCE_SCHEMA
+from pipeline.dataset.version import BY_PEOPLE
+from pipeline.ingestion.changes.histogram import histogram_without
+from pipeline.ingestion.changes.state import PixelState, read_pixels, read_state, write_pixels
+from pipeline.ingestion.image_check import ImageHandling
+from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_shards
+from pipeline.ingestion.publish import QUARANTINE_SCHEMA, ParentPixels, publish_manifest
+from pipeline.ingestion.quality import statistics
+from pipeline.ingestion.quality.duplicates import near_duplicates
+from pipeline.ingestion.shard_task import Receipt, ShardContext
+from pipeline.ingestion.sources import Index
+from pipeline.ingestion.sources.index import sample_table
+from pipeline.ingestion.target import (
+    QUARANTINE_NAME,
+    WORK,
+    check_target,
+    clean_up,
+    record_plan,
+)
+from pipeline.storage import files, lease
+from pipeline.storage.request_counts import RequestCounts
+from pipeline.versions.stored_rows import write_stored
+
+_log = logging.getLogger(__name__)
+_REFUSED = -1  # in place of a row: a file in quarantine, which has a place in the plan
+_SCHEMA = pa.schema([("receipt", pa.string())])
+
+
+def compact(version: str | os.PathLike[str], out: str | os.PathLike[str], *, progress: Progress = silent) -> Dataset:
+    """Writes the rows of a version as a data set that refers to no other, and returns it.
+
+    version, out: paths or URIs; `out` is new or empty. An interrupted compaction goes on when it is called again.
+    Raises DatasetError if the version stands alone already or is a mixture, a stored byte has changed, or `out` is in
+    use.
+    """
+    uri, target = files.absolute(os.fspath(version)), files.absolute(os.fspath(out))
+    stored = load_stored(uri)
+    if stored.sources:
+        raise DatasetError(f"{uri}: is a mixture, which has no shards of its own; compact the versions it is made of")
+    if stored.version is None:
+        raise DatasetError(f"{uri}: refers to no other data set and leaves nothing out; copy its folder instead")
+    check_target(target)
+    claimed = False
+    try:
+        with lease.hold_lease(files.join(target, WORK, "lease.json"), target, progress) as held:
+            check_target(target)  # once more: another process may have finished while this one waited
+            claimed = True
+            return Dataset(target, _Compaction(uri, stored, target, held).run(progress))
+    finally:
+        if claimed:
+            clean_up(target)
+
+
+@dataclass(frozen=True)
+class _Compaction:
+    """One compaction, while the lease on its target is held."""
+
+    uri: str
+    stored: Manifest
+    out: str
+    held: lease.Lease
+
+    def run(self, progress: Progress) -> Manifest:
+        _tell_of_people(self.uri, self.stored)
+        settings = settings_of(self.stored)
+        index = self._index()
+        plans = plan_shards(index, settings)
+        context = ShardContext(self.stored.digest, self.out, "file", self.stored.classes, settings)
+        source = f"version {self.stored.digest}"
+        record_plan(self.out, {"plan": self.stored.digest, "source": source, "settings": asdict(settings)})
+        task = _CompactShard(self.uri, self.stored.resolved, index, context)
+        done = 0
+
+        def written(count: int) -> None:
+            nonlocal done
+            done = sum(len(plan.rows) for plan in plans[:count])
+            progress("write", done, index.num_rows)
+            self.held.check()
+
+        tables = map_tables(task, plans, _SCHEMA, written, computes=True)
+        receipts = [Receipt(**json.loads(table["receipt"][0].as_py())) for table in tables]
+        return self._publish(plans, receipts, progress)
+
+    def _index(self) -> Index:
+        """Returns the rows of the version as the index of a source: keys, labels, and lengths of the source's files.
+
+        Its column `offset` is the row in the split, or _REFUSED for a file in quarantine.
+        """
+        lengths = read_state(self.uri)
+        refused = read_quarantine(self.uri)
+        refused = refused.filter(pc.or_(pc.greater(refused["bytes"], 0), pc.not_equal(refused["sha256"], "")))
+        splits = {}
+        for name, split in self.stored.resolved.splits.items():
+            rows = read_split_provenance(self.uri, split, ["key", "label", "bytes"])
+            known = lengths.filter(pc.equal(lengths["split"], name))
+            at = pc.index_in(rows["key"], value_set=known["key"].combine_chunks())
+            stored = rows["bytes"].combine_chunks().cast(pa.int64())
+            lengths_of = known["length"].combine_chunks().take(at.combine_chunks())
+            sizes = pc.coalesce(lengths_of, stored)
+            others = refused.filter(pc.equal(refused["split"], name))
+            keys = [*rows["key"].to_pylist(), *others["key"].to_pylist()]
+            labels = np.concatenate([rows["label"].to_numpy(), others["label"].to_numpy()])
+            places = np.concatenate([np.arange(rows.num_rows), np.full(others.num_rows, _REFUSED)])
+            sizes = np.concatenate([sizes.to_numpy(), others["bytes"].to_numpy()])
+            splits[name] = sample_table(keys, labels.tolist(), [""] * len(keys), places, sizes)
+        return Index(self.stored.name, "version", self.stored.classes, "file", splits, self.stored.digest)
+
+    def _publish(self, plans: Sequence[ShardPlan], receipts: Sequence[Receipt], progress: Progress) -> Manifest:
+        splits = {}
+        for name, split in self.stored.splits.items():
+            mine = [receipt for plan, receipt in zip(plans, receipts, strict=True) if plan.split == name]
+            shards = tuple(shard for shard in (parse_shard(each.shard) for each in mine) if shard.rows)
+            splits[name] = Split(sum(shard.rows for shard in shards), split.rows_per_class, shards)
+            if splits[name].rows != split.rows:
+                raise AssertionError(f"{name}: {splits[name].rows} rows written of {split.rows}")
+        manifest = replace(self.stored, splits=splits, version=None, schema_version=SCHEMA_VERSION, digest="")
+        files.write_bytes(files.join(self.out, QUARANTINE_NAME), parquet_bytes(read_quarantine(self.uri)))
+        histogram = np.zeros(768, dtype=np.int64)
+        if manifest.settings["handling"]["checks"] == "decode":
+            rows = statistics.pixel_rows(self.out, manifest)
+            pixels = read_pixels(self.uri) or self._pixels(manifest, rows, progress)
+            write_pixels(self.out, pixels)
+            histogram = pixels.histogram
+            manifest = statistics.with_quality(manifest, rows, pixels.near, histogram)
+        parent = ParentPixels(self.uri, self.stored, {})
+        return publish_manifest(self.out, manifest, histogram, read_state(self.uri), self.held, parent)
+
+    def _pixels(self, manifest: Manifest, rows: pa.Table, progress: Progress) -> PixelState:
+        near = near_duplicates(self.out, manifest, rows, progress=progress)
+        return PixelState(near, histogram_without(self.uri, self.stored.resolved, None, {}))
+
+
+def _tell_of_people(uri: str, stored: Manifest) -> None:
+    """Tells in a line of edits that people have made: the rows stay as they are, but a later ingest may undo them."""
+    version = stored.version or Version("", {})
+    counts = []
+    for file, schema in ((version.corrections, CORRECTIONS_SCHEMA), (version.deletions, DELETIONS_SCHEMA)):
+        reasons = read_edits(uri, file, schema)["reason"]
+        counts.append(pc.sum(pc.starts_with(reasons, BY_PEOPLE)).as_py() or 0)
+    if any(counts):
+        _log.info(
+            "people have corrected the class of %s and removed %s: so it stays here, but nothing remembers it; a "
+            "version that is made of this data set takes classes and images from the source again",
+            counted(counts[0], "image"), f"{counts[1]:,}",
+        )  # fmt: skip
+
+
+def settings_of(manifest: Manifest) -> IngestSettings:
+    """Returns the settings that a data set was ingested with."""
+    values = manifest.settings
+    return IngestSettings(values["seed"], values["shard_bytes"], ImageHandling(**values["handling"]))
+
+
+def read_quarantine(uri: str) -> pa.Table:
+    """Returns the files that a data set leaves out, of QUARANTINE_SCHEMA; none if the list was removed."""
+    try:
+        return read_table(files.join(uri, QUARANTINE_NAME)).cast(QUARANTINE_SCHEMA)
+    except FileNotFoundError:
+        return QUARANTINE_SCHEMA.empty_table()
+
+
+@dataclass(frozen=True)
+class _CompactShard:
+    """Writes one planned shard from the rows of a version, unless an interrupted compaction has; may be a Ray task."""
+
+    uri: str
+    data: Manifest  # of the version, resolved
+    index: Index
+    context: ShardContext
+
+    def __call__(self, plan: ShardPlan) -> pa.Table:
+        """Returns a table of _SCHEMA: the receipt as JSON."""
+        receipt = self.context.trusted_receipt(plan)
+        if receipt is None:
+            receipt = self._written(plan)
+            files.write_json(self.context.receipt_uri(plan.path), asdict(receipt))
+        return pa.table([[json.dumps(asdict(receipt))]], schema=_SCHEMA)
+
+    def _written(self, plan: ShardPlan) -> Receipt:
+        split = self.data.splits[plan.split]
+        rows = self.index.splits[plan.split]["offset"].take(pa.array(plan.rows)).to_numpy()
+        rows = rows[rows != _REFUSED]
+        images = read_images(load_index(self.uri, split), rows)
+        paths = (plan.path, plan.provenance_path)
+        provenance = _provenance_of(self.uri, split, rows)
+        shard = write_stored(self.context.out, paths, provenance, images, self.data.classes, plan.row_group_rows)
+        counts = np.bincount(provenance["label"].to_numpy(), minlength=len(self.data.classes))
+        return Receipt(
+            plan=self.context.plan,
+            path=plan.path,
+            shard={name: value for name, value in asdict(shard).items() if name not in ("key_prefix", "edits")},
+            rows_per_class=counts.tolist(),
+            quarantined=[],
+            repaired={},
+            histogram=[],
+            num_pixels=0,
+            requests=asdict(RequestCounts()),
+            peak_bytes=0,
+        )
+
+
+def _provenance_of(uri: str, split: Split, rows: Rows) -> pa.Table:
+    """Returns the provenance of rows of a split, in their order. Reads only the files of the shards that hold them."""
+    ends = np.cumsum([shard.live_rows for shard in split.shards])
+    holders = np.searchsorted(ends, rows, side="right")
+    tables, positions = [PROVENANCE_SCHEMA.empty_table()], []
+    for number in np.unique(holders).tolist():
+        shard, mine = split.shards[number], np.flatnonzero(holders == number)
+        tables.append(_rows_of_shard(uri, shard, rows[mine] - (ends[number] - shard.live_rows)))
+        positions.append(mine)
+    order = np.argsort(np.concatenate([np.empty(0, np.int64), *positions]), kind="stable")
+    return pa.concat_tables(tables).unify_dictionaries().take(pa.array(order))
+
+
+def _rows_of_shard(uri: str, shard: Shard, within: Rows) -> pa.Table:
+    stored = live_rows(uri, shard)[within]
+    table = stored_provenance(uri, shard).cast(PROVENANCE_SCHEMA)
+    return as_edited(uri, shard, table.take(pa.array(stored)), stored)
