@@ -58,11 +58,37 @@ def _parent_of(run: RetrainingRun) -> str | None:
     uri = latest and files.join(run.workspace, "datasets", files.basename(latest["dataset"]))
     if not uri or uri == run.dataset or not is_dataset(uri):
         return None
+    uri = _as_corrected(uri)
     stored = manifest.load_stored(uri)
     if stored.sources:
         return None
     is_like_new = stored.settings == json.loads(json.dumps(asdict(IngestSettings())))
     return uri if (is_like_new and not why_compact(stored)) or has_edits_by_people(uri, stored) else None
+
+
+def _as_corrected(uri: str) -> str:
+    """Returns the version beside a data set in which people have corrected it last; the data set itself if none has.
+
+    Of several corrections of the same data set none is taken: they should follow each other.
+    """
+    folder = files.resolve(uri, "../")
+    beside = [files.join(folder, name) for name in files.list_directories(folder)]
+    versions = {each: manifest.load_stored(each) for each in beside if is_dataset(each)}
+    while True:
+        stored = versions[uri]
+        corrected = [
+            each
+            for each, data in versions.items()
+            if data.version is not None
+            and data.version.parent == stored.digest
+            and data.source_digest == stored.source_digest
+            and has_edits_by_people(each, data)
+        ]
+        if len(corrected) > 1:
+            log.warning("warning: %s are corrections of one data set, %s; none is used", ", ".join(corrected), uri)
+        if len(corrected) != 1:
+            return uri
+        (uri,) = corrected
 
 
 class Stages:

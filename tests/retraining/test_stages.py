@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.core.progress import silent
 from pipeline.dataset import manifest
+from pipeline.dataset.version import Changes
 from pipeline.ingestion.plan import SHARD_BYTES
 from pipeline.ingestion.sources import open_source
 from pipeline.retraining import stages
@@ -17,6 +18,7 @@ from pipeline.retraining.workspace import LATEST_NAME, RetrainingRun
 from pipeline.storage import files
 from tests.support.pictures.datasets import ingest_here
 from tests.support.pictures.images import jpeg, make_tree
+from tests.support.pictures.versions import deletions, make_version
 from tests.support.trained.retraining import planned_run
 
 
@@ -50,6 +52,24 @@ def test_a_run_ingests_what_is_new_since_the_run_before(nights: tuple[Retraining
     assert [shard.rows for shard in own] == [1]
     assert ingest_source(tuesday, RetrainOptions(), silent) == data  # it is there already
     assert bases_of(ingest_source(monday, RetrainOptions(), silent)) == []
+
+
+def test_a_run_goes_on_from_what_people_have_corrected(
+    nights: tuple[RetrainingRun, RetrainingRun], caplog: pytest.LogCaptureFixture
+) -> None:
+    monday, tuesday = nights
+    folder = files.resolve(monday.dataset, "../")
+    for parent, name, row in ((monday.dataset, "corrected", 0), (f"{folder}/corrected", "corrected-again", 1)):
+        changes = Changes(deletions({row: "corrected: removed"}))
+        make_version(parent, f"{folder}/{name}", {"train": changes})
+    data = ingest_source(tuesday, RetrainOptions(), silent)
+    assert data.version is not None
+    assert data.version.parent == manifest.load(f"{folder}/corrected-again").digest
+    assert data.splits["train"].rows == 17
+    shutil.rmtree(tuesday.dataset)
+    make_version(monday.dataset, f"{folder}/other", {"train": Changes(deletions({2: "corrected: removed"}))})
+    assert ingest_source(tuesday, RetrainOptions(), silent).splits["train"].rows == 19
+    assert "are corrections of one data set" in caplog.text
 
 
 @pytest.mark.ray
