@@ -35,6 +35,13 @@ def native() -> None:
         pytest.skip("no C compiler here")
 
 
+@pytest.fixture
+def fast(native: None) -> None:
+    library = pixels.cached_library()
+    if not library.is_fast():
+        pytest.skip("no AVX2 or no GCC here: libjpeg-turbo decodes")
+
+
 def noise(seed: int, height: int, width: int) -> Pixels:
     """Returns an image that is noise, noise of two values, or of one colour."""
     generator = np.random.default_rng(seed)
@@ -68,21 +75,21 @@ def assert_libjpegs(data: bytes) -> None:
 # --- decoding ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("sampling", OURS)
 def test_every_small_size_is_libjpegs_to_the_bit(sampling: str) -> None:
     for seed, (height, width) in enumerate(itertools.product(range(1, 36), range(1, 36))):
         assert_libjpegs(encoded(noise(seed, height, width), (5, 50, 90, 100)[seed % 4], sampling))
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("quality", [1, 10, 60, 95, 100])
 def test_all_colours_and_steps_are_libjpegs_to_the_bit(quality: int) -> None:
     for seed, sampling in itertools.product(range(6), OURS):
         assert_libjpegs(encoded(noise(seed, 200, 301), quality, sampling))
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize(
     "options",
     [
@@ -99,7 +106,7 @@ def test_what_encoders_write_is_libjpegs_to_the_bit(options: dict[str, object]) 
         assert_libjpegs(saved(noise(seed, 75, 131), quality=92, **options))
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 def test_real_photographs_are_libjpegs_to_the_bit() -> None:
     decoded = 0
     with tarfile.open(shared("imagenet-fullsize-160.tar")) as tar:
@@ -122,7 +129,7 @@ def steps(data: bytes, value: int) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 def test_values_that_overflow_are_left_to_libjpeg() -> None:
     """Coefficients of 16 bits overflow in libjpeg-turbo's vector code, otherwise than in its plain C."""
     taken = set()
@@ -135,7 +142,7 @@ def test_values_that_overflow_are_left_to_libjpeg() -> None:
     assert taken == {True, False}
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 def test_rare_and_damaged_jpegs_are_left_to_libjpeg() -> None:
     image = noise(0, 40, 60)
     whole = saved(image)
@@ -152,7 +159,7 @@ CHANGES = st.lists(
 )
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 @settings(max_examples=1500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(["JPEG", "small steps", "fine chroma"]), CHANGES)
 def test_a_mutated_jpeg_that_the_native_decoder_takes_is_libjpegs(kind: str, changes: list[Change]) -> None:

@@ -13,8 +13,10 @@
 
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define FAST __attribute__((target_clones("arch=x86-64-v3", "default")))
+#define IS_FAST (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"))
 #else
 #define FAST
+#define IS_FAST 0
 #endif
 
 /* Elements of two vectors in a new order. GCC before 12 has a function of its own for it. */

@@ -42,7 +42,7 @@ def cached_library() -> Any:
     try:
         library = load_library(SOURCE)
     except KernelUnavailableError as error:
-        # 2.6 ms an image instead of 1.9: ImageNet originals, one core of docs/log.md's machine M.
+        # 2.6 ms an image instead of 1.9: docs/benchmarks.md, "CPU time of an image".
         logger.warning(
             "%s: the native code for pixels can't be compiled (%s). An ingest decodes and looks at images by libraries "
             "instead, which gives the same data set and takes about a third more CPU time; install gcc on every node",
@@ -61,10 +61,10 @@ def cached_library() -> Any:
 def decode_ordinary_jpeg(data: Buffer, height: int, width: int) -> Pixels | None:
     """Returns uint8 [H, W, 3], RGB, of a whole baseline JPEG in YCbCr; None for what must be left to libjpeg-turbo.
 
-    height, width: as its header says.
+    height, width: as its header says. Where libjpeg-turbo is faster, on CPUs without AVX2, everything is left to it.
     """
     library = cached_library()
-    if library is None:
+    if library is None or not library.is_fast():
         return None
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     encoded = np.frombuffer(data, dtype=np.uint8)
