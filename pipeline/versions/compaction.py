@@ -18,16 +18,15 @@ import pyarrow.compute as pc
 from pipeline.cluster.ray_tasks import map_tables
 from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress, silent
-from pipeline.core.shares import counted
 from pipeline.dataset.api import Dataset
-from pipeline.dataset.edits import CORRECTIONS_SCHEMA, DELETIONS_SCHEMA, as_edited, live_rows, read_edits
+from pipeline.dataset.edits import as_edited, live_rows
 from pipeline.dataset.manifest import SCHEMA_VERSION, Manifest, Shard, Split, load_stored, parse_shard
 from pipeline.dataset.parquet import parquet_bytes, read_split_provenance, read_table, stored_provenance
-from pipeline.dataset.records import Rows, Version
+from pipeline.dataset.records import Rows
 from pipeline.dataset.row_reader import load_index, read_images
 from pipeline.dataset.schema import PROVENANCE_SCHEMA
-from pipeline.dataset.version import BY_PEOPLE
 from pipeline.ingestion.changes.histogram import histogram_without
+from pipeline.ingestion.changes.onto import has_edits_by_people
 from pipeline.ingestion.changes.state import PixelState, read_pixels, read_state, write_pixels
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_shards
@@ -49,6 +48,10 @@ from pipeline.storage.request_counts import RequestCounts
 from pipeline.versions.stored_rows import write_stored
 
 _log = logging.getLogger(__name__)
+_BY_PEOPLE = (
+    "people have corrected or removed images: so it stays here, but nothing remembers it; a version that is made of "
+    "this data set takes classes and images from the source again"
+)
 _REFUSED = -1  # in place of a row: a file in quarantine, which has a place in the plan
 _SCHEMA = pa.schema([("receipt", pa.string())])
 
@@ -88,7 +91,8 @@ class _Compaction:
     held: lease.Lease
 
     def run(self, progress: Progress) -> Manifest:
-        _tell_of_people(self.uri, self.stored)
+        if has_edits_by_people(self.uri, self.stored):
+            _log.info("%s", _BY_PEOPLE)
         settings = settings_of(self.stored)
         index = self._index()
         plans = plan_shards(index, settings)
@@ -155,21 +159,6 @@ class _Compaction:
     def _pixels(self, manifest: Manifest, rows: pa.Table, progress: Progress) -> PixelState:
         near = near_duplicates(self.out, manifest, rows, progress=progress)
         return PixelState(near, histogram_without(self.uri, self.stored.resolved, None, {}))
-
-
-def _tell_of_people(uri: str, stored: Manifest) -> None:
-    """Tells in a line of edits that people have made: the rows stay as they are, but a later ingest may undo them."""
-    version = stored.version or Version("", {})
-    counts = []
-    for file, schema in ((version.corrections, CORRECTIONS_SCHEMA), (version.deletions, DELETIONS_SCHEMA)):
-        reasons = read_edits(uri, file, schema)["reason"]
-        counts.append(pc.sum(pc.starts_with(reasons, BY_PEOPLE)).as_py() or 0)
-    if any(counts):
-        _log.info(
-            "people have corrected the class of %s and removed %s: so it stays here, but nothing remembers it; a "
-            "version that is made of this data set takes classes and images from the source again",
-            counted(counts[0], "image"), f"{counts[1]:,}",
-        )  # fmt: skip
 
 
 def settings_of(manifest: Manifest) -> IngestSettings:

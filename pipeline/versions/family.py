@@ -29,15 +29,23 @@ class Member:
     manifest: Manifest
     """As it is in the file."""
 
-    dropped: bool
-    """Whether only shards that others need are left of it."""
+    present: frozenset[str] | None = None
+    """Names of the files in its folder, if it was dropped: its manifest also names shards that are gone. Else None."""
+
+    @property
+    def dropped(self) -> bool:
+        """Whether only shards that others need are left of it."""
+        return self.present is not None
 
     @property
     def own_shards(self) -> list[Shard]:
         """The shards in its folder."""
         if self.manifest.sources:
             return []
-        return [shard for split in self.manifest.splits.values() for shard in split.shards if not shard.base]
+        own = [shard for split in self.manifest.splits.values() for shard in split.shards if not shard.base]
+        if self.present is None:
+            return own
+        return [shard for shard in own if {shard.path, shard.provenance_path} <= self.present]
 
     @property
     def named_digests(self) -> set[str]:
@@ -69,7 +77,8 @@ def read_member(uri: str) -> Member | None:
             data = files.read_bytes(place)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        return Member(files.basename(uri), uri, manifest.parse_stored(data, place), dropped)
+        present = frozenset(name for name, _ in files.list_files(uri)) if dropped else None
+        return Member(files.basename(uri), uri, manifest.parse_stored(data, place), present)
     return None
 
 

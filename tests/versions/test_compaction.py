@@ -1,4 +1,5 @@
 import io
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -137,9 +138,13 @@ def rows_of(uri: str) -> dict[str, dict[str, tuple[str, bytes]]]:
     return found
 
 
-def test_what_people_have_corrected_stays_so(family: Path) -> None:
+def test_what_people_have_corrected_stays_so_and_a_line_says_what_is_forgotten(
+    family: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pipeline")
     expected = rows_of(str(family / "v3"))
     compact(family / "v3", family / "v4")
+    assert "people have corrected or removed images: so it stays here, but nothing remembers it" in caplog.text
     assert rows_of(str(family / "v4")) == expected
     assert manifest.load(str(family / "v4")).version is None
     assert verify_dataset(family / "v4") == []

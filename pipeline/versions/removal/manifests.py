@@ -95,8 +95,8 @@ class Rewriting:
         """Returns the shards in the folder of a dropped version, of which nothing else is left."""
         shards = []
         for shard in split.shards:
-            rewritten = self.shards.get((member.uri, shard.path))
-            if not shard.base and (rewritten is None or rewritten.shard is not None):
+            if shard in member.own_shards:
+                rewritten = self.shards.get((member.uri, shard.path))
                 shards.append(replace(shard, deleted=()) if rewritten is None else rewritten.shard)
         return tuple(each for each in shards if each is not None)
 

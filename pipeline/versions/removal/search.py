@@ -19,7 +19,7 @@ from pipeline.storage import files
 from pipeline.versions.family import Member, read_family
 from pipeline.versions.removal.find import row_name, split_of
 from pipeline.versions.removal.journal import Journal
-from pipeline.versions.removal.traces import TRACE_BYTES, TRACE_SCHEMA, TraceSearch
+from pipeline.versions.removal.traces import TRACE_BYTES, TRACE_SCHEMA, SearchedFile, TraceSearch, image_ranges, rows_at
 
 _NAMED = 3
 
@@ -33,19 +33,19 @@ def search(folder: str, journal: Journal, progress: Progress) -> tuple[int, int]
     """
     images, derived = journal.traces("images"), journal.traces("derived")
     members = read_family(folder)
-    provenance = {files.join(m.uri, shard.provenance_path) for m in members for shard in m.own_shards}
-    own = files.join(journal.place, "")
-    every = [(files.join(folder, name), size) for name, size in files.list_files(folder)]
-    every = [(uri, size) for uri, size in every if not uri.startswith(own)]
+    shards = {files.join(m.uri, s.path): files.join(m.uri, s.provenance_path) for m in members for s in m.own_shards}
+    provenance, own = set(shards.values()), files.join(journal.place, "")
+    places = [(files.join(folder, name), size) for name, size in files.list_files(folder)]
+    every = [SearchedFile(uri, size, shards.get(uri, "")) for uri, size in places if not uri.startswith(own)]
     # The thumbnails in the provenance are of images that stay; those of look-alikes may be equal.
     groups = (
-        (TraceSearch(images), [each for each in every if each[0] in provenance]),
-        (TraceSearch([*images, *derived]), [each for each in every if each[0] not in provenance]),
+        (TraceSearch(images), [each for each in every if each.uri in provenance]),
+        (TraceSearch([*images, *derived]), [each for each in every if each.uri not in provenance]),
     )
-    total, done = sum(size for _, size in every), 0
+    total, done = sum(each.size for each in every), 0
     tables = [TRACE_SCHEMA.empty_table()]
     for task, some in groups:
-        sizes = np.cumsum([0, *(size for _, size in some)])
+        sizes = np.cumsum([0, *(each.size for each in some)])
         tables += map_tables(task, some, TRACE_SCHEMA, partial(_report, progress, total, done + sizes), computes=True)
         done += int(sizes[-1])
     _check(folder, members, pa.concat_tables(tables))
@@ -85,12 +85,9 @@ def _check(folder: str, members: Sequence[Member], traces: pa.Table) -> None:
 
 def _names_at(member: Member, shard: Shard, offsets: Rows) -> list[str]:
     """Returns for each string at an offset of a shard the image that it lies in, SPLIT/KEY, or ""."""
-    table = stored_provenance(member.uri, shard, ["key", "offset", "bytes"])
-    starts, lengths = table["offset"].to_numpy(), table["bytes"].to_numpy()
-    rows = (np.searchsorted(starts, offsets, side="right") - 1).clip(min=0)
-    inside = (offsets >= starts[rows]) & (offsets + TRACE_BYTES <= starts[rows] + lengths[rows])
-    keys = table["key"].take(pa.array(rows)).to_pylist()
-    return [row_name(split_of(shard), key) if found else "" for key, found in zip(keys, inside.tolist(), strict=True)]
+    rows = rows_at(image_ranges(files.join(member.uri, shard.provenance_path)), offsets)
+    keys = stored_provenance(member.uri, shard, ["key"])["key"].take(pa.array(rows.clip(min=0))).to_pylist()
+    return [row_name(split_of(shard), key) if row >= 0 else "" for key, row in zip(keys, rows.tolist(), strict=True)]
 
 
 def _some(counts: Counter[str]) -> str:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.image_codec import JPEG_START
 from pipeline.dataset.jpeg_segments import segments
+from pipeline.dataset.parquet import read_table
 from pipeline.dataset.png_data import PNG_START, pixel_chunks
 from pipeline.storage import files
 
@@ -30,6 +31,7 @@ _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)  
 Bytes = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
+Ranges = tuple[Rows, Rows]
 TRACE_SCHEMA = pa.schema([("file", pa.string()), ("offset", pa.int64()), ("of_pixels", pa.bool_())])
 
 
@@ -161,28 +163,55 @@ def _is_in(values: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
+class SearchedFile:
+    """A file to be searched."""
+
+    uri: str
+    size: int  # bytes
+    provenance: str = ""  # URI of the provenance of its rows, if it is a shard
+
+
+@dataclass(frozen=True)
 class TraceSearch:
     """Searches one file for traces; may run in a Ray task."""
 
     traces: Sequence[Traces]
 
-    def __call__(self, file: tuple[str, int]) -> pa.Table:
-        """Returns a table of TRACE_SCHEMA. file: its URI, and its bytes.
+    def __call__(self, file: SearchedFile) -> pa.Table:
+        """Returns a table of TRACE_SCHEMA: without traces of headers that lie in the images of a shard.
 
-        An offset is -1 for a trace in the values of a compressed column.
+        Each image there holds some of those: the tables that every encoder writes. An offset is -1 for a trace in the
+        values of a compressed column.
         """
-        uri, size = file
-        tables = [self._found(uri, data, start) for start, data in _chunks(uri, size)]
-        if uri.split("?")[0].endswith(".parquet"):
-            tables += [self._found(uri, memoryview(buffer), None) for buffer in _compressed_values(uri)]
+        images = image_ranges(file.provenance) if file.provenance else None
+        tables = [self._found(file.uri, data, start, images) for start, data in _chunks(file.uri, file.size)]
+        if file.uri.split("?")[0].endswith(".parquet"):
+            tables += [self._found(file.uri, memoryview(data), None, None) for data in _compressed_values(file.uri)]
         return pa.concat_tables([TRACE_SCHEMA.empty_table(), *tables])
 
-    def _found(self, uri: str, data: memoryview, start: int | None) -> pa.Table:
+    def _found(self, uri: str, data: memoryview, start: int | None, images: Ranges | None) -> pa.Table:
         found = [traces.find(data) for traces in self.traces]
         offsets = np.concatenate([np.empty(0, np.int64), *(each for each, _ in found)])
         of_pixels = np.concatenate([np.empty(0, bool), *(each for _, each in found)])
         places = np.full(len(offsets), -1) if start is None else start + offsets
-        return pa.table([pa.array([uri] * len(offsets), pa.string()), places, of_pixels], schema=TRACE_SCHEMA)
+        if images is not None:
+            counts = of_pixels | (rows_at(images, places) < 0)
+            places, of_pixels = places[counts], of_pixels[counts]
+        return pa.table([pa.array([uri] * len(places), pa.string()), places, of_pixels], schema=TRACE_SCHEMA)
+
+
+def image_ranges(provenance: str) -> Ranges:
+    """Returns (first byte, bytes) of each image of a shard: both int64 [N]. provenance: URI of that of its rows."""
+    table = read_table(provenance, ["offset", "bytes"])
+    return table["offset"].to_numpy(), table["bytes"].to_numpy().astype(np.int64)
+
+
+def rows_at(images: Ranges, offsets: Rows) -> Rows:
+    """Returns int64 [N]: the row whose image the string at each offset of a shard lies in, -1 for none."""
+    starts, lengths = images
+    rows = (np.searchsorted(starts, offsets, side="right") - 1).clip(min=0)
+    inside = (offsets >= starts[rows]) & (offsets + TRACE_BYTES <= starts[rows] + lengths[rows])
+    return np.where(inside, rows, -1)
 
 
 def _chunks(uri: str, size: int) -> Iterator[tuple[int, memoryview]]:

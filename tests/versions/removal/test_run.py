@@ -18,6 +18,7 @@ from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest, parquet
 from pipeline.dataset.edits import live_rows
 from pipeline.dataset.mixture import mix
+from pipeline.dataset.version import Changes
 from pipeline.ingestion import ingest, verify_dataset
 from pipeline.ingestion.changes.removed import removed_sources
 from pipeline.ingestion.sources import open_source
@@ -29,6 +30,7 @@ from pipeline.versions.listing import list_versions
 from pipeline.versions.removal.run import forget
 from tests.support.pictures.datasets import copied, ingest_here
 from tests.support.pictures.images import jpeg, make_tree, tree_files
+from tests.support.pictures.versions import deletions, make_version
 
 Rows = dict[tuple[str, str], tuple[str, bytes]]
 
@@ -211,6 +213,21 @@ def test_any_rows_of_any_chain_are_removed(copies: Callable[[], Path], draws: li
         for name in before:
             drop_version(family / name)
         assert not any(family.glob("v*"))
+
+
+def test_of_a_dropped_version_only_the_shards_that_are_left_count(family: Path) -> None:
+    first = manifest.load(str(family / "v3")).splits["train"].shards[0]
+    rows = dict.fromkeys(range(first.live_rows), "gone")
+    make_version(str(family / "v3"), str(family / "v4"), {"train": Changes(deletions(rows))})
+    for name in ("v1", "v2", "v3"):
+        drop_version(family / name)
+    before = rows_of(family / "v4")
+    (key,) = (key for split, key in list(before)[:1])
+    assert forget(family, [key]).rows == (key,)
+    assert rows_of(family / "v4") == without(before, key)
+    assert verify_dataset(family / "v4") == []
+    sizes = sum(path.stat().st_size for path in family.glob("v1/[tv]*/*.parquet"))
+    assert {each.name: each.own_bytes for each in list_versions(family)}["v1"] == sizes
 
 
 class Killed(BaseException):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.dataset import manifest
 from pipeline.dataset.image_codec import encode_png
-from pipeline.versions.removal.traces import TRACE_BYTES, TraceSearch, pixel_ranges, traces_of
+from pipeline.dataset.row_reader import load_index, read_images
+from pipeline.versions.removal.traces import TRACE_BYTES, SearchedFile, TraceSearch, pixel_ranges, traces_of
 from tests.support.pictures.images import jpeg
 
 
@@ -71,17 +74,17 @@ def test_values_are_found_in_compressed_parquet_files(tmp_path: Path, compressio
     path = str(tmp_path / "table.parquet")
     pq.write_table(table, path, compression=compression)
     search = TraceSearch([traces_of([image])])
-    found = search((path, Path(path).stat().st_size))
+    found = search(SearchedFile(path, Path(path).stat().st_size))
     assert set(found["file"].to_pylist()) == {path}
     assert (min(found["offset"].to_pylist()) == -1) == (compression == "zstd")
     pq.write_table(table.slice(0, 1), path, compression=compression)
-    assert not search((path, Path(path).stat().st_size)).num_rows
+    assert not search(SearchedFile(path, Path(path).stat().st_size)).num_rows
 
 
 def test_a_file_that_is_called_parquet_and_is_none_is_searched_in_its_bytes(tmp_path: Path) -> None:
     image = noise(0, 300)
     (tmp_path / "odd.parquet").write_bytes(b"x" * 10 + image)
-    found = TraceSearch([traces_of([image])])((str(tmp_path / "odd.parquet"), 310))
+    found = TraceSearch([traces_of([image])])(SearchedFile(str(tmp_path / "odd.parquet"), 310))
     assert found["offset"].to_pylist() == list(range(10, 10 + 300 - 63))
 
 
@@ -89,5 +92,19 @@ def test_a_string_across_two_parts_that_are_read_is_found(tmp_path: Path, monkey
     monkeypatch.setattr("pipeline.versions.removal.traces._CHUNK_BYTES", 256)
     image = noise(0, 64)
     (tmp_path / "file").write_bytes(noise(1, 230) + image + noise(2, 1000))
-    found = TraceSearch([traces_of([image])])((str(tmp_path / "file"), 1294))
+    found = TraceSearch([traces_of([image])])(SearchedFile(str(tmp_path / "file"), 1294))
     assert found["offset"].to_pylist() == [230]
+
+
+def test_headers_in_the_images_of_a_shard_are_left_out_and_pixels_and_strays_are_not(tree_dataset: str) -> None:
+    shard = manifest.load(tree_dataset).split("train").shards[0]
+    index = load_index(tree_dataset, manifest.load(tree_dataset).split("train"))
+    path, own = Path(tree_dataset) / shard.path, read_images(index, np.array([0]))[0]
+    file = SearchedFile(str(path), path.stat().st_size, f"{tree_dataset}/{shard.provenance_path}")
+    other = TraceSearch([traces_of([jpeg(4711, 90, 90)])])
+    assert not other(file).num_rows  # the same tables are in every image
+    assert other(replace(file, provenance="")).num_rows > shard.rows
+    found = TraceSearch([traces_of([bytes(own)])])(file)
+    assert found["of_pixels"].to_pylist() == [True] * found.num_rows
+    first = int(index.offset[0])
+    assert min(found["offset"].to_pylist()) == first + pixel_ranges(bytes(own))[0][0]
