@@ -261,7 +261,7 @@ def _new_state(job: TrainJob, learner: Learner, batches: Batches, progress: Prog
     """Returns the state of a run before its first step; its epochs fit into the recipe's time, if that is limited."""
     recipe = job.recipe
     state = RunState(epochs=0 if recipe.fit_head == "only" else recipe.epochs)
-    if recipe.fit_seconds:
+    if recipe.fit_seconds and state.epochs:
         progress("fit", 0, 0, "timing a few steps")
         state.epochs = fit_epochs(recipe, learner.net, learner.train_step, batches)
         progress("fit", 1, 1, f"{counted(state.epochs, 'epoch')} fit in {recipe.fit_seconds:g} s")

@@ -92,7 +92,7 @@ def test_one_class_alone_teaches_nothing() -> None:
 
 
 def test_a_run_may_fit_its_last_layer_alone(digits_dataset: str, weights: str, tmp_path: Path) -> None:
-    job = job_of(digits_dataset, tmp_path / "run", weights, fit_head="only")
+    job = job_of(digits_dataset, tmp_path / "run", weights, fit_head="only", fit_seconds=9.0, early_stop_epochs=2)
     result = train_job(job)
     assert (result["steps"], result["epochs"]) == (0, 0)
     assert result["val"]["top1"] > 0.7
