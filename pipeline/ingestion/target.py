@@ -30,6 +30,8 @@ def check_target(out: str) -> None:
         strangers = names  # Parquet files alone are somebody else's
     if strangers:
         raise DatasetError(f"{out}: holds other files ({strangers[0]!r}); give an empty folder for --out")
+    if files.is_local(out):
+        check_folder(out, "out")
 
 
 def record_plan(out: str, plan: dict[str, Any]) -> None:

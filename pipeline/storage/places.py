@@ -12,6 +12,8 @@ from pipeline.core.errors import StorageError
 from pipeline.storage import files
 from pipeline.storage.uris import absolute, basename, is_local
 
+_PAGE = 4096  # bytes: the least that a file with content takes
+
 
 def check_folder(uri: str, field_name: str) -> None:
     """Raises StorageError at once unless files can be written below the folder `uri`, which needn't exist yet.
@@ -29,7 +31,8 @@ def check_folder(uri: str, field_name: str) -> None:
     if not os.path.isdir(place):
         raise StorageError(f"{field_name}={uri}: {below}is a file, not a folder; give another path")
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".check-", dir=place))
+        with tempfile.NamedTemporaryFile(prefix=".check-", dir=place, buffering=0) as file:
+            file.write(bytes(_PAGE))  # a full disk may have room for a name
     except OSError as error:
         raise StorageError(f"{field_name}={uri}: {below or 'it '}{_refusal(error)}") from error
     _check_name(uri, field_name)

@@ -2,10 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.errors import DatasetError, SourceError
+from pipeline.core.errors import DatasetError, SourceError, StorageError
 from pipeline.ingestion.run import planned_ingest
 from pipeline.ingestion.sources import Source
+from pipeline.ingestion.target import check_target
 from pipeline.storage import files
+from tests.support.disks import full_disk
 from tests.support.pictures.images import make_tree, tree_files
 
 
@@ -46,3 +48,10 @@ def test_a_source_that_cannot_be_used_leaves_no_folder_behind(tmp_path: Path) ->
     ):
         pass
     assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_on_a_full_disk_is_refused_by_its_flag(tmp_path: Path) -> None:
+    with full_disk(tmp_path / "disk") as disk:
+        (disk / "out").mkdir()
+        with pytest.raises(StorageError, match=r"^out=.*/disk/out: it has no room left: the disk is full"):
+            check_target(str(disk / "out"))

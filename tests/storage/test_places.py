@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.core.errors import StorageError
 from pipeline.storage.places import check_folder, nearest
+from tests.support.disks import full_disk
 
 
 @pytest.mark.parametrize("name", ["new", "new/deeper", "there", "there/new", "ü ö/日本"])
@@ -39,6 +40,15 @@ def test_what_can_be_no_folder_is_named(tmp_path: Path, name: str, words: str) -
 def test_where_nobody_may_write(place: str) -> None:
     with pytest.raises(StorageError, match=f"workspace={place}: .*give a"):
         check_folder(place, "workspace")
+
+
+@pytest.mark.parametrize("name", ["", "new", "new/deeper"])
+def test_a_full_disk_is_told_before_anything_is_done(tmp_path: Path, name: str) -> None:
+    with full_disk(tmp_path / "disk") as disk:
+        (disk / "there").mkdir()  # which it has room for
+        with pytest.raises(StorageError, match=r"out=.*: .* has no room left: the disk is full; free some space"):
+            check_folder(str(disk / name), "out")
+        assert sorted(path.name for path in disk.iterdir()) == ["filler", "there"]
 
 
 def test_the_nearest_name_is_looked_for_at_the_first_part_that_is_missing(tmp_path: Path) -> None:
