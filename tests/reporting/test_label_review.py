@@ -91,6 +91,8 @@ def test_verdicts_are_given_by_keyboard_and_mouse_kept_and_saved(photos: str, br
     assert commands[0].endswith(f"--correct verdicts.csv --onto '{photos}' --out '{photos}-corrected'")
     done = correct(file, photos, f"{photos}-corrected")
     assert done.verdicts.removed == 1
+    assert review(photos, tmp_path / "next")[0][0].endswith("-corrected-2'")
+    assert review(done.uri, tmp_path / "last")[0][0].endswith("-corrected-2'")
     shown.close()
 
 

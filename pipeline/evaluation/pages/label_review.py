@@ -83,12 +83,18 @@ def _part(out: str, ending: str, uri: str, numbers: list[int]) -> ReviewPart:
 
 
 def _command(saved: str, uri: str) -> str:
-    plain, number = re.sub(r"-corrected(-\d+)?$", "", uri), 1
-    out = f"{plain}-corrected"
+    return shlex.join(["image-pipeline", "ingest", "--correct", saved, "--onto", uri, "--out", _free_name(uri)])
+
+
+def _free_name(uri: str) -> str:
+    """Returns the URI of a folder, which isn't there yet, for the next corrected version of a data set."""
+    path, mark, query = uri.partition("?")  # of a store
+    plain, number = re.sub(r"-corrected(-\d+)?$", "", path), 1
+    out = f"{plain}-corrected{mark}{query}"
     while files.exists(out):
         number += 1
-        out = f"{plain}-corrected-{number}"
-    return shlex.join(["image-pipeline", "ingest", "--correct", saved, "--onto", uri, "--out", out])
+        out = f"{plain}-corrected-{number}{mark}{query}"
+    return out
 
 
 def _pictures(dataset: str, data: Manifest, rows: Rows) -> Iterator[str]:
