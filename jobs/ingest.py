@@ -217,7 +217,8 @@ def _shards(done: Ingested) -> str:
         text = f"{len(own):,}, {sum(shard.bytes for shard in own) / 1e6:,.1f} MB"
     if done.manifest.version is None:
         return text
-    return f"{text}; {len(shards) - len(own):,} of {counted(len(done.manifest.version.bases), 'earlier data set')}"
+    theirs = f"{len(shards) - len(own):,} in {counted(len(done.manifest.version.bases), 'earlier data set')}"
+    return f"{text}, and {theirs}" if own else f"no new ones; {theirs}"
 
 
 def _rate(images_per_second: float) -> str:

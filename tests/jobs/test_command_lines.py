@@ -111,7 +111,7 @@ def test_a_version_holds_what_is_new(tmp_path: Path, ray_cluster: None) -> None:
     done = call_job("ingest", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"train +19 rows\nval +17 rows\n", done.stdout)
-    assert "; 2 of 1 earlier data set" in done.stdout
+    assert ", and 2 in 1 earlier data set" in done.stdout
     assert [str(path.relative_to(tmp_path / "v2")) for path in (tmp_path / "v2" / "train").iterdir()] == [
         "train/00000-of-00001.parquet"
     ]
