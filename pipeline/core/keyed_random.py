@@ -7,11 +7,17 @@ version; these don't (tests/core/test_keyed_random.py pins them).
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.core.partition import LazyParts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Keys = npt.NDArray[np.uint64]
 Epochs = int | npt.NDArray[np.int64]  # one epoch for all keys, or int64 [N], one for each
@@ -20,6 +26,10 @@ Epochs = int | npt.NDArray[np.int64]  # one epoch for all keys, or int64 [N], on
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+
+_PART_KEYS = 1 << 16  # that are hashed or drawn for at a time: their numbers stay in the CPU's caches
+_BUCKET_KEYS = 1 << 14  # that are sorted at a time, about
+_MOST_BUCKETS = 1 << 16
 
 
 class Stream(IntEnum):
@@ -64,10 +74,15 @@ def epochs_at(epochs: Epochs, places: Any) -> Epochs:
     return epochs[places] if isinstance(epochs, np.ndarray) else epochs
 
 
-def key_hash(keys: list[str]) -> Keys:
-    """Returns uint64 [N]: the first 8 bytes of each key's BLAKE2b, little-endian."""
-    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
-    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+def key_hash(keys: "Sequence[str] | pa.ChunkedArray | pa.Array") -> Keys:
+    """Returns uint64 [N]: the first 8 bytes of each key's BLAKE2b, little-endian. Takes 8 bytes a key."""
+    hashes = np.empty(len(keys), dtype=np.uint64)
+    for start in range(0, len(keys), _PART_KEYS):
+        part = keys[start : start + _PART_KEYS]
+        texts: Sequence[str] = part.to_pylist() if hasattr(part, "to_pylist") else part
+        digests = b"".join([hashlib.blake2b(key.encode(), digest_size=8).digest() for key in texts])
+        hashes[start : start + len(texts)] = np.frombuffer(digests, dtype="<u8")
+    return hashes
 
 
 def mix(x: Keys) -> Keys:
@@ -97,4 +112,46 @@ def uniform(seed: int, epoch: Epochs, stream: Stream, keys: Keys, num_draws: int
 
 def permutation(seed: int, epoch: int, stream: Stream, keys: Keys) -> npt.NDArray[np.int64]:
     """Returns int64 [N], the positions of `keys` sorted by their draws; equal draws keep their order."""
+    if len(keys) > _PART_KEYS:
+        return sorted_by_draw(seed, epoch, stream, keys)[:]
     return np.argsort(bits(seed, epoch, stream, keys)[:, 0], kind="stable")
+
+
+def sorted_by_draw(seed: int, epoch: int, stream: Stream, keys: Keys | int) -> LazyParts:
+    """Returns what `permutation` does, but sorts a part when it is read. Takes 4 bytes a key until then.
+
+    keys: uint64 [N], or N for the keys 0 to N - 1, which take no memory. At most 2^32.
+    """
+    # Draws are spread evenly: their upper bits cut the keys into buckets, of which each is sorted by itself.
+    count = keys if isinstance(keys, int) else len(keys)
+    num_bits = min(count // _BUCKET_KEYS, _MOST_BUCKETS - 1).bit_length()
+    sizes = np.zeros(1 << num_bits, dtype=np.int64)
+    for _, part in _parts(keys):
+        sizes += np.bincount(_buckets(bits(seed, epoch, stream, part), num_bits), minlength=len(sizes))
+    members, ends = np.empty(count, dtype=np.uint32), np.cumsum(sizes) - sizes
+    for start, part in _parts(keys):
+        buckets = _buckets(bits(seed, epoch, stream, part), num_bits)
+        found = np.bincount(buckets, minlength=len(sizes))
+        places = np.arange(len(part)) + np.repeat(ends - (np.cumsum(found) - found), found)
+        members[places] = np.argsort(buckets, kind="stable") + start
+        ends += found  # of the buckets, as far as they are filled
+
+    def bucket(number: int) -> npt.NDArray[np.int64]:
+        positions = members[ends[number] - sizes[number] : ends[number]].astype(np.int64)
+        mine = positions.astype(np.uint64) if isinstance(keys, int) else keys[positions]
+        return positions[np.argsort(bits(seed, epoch, stream, mine)[:, 0], kind="stable")]
+
+    return LazyParts(ends, bucket)
+
+
+def _parts(keys: Keys | int) -> Iterator[tuple[int, Keys]]:
+    """Yields (position of its first key, part of the keys)."""
+    count = keys if isinstance(keys, int) else len(keys)
+    for start in range(0, count, _PART_KEYS):
+        stop = min(start + _PART_KEYS, count)
+        yield start, np.arange(start, stop, dtype=np.uint64) if isinstance(keys, int) else keys[start:stop]
+
+
+def _buckets(draws: Keys, num_bits: int) -> npt.NDArray[np.uint16]:
+    """Returns uint16 [N]: the upper bits of draws, uint64 [N, 1]; at most 16."""
+    return (draws[:, 0] >> np.uint64(48)).astype(np.uint16) >> np.uint16(16 - num_bits)

@@ -13,7 +13,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -158,11 +159,16 @@ class Claim:
 
         Raises OSError if the disk fails, or another process holds the folder's lock.
         """
+        return self.keep_parts([(0, data)])
+
+    def keep_parts(self, parts: Iterable[tuple[int, memoryview]]) -> bool:
+        """Does what `keep` does with the bytes at some offsets, as they come. Leaves nothing if `parts` raises."""
         try:
-            write_all(self._file.fileno(), data)
-        except OSError as error:
+            for offset, data in parts:
+                write_all(self._file.fileno(), data, offset)
+        except BaseException as error:
             self.drop()
-            if error.errno not in _FULL:
+            if not isinstance(error, OSError) or error.errno not in _FULL:
                 raise
             return False  # something else has taken the room
         with self._file, self._folder._locked():
@@ -186,6 +192,18 @@ def wait_for_claim(path: str, is_over: Callable[[], bool] = lambda: False) -> bo
             return _lock_in_time(file, path, fcntl.LOCK_SH, is_over)
     except FileNotFoundError:
         return True
+
+
+def wait_while_written(path: str) -> bool:
+    """Waits as `wait_for_claim` does, but for as long as the file is being written to, which may take minutes.
+
+    Returns False if another process has claimed it, and has written nothing for PATIENCE_SECONDS.
+    """
+    with suppress(FileNotFoundError), open(path + _CLAIMED, "rb") as file:
+        while not lock_within(file, 1.0, fcntl.LOCK_SH):
+            if time.time() - os.fstat(file.fileno()).st_mtime > PATIENCE_SECONDS:
+                return False
+    return True
 
 
 def _lock_in_time(
@@ -225,11 +243,11 @@ def size_of(path: str) -> int | None:
         return None
 
 
-def write_all(file: int, data: memoryview) -> None:
-    """Writes all bytes from the start of a file on."""
+def write_all(file: int, data: memoryview, offset: int = 0) -> None:
+    """Writes all bytes of `data` to a file, from `offset` on."""
     done = 0
     while done < len(data):
-        done += os.pwrite(file, data[done:], done)
+        done += os.pwrite(file, data[done:], offset + done)
 
 
 @lru_cache(maxsize=64)

@@ -1,9 +1,9 @@
 """Reads the Parquet files of a data set: provenance, small tables, and single rows of shards."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from pipeline.dataset.edits import as_edited, live_rows
 from pipeline.dataset.manifest import Manifest, Shard, Split
 from pipeline.dataset.records import Rows
 from pipeline.storage import files
+from pipeline.storage.parallel_reads import read_ahead
 
 _TABLE_READERS = 16
 
@@ -31,11 +32,18 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 def read_split_provenance(uri: str, split: Split, columns: list[str]) -> pa.Table:
     """Returns columns of PROVENANCE_SCHEMA for all rows of a split, in its order; reads up to 16 files at a time."""
+    return pa.concat_tables(read_shard_provenance(uri, split, columns))
+
+
+def read_shard_provenance(uri: str, split: Split, columns: list[str]) -> Iterator[pa.Table]:
+    """Yields columns of PROVENANCE_SCHEMA for the rows of each shard of a split; reads up to 16 files at a time."""
     with ThreadPoolExecutor(_TABLE_READERS) as pool:
-        return pa.concat_tables(pool.map(lambda shard: _provenance(uri, shard, columns), split.shards))
+        read = partial(_provenance, uri, columns)
+        for _, table in read_ahead(pool, read, split.shards, in_order=True, max_pending=2 * _TABLE_READERS):
+            yield table
 
 
-def _provenance(uri: str, shard: Shard, columns: list[str]) -> pa.Table:
+def _provenance(uri: str, columns: list[str], shard: Shard) -> pa.Table:
     rows, table = live_rows(uri, shard), stored_provenance(uri, shard, columns)
     return as_edited(uri, shard, table if len(rows) == shard.rows else table.take(pa.array(rows)), rows)
 
@@ -59,8 +67,11 @@ def find_rows(uri: str, split: Split, keys: Sequence[str]) -> Rows:
     """Returns int64 [N]: the indices in the split of the rows with these keys, ascending."""
     if not keys:
         return np.empty(0, dtype=np.int64)
-    table = read_split_provenance(uri, split, ["key"])
-    return np.flatnonzero(pa.compute.is_in(table["key"], value_set=pa.array(keys)).to_numpy())
+    wanted, found, first = pa.array(keys), list[Rows](), 0
+    for table in read_shard_provenance(uri, split, ["key"]):
+        found.append(first + np.flatnonzero(pa.compute.is_in(table["key"], value_set=wanted).to_numpy()))
+        first += table.num_rows
+    return np.concatenate(found)
 
 
 def open_shard(uri: str) -> pq.ParquetFile:

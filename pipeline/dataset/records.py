@@ -1,5 +1,6 @@
 """The parts of a manifest: shards and splits, and the other data sets that a version or a mixture refers to."""
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,6 +81,19 @@ class Split:
     def row_group_places(self) -> list[tuple[Shard, int]]:
         """(shard, index of the row group in the shard) for each row group of the split."""
         return [(shard, at) for shard in self.shards for at, rows in enumerate(shard.live_group_rows) if rows]
+
+
+def content_of(split: Split) -> str:
+    """Returns a SHA-256 (hex) that identifies the rows of a split and what is known of them, wherever they lie."""
+    digest, classes = hashlib.sha256(), dict[int, str]()  # of a version: the same tuple in all shards
+    for shard in split.shards:
+        digest.update(f"{shard.sha256} {shard.provenance_sha256} {shard.base} {shard.key_prefix} ".encode())
+        if (edits := shard.edits) is not None:
+            if id(edits.classes) not in classes:
+                classes[id(edits.classes)] = hashlib.sha256(repr(edits.classes).encode()).hexdigest()
+            edited = [file and file.sha256 for file in (edits.deletions, edits.corrections)]
+            digest.update(f"{edits.shard} {edited} {classes[id(edits.classes)]} ".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ through a cache on the node's disk (`row_group_cache.py`).
 
 import os
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from pipeline.core.errors import DatasetError
 from pipeline.core.keyed_random import Keys, key_hash
-from pipeline.dataset.manifest import Split
-from pipeline.dataset.parquet import read_split_provenance
-from pipeline.dataset.records import Rows
+from pipeline.dataset.manifest import Split, load
+from pipeline.dataset.on_node.shared_columns import Columns, load_columns, map_columns
+from pipeline.dataset.parquet import read_shard_provenance
+from pipeline.dataset.records import Rows, content_of
 from pipeline.dataset.row_group_cache import RowGroupCache
 from pipeline.storage import files
 from pipeline.storage.parallel_reads import read_ahead
@@ -33,7 +34,18 @@ REMOTE_PART_ROWS = 32
 REQUEST_BYTES, REMOTE_GAP_BYTES, REMOTE_RANGE_BYTES = 500_000, 128 << 10, 4 << 20
 _CHANGED = "not the bytes that were ingested (CRC-32)"
 _REMEDY = "jobs/verify.py lists all that is damaged: restore it, or ingest again"
-_COLUMNS = ["key", "label", "height", "width", "bytes", "offset", "crc32"]
+# Wide numbers first, so that all are aligned in a file. Then, for those that aren't computed, the stored columns.
+_LAYOUT = {
+    "offset": "int64",
+    "key_hash": "uint64",
+    "shard": "int32",
+    "length": "int32",
+    "crc32": "uint32",
+    "label": "int32",
+    "height": "int32",
+    "width": "int32",
+}
+_STORED = {name: "bytes" if name == "length" else name for name in _LAYOUT if name not in ("key_hash", "shard")}
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,16 @@ class Request:
     length: int
     row: int  # the first row in it, for messages
     group: int | None = None  # the row group, if it is a whole one, to be cached
+
+
+@dataclass(frozen=True)
+class IndexFile:
+    """A file of this node that holds the columns of an index."""
+
+    uri: str  # of the data set
+    content: str  # identifies the split, see `content_of`
+    path: str
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -62,6 +84,12 @@ class RowIndex:
     key_hash: Keys  # [N], see `keyed_random.key_hash`
     row_group_ends: Rows  # [row groups], index of the first row after each
     cache: RowGroupCache | None = None  # on each node, for row groups of object storage; None for none
+    file: IndexFile | None = None  # that the columns are mapped from; None if they are in memory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy for another process maps the file again, instead of taking the columns along."""
+        columns = None if self.file else {name: getattr(self, name) for name in _LAYOUT}
+        return _restored, (self.paths, columns, self.row_group_ends, self.cache, self.file)
 
     def group_bytes(self, groups: Rows) -> Rows:
         """Returns int64 [N]: the bytes from the first image to the last of each row group."""
@@ -88,23 +116,59 @@ class RowIndex:
         return f"{self.paths[self.shard[row]].split('?')[0]}, row group {group - groups_before}, row {row} of the split"
 
 
-@lru_cache(maxsize=4)
 def load_index(uri: str, split: Split) -> RowIndex:
-    """Returns the index of a split, read from its provenance; the last 4 are kept for all streams of a process."""
-    table = read_split_provenance(uri, split, _COLUMNS)
-    columns: dict[str, Any] = {name: table[name].to_numpy() for name in _COLUMNS[1:]}
-    return RowIndex(
-        paths=tuple(files.resolve(uri, shard.path) for shard in split.shards),
-        shard=np.repeat(np.arange(len(split.shards), dtype=np.int32), [shard.live_rows for shard in split.shards]),
-        offset=columns["offset"],
-        length=columns["bytes"],
-        crc32=columns["crc32"],
-        label=columns["label"],
-        height=columns["height"],
-        width=columns["width"],
-        key_hash=key_hash(table["key"].to_pylist()),
-        row_group_ends=np.cumsum(split.row_group_rows),
-    )
+    """Returns the index of a split, read from its provenance by one process of the node; the last 4 are kept."""
+    return _load(uri, _BySplit(split, content_of(split)))
+
+
+@dataclass(frozen=True)
+class _BySplit:
+    """A split that is compared by its content: versions repeat much in each shard."""
+
+    split: Split = field(compare=False)
+    content: str
+
+
+@lru_cache(maxsize=4)
+def _load(uri: str, known: _BySplit) -> RowIndex:
+    split = known.split
+    rows = sum(shard.live_rows for shard in split.shards)
+    columns, path = load_columns(known.content, _LAYOUT, rows, lambda: _column_parts(uri, split))
+    paths = tuple(files.resolve(uri, shard.path) for shard in split.shards)
+    file = IndexFile(uri, known.content, path, rows) if path else None
+    return _restored(paths, columns, np.cumsum(split.row_group_rows), None, file)
+
+
+def _column_parts(uri: str, split: Split) -> Iterator[Columns]:
+    """Yields the columns of an index, shard after shard."""
+    for number, table in enumerate(read_shard_provenance(uri, split, ["key", *_STORED.values()])):
+        columns = {name: table[stored].to_numpy() for name, stored in _STORED.items()}
+        shard = np.full(table.num_rows, number, dtype=np.int32)
+        yield {**columns, "shard": shard, "key_hash": key_hash(table["key"])}
+
+
+def _restored(
+    paths: tuple[str, ...],
+    columns: Mapping[str, Any] | None,
+    row_group_ends: Rows,
+    cache: RowGroupCache | None,
+    file: IndexFile | None,
+) -> RowIndex:
+    """Returns an index. columns: None for those of `file`, which another process has mapped, maybe on another node."""
+    if columns is None and file is not None:
+        columns = map_columns(file.path, _LAYOUT, file.rows)
+        if columns is None:
+            here = _load_content(file.uri, file.content)
+            columns, file = {name: getattr(here, name) for name in _LAYOUT}, here.file
+    return RowIndex(paths=paths, row_group_ends=row_group_ends, cache=cache, file=file, **(columns or {}))
+
+
+@lru_cache(maxsize=4)
+def _load_content(uri: str, content: str) -> RowIndex:
+    for split in load(uri).splits.values():
+        if content_of(split) == content:
+            return load_index(uri, split)
+    raise DatasetError(f"{uri}: has been replaced by another data set while it was read; start again")
 
 
 def read_images(index: RowIndex, rows: Rows, corrupt: set[int] | None = None) -> list[memoryview]:

@@ -28,6 +28,7 @@ ROW_GROUP_ROWS = (16, 512)  # least and most
 # Neighbouring files of a source are read together; the size of a read bounds the memory of a task.
 READ_BYTES = 4 << 20
 GAP_BYTES = 64 << 10
+_DIGEST_ROWS = 1 << 20  # hashed at a time
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def plan_shards(index: Index, settings: IngestSettings) -> list[ShardPlan]:
     """Returns the shards of all splits; each row of the index is in one of them, once."""
     plans = []
     for split, table in index.splits.items():
-        order = permutation(settings.seed, 0, Stream.SHARD, key_hash(table["key"].to_pylist()))
+        order = permutation(settings.seed, 0, Stream.SHARD, key_hash(table["key"]))
         num_bytes = int(table["length"].to_numpy().sum())
         group_rows = row_group_rows(num_bytes / table.num_rows, settings.shard_bytes)
         num_groups = -(-table.num_rows // group_rows)
@@ -111,10 +112,9 @@ def plan_id(index: Index, settings: IngestSettings, shards: list[ShardPlan]) -> 
     digest = hashlib.sha256(json.dumps([asdict(settings), index.encoding, index.classes]).encode())
     for split, table in index.splits.items():
         digest.update(f"{split} {index.fingerprint}".encode())
-        for name in ("key", "label", "length"):
-            for buffer in table[name].combine_chunks().buffers():
-                if buffer is not None:
-                    digest.update(buffer)
+        for start in range(0, table.num_rows, _DIGEST_ROWS):
+            part = table.select(["key", "label", "length"]).slice(start, _DIGEST_ROWS).combine_chunks()
+            digest.update(part.to_batches()[0].serialize())
     for shard in shards:
         digest.update(f"{shard.path} {len(shard.rows)} {shard.row_group_rows}".encode())
     return digest.hexdigest()

@@ -1,6 +1,5 @@
 """The last stage of an ingest: check that no row was lost, describe the data set as a whole, publish its manifest."""
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -33,6 +32,7 @@ from pipeline.ingestion.quality import statistics
 from pipeline.ingestion.quality.duplicates import Searched, near_duplicates
 from pipeline.ingestion.shard_task import Receipt
 from pipeline.ingestion.sources import Index
+from pipeline.ingestion.sources.index import rows_of_keys
 from pipeline.ingestion.target import CARD_NAME, QUALITY_NAME, QUARANTINE_NAME
 from pipeline.storage import files, lease
 from pipeline.storage.file_names import printable
@@ -85,12 +85,11 @@ def check_counts(plan: IngestPlan, receipts: list[Receipt]) -> None:
 def quarantine_table(index: Index, receipts: list[Receipt]) -> pa.Table:
     """Returns a table of QUARANTINE_SCHEMA: every refused file, sorted by split and key."""
     rows = []
-    positions: dict[str, dict[str, int]] = {}
-    for receipt in receipts:
-        split = receipt.path.split("/")[0]
-        table = index.splits[split]
-        for entry in receipt.quarantined:
-            at = positions.setdefault(split, {key: n for n, key in enumerate(table["key"].to_pylist())})[entry["key"]]
+    for split, table in index.splits.items():
+        entries = [entry for receipt in receipts if receipt.split == split for entry in receipt.quarantined]
+        row_of = rows_of_keys(table, [entry["key"] for entry in entries])
+        for entry in entries:
+            at = row_of[entry["key"]]
             place = {"object": _shown(table["object"][at].as_py()), "offset": table["offset"][at].as_py()}
             rows.append({"split": split, **entry, **place})
     for each in index.unusable:
@@ -137,13 +136,12 @@ def build_manifest(plan: IngestPlan, receipts: list[Receipt]) -> Manifest:
         repaired.update(receipt.repaired)
         reasons.update(entry["reason"].split(":")[0] for entry in receipt.quarantined)
     reasons.update(each.reason.split(":")[0] for each in plan.index.unusable)
-    sources = [*parts.sources, *(f"{each.split} {each.key} {each.label} " for each in plan.index.unusable)]
     return Manifest(
         plan.index.name,
         plan.index.classes,
         plan.settings.seed,
         parts.splits,
-        source_digest=hashlib.sha256("\n".join(sorted(sources)).encode()).hexdigest(),
+        source_digest=parts.source_digest,
         quarantined=dict(sorted(reasons.items())),
         repaired=dict(sorted(repaired.items())),
         settings=asdict(plan.settings),
@@ -157,7 +155,7 @@ def _refused_keys(receipts: list[Receipt]) -> dict[str, pa.Array]:
     """Returns the keys of the files that couldn't be stored, for each split."""
     keys: dict[str, list[str]] = {}
     for receipt in receipts:
-        keys.setdefault(receipt.path.split("/")[0], []).extend(entry["key"] for entry in receipt.quarantined)
+        keys.setdefault(receipt.split, []).extend(entry["key"] for entry in receipt.quarantined)
     return {split: pa.array(found, pa.string()) for split, found in keys.items()}
 
 

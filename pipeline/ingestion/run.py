@@ -4,7 +4,6 @@ One process at a time writes to a target (`storage/lease.py`). What a finished t
 `_ingest/`, so an ingest that starts again writes only the shards that are missing (`shard_task.py`).
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -165,7 +164,7 @@ def _made_by_ray(plan: IngestPlan, context: ShardContext, num_workers: int | Non
     """Yields (number of the shard, its receipt) as Ray's tasks end."""
     _check_memory(plan.settings)
     for row in _shard_tasks(plan, context, num_workers).iter_rows():
-        yield row["id"], Receipt(**json.loads(row["receipt"]))
+        yield row["id"], Receipt.parse(row["receipt"])
 
 
 def _shard_tasks(plan: IngestPlan, context: ShardContext, num_workers: int | None) -> Any:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import resource
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from pipeline.ingestion.image_check import Refused, Stored, check_image, check_p
 from pipeline.ingestion.isolated_check import check_isolated
 from pipeline.ingestion.plan import IngestSettings, ShardPlan
 from pipeline.ingestion.shard_writer import ImageMemory, Row, provenance_table, write_shard
+from pipeline.ingestion.sorting.external_sort import take_rows
 from pipeline.ingestion.source_reader import gather
 from pipeline.ingestion.target import WORK
 from pipeline.storage import files
@@ -49,14 +50,24 @@ class Receipt:
     plan: str  # `plan_id` of the ingest
     path: str  # of the shard, below the data set
     shard: dict[str, Any]  # fields of `manifest.Shard`
-    rows_per_class: list[int]
     quarantined: list[dict[str, Any]]  # refused files, sorted by key
     repaired: dict[str, int]  # rows that aren't stored as they came, by what was done
-    histogram: list[int]  # [768]: counts of the values of R, G and B
+    histogram: Sequence[int] | npt.NDArray[np.int64]  # [768]: counts of the values of R, G and B
     num_pixels: int
     requests: dict[str, int]  # fields of `RequestCounts`
     peak_bytes: int  # most memory that the task's process has had
     trusted: bool = False  # whether the shard was written by an earlier ingest
+
+    @staticmethod
+    def parse(text: str) -> "Receipt":
+        """Returns the receipt in a JSON text, its histogram as an array: there may be tens of thousands of them."""
+        values = json.loads(text)
+        return Receipt(**{**values, "histogram": np.array(values["histogram"], dtype=np.int64)})
+
+    @property
+    def split(self) -> str:
+        """The split that the shard belongs to."""
+        return self.path.split("/")[0]
 
 
 @dataclass(frozen=True)
@@ -185,7 +196,6 @@ def make_shard(samples: pa.Table, plan: ShardPlan, context: ShardContext, guard:
             "provenance_path": plan.provenance_path,
             "provenance_sha256": hashlib.sha256(provenance).hexdigest(),
         },
-        rows_per_class=np.bincount([row.label for row in kept], minlength=len(context.classes)).tolist(),
         quarantined=rows.quarantined,
         repaired=dict(rows.repaired),
         histogram=rows.histogram.tolist(),
@@ -203,7 +213,7 @@ def kind_of(repair: str) -> str:
 
 def finish_shard(plan: ShardPlan, tables: Mapping[str, pa.Table], context: ShardContext, guard: Guard) -> Receipt:
     """Makes one planned shard and leaves its receipt. tables: of the index, by split. guard: see `make_shard`."""
-    receipt = make_shard(tables[plan.split].take(pa.array(plan.rows)), plan, context, guard)
+    receipt = make_shard(take_rows(tables[plan.split], plan.rows), plan, context, guard)
     files.write_json(context.receipt_uri(plan.path), asdict(receipt))
     return receipt
 

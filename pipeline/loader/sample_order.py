@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.recipe import Recipe
-from pipeline.core.keyed_random import COPY_EPOCHS, Epochs, Stream, bits, permutation
-from pipeline.core.partition import even_split
+from pipeline.core.keyed_random import COPY_EPOCHS, Epochs, Stream, bits, permutation, sorted_by_draw
+from pipeline.core.partition import LazyParts, even_split
 from pipeline.loader.sampling.counts import ExpectedCounts
 from pipeline.loader.sampling.mixture import Mixture
 from pipeline.loader.sampling.selection import Selection
@@ -122,7 +122,7 @@ class Order:
 
     def epoch_rows(self, epoch: int) -> Rows:
         """Returns int64 [num_rows]: the row numbers of this epoch in their order; without `expected`, each once."""
-        return _epoch(self, epoch).rows
+        return _rows_of(_epoch(self, epoch)[:])
 
     def batch_size(self, global_step: int) -> int:
         """Returns the number of rows of a global batch: `global_batch_size` or a little less, or what is kept."""
@@ -142,12 +142,12 @@ class Order:
         steps = self.repeats * self.steps_per_epoch
         return even_split(self.num_rows, steps, global_step % steps)
 
-    def _places(self, global_step: int) -> slice | Rows:
-        """Returns where the images of a step stand in the order of its round of epochs."""
+    def _images(self, global_step: int) -> Rows:
+        """Returns int64, the numbers of a step's images (see `_epoch`) in the order of its round of epochs."""
+        epoch = global_step // self.steps_per_epoch
         start, stop = self.span(global_step)
-        if self.selection is None:
-            return slice(start, stop)
-        return start + np.flatnonzero(self.selection.kept[global_step // self.steps_per_epoch, start:stop])
+        numbers = _epoch(self, epoch // self.repeats * self.repeats)[start:stop]
+        return numbers if self.selection is None else numbers[self.selection.kept[epoch, start:stop]]
 
     def _part(self, size: int, world_size: int, rank: int) -> tuple[int, int]:
         """Returns where a rank's part of a global batch of `size` rows starts and ends."""
@@ -163,24 +163,21 @@ class Order:
 
         global_step: counted over all epochs, from 0.
         """
-        first_epoch = global_step // self.steps_per_epoch // self.repeats * self.repeats
-        images = self.epoch_rows(first_epoch)[self._places(global_step)]
+        images = _rows_of(self._images(global_step))
         first, last = self._part(self.repeats * len(images), world_size, rank)
         return images[first:last] if self.repeats == 1 else np.tile(images, self.repeats)[first:last]
 
     def epochs(self, global_step: int, world_size: int = 1, rank: int = 0) -> Epochs:
         """Returns the epoch that seeds the augmentation of the step's rows; with copies, int64, one for each row."""
         epoch = global_step // self.steps_per_epoch
-        first_epoch = epoch // self.repeats * self.repeats
-        whole = _epoch(self, first_epoch)
-        if self.repeats == 1 and whole.copies is None:
+        has_copies = self.expected is not None and self.expected.has_copies
+        if self.repeats == 1 and not has_copies:
             return epoch
-        places = self._places(global_step)
-        num_images = len(whole.rows[places])
-        first, last = self._part(self.repeats * num_images, world_size, rank)
-        epochs = first_epoch + np.repeat(np.arange(self.repeats, dtype=np.int64), num_images)
-        if whole.copies is not None:
-            epochs += np.tile(whole.copies[places] * COPY_EPOCHS, self.repeats)
+        numbers = self._images(global_step)
+        first, last = self._part(self.repeats * len(numbers), world_size, rank)
+        epochs = epoch // self.repeats * self.repeats + np.repeat(np.arange(self.repeats), len(numbers))
+        if has_copies:
+            epochs += np.tile((numbers >> _COPY_BITS) * COPY_EPOCHS, self.repeats)
         return epochs[first:last]
 
 
@@ -204,31 +201,30 @@ def training_order(
     )
 
 
-@dataclass(frozen=True)
-class _Epoch:
-    """rows: int64 [n], the row numbers of an epoch in order. copies: int64 [n], from 0; None if no row comes twice."""
-
-    rows: Rows
-    copies: Rows | None
+def _rows_of(numbers: Rows) -> Rows:
+    return numbers & ((1 << _COPY_BITS) - 1)
 
 
-@lru_cache(maxsize=4)
-def _epoch(order: Order, epoch: int) -> _Epoch:
+@lru_cache(maxsize=2)
+def _epoch(order: Order, epoch: int) -> LazyParts:
+    """Returns the rows of an epoch in order, each with the number of its copy in the upper bits.
+
+    Windows are shuffled when they are read. What stays in memory are the order of the row groups, and 4 bytes a row
+    where one window is over everything.
+    """
     expected, groups = order.expected, np.arange(len(order.row_group_rows))
     if expected is None:
-        numbers = _in_windows(order, epoch, groups, None)
-    elif expected.mixture is None:
-        numbers = _in_windows(order, epoch, groups, expected.counts(order.seed, epoch))
-    else:
-        numbers = _mixed(order, epoch, expected, expected.mixture)
-    copies = numbers >> _COPY_BITS if expected is not None and expected.has_copies else None
-    rows = numbers & ((1 << _COPY_BITS) - 1)
-    rows.setflags(write=False)
-    return _Epoch(rows, copies)
+        if order.run_rows == 1 and (order.window_row_groups or len(groups)) >= len(groups):
+            return sorted_by_draw(order.seed, epoch, Stream.ROW, order.num_rows)
+        return _in_windows(order, epoch, groups, None)
+    if expected.mixture is None:
+        return _in_windows(order, epoch, groups, expected.counts(order.seed, epoch))
+    numbers = _mixed(order, epoch, expected, expected.mixture)
+    return LazyParts(np.array([len(numbers)]), lambda _: numbers)
 
 
-def _in_windows(order: Order, epoch: int, row_groups: Rows, counts: Rows | None) -> Rows:
-    """Returns int64, the rows of some row groups in order, each with the number of its copy in the upper bits.
+def _in_windows(order: Order, epoch: int, row_groups: Rows, counts: Rows | None) -> LazyParts:
+    """Returns the rows of some row groups in order, window after window; see `_epoch`.
 
     counts: int64 [rows of the split], how often each comes; None for once.
     """
@@ -236,20 +232,23 @@ def _in_windows(order: Order, epoch: int, row_groups: Rows, counts: Rows | None)
     starts = np.cumsum(sizes) - sizes
     window = order.window_row_groups or len(row_groups)
     groups = row_groups[permutation(order.seed, epoch, Stream.ROW_GROUP, row_groups.astype(np.uint64))]
-    parts = []
-    for first in range(0, len(groups), window):
-        members = np.sort(groups[first : first + window])
-        rows = np.concatenate([np.arange(starts[g], starts[g] + sizes[g]) for g in members])
+
+    def shuffled(number: int) -> Rows:
+        members = np.sort(groups[number * window : (number + 1) * window])
+        within = _counted(sizes[members])
+        rows = np.repeat(starts[members], sizes[members]) + within
         numbers = rows if counts is None else _numbers(rows, counts[rows])
         drawn = permutation(order.seed, epoch, Stream.ROW, numbers.astype(np.uint64))
         if order.run_rows > 1:
-            begins = np.concatenate([np.arange(sizes[g]) % order.run_rows == 0 for g in members])
+            begins = within % order.run_rows == 0
             runs = _inverse(permutation(order.seed, epoch, Stream.RUN, rows[begins].astype(np.uint64)))
             together = runs[np.cumsum(begins) - 1] // RUNS_TOGETHER
             together = together if counts is None else np.repeat(together, counts[rows])
             drawn = np.lexsort((_inverse(drawn), together))
-        parts.append(numbers[drawn])
-    return np.concatenate(parts)
+        return numbers[drawn]
+
+    samples = sizes if counts is None else np.add.reduceat(counts, starts)
+    return LazyParts(np.cumsum(np.add.reduceat(samples[groups], np.arange(0, len(groups), window))), shuffled)
 
 
 def _mixed(order: Order, epoch: int, expected: ExpectedCounts, mixture: Mixture) -> Rows:
@@ -263,7 +262,7 @@ def _mixed(order: Order, epoch: int, expected: ExpectedCounts, mixture: Mixture)
         if num_samples := int(taken[:, source].sum()):
             counts = np.zeros(len(expected.units), dtype=np.int64)
             counts[rows] = expected.of_source(rows, num_samples).counts(order.seed, epoch)
-            numbers.append(_in_windows(order, epoch, np.arange(groups.start, groups.stop), counts))
+            numbers.append(_in_windows(order, epoch, np.arange(groups.start, groups.stop), counts)[:])
             batches.append(np.repeat(np.arange(num_batches), taken[:, source]))
     together = np.concatenate(numbers)
     draws = bits(order.seed, epoch, Stream.MIXTURE, together.astype(np.uint64))[:, 0]
@@ -272,8 +271,12 @@ def _mixed(order: Order, epoch: int, expected: ExpectedCounts, mixture: Mixture)
 
 def _numbers(rows: Rows, counts: Rows) -> Rows:
     """Returns int64: each row as often as it comes, with the number of its copy in the upper bits."""
-    copies = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(rows, counts) + (copies << _COPY_BITS)
+    return np.repeat(rows, counts) + (_counted(counts) << _COPY_BITS)
+
+
+def _counted(sizes: Rows) -> Rows:
+    """Returns int64 [sum of sizes]: 0, 1, ... up to each size, one after another."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
 def _inverse(permuted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -200,12 +200,10 @@ class _CompactShard:
         paths = (plan.path, plan.provenance_path)
         provenance = _provenance_of(self.uri, split, rows)
         shard = write_stored(self.context.out, paths, provenance, images, self.data.classes, plan.row_group_rows)
-        counts = np.bincount(provenance["label"].to_numpy(), minlength=len(self.data.classes))
         return Receipt(
             plan=self.context.plan,
             path=plan.path,
             shard={name: value for name, value in asdict(shard).items() if name not in ("key_prefix", "edits")},
-            rows_per_class=counts.tolist(),
             quarantined=[],
             repaired={},
             histogram=[],

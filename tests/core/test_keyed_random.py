@@ -1,7 +1,10 @@
+import tracemalloc
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from pipeline.core.keyed_random import Stream, bits, key_hash, mix, permutation, uniform
+from pipeline.core.keyed_random import Stream, bits, key_hash, mix, permutation, sorted_by_draw, uniform
 
 MASK = 2**64 - 1
 
@@ -63,3 +66,32 @@ def test_uniform_is_uniform() -> None:
 
 def test_permutation_holds_every_position_once() -> None:
     assert np.array_equal(np.sort(permutation(0, 0, Stream.ROW, np.arange(999, dtype=np.uint64))), np.arange(999))
+
+
+@pytest.mark.parametrize("count", [0, 1, 65_536, 65_537, 300_001])
+def test_a_permutation_is_the_stable_sort_of_the_draws(count: int) -> None:
+    """Whatever the number of keys: many are sorted bucket by bucket. Some keys occur several times."""
+    keys = np.random.default_rng(count).integers(0, 2**63, count, dtype=np.uint64)
+    keys[::7] = 5
+    expected = np.argsort(bits(3, 1, Stream.ROW, keys)[:, 0], kind="stable")
+    assert np.array_equal(permutation(3, 1, Stream.ROW, keys), expected)
+    numbers = np.argsort(bits(3, 1, Stream.ROW, np.arange(count, dtype=np.uint64))[:, 0], kind="stable")
+    assert np.array_equal(sorted_by_draw(3, 1, Stream.ROW, count)[:], numbers)
+
+
+def test_hashes_of_a_column_are_those_of_its_texts() -> None:
+    texts = [f"train/é/{number}" for number in range(70_000)]
+    column = pa.chunked_array([texts[:1000], texts[1000:]])
+    assert np.array_equal(key_hash(column), key_hash(texts))
+    assert np.array_equal(key_hash(column.slice(5, 10)), key_hash(texts[5:15]))
+
+
+def test_numbers_sorted_by_draw_take_four_bytes_each() -> None:
+    count = 1_000_000
+    tracemalloc.start()
+    order = sorted_by_draw(0, 0, Stream.ROW, count)
+    order[: 1 << 14]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(order) == count
+    assert peak < 4 * count + (12 << 20)  # a part's numbers: 64 Ki at a time

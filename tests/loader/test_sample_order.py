@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.keyed_random import Stream, permutation
+from pipeline.core.keyed_random import Stream, bits, permutation
 from pipeline.core.partition import even_split
 from pipeline.loader.sample_order import Order, num_steps
 
@@ -231,3 +232,21 @@ def test_an_order_arrives_in_another_process_with_what_it_has_computed() -> None
     assert {"digest", "num_rows", "steps_per_epoch"} <= vars(order).keys()
     assert order == Order((64,) * 100, 0, 32, 8)
     assert order != Order((64,) * 100, 1, 32, 8)
+
+
+@pytest.mark.parametrize("window", [None, 32])
+def test_the_first_batch_of_many_rows_takes_little_memory(window: int | None) -> None:
+    """A window at a time is shuffled; one over all rows takes 4 bytes a row, not the 8 of its row numbers."""
+    order = Order((64,) * 30_000, 0, 1024, window)
+    tracemalloc.start()
+    order.rows(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (12 << 20) + (4 * order.num_rows if window is None else 0)
+
+
+def test_an_order_of_many_rows_is_what_its_sentences_say() -> None:
+    """More rows than are sorted at once."""
+    order = Order((100,) * 2000, 4, 1000)
+    draws = bits(order.seed, 2, Stream.ROW, np.arange(order.num_rows, dtype=np.uint64))[:, 0]
+    assert np.array_equal(order.epoch_rows(2), np.argsort(draws, kind="stable"))

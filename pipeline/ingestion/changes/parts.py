@@ -1,21 +1,26 @@
 """The parts of a manifest that follow from finished shards: of a data set of its own, and of a version."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.core.errors import DatasetError
 from pipeline.core.shares import counted
 from pipeline.dataset.manifest import Shard, Split, Version, parse_shard
-from pipeline.dataset.parquet import read_split_provenance
+from pipeline.dataset.parquet import read_shard_provenance
 from pipeline.dataset.version import derive
 from pipeline.ingestion.changes.onto import Onto
 from pipeline.ingestion.shard_task import Receipt
+from pipeline.ingestion.sorting.source_digest import lines_of, source_digest, stored_lines
 from pipeline.ingestion.sources import Index
 from pipeline.ingestion.target import QUARANTINE_NAME
+
+Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -23,21 +28,26 @@ class Parts:
     """Parts of a manifest."""
 
     splits: dict[str, Split]
-    sources: list[str]  # the lines of `source_digest`, but those of files that couldn't be read
+    source_digest: str  # see `Manifest.source_digest`
     repaired: Counter[str]  # rows that a version keeps, by what was done
     version: Version | None
 
 
 def whole_parts(index: Index, out: str, receipts: list[Receipt]) -> Parts:
     """Returns the parts of a data set whose rows are all in its own shards. Raises DatasetError as `version_parts`."""
-    splits, sources = {}, list[str]()
-    for name in index.splits:
-        mine = _of_split(name, receipts)
-        splits[name] = _build_split(name, mine)
-        sources += _source_lines(out, name, splits[name].shards, mine)
-    if "train" in splits:
-        _check_no_class_is_lost(index, np.array(splits["train"].rows_per_class))
-    return Parts(splits, sources, Counter(), None)
+    own = _own_shards(index, receipts)
+    for name, shards in own.items():
+        if not shards:
+            raise DatasetError(_nothing_usable(name))
+    written = _no_rows(index)
+    digest = source_digest(_source_lines(index, out, own, receipts, written))
+    if "train" in own:
+        _check_no_class_is_lost(index, written["train"])
+    splits = {
+        name: Split(sum(shard.rows for shard in shards), tuple(written[name].tolist()), shards)
+        for name, shards in own.items()
+    }
+    return Parts(splits, digest, Counter(), None)
 
 
 def version_parts(onto: Onto, index: Index, out: str, receipts: list[Receipt]) -> Parts:
@@ -45,30 +55,39 @@ def version_parts(onto: Onto, index: Index, out: str, receipts: list[Receipt]) -
 
     Writes the edit files. Raises DatasetError if no image of a split or class can be used.
     """
-    own, sources = {}, [*onto.source_lines(index)]
-    for name in index.splits:
-        mine = _of_split(name, receipts)
-        own[name] = _shards(mine)
-        sources += _source_lines(out, name, own[name], mine)
+    own, written = _own_shards(index, receipts), _no_rows(index)
+    digest = source_digest(chain(lines_of(onto.source_lines(index)), _source_lines(index, out, own, receipts, written)))
     changes = {name: each.changes for name, each in onto.found.splits.items() if name in onto.stored.splits}
     derived = derive(onto.uri, out, index.classes, changes, own)
     for name in index.splits:
         if not derived.splits.get(name, _NO_ROWS).rows:
-            raise DatasetError(f"split {name!r}: no image of it can be used; see {QUARANTINE_NAME}")
+            raise DatasetError(_nothing_usable(name))
     if "train" in index.splits:
-        written = [receipt.rows_per_class for receipt in _of_split("train", receipts)]
-        _check_no_class_is_lost(index, sum(map(np.array, written), onto.labels_in_train(index)))
-    return Parts(dict(sorted(derived.splits.items())), sources, onto.repaired(), derived.version)
+        _check_no_class_is_lost(index, written["train"] + onto.labels_in_train(index))
+    return Parts(dict(sorted(derived.splits.items())), digest, onto.repaired(), derived.version)
 
 
 _NO_ROWS = Split(0, (), ())
 
 
-def _of_split(name: str, receipts: list[Receipt]) -> list[Receipt]:
-    return [receipt for receipt in receipts if receipt.path.split("/")[0] == name]
+def _own_shards(index: Index, receipts: list[Receipt]) -> dict[str, tuple[Shard, ...]]:
+    """Returns the shards that were written and have rows, by split."""
+    own: dict[str, list[Shard]] = {name: [] for name in index.splits}
+    for receipt in receipts:
+        if receipt.shard["rows"]:
+            own[receipt.split].append(parse_shard(receipt.shard))
+    return {name: tuple(shards) for name, shards in own.items()}
 
 
-def _check_no_class_is_lost(index: Index, usable: npt.NDArray[np.int64]) -> None:
+def _no_rows(index: Index) -> dict[str, Labels]:
+    return {name: np.zeros(len(index.classes), dtype=np.int64) for name in index.splits}
+
+
+def _nothing_usable(split: str) -> str:
+    return f"split {split!r}: no image of it can be used; see {QUARANTINE_NAME}"
+
+
+def _check_no_class_is_lost(index: Index, usable: Labels) -> None:
     """Raises DatasetError if a class had training images and none of them can be used. usable: how many of each."""
     wanted = np.bincount(index.splits["train"]["label"].to_numpy(), minlength=len(index.classes))
     for label in np.flatnonzero((wanted > 0) & (usable == 0)):
@@ -78,26 +97,24 @@ def _check_no_class_is_lost(index: Index, usable: npt.NDArray[np.int64]) -> None
         )
 
 
-def _shards(receipts: list[Receipt]) -> tuple[Shard, ...]:
-    return tuple(shard for shard in (parse_shard(receipt.shard) for receipt in receipts) if shard.rows)
+def _source_lines(
+    index: Index,
+    out: str,
+    own: Mapping[str, tuple[Shard, ...]],
+    receipts: list[Receipt],
+    written: Mapping[str, Labels],
+) -> Iterator[pa.Array]:
+    """Yields a line for each file of the source: stored in shards of `out`, refused, or unreadable.
 
-
-def _build_split(name: str, receipts: list[Receipt]) -> Split:
-    shards = _shards(receipts)
-    if not shards:
-        raise DatasetError(f"split {name!r}: no image of it can be used; see {QUARANTINE_NAME}")
-    counts = np.sum([receipt.rows_per_class for receipt in receipts], axis=0)
-    return Split(sum(shard.rows for shard in shards), tuple(counts.tolist()), shards)
-
-
-def _source_lines(out: str, name: str, shards: tuple[Shard, ...], receipts: list[Receipt]) -> Iterable[str]:
-    """Yields a line for each file of the source, stored in shards of `out` or refused.
-
-    `source_digest` is a hash over the lines of all files of the source.
+    `source_digest` is a hash over them. written: int64 [classes] for each split, to which stored rows are added.
     """
-    if shards:
-        table = read_split_provenance(out, Split(0, (), shards), ["key", "label", "source_sha256"])
-        columns = (table[column].to_pylist() for column in table.column_names)
-        yield from (f"{name} {key} {label} {sha.hex()}" for key, label, sha in zip(*columns, strict=True))
-    refused = (entry for receipt in receipts for entry in receipt.quarantined)
-    yield from (f"{name} {entry['key']} {entry['label']} {entry['sha256']}" for entry in refused)
+    for name, shards in own.items():
+        for rows in read_shard_provenance(out, Split(0, (), shards), ["key", "label", "source_sha256"]):
+            written[name][:] += np.bincount(rows["label"].to_numpy(), minlength=len(index.classes))
+            yield stored_lines(name, rows)
+    yield from lines_of(
+        f"{receipt.split} {entry['key']} {entry['label']} {entry['sha256']}"
+        for receipt in receipts
+        for entry in receipt.quarantined
+    )
+    yield from lines_of(f"{each.split} {each.key} {each.label} " for each in index.unusable)

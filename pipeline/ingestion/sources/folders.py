@@ -27,10 +27,8 @@ def build_index(listing: Listing, name: str, val_share: float, class_level: Clas
     images, stray = _without_stray(listing)
     counts = Counter(_folder(listing.names[row]) for row in images)
     others: dict[str, Counter[str]] = {folder: Counter() for folder in listing.empty_folders}
-    is_image = {*images, *stray}
-    for row, each in enumerate(listing.names):
-        if row not in is_image:
-            others.setdefault(_folder(each), Counter())[kind_of(each)] += 1
+    for row in listing.rows_without(images, stray):
+        others.setdefault(_folder(listing.names[row]), Counter())[kind_of(listing.names[row])] += 1
     reading = read_tree(counts, others, listing.uri, class_level)
     rows, keys, splits, class_names = [], [], [], []
     for row in images:

@@ -1,16 +1,17 @@
 """The index of a source: for each sample its key, its label, and where its bytes lie."""
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.core.errors import SourceError
 from pipeline.core.keyed_random import Stream, key_hash, permutation, uniform
+from pipeline.ingestion.sorting.external_sort import in_memory_or_mapped, sorted_parts
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -21,6 +22,8 @@ INDEX_SCHEMA = pa.schema(
         ("length", pa.int64()),
     ]
 )
+
+_PART_ROWS = 1 << 20  # of a table that are looked at together
 
 Integers = Sequence[int] | npt.NDArray[np.int64]
 
@@ -60,9 +63,7 @@ class Index:
 
     def __post_init__(self) -> None:
         for split, table in self.splits.items():
-            keys = table["key"].to_pylist()
-            twice = next((key for key, after in itertools.pairwise(keys) if key == after), None)
-            if twice is not None:
+            if (twice := _first_repeated(table["key"])) is not None:
                 raise SourceError(
                     f"{self.name}: key {twice!r} occurs twice in split {split!r}; rename one of the files"
                 )
@@ -89,17 +90,48 @@ class Index:
 
 
 def sample_table(
-    keys: Sequence[str], labels: Sequence[int], objects: Sequence[str], offsets: Integers, lengths: Integers
+    keys: Sequence[str], labels: Integers, objects: Sequence[str], offsets: Integers, lengths: Integers
 ) -> pa.Table:
     """Returns a table of INDEX_SCHEMA, sorted by key. All columns have the same length."""
-    columns = [
-        pa.array(keys, pa.string()),
-        pa.array(labels, pa.int32()),
-        pa.array(objects, pa.string()).dictionary_encode(),
-        pa.array(offsets, pa.int64()),
-        pa.array(lengths, pa.int64()),
-    ]
-    return pa.Table.from_arrays(columns, schema=INDEX_SCHEMA).sort_by("key")
+
+    def parts() -> Iterator[pa.Table]:
+        for start in range(0, max(1, len(keys)), _PART_ROWS):
+            part = slice(start, start + _PART_ROWS)
+            columns = [
+                pa.array(keys[part], pa.string()),
+                pa.array(labels[part], pa.int32()),
+                pa.array(objects[part], pa.string()).dictionary_encode(),
+                pa.array(offsets[part], pa.int64()),
+                pa.array(lengths[part], pa.int64()),
+            ]
+            yield pa.Table.from_arrays(columns, schema=INDEX_SCHEMA)
+
+    return sorted_table(parts())
+
+
+def sorted_table(parts: Iterable[pa.Table]) -> pa.Table:
+    """Returns the rows of tables of INDEX_SCHEMA, sorted by key: in memory, or in a mapped file if there are many."""
+    return in_memory_or_mapped(sorted_parts(parts, "key"))
+
+
+def rows_of_keys(table: pa.Table, keys: Sequence[str]) -> dict[str, int]:
+    """Returns {key: its row in a table of INDEX_SCHEMA} for those keys that are there."""
+    wanted, found = pa.array(keys, pa.string()), dict[str, int]()
+    for start in range(0, table.num_rows if len(keys) else 0, _PART_ROWS):
+        part = table["key"].slice(start, _PART_ROWS)
+        for row in np.flatnonzero(pc.is_in(part, value_set=wanted).to_numpy()).tolist():
+            found[part[row].as_py()] = start + row
+    return found
+
+
+def _first_repeated(keys: pa.ChunkedArray) -> str | None:
+    """Returns the first of some sorted texts that is followed by itself; None if all are different."""
+    for start in range(0, len(keys) - 1, _PART_ROWS):
+        part = keys.slice(start, _PART_ROWS + 1)
+        same = pc.index(pc.equal(part.slice(0, len(part) - 1), part.slice(1)), True).as_py()
+        if same >= 0:
+            return str(part[same].as_py())
+    return None
 
 
 def hold_out(table: pa.Table, fraction: float, seed: int = 0) -> tuple[pa.Table, pa.Table]:
@@ -108,7 +140,7 @@ def hold_out(table: pa.Table, fraction: float, seed: int = 0) -> tuple[pa.Table,
     Which rows depends on their keys and the seed alone. Raises SourceError if a class has fewer than two rows.
     """
     labels = table["label"].to_numpy()
-    order = permutation(seed, 0, Stream.HOLD_OUT, key_hash(table["key"].to_pylist()))
+    order = permutation(seed, 0, Stream.HOLD_OUT, key_hash(table["key"]))
     is_val = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = order[labels[order] == label]
@@ -129,7 +161,7 @@ def below_share(keys: Sequence[str], labels: npt.NDArray[np.int64], share: float
     row of a class is below the share, its lowest is held out, and if all are, its highest is not. The row of a class
     that has one only stays in train. keys, labels: of N rows.
     """
-    draws = uniform(0, 0, Stream.HOLD_OUT, key_hash(list(keys)))[:, 0]
+    draws = uniform(0, 0, Stream.HOLD_OUT, key_hash(keys))[:, 0]
     is_val = draws < share
     order = np.lexsort((draws, labels))
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))

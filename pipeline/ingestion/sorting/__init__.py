@@ -1,0 +1,1 @@
+"""Tables of more rows than fit in memory: sorted, hashed and kept in files that are mapped."""
