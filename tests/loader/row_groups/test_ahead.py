@@ -255,7 +255,7 @@ def test_a_run_with_a_cache_that_is_too_small_ends_before_it_begins(remote: str,
     flags = "--recipe digits --set residency=stream shuffle_window_row_groups=3 --cache kept --cache-size 5KB"
     place = ("--data", remote, "--storage", "storage", "--workers", "0")
     ended = call_job("imagenet_resnet", *place, *flags.split(), cwd=tmp_path)
-    assert "cache-size=0.005MB is less than 2 shuffling windows of 3 row groups" in one_line_error(ended)
+    assert "cache-size=0.005MB is less than 3 shuffling windows of 3 row groups" in one_line_error(ended)
     assert not list(tmp_path.glob("storage/runs/*/*"))
 
 
