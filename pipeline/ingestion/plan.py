@@ -107,8 +107,13 @@ def plan_reads(samples: pa.Table) -> Iterator[Read]:
         yield Read(names[found.object].as_py(), found.offset, found.length, rows)
 
 
-def plan_id(index: Index, settings: IngestSettings, shards: list[ShardPlan]) -> str:
-    """Returns a hash of everything that the shards depend on; an unfinished ingest is continued only if it is equal."""
+def plan_id(
+    index: Index, settings: IngestSettings, shards: list[ShardPlan], removed: frozenset[bytes] = frozenset()
+) -> str:
+    """Returns a hash of everything that the shards depend on; an unfinished ingest is continued only if it is equal.
+
+    removed: SHA-256 of files of the source that no shard may hold.
+    """
     digest = hashlib.sha256(json.dumps([asdict(settings), index.encoding, index.classes]).encode())
     for split, table in index.splits.items():
         digest.update(f"{split} {index.fingerprint}".encode())
@@ -117,4 +122,5 @@ def plan_id(index: Index, settings: IngestSettings, shards: list[ShardPlan]) -> 
             digest.update(part.to_batches()[0].serialize())
     for shard in shards:
         digest.update(f"{shard.path} {len(shard.rows)} {shard.row_group_rows}".encode())
+    digest.update(b"".join(sorted(removed)))
     return digest.hexdigest()

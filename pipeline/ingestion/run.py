@@ -15,7 +15,7 @@ from pipeline.dataset.api import Dataset
 from pipeline.dataset.parquet import parquet_bytes
 from pipeline.ingestion.changes.find import Counts
 from pipeline.ingestion.changes.onto import Parent, compare_with
-from pipeline.ingestion.changes.removed import folder_of_versions, removed_sources
+from pipeline.ingestion.changes.removed import check_not_rewritten, folder_of_versions, removed_sources
 from pipeline.ingestion.plan import IngestSettings, plan_id, plan_shards
 from pipeline.ingestion.publish import IngestPlan, check_counts, check_quarantined, publish, quarantine_table
 from pipeline.ingestion.shard_task import Receipt, ShardContext, ShardTask, finish_shard, task_memory_bytes
@@ -59,7 +59,8 @@ def planned_ingest(
     those of the rows that it lacks. Needs no Ray, but uses it, if it runs, for sources of many archives. While the
     block runs, no other process can write to `out`. Unpacked archives lie in a spool folder below `out`, which is
     removed at the end of the block. Raises SourceError if the source can't be used, and DatasetError if `out` holds a
-    data set or other files, if another ingest is writing there, or if `parent` can have no such version.
+    data set or other files, if another ingest is writing there, if `parent` can have no such version, or if images are
+    being removed from the versions beside it.
     """
     if parent is not None:
         settings = parent.checked_settings(out, settings)
@@ -75,6 +76,8 @@ def planned_ingest(
         with lease.hold_lease(files.join(out, WORK, "lease.json"), out, progress) as held:
             check_target(out)  # once more: another process may have finished while this one waited
             claimed = True
+            # From now on a removal finds this folder, and doesn't begin.
+            check_not_rewritten(folder_of_versions(out))
             spool = files.join(out, WORK, "spool")
             try:
                 begin(progress, f"looking at {source.uri}")
@@ -100,13 +103,14 @@ def write_dataset(
     CPU. Raises DatasetError if more files are left out, if the target holds an unfinished ingest of something else, or
     if another process has taken over.
     """
+    removed = removed_sources(folder_of_versions(plan.out))
     context = ShardContext(
-        plan_id(plan.to_write, plan.settings, plan.shards),
+        plan_id(plan.to_write, plan.settings, plan.shards, removed),
         plan.out,
         plan.index.encoding,
         plan.index.classes,
         plan.settings,
-        removed_sources(folder_of_versions(plan.out)),
+        removed,
     )
     record = {"plan": context.plan, "source": plan.source.split("?")[0], "settings": asdict(plan.settings)}
     if plan.onto is not None:

@@ -120,9 +120,11 @@ def test_a_file_that_has_gone_or_shrunk_since_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_ingest_is_continued_under_the_same_plan_alone(tree_index: Index) -> None:
-    def identity(index: Index = tree_index, settings: IngestSettings | None = None) -> str:
+    def identity(
+        index: Index = tree_index, settings: IngestSettings | None = None, removed: frozenset[bytes] = frozenset()
+    ) -> str:
         settings = settings or IngestSettings()
-        return plan_id(index, settings, plan_shards(index, settings))
+        return plan_id(index, settings, plan_shards(index, settings), removed)
 
     assert identity() == identity()
     others = [
@@ -132,8 +134,9 @@ def test_an_unfinished_ingest_is_continued_under_the_same_plan_alone(tree_index:
         identity(replace(tree_index, fingerprint="other")),
         identity(replace(tree_index, classes=("ant", "bee", "dog"))),
         identity(replace(tree_index, splits={"train": tree_index.splits["train"]})),
+        identity(removed=frozenset({bytes(32)})),
     ]
-    assert len({identity(), *others}) == 7
+    assert len({identity(), *others}) == 8
 
 
 def test_an_estimate_counts_the_requests_of_s3_alone(tree_index: Index) -> None:

@@ -21,13 +21,15 @@ from pipeline.dataset.mixture import mix
 from pipeline.dataset.version import Changes
 from pipeline.ingestion import ingest, verify_dataset
 from pipeline.ingestion.changes.removed import removed_sources
-from pipeline.ingestion.sources import open_source
+from pipeline.ingestion.run import planned_ingest
+from pipeline.ingestion.sources import Source, open_source
 from pipeline.ingestion.target import WORK
 from pipeline.storage import files
 from pipeline.versions.compaction import compact
 from pipeline.versions.drop import drop_version
 from pipeline.versions.listing import list_versions
 from pipeline.versions.removal.run import forget
+from pipeline.versions.removal.shards import rewrite
 from tests.support.pictures.datasets import copied, ingest_here
 from tests.support.pictures.images import jpeg, make_tree, tree_files
 from tests.support.pictures.versions import deletions, make_version
@@ -282,6 +284,28 @@ def test_no_version_is_published_while_images_are_removed(
         ingest(tmp_path / "tree", chain / "v4", onto=chain / "v3")
     with pytest.raises(DatasetError, match="images are being removed from its versions"):
         compact(chain / "v3", chain / "v5")
+    assert not (chain / "v4").exists()
+
+
+def test_an_ingest_of_a_whole_source_that_begins_during_a_removal_brings_nothing_back(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ingest_meanwhile(*arguments: Any) -> Any:
+        meanwhile = planned_ingest(Source(str(tmp_path / "tree")), str(chain / "v9"))
+        with pytest.raises(DatasetError, match="images are being removed from its versions"), meanwhile:
+            pass
+        return rewrite(*arguments)
+
+    monkeypatch.setattr("pipeline.versions.removal.run.rewrite", ingest_meanwhile)
+    forget(chain, ["train/bee/002.png"])
+    assert not (chain / "v9").exists()
+
+
+def test_a_removal_does_not_begin_beside_an_ingest_that_has_written_nothing_yet(chain: Path, tmp_path: Path) -> None:
+    begun, refused = planned_ingest(Source(str(tmp_path / "tree")), str(chain / "v9")), r"v9: an ingest into it"
+    with begun, pytest.raises(DatasetError, match=refused):
+        forget(chain, ["train/bee/002.png"])
+    forget(chain, ["train/bee/002.png"])
 
 
 def test_an_unfinished_ingest_stops_a_removal_before_anything_is_changed(chain: Path) -> None:
