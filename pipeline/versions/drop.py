@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.core.errors import DatasetError
 from pipeline.dataset.manifest import MANIFEST_NAME
-from pipeline.ingestion.changes.removed import folder_of_versions
+from pipeline.ingestion.changes.removed import check_not_rewritten, folder_of_versions
 from pipeline.storage import files, lease
 from pipeline.versions.family import DROPPED_NAME, LEASE, read_family, read_member, real_uri, unfinished
 
@@ -34,13 +34,15 @@ def drop_version(uri: str | os.PathLike[str]) -> Dropped:
     Its shards that other versions refer to stay, with `dropped.json` beside them, until none does: then the next drop
     in this folder removes them. While an ingest is unfinished in the folder, all shards stay: it may be making a
     version of this one. An interrupted drop goes on when it is called again. Raises DatasetError if there is no version
-    at `uri`, one in the folder is damaged, or another process drops or rewrites versions there.
+    at `uri`, one in the folder is damaged, another process drops or rewrites versions there, or a removal of images was
+    interrupted, whose new shards no manifest names yet.
     """
     uri = files.absolute(os.fspath(uri))
     folder = folder_of_versions(uri)
     if read_member(uri) is None:
         raise DatasetError(f"{uri}: no {MANIFEST_NAME}, so no version; `versions list {folder}` names those there are")
     with lease.hold_lease(files.join(folder, *LEASE), folder) as held:
+        check_not_rewritten(folder)
         read_family(folder)  # raises before anything is changed
         member = read_member(uri)
         if member is not None and not member.dropped:

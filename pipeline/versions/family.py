@@ -58,9 +58,11 @@ class Member:
 
     @property
     def needed_files(self) -> set[str]:
-        """`real_uri` of each shard and provenance that it refers to, in its folder and others."""
+        """`real_uri` of each shard, provenance and edit file that it refers to, in its folder and others."""
         shards = [shard for split in self.manifest.resolved.splits.values() for shard in split.shards]
-        paths = [path for shard in shards for path in (shard.path, shard.provenance_path)]
+        edits = [each for shard in shards if shard.edits for each in (shard.edits.deletions, shard.edits.corrections)]
+        paths = [each.path for each in edits if each]
+        paths += [path for shard in shards for path in (shard.path, shard.provenance_path)]
         return {real_uri(files.resolve(self.uri, path)) for path in paths}
 
 

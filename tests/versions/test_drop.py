@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import DatasetError
-from pipeline.dataset import manifest, parquet
+from pipeline.dataset import edits, manifest, parquet
 from pipeline.dataset.mixture import mix
 from pipeline.ingestion.target import WORK
 from pipeline.ingestion.verify import verify_dataset
@@ -81,6 +81,28 @@ def test_a_mixture_beside_the_versions_keeps_its_sources(family: Path) -> None:
     assert rows_of(str(family / "mixed")) == expected
 
 
+def test_a_mixture_keeps_the_edits_of_a_source_that_is_dropped(family: Path) -> None:
+    mix({"a": str(family / "v2"), "b": str(family / "v3")}, str(family / "mixed"))
+    expected = rows_of(str(family / "mixed"))
+    shards = {name for name in tree_files(family / "v2") if name.startswith(("train/", "val/"))}
+    assert drop_version(family / "v2").kept_shards == len(shards)
+    edits._deleted.cache_clear()  # as in a new process
+    edits._corrected.cache_clear()
+    assert rows_of(str(family / "mixed")) == expected
+    assert {"deletions.parquet", "corrections.parquet"} < set(tree_files(family / "v2"))
+    drop_version(family / "mixed")
+    assert not {"deletions.parquet", "corrections.parquet"} & set(tree_files(family / "v2"))
+
+
+def test_while_a_removal_of_images_is_interrupted_nothing_is_dropped(family: Path) -> None:
+    (family / "_versions/forget").mkdir(parents=True)
+    (family / "_versions/forget/plan.json").write_text('{"keys": []}')
+    before = {name: tree_files(family / name) for name in ("v1", "v2", "v3")}
+    with pytest.raises(DatasetError, match=r"images are being removed from its versions .*run it again"):
+        drop_version(family / "v1")
+    assert {name: tree_files(family / name) for name in before} == before
+
+
 def test_while_an_ingest_is_unfinished_no_shard_goes(family: Path) -> None:
     (family / "v4" / WORK).mkdir(parents=True)
     (family / "v4" / WORK / "lease.json").write_text("{}")
@@ -88,7 +110,7 @@ def test_while_an_ingest_is_unfinished_no_shard_goes(family: Path) -> None:
     drop_version(family / "v3")
     done = drop_version(family / "v2")
     assert (done.unfinished, done.kept_shards) == (("v4",), len(shards) // 2)
-    assert set(tree_files(family / "v2")) == {*shards, "dropped.json"}
+    assert set(tree_files(family / "v2")) == {*shards, "deletions.parquet", "corrections.parquet", "dropped.json"}
     files.delete_tree(str(family / "v4"))
     drop_version(family / "v2")
     assert not (family / "v2").exists()

@@ -85,8 +85,8 @@ class Journal:
     def delete(self, ready: Ready) -> None:
         """Deletes what is replaced. Afterwards the versions are whole again, and may be built on."""
         files.delete_files(self.folder, list(ready.deletions))
-        files.delete_files(self.place, ["plan.json"])
         files.delete_files(self.place, ["ready.json"])
+        files.delete_files(self.place, ["plan.json"])  # last: alone it is planned again, and nothing is found
         files.delete_tree(self.staged())
 
     def give_up(self) -> None:
