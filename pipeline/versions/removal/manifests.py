@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from pipeline.dataset.edits import (
     live_rows,
     read_edits,
 )
-from pipeline.dataset.manifest import SCHEMA_VERSION, EditFile, Manifest, Shard, Split, Version, load_stored
+from pipeline.dataset.manifest import SCHEMA_VERSION, EditFile, Manifest, Shard, Source, Split, Version, load_stored
 from pipeline.dataset.mixture import mixture_of
 from pipeline.dataset.parquet import parquet_bytes, stored_provenance
 from pipeline.dataset.records import Rows, edit_name
@@ -49,6 +49,9 @@ class Rewriting:
     shards: Mapping[tuple[str, str], Rewritten]
     """{(URI of the version that holds it, its path before): the shard without the rows that are removed}."""
 
+    dropped: Set[str]
+    """Digests of the versions of which only shards are left."""
+
     digests: dict[str, str] = field(default_factory=dict)
     """{digest before: digest now} of the versions that are done."""
 
@@ -71,11 +74,12 @@ class Rewriting:
         """Returns a version as it will be. Writes its new edit files beside the old ones. Raises DatasetError."""
         data = member.manifest
         if data.sources:
-            parts = {name: self._part(source.uri, source.digest) for name, source in data.sources.items()}
+            parts = {name: self._part(member, source) for name, source in data.sources.items()}
             return Changed(mixture_of(data.name, {name: each.uri for name, each in data.sources.items()}, parts))
         if member.dropped:
             splits = {name: replace(split, shards=self._own(member, split)) for name, split in data.splits.items()}
-            return Changed(replace(data, splits=splits, version=None, schema_version=SCHEMA_VERSION))
+            now = replace(data, splits=splits, version=None, schema_version=SCHEMA_VERSION)
+            return Changed(replace(now, quarantined={}, repaired={}, leaked={}, quality={}))  # some name rows
         found = Changed(data)
         splits, repaired = {}, Counter(data.repaired)
         for name, split in data.splits.items():
@@ -88,8 +92,14 @@ class Rewriting:
         found.manifest = replace(data, splits=splits, version=version, repaired=dict(+repaired))
         return found
 
-    def _part(self, uri: str, digest: str) -> Manifest:
-        return self.manifests.get(digest) or load_stored(uri)
+    def _part(self, mixture: Member, source: Source) -> Manifest:
+        """Returns the manifest, as it will be, of a data set that a mixture is made of. Raises DatasetError."""
+        if source.digest in self.dropped:
+            raise DatasetError(
+                f"{mixture.uri}: is a mixture with {source.uri}, which was dropped, so it can't be made anew; nothing "
+                "was removed: drop the mixture (versions drop), run the same command again, then mix what there is"
+            )
+        return self.manifests.get(source.digest) or load_stored(source.uri)
 
     def _own(self, member: Member, split: Split) -> tuple[Shard, ...]:
         """Returns the shards in the folder of a dropped version, of which nothing else is left."""

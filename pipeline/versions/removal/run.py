@@ -147,7 +147,7 @@ class _Removal:
             self.journal.keep_traces(f"derived-{number}", new.derived)
             self.progress("rewrite", number + 1, len(found.rows))
             self.held.check()
-        rewriting = Rewriting(shards)
+        rewriting = Rewriting(shards, {member.manifest.digest for member in members if member.dropped})
         copies, pages, versions = [], [], {}
         for member in _bases_first(members):
             deletions += [f"{member.name}/{WORK}/{name}" for name, _ in files.list_files(files.join(member.uri, WORK))]

@@ -28,6 +28,7 @@ from pipeline.storage import files
 from pipeline.versions.compaction import compact
 from pipeline.versions.drop import drop_version
 from pipeline.versions.listing import list_versions
+from pipeline.versions.removal.journal import Journal
 from pipeline.versions.removal.run import forget
 from pipeline.versions.removal.shards import rewrite
 from tests.support.pictures.datasets import copied, ingest_here
@@ -236,6 +237,53 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing that runs afterwards may tidy up."""
 
 
+@pytest.mark.parametrize("step", ["write_ready", "copy", "delete", "end"])
+def test_a_drop_after_a_removal_that_was_killed_loses_nothing(
+    chain: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once new shards may lie there that no manifest names, a drop is refused until the removal has gone on."""
+    before, key = {name: rows_of(chain / name) for name in ("v2", "v3")}, "train/ant/003.png"
+    whole = getattr(Journal, step)
+
+    def killed(*arguments: Any) -> None:
+        whole(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, step, killed)
+        with pytest.raises(Killed):
+            forget(chain, [key])
+    if step in ("write_ready", "copy"):
+        with pytest.raises(DatasetError, match="images are being removed from its versions"):
+            drop_version(chain / "v1")
+        forget(chain, [key])
+    drop_version(chain / "v1")
+    if step == "delete":
+        forget(chain, [key])
+    for name, rows in before.items():
+        assert rows_of(chain / name) == without(rows, key, "val/ant/twice.png")
+
+
+def test_a_removal_that_is_killed_while_its_journal_goes_is_found(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either both say what is to be done, or the plan alone does: never the list of copies without the plan."""
+    deleted = files.delete_files
+
+    def killed(uri: str, names: list[str]) -> None:
+        deleted(uri, names)
+        if set(names) & {"plan.json", "ready.json"}:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "delete_files", killed)
+        with pytest.raises(Killed):
+            forget(chain, ["train/bee/002.png"])
+    with pytest.raises(DatasetError, match="images are being removed from its versions"):
+        drop_version(chain / "v1")
+    forget(chain, ["train/bee/002.png"])
+    drop_version(chain / "v1")
+    assert ("train", "train/bee/002.png") not in rows_of(chain / "v2")
+
+
 @pytest.mark.parametrize("writes", [1, 5, 12, 19, 30, 36])
 def test_a_removal_that_is_killed_anywhere_goes_on(
     chain: Path, tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
@@ -379,6 +427,25 @@ def test_a_mixture_beside_the_versions_is_made_anew(chain: Path) -> None:
     forget(chain, ["train/bee/002.png"])
     assert rows_of(chain / "mixed") == without(before, "old/train/bee/002.png", "new/train/bee/002.png")
     assert verify_dataset(chain / "mixed") == []
+
+
+def test_a_mixture_with_a_source_that_was_dropped_stops_a_removal(chain: Path) -> None:
+    mix({"old": str(chain / "v1"), "new": str(chain / "v2")}, str(chain / "mixed"))
+    drop_version(chain / "v2")
+    before = tree_files(chain)
+    with pytest.raises(DatasetError, match=r"mixed: is a mixture with \S+/v2, which was dropped, .* drop the mixture"):
+        forget(chain, ["train/cow/new.png"])
+    assert {k: v for k, v in tree_files(chain).items() if "_versions" not in k} == {
+        k: v for k, v in before.items() if "_versions" not in k
+    }
+    drop_version(chain / "mixed")
+    assert forget(chain, ["train/cow/new.png"]).rows == ("train/cow/new.png",)
+
+
+def test_what_is_left_of_a_dropped_version_names_no_image(chain: Path) -> None:
+    drop_version(chain / "v1")
+    forget(chain, ["val/ant/twice.png"])  # which was leaked, too
+    assert "ant/twice.png" not in (chain / "v1/dropped.json").read_text()
 
 
 def test_a_shard_that_holds_nothing_else_goes(tmp_path: Path) -> None:
