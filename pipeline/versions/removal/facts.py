@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,9 +40,11 @@ def describe(member: Member, changed: Changed, found: Found) -> Described:
     data = changed.manifest
     if member.dropped or data.sources:
         return Described(data.with_digest(), None, None, None)
-    quarantine, is_shorter = _without(read_quarantine(member.uri), found)
-    state, is_state_shorter = _without(read_state(member.uri), found)
-    new_state = state if is_state_shorter else None
+    refused, known = read_quarantine(member.uri), read_state(member.uri)
+    quarantine = refused.filter(pa.array([_stays(row, found) for row in refused.to_pylist()], pa.bool_()))
+    state = _without(known, _lost_names(member, changed))
+    is_shorter = quarantine.num_rows < refused.num_rows
+    new_state = state if state.num_rows < known.num_rows else None
     if data is member.manifest and not is_shorter:
         return Described(data, None, new_state, None)
     reasons = Counter(reason.split(":")[0] for reason in quarantine["reason"].to_pylist())
@@ -59,14 +62,55 @@ def describe(member: Member, changed: Changed, found: Found) -> Described:
     return Described(data.with_digest(), quarantine if is_shorter else None, new_state, pixels)
 
 
-def _without(table: pa.Table, found: Found) -> tuple[pa.Table, bool]:
-    """Returns (a table with the columns split and key without the images that are removed, whether it is shorter)."""
+def _stays(refused: dict[str, Any], found: Found) -> bool:
+    """Whether a line of the quarantine is of another file than those that are removed, which may be called the same."""
+    if refused["sha256"]:
+        return bytes.fromhex(refused["sha256"]) not in found.sources
+    return (refused["split"], refused["key"]) not in found.names
+
+
+def _lost_names(member: Member, changed: Changed) -> dict[str, set[str]]:
+    """Returns {split: keys of the version's own rows that it loses}: another file may have such a name elsewhere.
+
+    Rows that people have removed count, unless the source has another file under the name since.
+    """
+    names = dict[str, set[str]]()
+    data = member.manifest
+    if changed.manifest is data:
+        return names
+    before, now = _removed_by_people(member.uri, data), _removed_by_people(member.uri, changed.manifest)
+    for name, split in data.resolved.splits.items():
+        keys = read_split_provenance(member.uri, split, ["key"])["key"]
+        lost = set(keys.take(pa.array(changed.gone[name])).to_pylist())
+        of_people = before.get(name, set()) - now.get(name, set())
+        present = keys.filter(pc.is_in(keys, value_set=pa.array(sorted(of_people), pa.string())))
+        names[name] = lost | (of_people - set(present.to_pylist()))
+    return names
+
+
+def _removed_by_people(uri: str, data: Manifest) -> dict[str, set[str]]:
+    """Returns {split: keys of the rows that people have removed from a version}."""
+    splits = {edit_name(shard): name for name, split in data.splits.items() for shard in split.shards}
+    found = dict[str, set[str]]()
+    deletions = _deletions_by_people(uri, data)
+    for shard, key in zip(deletions["shard"].to_pylist(), deletions["key"].to_pylist(), strict=True):
+        found.setdefault(splits[shard], set()).add(key)
+    return found
+
+
+def _deletions_by_people(uri: str, data: Manifest) -> pa.Table:
+    deletions = read_edits(uri, None if data.version is None else data.version.deletions, DELETIONS_SCHEMA)
+    return deletions.filter(pc.starts_with(deletions["reason"], BY_PEOPLE))
+
+
+def _without(table: pa.Table, names: Mapping[str, set[str]]) -> pa.Table:
+    """Returns a table with the columns split and key without the rows of these names, {split: keys}."""
     keep = np.ones(table.num_rows, dtype=bool)
-    for split in {split for split, _ in found.names}:
-        keys = pa.array(sorted(key for name, key in found.names if name == split), pa.string())
+    for split, keys in names.items():
         of_split = pc.equal(table["split"].cast(pa.string()), split)
-        keep &= ~pc.and_(of_split, pc.is_in(table["key"], value_set=keys)).to_numpy(zero_copy_only=False)
-    return table.filter(pa.array(keep)), not keep.all()
+        is_one = pc.is_in(table["key"], value_set=pa.array(sorted(keys), pa.string()))
+        keep &= ~pc.and_(of_split, is_one).to_numpy(zero_copy_only=False)
+    return table.filter(pa.array(keep))
 
 
 def _pixels(member: Member, changed: Changed, found: Found, rows: pa.Table) -> PixelState:
@@ -87,9 +131,7 @@ def _source_lines(uri: str, data: Manifest, state: pa.Table, quarantine: pa.Tabl
     A row counts with its class in the source, which people may have corrected, and rows that people have removed count,
     too: they are in the source.
     """
-    removed = None if data.version is None else data.version.deletions
-    deletions = read_edits(uri, removed, DELETIONS_SCHEMA)
-    by_people = deletions.filter(pc.starts_with(deletions["reason"], BY_PEOPLE))
+    by_people = _deletions_by_people(uri, data)
     for name, split in data.resolved.splits.items():
         known = state.filter(pc.equal(state["split"].cast(pa.string()), name))
         tables = [read_split_provenance(uri, split, ["key", "label", "source_sha256"])]

@@ -1,14 +1,16 @@
 """The journal of a removal, beside the versions: it is carried out step by step, and goes on after a kill.
 
 1. `begin` writes down which keys are removed. From now on no version can be published in the folder.
-2. New shards are written beside the old ones, under new names; all else that changes is staged in the journal's folder.
+2. New shards are written beside the old ones, under new names; all else that changes is staged in the journal's folder,
+   and hashes of the bytes that are removed, too.
 3. `write_ready` says what is to be copied and deleted. Before it nothing that exists has changed, and the removal is
    planned again.
-4. Manifests and other files are copied to their places, bases first, then the old shards are deleted. Each step may be
-   repeated, and a version can be read at every moment.
-5. The journal keeps hashes of the removed bytes until a search finds none of them.
+4. Hashes, manifests and other files are copied to their places, bases first, then the old shards are deleted. Each step
+   may be repeated, and a version can be read at every moment.
+5. The journal keeps the hashes of all removals, and their keys, until a search finds none of the bytes.
 """
 
+import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +22,7 @@ from pipeline.ingestion.changes.removed import REWRITING
 from pipeline.storage import files
 from pipeline.versions.removal.traces import Traces, traces_of
 
+_KEYS_NAME = "removed-keys.json"
 _BATCH_BYTES = 8 << 20
 
 
@@ -98,9 +101,24 @@ class Journal:
         """Removes the journal."""
         files.delete_tree(self.place)
 
-    def keep_traces(self, name: str, removed: Iterable[bytes]) -> None:
-        """Keeps the hashes of removed byte strings, to be searched for. name: of this part of them."""
-        for number, batch in enumerate(_batches(removed)):
+    def removed_keys(self) -> set[str]:
+        """Returns KEY and SPLIT/KEY of all images that are removed, and whose bytes no search has missed yet."""
+        values = self._read(_KEYS_NAME)
+        return set() if values is None else set(values["keys"])
+
+    def stage_removed_keys(self, keys: Iterable[str]) -> str:
+        """Stages the keys of images, for `removed_keys`, beside those that are there. Returns the name for `copies`."""
+        name = "/".join((*REWRITING[:-1], _KEYS_NAME))
+        files.write_json(self.staged(name), {"keys": sorted(self.removed_keys() | set(keys))})
+        return name
+
+    def stage_traces(self, kind: str, removed: Iterable[bytes]) -> list[str]:
+        """Stages the hashes of byte strings that will be removed, to be searched for. Returns the names for `copies`.
+
+        Files are named after their content, so that those of an earlier removal stay.
+        """
+        names = []
+        for batch in _batches(removed):
             traces = traces_of(batch)
             packed = np.packbits(traces.known_blocks)
             arrays: dict[str, np.ndarray[Any, Any]] = {
@@ -108,12 +126,16 @@ class Journal:
                 "pixels": traces.of_pixels,
                 "headers": traces.of_headers,
             }
-            files.write_bytes(files.join(self.place, "traces", f"{name}-{number}.npz"), _npz(arrays))
+            data = _npz(arrays)
+            name = "/".join((*REWRITING[:-1], "traces", f"{kind}-{hashlib.sha256(data).hexdigest()}.npz"))
+            files.write_bytes(self.staged(name), data)
+            names.append(name)
+        return names
 
-    def traces(self, prefix: str = "") -> list[Traces]:
-        """Returns what `keep_traces` has kept under names that begin so."""
+    def traces(self, kind: str) -> list[Traces]:
+        """Returns the hashes of this kind of all that was removed."""
         place = files.join(self.place, "traces")
-        found = [name for name, _ in files.list_files(place) if name.startswith(prefix)]
+        found = [name for name, _ in files.list_files(place) if name.startswith(f"{kind}-")]
         return [_traces(files.read_bytes(files.join(place, name))) for name in found]
 
     def _read(self, name: str) -> dict[str, Any] | None:

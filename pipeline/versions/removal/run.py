@@ -97,11 +97,10 @@ class _Removal:
         if earlier is not None:
             self._carry_out(earlier)
         begun = self.journal.begun()
-        continues = earlier is not None or begun is not None or bool(self.journal.traces())
         self.journal.begin(keys | set(begun or ()))
         written: list[str] = []
         try:
-            found, members = self._found(keys | set(begun or ()), [] if continues else sorted(keys))
+            found, members = self._found(keys | set(begun or ()), sorted(keys - self.journal.removed_keys()))
             if not found.names:
                 self.journal.give_up()
                 return earlier or nothing
@@ -135,7 +134,7 @@ class _Removal:
 
     def _prepare(self, found: Found, members: Sequence[Member], written: list[str]) -> Ready:
         """Writes the new shards, and stages all else that changes. written: receives the names of new files."""
-        shards, deletions = {}, []
+        shards, deletions, copies = {}, [], []
         for number, ((uri, path), gone) in enumerate(sorted(found.rows.items())):
             member = next(each for each in members if each.uri == uri)
             shard = next(each for each in member.own_shards if each.path == path)
@@ -143,12 +142,12 @@ class _Removal:
             deletions += [f"{member.name}/{shard.path}", f"{member.name}/{shard.provenance_path}"]
             if new.shard is not None:
                 written += [f"{member.name}/{new.shard.path}", f"{member.name}/{new.shard.provenance_path}"]
-            self.journal.keep_traces(f"images-{number}", new.images)
-            self.journal.keep_traces(f"derived-{number}", new.derived)
+            copies += self.journal.stage_traces("images", new.images)
+            copies += self.journal.stage_traces("derived", new.derived)
             self.progress("rewrite", number + 1, len(found.rows))
             self.held.check()
         rewriting = Rewriting(shards, {member.manifest.digest for member in members if member.dropped})
-        copies, pages, versions = [], [], {}
+        pages, versions = [], dict[str, str]()
         for member in _bases_first(members):
             deletions += [f"{member.name}/{WORK}/{name}" for name, _ in files.list_files(files.join(member.uri, WORK))]
             staged, manifest = self._stage(member, found, rewriting, written)
@@ -161,7 +160,9 @@ class _Removal:
             if files.exists(files.join(member.uri, QUALITY_NAME)):
                 pages.append(member.name)
         copies += self._stage_records(found, rewriting)
-        return Ready(copies, pages, deletions, sorted({row_name(*name) for name in found.names}), versions)
+        rows = {row_name(*name) for name in found.names}
+        copies.append(self.journal.stage_removed_keys(rows | {key for _, key in found.names}))
+        return Ready(copies, pages, deletions, sorted(rows), versions)
 
     def _stage(
         self, member: Member, found: Found, rewriting: Rewriting, written: list[str]

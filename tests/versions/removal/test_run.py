@@ -21,6 +21,7 @@ from pipeline.dataset.mixture import mix
 from pipeline.dataset.version import Changes
 from pipeline.ingestion import ingest, verify_dataset
 from pipeline.ingestion.changes.removed import removed_sources
+from pipeline.ingestion.changes.state import read_state
 from pipeline.ingestion.run import planned_ingest
 from pipeline.ingestion.sources import Source, open_source
 from pipeline.ingestion.target import WORK
@@ -395,6 +396,53 @@ def test_a_copy_beside_the_versions_is_found_and_the_next_call_searches_again(ch
     forget(chain, ["train/bee/002.png"])
     with pytest.raises(DatasetError, match=r"key=train/bee/002\.png: in no version"):
         forget(chain, ["train/bee/002.png"])
+
+
+def test_a_second_removal_does_not_forget_what_the_first_has_yet_to_find(chain: Path, tmp_path: Path) -> None:
+    shutil.copy(tmp_path / "tree/train/bee/002.png", chain / "copy.bin")
+    for key in ("train/bee/002.png", "train/ant/005.png"):
+        with pytest.raises(DatasetError, match=r"are left in \S+/copy\.bin: delete it"):
+            forget(chain, [key])
+    with pytest.raises(DatasetError, match=r"key=nothere: in no version"):
+        forget(chain, ["train/bee/002.png", "nothere"])
+    (chain / "copy.bin").unlink()
+    forget(chain, ["train/bee/002.png", "train/ant/005.png"])
+    assert not (chain / "_versions/forget").exists()
+
+
+def test_a_removal_that_is_refused_leaves_no_traces(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [key for split, key in rows_of(chain / "v1") if split == "val"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write_ready", _killed)
+        with pytest.raises(Killed):
+            forget(chain, ["train/bee/003.png", "val/bee/004.png"])
+    with pytest.raises(DatasetError, match="would have no image left"):
+        forget(chain, keys)
+    assert not list((chain / "_versions/forget").rglob("*.*"))
+    with pytest.raises(DatasetError, match=r"key=nothere: in no version"):
+        forget(chain, ["nothere"])
+    assert forget(chain, ["train/bee/002.png"]).rows == ("train/bee/002.png",)
+
+
+def _killed(*_: Any) -> None:
+    raise Killed
+
+
+def test_another_image_that_is_called_the_same_stays_in_the_lists(chain: Path, tmp_path: Path) -> None:
+    """v1 has a duplicate of an image under a name that v4 gives to another picture."""
+    tree = tmp_path / "tree"
+    (tree / "val/ant/twice.png").write_bytes(noisy_png(555))
+    (tree / "train/cow/bad.png").write_bytes(b"I am another text" * 20)
+    ingest(tree, chain / "v4", onto=chain / "v3")
+    done = forget(chain, ["train/ant/003.png"])
+    assert "val/ant/twice.png" in done.rows
+    assert ("val", "val/ant/twice.png") in rows_of(chain / "v4")
+    (tree / "train/ant/003.png").unlink()
+    ingest_here(open_source(str(tree), spool=str(tmp_path / "s")), str(tmp_path / "full"), shard_size=30_000)
+    state = read_state(str(chain / "v4"))
+    assert state.num_rows == manifest.load(str(chain / "v4")).rows
+    compact(chain / "v4", chain / "v5")
+    assert manifest.load(str(chain / "v5")) == manifest.load(str(tmp_path / "full"))
 
 
 def test_an_image_that_stays_and_holds_pixels_of_it_is_named(tmp_path: Path) -> None:
