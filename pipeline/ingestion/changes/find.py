@@ -108,7 +108,9 @@ def find_changes(index: Index, earlier: Earlier, read: Read, recheck: bool = Fal
         same = same_state(now.filter(pc.equal(now["split"], split)), before) & (not recheck)
         kept, read_for_live = _same_bytes(rows, earlier.live.get(split), same, read)
         without = kept < 0
-        removed, read_for_removed = _same_bytes(rows, earlier.left_out.get(split), same, read, without)
+        left_out = earlier.left_out.get(split)
+        known = same & ~_has_several(rows["key"], left_out)
+        removed, read_for_removed = _same_bytes(rows, left_out, known, read, without)
         num_read += read_for_live + read_for_removed
         unusable = {each.key for each in index.unusable if each.split == split}
         changes = Changes(
@@ -131,6 +133,15 @@ def _aligned(state: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
     )
 
 
+def _has_several(keys: pa.ChunkedArray, left_out: pa.Table | None) -> npt.NDArray[np.bool_]:
+    """Returns bool [N]: the keys under which people have removed several images, one after the other."""
+    if left_out is None:
+        return np.zeros(len(keys), dtype=bool)
+    counts = left_out["key"].value_counts()
+    several = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    return np.asarray(pc.is_in(keys, value_set=several).to_numpy(), dtype=bool)
+
+
 def _same_bytes(
     rows: pa.Table,
     earlier: pa.Table | None,
@@ -150,11 +161,21 @@ def _same_bytes(
         kept[~wanted] = -1
     doubtful = np.flatnonzero((kept >= 0) & ~same)
     if len(doubtful):
-        hashes = read(rows.take(pa.array(doubtful))).cast(pa.binary(32))
-        before = earlier["source_sha256"].take(pa.array(kept[doubtful]))
-        equal = pc.equal(hashes, before).fill_null(False).to_numpy()
-        kept[doubtful[~equal]] = -1
+        some = rows.take(pa.array(doubtful))
+        of_key = np.flatnonzero(pc.is_in(earlier["key"], value_set=some["key"].combine_chunks()).to_numpy())
+        before = earlier.select(["key", "source_sha256"]).take(pa.array(of_key))
+        at = pc.index_in(
+            _named_bytes(some["key"], read(some)),
+            value_set=_named_bytes(before["key"], before["source_sha256"]).combine_chunks(),
+        )
+        at = at.fill_null(-1).to_numpy()
+        kept[doubtful] = np.where(at >= 0, of_key[at], -1)
     return kept, len(doubtful)
+
+
+def _named_bytes(keys: pa.ChunkedArray, hashes: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns binary [N]: SHA-256 and key of each row, null for no SHA-256."""
+    return pc.binary_join_element_wise(hashes.cast(pa.binary()), keys.cast(pa.binary()), b"")
 
 
 def _deletions(rows: pa.Table, earlier: pa.Table | None, kept: Rows, unusable: set[str]) -> pa.Table:

@@ -197,7 +197,8 @@ def _read_earlier(uri: str, stored: Manifest) -> Earlier:
         for shard, resolved in zip(stored.splits[name].shards, split.shards, strict=True):
             rows = removed.filter(pc.equal(removed["shard"], edit_name(shard)))["row"]
             if len(rows):
-                parts.append(_removed_rows(uri, resolved, rows, classes))
+                base = version.bases.get(shard.base)  # what the stored labels mean: the version may lack the class
+                parts.append(_removed_rows(uri, resolved, rows, classes if base is None else pa.array(base.classes)))
         if parts:
             left_out[name] = pa.concat_tables(parts)
     return Earlier(live, left_out, read_state(uri), _refused(uri))

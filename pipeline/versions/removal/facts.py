@@ -128,8 +128,8 @@ def _pixels(member: Member, changed: Changed, found: Found, rows: pa.Table) -> P
 def _source_lines(uri: str, data: Manifest, state: pa.Table, quarantine: pa.Table) -> Iterator[str]:
     """Yields the line of `source_digest` for each file of the source, as an ingest does.
 
-    A row counts with its class in the source, which people may have corrected, and rows that people have removed count,
-    too: they are in the source.
+    A row counts with its class in the source, which people may have corrected. Rows that people have removed count,
+    too, while the source has them: their stored labels may be of a class that is gone.
     """
     by_people = _deletions_by_people(uri, data)
     for name, split in data.resolved.splits.items():
@@ -138,7 +138,10 @@ def _source_lines(uri: str, data: Manifest, state: pa.Table, quarantine: pa.Tabl
         for shard, resolved in zip(data.splits[name].shards, split.shards, strict=True):
             gone = by_people.filter(pc.equal(by_people["shard"].cast(pa.string()), edit_name(shard)))["row"]
             if len(gone):
-                tables.append(stored_provenance(uri, resolved, ["key", "label", "source_sha256"]).take(gone))
+                left_out = stored_provenance(uri, resolved, ["key", "label", "source_sha256"]).take(gone)
+                is_there = pc.is_in(left_out["key"], value_set=known["key"].combine_chunks())
+                is_live = pc.is_in(left_out["key"], value_set=tables[0]["key"].combine_chunks())
+                tables.append(left_out.filter(pc.and_not(is_there, is_live)) if known.num_rows else left_out)
         table = pa.concat_tables(tables)
         at = pc.index_in(table["key"], value_set=known["key"].combine_chunks())
         classes = known["class"].cast(pa.string()).combine_chunks().take(at.combine_chunks())

@@ -180,6 +180,23 @@ def test_an_image_that_a_person_removed_stays_out_while_its_bytes_are_the_same()
         assert found.counts().gone == found.counts().changed == 0
 
 
+def test_of_several_images_that_people_removed_under_one_key_each_stays_out() -> None:
+    rest = {("train", "y"): File("bee", 9)}
+    removed = [rows_of({("train", "a"): File("ant", content)}) for content in (1, 2)]  # first 1, then what came, 2
+    left_out = {"train": pa.concat_tables(each["train"] for each in removed)}
+    state = state_of(index_of({**rest, ("train", "a"): File("ant", 2)}))
+    for content, modified, recheck, expected in (
+        (2, 0, False, 1),
+        (2, 0, True, 1),
+        (1, 7, False, 0),
+        (3, 7, False, -1),
+    ):
+        after = {**rest, ("train", "a"): File("ant", content, modified)}
+        found = find_changes(index_of(after), Earlier(rows_of(rest), left_out, state), Reader(after), recheck)
+        assert found.splits["train"].removed.tolist() == [expected, -1]
+        assert found.counts().new == int(expected < 0)
+
+
 names = st.tuples(st.sampled_from(["train", "val", "test"]), st.sampled_from("abcdefgh"))
 sources = st.dictionaries(names, st.builds(File, st.sampled_from(CLASSES), st.integers(0, 5)), min_size=1)
 

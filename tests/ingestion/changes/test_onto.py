@@ -32,6 +32,7 @@ from pipeline.ingestion.sources import Source, open_source
 from pipeline.ingestion.target import WORK
 from pipeline.ingestion.verify import verify_dataset
 from pipeline.storage import files
+from pipeline.versions import forget
 from tests.support.pictures.datasets import ingest_here
 from tests.support.pictures.images import make_tree, picture, tree_files
 from tests.support.pictures.versions import corrections, deletions, make_version
@@ -238,6 +239,28 @@ def test_a_removed_image_is_remembered_when_all_others_of_its_shard_are_gone(tre
     tree.ingest(tmp_path / "v4", tmp_path / "v3")
     assert classes_of(tmp_path / "v4") == classes_of(tmp_path / "v3")
     assert verify_dataset(tmp_path / "v4") == []
+
+
+def test_a_removed_image_is_remembered_when_its_class_is_gone(tree: Tree, tmp_path: Path) -> None:
+    versions = tmp_path / "versions"
+    tree.put("train/h", 6, "cow")
+    tree.put("train/i", 7, "cow")
+    tree.ingest(versions / "v1")
+    changes = Changes(deletions({row_of(versions / "v1", "train/h.jpg"): "corrected: no animal"}))
+    make_version(str(versions / "v1"), str(versions / "v2"), {"train": changes})
+    shutil.copytree(versions / "v1" / "_state", versions / "v2" / "_state")
+    for name in ("train/h", "train/i"):
+        tree.put(name, None)
+    assert tree.ingest(versions / "v3", versions / "v2").classes == ("ant", "bee")
+    tree.put("train/h", 6, "ant")
+    tree.ingest(versions / "v4", versions / "v3")
+    assert "train/h.jpg" not in classes_of(versions / "v4")
+    # An image that is removed for good leaves a digest of the source as it is without that image.
+    forget(versions, ["train/e.jpg"])
+    tree.put("train/e", None)
+    assert load(str(versions / "v4")).source_digest == tree.ingest(tmp_path / "with").source_digest
+    tree.put("train/h", None)
+    assert load(str(versions / "v3")).source_digest == tree.ingest(tmp_path / "without").source_digest
 
 
 # --- the state, and what is refused ------------------------------------------------------------------------------
