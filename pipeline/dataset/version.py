@@ -82,6 +82,7 @@ def derive(
         shards[name] = [shard for shard in referred if shard.live_rows or edit_name(shard) in by_people]
     for name, more in added.items():
         shards.setdefault(name, []).extend(more)
+    shards = {name: each for name, each in shards.items() if any(shard.live_rows for shard in each)}
     all_shards = [shard for each in shards.values() for shard in each]
     names = pa.array(sorted(map(edit_name, all_shards)), pa.string())
     version = Version(
@@ -90,12 +91,7 @@ def derive(
         _write(out, DELETIONS_NAME, deletions, names),
         _write(out, CORRECTIONS_NAME, _newest(deletions, *(each[1] for each in reversed(new)), earlier[1]), names),
     )
-    splits = {
-        name: _counted(out, tuple(each), version, classes)
-        for name, each in shards.items()
-        if any(shard.live_rows for shard in each)
-    }
-    return Derived(splits, version)
+    return Derived({name: _counted(out, tuple(each), version, classes) for name, each in shards.items()}, version)
 
 
 def _referred(shard: Shard, stored: Manifest) -> Shard:

@@ -263,6 +263,20 @@ def test_a_removed_image_is_remembered_when_its_class_is_gone(tree: Tree, tmp_pa
     assert load(str(versions / "v3")).source_digest == tree.ingest(tmp_path / "without").source_digest
 
 
+def test_a_split_that_is_gone_takes_its_edits_with_it(tree: Tree, tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        tree.put(f"test/{name}", number + 5, "ant")
+    tree.ingest(tmp_path / "v2", tmp_path / "v1")
+    changes = {"test": Changes(deletions({0: "corrected: no animal"})), "train": Changes(deletions({0: "gone"}))}
+    make_version(str(tmp_path / "v2"), str(tmp_path / "v3"), changes)
+    for name in "ab":
+        tree.put(f"test/{name}", None)
+    data = tree.ingest(tmp_path / "v4", tmp_path / "v3")
+    assert verify_dataset(tmp_path / "v4") == []
+    assert data.version is not None
+    assert {base.uri for base in data.version.bases.values()} == {"../v1"}
+
+
 # --- the state, and what is refused ------------------------------------------------------------------------------
 
 
