@@ -19,7 +19,7 @@ from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
 from pipeline.evaluation.workers import evaluation_session
 from pipeline.ingestion.api import ingest
-from pipeline.ingestion.changes.onto import has_edits_by_people, why_compact
+from pipeline.ingestion.changes.onto import edits_by_people, why_compact
 from pipeline.ingestion.plan import IngestSettings
 from pipeline.ingestion.sources import Source
 from pipeline.models import checkpoint
@@ -33,6 +33,7 @@ from pipeline.storage import files
 from pipeline.storage.lease import Lease
 from pipeline.training.job import weights_of
 from pipeline.training.workflow import make_job, train_job
+from pipeline.versions.family import Member, read_member
 
 log = logging.getLogger(__name__)
 
@@ -56,39 +57,57 @@ def _parent_of(run: RetrainingRun) -> str | None:
     """Returns the data set of the newest finished run, None if there is none or all is better written anew."""
     latest = read_latest(run.workspace)
     uri = latest and files.join(run.workspace, "datasets", files.basename(latest["dataset"]))
-    if not uri or uri == run.dataset or not is_dataset(uri):
+    latest_data = read_member(uri) if uri and uri != run.dataset else None
+    if latest_data is None:
         return None
-    uri = _as_corrected(uri)
+    uri = _as_corrected(latest_data)
+    if not is_dataset(uri):  # was dropped, and nobody has corrected it
+        return None
     stored = manifest.load_stored(uri)
     if stored.sources:
         return None
     is_like_new = stored.settings == json.loads(json.dumps(asdict(IngestSettings())))
-    return uri if (is_like_new and not why_compact(stored)) or has_edits_by_people(uri, stored) else None
+    return uri if (is_like_new and not why_compact(stored)) or edits_by_people(uri, stored) else None
 
 
-def _as_corrected(uri: str) -> str:
+def _as_corrected(latest: Member) -> str:
     """Returns the version beside a data set in which people have corrected it last; the data set itself if none has.
 
-    Of several corrections of the same data set none is taken: they should follow each other.
+    latest: may be dropped. Of several corrections of the same data set none is taken, unless one holds the edits of all
+    others: they should follow each other.
     """
-    folder = files.resolve(uri, "../")
+    folder = files.resolve(latest.uri, "../")
     beside = [files.join(folder, name) for name in files.list_directories(folder)]
     versions = {each: manifest.load_stored(each) for each in beside if is_dataset(each)}
-    while True:
+    versions[latest.uri] = latest.manifest
+    digests = {data.digest for data in versions.values()}
+
+    def last(uri: str) -> str:
         stored = versions[uri]
-        corrected = [
-            each
-            for each, data in versions.items()
-            if data.version is not None
-            and data.version.parent == stored.digest
-            and data.source_digest == stored.source_digest
-            and has_edits_by_people(each, data)
-        ]
-        if len(corrected) > 1:
-            log.warning("warning: %s are corrections of one data set, %s; none is used", ", ".join(corrected), uri)
-        if len(corrected) != 1:
-            return uri
-        (uri,) = corrected
+        is_gone = uri == latest.uri and latest.dropped
+        known = frozenset([] if is_gone else edits_by_people(uri, stored))
+        following = [each for each, data in versions.items() if _follows(data, stored, digests)]
+        # The data set of a run that wasn't finished follows, too: people have changed nothing there.
+        said = {frozenset(edits_by_people(end, versions[end])): end for end in map(last, following)}
+        ends = [end for edits, end in said.items() if edits != known and not any(edits < other for other in said)]
+        if len(ends) > 1:
+            log.warning("warning: %s are corrections of one data set, %s; none is used", ", ".join(ends), uri)
+        return ends[0] if len(ends) == 1 else uri
+
+    return last(latest.uri)
+
+
+def _follows(data: Manifest, stored: Manifest, digests: set[str]) -> bool:
+    """Whether a version was made of a data set, of the same source. digests: of the data sets that are there.
+
+    A version whose parent was dropped follows those whose shards it refers to.
+    """
+    version = data.version
+    if version is None or data.source_digest != stored.source_digest:
+        return False
+    if version.parent in digests:
+        return version.parent == stored.digest
+    return stored.digest in {base.digest for base in version.bases.values()}
 
 
 class Stages:

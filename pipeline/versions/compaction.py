@@ -26,7 +26,7 @@ from pipeline.dataset.records import Rows
 from pipeline.dataset.row_reader import load_index, read_images
 from pipeline.dataset.schema import PROVENANCE_SCHEMA
 from pipeline.ingestion.changes.histogram import histogram_without
-from pipeline.ingestion.changes.onto import has_edits_by_people
+from pipeline.ingestion.changes.onto import edits_by_people
 from pipeline.ingestion.changes.state import PixelState, read_pixels, read_state, write_pixels
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_shards
@@ -91,7 +91,7 @@ class _Compaction:
     held: lease.Lease
 
     def run(self, progress: Progress) -> Manifest:
-        if has_edits_by_people(self.uri, self.stored):
+        if edits_by_people(self.uri, self.stored):
             _log.info("%s", _BY_PEOPLE)
         settings = settings_of(self.stored)
         index = self._index()

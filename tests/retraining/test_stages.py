@@ -16,6 +16,7 @@ from pipeline.retraining.plan import RetrainOptions
 from pipeline.retraining.stages import ingest_source
 from pipeline.retraining.workspace import LATEST_NAME, RetrainingRun
 from pipeline.storage import files
+from pipeline.versions import drop_version
 from tests.support.pictures.datasets import ingest_here
 from tests.support.pictures.images import jpeg, make_tree
 from tests.support.pictures.versions import deletions, make_version
@@ -67,9 +68,30 @@ def test_a_run_goes_on_from_what_people_have_corrected(
     assert data.version.parent == manifest.load(f"{folder}/corrected-again").digest
     assert data.splits["train"].rows == 17
     shutil.rmtree(tuesday.dataset)
-    make_version(monday.dataset, f"{folder}/other", {"train": Changes(deletions({2: "corrected: removed"}))})
+    make_version(monday.dataset, f"{folder}/other", {"train": Changes(deletions({3: "corrected: removed"}))})
     assert ingest_source(tuesday, RetrainOptions(), silent).splits["train"].rows == 19
     assert "are corrections of one data set" in caplog.text
+
+
+def test_corrections_outlive_the_data_sets_that_they_were_made_of(
+    nights: tuple[RetrainingRun, RetrainingRun], caplog: pytest.LogCaptureFixture
+) -> None:
+    monday, tuesday = nights
+    folder = files.resolve(monday.dataset, "../")
+    corrected, again = f"{folder}/corrected", f"{folder}/corrected-again"
+    make_version(monday.dataset, corrected, {"train": Changes(deletions({0: "corrected: removed"}))})
+    make_version(corrected, f"{folder}/unfinished", {})  # of a run that was stopped: no person has changed anything
+    assert stages._parent_of(tuesday) == corrected
+    make_version(corrected, again, {"train": Changes(deletions({1: "corrected: removed"}))})
+    assert stages._parent_of(tuesday) == again
+    drop_version(monday.dataset)
+    assert stages._parent_of(tuesday) == again
+    drop_version(corrected)
+    assert stages._parent_of(tuesday) == again
+    drop_version(again)
+    assert caplog.text.count("none is used") == 0
+    drop_version(f"{folder}/unfinished")
+    assert stages._parent_of(tuesday) is None
 
 
 @pytest.mark.ray
@@ -81,7 +103,9 @@ def test_a_run_ingests_everything_where_that_is_better(
     monkeypatch.setattr(stages, "why_compact", lambda stored: "too many rows are left out")
     assert ingest_source(tuesday, RetrainOptions(), silent) == whole
     shutil.rmtree(tuesday.dataset)
-    monkeypatch.setattr(stages, "has_edits_by_people", lambda uri, stored: True)  # they would be lost
+    monkeypatch.setattr(
+        stages, "edits_by_people", lambda uri, stored: [("a.jpg", "", "corrected: removed")]
+    )  # they would be lost
     assert bases_of(ingest_source(tuesday, RetrainOptions(), silent)) == ["../111111111111"]
     monkeypatch.undo()
     shutil.rmtree(tuesday.dataset)

@@ -175,11 +175,13 @@ def why_compact(stored: Manifest) -> str:
     return ""
 
 
-def has_edits_by_people(uri: str, stored: Manifest) -> bool:
-    """Whether people have corrected or removed rows of a data set, which a full ingest of its source would undo."""
-    version = stored.version or Version("", {})
-    edits = ((version.corrections, CORRECTIONS_SCHEMA), (version.deletions, DELETIONS_SCHEMA))
-    return any(_by_people(read_edits(uri, file, schema)).num_rows for file, schema in edits)
+def edits_by_people(uri: str, stored: Manifest) -> list[tuple[str, str, str]]:
+    """Returns (key, class or "", reason) of what people have corrected and removed: a full ingest would undo it."""
+    version, found = stored.version or Version("", {}), []
+    for file, schema in ((version.corrections, CORRECTIONS_SCHEMA), (version.deletions, DELETIONS_SCHEMA)):
+        rows = _by_people(read_edits(uri, file, schema)).to_pylist()
+        found += [(row["key"], row.get("class", ""), row["reason"]) for row in rows]
+    return sorted(found)
 
 
 def _read_earlier(uri: str, stored: Manifest) -> Earlier:
