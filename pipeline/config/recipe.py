@@ -167,12 +167,14 @@ class Recipe:
     fit_head: HeadFit = "none"
     """Whether the last layer is fitted to the features of the pretrained network, which are computed once for each
     image, by logistic regression: "first" before the first step, so that training doesn't spoil the layers below at its
-    beginning (Kumar et al., arXiv 2202.10054); "only" instead of training, in seconds, for few images. The default is
-    "none". Needs pretrained weights."""
+    beginning (Kumar et al., arXiv 2202.10054); "only" instead of training, in seconds, for few images. Features are
+    computed as in evaluation, without dropout and with the statistics of BatchNorm that the weights came with. The
+    default is "none". Needs pretrained weights."""
 
     frozen_epochs: float = 0.0
-    """Epochs, or a fraction, in which the last layer alone is trained, 0 or more. The default, 0, trains all from the
-    start. Each step costs as much as others; `fit_head` is faster. Not with optimizer="muon"."""
+    """Epochs, or a fraction, in which the last layer's weights alone are trained, 0 or more. The default, 0, trains all
+    from the start. The other layers run as in training: dropout is on, and statistics of BatchNorm follow the images.
+    Each step costs as much as others; `fit_head` is faster. Not with optimizer="muon" or `fit_seconds`."""
 
     thaw_epochs: float = 0.0
     """Epochs after `frozen_epochs` in which layers, or residual blocks, begin to be trained one by one, from the last
@@ -393,10 +395,15 @@ def _check_frozen(recipe: Recipe) -> None:
     until = recipe.frozen_epochs + recipe.thaw_epochs
     if until and recipe.optimizer == "muon":
         raise RecipeError("frozen_epochs and thaw_epochs don't go together with optimizer=muon; use adamw or nesterov")
+    if until and recipe.fit_seconds:
+        raise RecipeError(
+            f"fit_seconds={recipe.fit_seconds} doesn't go together with frozen_epochs and thaw_epochs, as it may leave "
+            "fewer epochs; set fit_seconds=0, or give --epochs"
+        )
     if until >= recipe.epochs:
         raise RecipeError(
             f"frozen_epochs={recipe.frozen_epochs} and thaw_epochs={recipe.thaw_epochs} leave no epoch in which all is "
-            f"trained; use less than epochs={recipe.epochs} together, or fit_head=only"
+            f"trained; use less than epochs={recipe.epochs} together, more epochs, or fit_head=only"
         )
 
 

@@ -21,7 +21,7 @@ from pipeline.models.losses import sample_losses
 from pipeline.training.on_device.loss_scale import LossScale
 from pipeline.training.optim.clipping import adaptively_clipped, clip_adaptively
 from pipeline.training.optim.found_inf import set_found_inf
-from pipeline.training.optim.schedules import set_learning_rates
+from pipeline.training.optim.schedules import has_started, set_learning_rates
 from pipeline.training.optim.sharpness import moved_uphill
 
 
@@ -57,7 +57,8 @@ class TrainStep:
         """Computes the gradients of this rank's part of a global batch, averaged over the ranks.
 
         Returns two scalars: the sum of this rank's sample losses, and the norm of the gradient, the same on all ranks.
-        With `sam_radius`, the gradient is that at weights which are moved along a first one.
+        With `sam_radius`, the gradient is that at weights which are moved along a first one. Weights that are frozen in
+        the step have none: it is as if they were no parameters.
         """
         total = self._add_gradients(batch, step)
         norm = self.gradient_norm()
@@ -76,7 +77,16 @@ class TrainStep:
             is_local = number + 1 < len(parts) and self._world_size > 1
             with self._model.no_sync() if is_local else nullcontext():
                 total += self._backward(part, step)
+        self._drop_frozen(step)
         return total
+
+    def _drop_frozen(self, step: int) -> None:
+        """Drops gradients of frozen weights, which would count in the norm, and fill the optimisers' averages."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                if not has_started(group, step, self._order.steps_per_epoch):
+                    for parameter in group["params"]:
+                        parameter.grad = None
 
     def gradient_norm(self) -> Tensor:
         """Returns the norm of the gradient, a scalar. In float16, the scale of the losses is taken out of it first."""

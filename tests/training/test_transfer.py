@@ -1,7 +1,9 @@
-"""Pretrained networks on few images: the last layer fitted to features, and layers that are frozen at first."""
+"""Pretrained networks on few images: the last layer, fitted to features that are computed once."""
 
 import contextlib
 import multiprocessing
+import tracemalloc
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,18 @@ import torch
 
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
-from pipeline.core.errors import RecipeError
+from pipeline.core.errors import CheckpointError, RecipeError
 from pipeline.core.progress import silent
 from pipeline.dataset import manifest
-from pipeline.models.factory import make_model, recipe_model
+from pipeline.loader.normalise import Normalise
+from pipeline.models.factory import make_model
+from pipeline.models.layers import last_layer
 from pipeline.models.load import find_model, load_net
 from pipeline.models.tensor_file import read_tensors, serialize_tensors
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import run_steps
-from pipeline.training.optim.factory import make_optimizers
-from pipeline.training.optim.schedules import set_learning_rates
 from pipeline.training.setup import Place, set_up
-from pipeline.training.transfer.head import fit_head, fit_linear
+from pipeline.training.transfer.head import _features, fit_head, fit_linear
 from pipeline.training.worker_data import Batches
 from pipeline.training.workflow import TrainOptions, make_job, train_job
 from tests.support.trained.steps import Steps
@@ -57,9 +59,6 @@ def job_of(dataset: str, run: Path, weights: str, **changes: Any) -> TrainJob:
     return make_job(dataset, str(run), recipe_of(**changes), 0, options)
 
 
-# --- the last layer, fitted ---------------------------------------------------------------------------------------
-
-
 def clouds(classes: tuple[int, ...], rows: int = 60) -> tuple[Any, Any]:
     generator = np.random.default_rng(0)
     labels = np.repeat(np.array(classes), rows)
@@ -74,7 +73,7 @@ def test_the_line_through_features_is_scikit_learns_whichever_classes_have_image
     from sklearn.preprocessing import StandardScaler
 
     features, labels = clouds(classes)
-    weight, bias = fit_linear(features, labels, 6)
+    weight, bias = fit_linear(features.copy(), labels, 6)
     assert weight.dtype == np.float32
     assert weight.shape == (6, 5)
     logits = torch.from_numpy(features @ weight.T + bias)
@@ -83,6 +82,41 @@ def test_the_line_through_features_is_scikit_learns_whichever_classes_have_image
     expected[:, list(classes)] = torch.from_numpy(theirs.predict_proba(features)).double()
     torch.testing.assert_close(logits.softmax(dim=1).double(), expected, atol=1e-3, rtol=1e-3)
     assert np.array_equal(logits.argmax(dim=1).numpy(), labels)
+
+
+def test_a_class_without_images_is_unlikely_but_costs_no_huge_loss() -> None:
+    features, labels = clouds((1, 4))
+    weight, bias = fit_linear(features.copy(), labels, 6)
+    logits = features @ weight.T + bias
+    below = logits.max(axis=1) - logits[:, [0, 2, 3, 5]].max(axis=1)
+    assert below.min() == pytest.approx(10, abs=0.01)
+    assert below.max() < 30
+
+
+def test_without_biases_the_line_goes_through_zero() -> None:
+    features, labels = clouds((0, 1, 2))
+    features -= 100
+    weight, bias = fit_linear(features.copy(), labels, 3, with_bias=False)
+    assert not bias.any()
+    assert (np.argmax(features @ weight.T, axis=1) == labels).mean() > 0.99
+
+
+def test_a_fit_that_does_not_converge_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.training.transfer.head._MOST_ITERATIONS", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weight, _ = fit_linear(*clouds((0, 1, 2)), 3)
+    assert weight.any()
+
+
+def test_the_fit_keeps_no_copy_of_the_features() -> None:
+    features = np.random.default_rng(0).random((4000, 500), dtype=np.float32)
+    fit_linear(*clouds((0, 1)), 2)  # imports
+    tracemalloc.start()
+    fit_linear(features, np.arange(4000) % 2, 2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < features.nbytes / 2
 
 
 def test_one_class_alone_teaches_nothing() -> None:
@@ -128,6 +162,38 @@ def fitted_head(dataset: str, folder: Path, weights: str, world_size: int = 1, r
     return list(net.parameters())[-2].detach()
 
 
+def test_features_that_are_not_finite_are_named_in_a_line(digits_dataset: str, weights: str, tmp_path: Path) -> None:
+    read = read_tensors(weights)
+    tensors = {n: torch.full_like(t, torch.nan) if t.is_floating_point() else t for n, t in read.items()}
+    (tmp_path / "w.safetensors").write_bytes(serialize_tensors(tensors))
+    message = r"features of (\d+) of \1 images aren't finite, row \d+'s first; use other weights, or set fit_head=none$"
+    with pytest.raises(CheckpointError, match=message):
+        fitted_head(digits_dataset, tmp_path / "run", str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("model", ["fast-resnet", "airbench-small"])
+def test_logits_that_a_network_scales_are_those_of_the_fit(model: str, digits_dataset: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net: Any = make_model(model, 10, 32)
+    (tmp_path / "w.safetensors").write_bytes(serialize_tensors(net.state_dict()))
+    recipe = make_recipe("seed-cnn", model=model, epochs=1, global_batch_size=50, residency="resident", fit_head="only")
+    options = TrainOptions(seed=5, hold_out=0.8, pretrained=str(tmp_path / "w.safetensors"))
+    job = make_job(digits_dataset, str(tmp_path / "run"), recipe, 0, options)
+    batches = Batches(job, manifest.load(digits_dataset), 1, 0, CPU, silent)
+    fit_head(net, recipe, batches, silent, lambda _: None)
+    seen: list[Any] = []
+    hook = last_layer(net).register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    batch = next(iter(batches.training(0, 1)))
+    normalise = Normalise(recipe.pixel_mean, recipe.pixel_std)
+    with torch.no_grad():
+        logits = net(normalise(batch.images))
+        hook.remove()
+        parts = [(f, y, r) for f, y, r in _features(net, recipe, batches, batches.order.steps_per_epoch)]
+    features, labels = (np.concatenate([part[n] for part in parts]) for n in (0, 1))
+    weight, _ = fit_linear(features, labels, 10, with_bias=False)
+    torch.testing.assert_close(logits, seen[0] @ torch.from_numpy(weight).T, rtol=1e-2, atol=1e-2)
+
+
 def fit_rank(rank: int, dataset: str, folder: str, weights: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -171,58 +237,3 @@ def test_without_pretrained_weights_there_is_nothing_to_fit_to(digits_dataset: s
         make_job(digits_dataset, str(tmp_path), recipe_of(fit_head="only"), 0, TrainOptions())
     with pytest.raises(RecipeError, match="fit_head=first needs pretrained weights"):  # as a search's trials
         TrainJob(digits_dataset, str(tmp_path), recipe_of(fit_head="first"))
-
-
-# --- layers that are frozen at first --------------------------------------------------------------------------------
-
-
-def frozen(**changes: Any) -> Recipe:
-    return make_recipe(
-        "resnet18", image_size_px=32, evaluate_resize_px=32, epochs=8, optimizer="adamw", learning_rate=0.1,
-        weight_decay=0.1, warmup_epochs=0, schedule="constant", **changes,
-    )  # fmt: skip
-
-
-def test_layers_are_frozen_and_thaw_one_by_one_from_the_last() -> None:
-    recipe = frozen(frozen_epochs=2.0, thaw_epochs=4.0)
-    net: Any = recipe_model(recipe, 10)
-    (optimizer,) = make_optimizers(net, recipe)
-    of_parameter = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    begins: dict[str, int] = {}
-    for step in range(8 * 3):  # three steps an epoch
-        set_learning_rates([optimizer], recipe, step, 24, 3)
-        for name, parameter in net.named_parameters():
-            if of_parameter[id(parameter)]["lr"]:
-                begins.setdefault(name, step)
-    assert begins["fc.weight"] == begins["fc.bias"] == 0
-    assert begins["layer4.1.conv1.weight"] == 6
-    assert begins["conv1.weight"] == begins["bn1.bias"] == 18
-    blocks = [begins[f"layer{stage}.{block}.conv1.weight"] for stage in (4, 3, 2, 1) for block in (1, 0)]
-    assert blocks == sorted(blocks)
-    assert blocks[-1] < 18
-
-
-def test_frozen_weights_keep_their_bits_and_learn_afterwards() -> None:
-    recipe = frozen(frozen_epochs=1.0)
-    torch.manual_seed(0)
-    net: Any = recipe_model(recipe, 10)
-    (optimizer,) = make_optimizers(net, recipe)
-    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
-    for step in range(3):
-        set_learning_rates([optimizer], recipe, step, 16, 2)
-        net(torch.randn(4, 3, 32, 32)).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        same = {name for name, parameter in net.named_parameters() if torch.equal(parameter, before[name])}
-        assert same == ({name for name in before if not name.startswith("fc.")} if step < 2 else set())
-
-
-def test_freezing_that_cannot_be_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"frozen_epochs=5\.0 and thaw_epochs=3\.0 leave no epoch .* fit_head=only"):
-        frozen(frozen_epochs=5.0, thaw_epochs=3.0)
-    with pytest.raises(RecipeError, match="don't go together with optimizer=muon; use adamw"):
-        replace(frozen(), optimizer="muon", frozen_epochs=1.0)
-    with pytest.raises(RecipeError, match="frozen_epochs=-1 must be 0 or more"):
-        frozen(frozen_epochs=-1)
-    with pytest.raises(RecipeError, match="has no blocks that are known here; set layer_decay=1, frozen_epochs=0"):
-        make_optimizers(make_model("seed-cnn", 10, 32), frozen(frozen_epochs=1.0))

@@ -26,8 +26,8 @@ def layer_numbers(net: nn.Module) -> dict[str, int]:
     blocks = sorted({tuple(map(int, match.groups())) for name in names if (match := _BLOCK.match(name))})
     if not blocks:
         raise RecipeError(
-            f"layer_decay: {type(net).__name__} has no blocks that are known here; set layer_decay=1, "
-            "frozen_epochs=0 and thaw_epochs=0"
+            f"{type(net).__name__} has no blocks that are known here, which layer_decay, frozen_epochs and thaw_epochs "
+            "need; set layer_decay=1, frozen_epochs=0 and thaw_epochs=0"
         )
     numbers = {block: number for number, block in enumerate(blocks, 1)}
     return {name: _number(name, numbers) for name in names}

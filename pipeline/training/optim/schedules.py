@@ -1,6 +1,7 @@
 """Learning-rate schedules, and setting the rates of parameter groups."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -50,6 +51,11 @@ def _factor_of(recipe: Recipe, step: int, num_steps: int, steps_per_epoch: int) 
     return learning_rate_factor(recipe.schedule, epoch, -(-num_steps // steps_per_epoch), 0, end=end)
 
 
+def has_started(group: dict[str, Any], step: int, steps_per_epoch: int) -> bool:
+    """Whether a parameter group is trained in `step`, or is still frozen: its "starts" is an epoch, or a fraction."""
+    return step >= round(group.get("starts", 0.0) * steps_per_epoch)
+
+
 def set_learning_rates(
     optimizers: list[torch.optim.Optimizer], recipe: Recipe, step: int, num_steps: int, steps_per_epoch: int
 ) -> float:
@@ -68,7 +74,7 @@ def set_learning_rates(
                 if group["falls"]:
                     group_factor = learning_rate_factor(recipe.schedule, step, end, 0)
                 group_factor = group_factor if step < end else 0.0
-            if step < round(group.get("starts", 0.0) * steps_per_epoch):
+            if not has_started(group, step, steps_per_epoch):
                 group_factor = 0.0
             group["lr"] = group["initial_lr"] * group_factor
             if "peak_decay" in group:  # AdamW multiplies it by the rate once more

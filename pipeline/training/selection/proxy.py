@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +30,14 @@ class Proxy:
     """A network that learns from the hardest images of each batch, at every few steps, and names them in all.
 
     As airbench96_faster's (Jordan, github.com/KellerJordan/cifar10-airbench), it is trained as the recipe trains its
-    own network: by its optimiser, rates, weight decay and loss, without averages of weights. net: on its device.
-    order: of the candidates. num_steps: of the whole run.
+    own network: by its optimiser, rates, weight decay and loss, without averages of weights. All its layers are trained
+    alike from the start: what a recipe says about layers is for pretrained ones. net: on its device. order: of the
+    candidates. num_steps: of the whole run.
     """
 
     def __init__(self, recipe: Recipe, proxy_filter: ProxyFilter, net: nn.Module, order: Order, num_steps: int) -> None:
         self._filter, self._num_steps = proxy_filter, num_steps
+        recipe = replace(recipe, layer_decay=1.0, frozen_epochs=0.0, thaw_epochs=0.0)
         self._step = TrainStep(recipe, net.train(), make_optimizers(net, recipe), order)
         self._seed, self._device, self._draws = order.seed, next(net.parameters()).device, may_draw(net)
         self.normalise = self._step.normalise

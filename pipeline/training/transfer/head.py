@@ -1,5 +1,6 @@
 """The last layer of a pretrained network, fitted to features: each image is computed once, forward alone."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.recipe import Recipe
+from pipeline.core.errors import CheckpointError
 from pipeline.core.progress import Progress
 from pipeline.evaluation.distributed import gather_objects
 from pipeline.loader.batch import Batch
@@ -26,14 +28,16 @@ Ints = npt.NDArray[np.int64]
 # difference on photographs (docs/log.md).
 _INVERSE_PENALTY = 0.01
 _MOST_ITERATIONS = 1000
+_ABSENT_MARGIN = 10.0  # of the logits of classes without images below the likeliest one: a share of e^-10
 
 
 def fit_head(net: nn.Module, recipe: Recipe, batches: Batches, progress: Progress, beat: Callable[[str], None]) -> None:
     """Fits the last layer to the features of the training images, by logistic regression. All ranks together.
 
     Each image is computed once, augmented as in training, but not mixed. net: pretrained; it is moved to the batches'
-    device. Its layers are as in evaluation, so that features don't depend on the batch. All features are kept in
-    memory, 4 bytes a number. beat: called with what is done, now and then.
+    device. Its layers are as in evaluation, so that features don't depend on the batch. beat: called with what is done,
+    now and then. Each rank keeps all features in memory, 8 bytes a number at the most, and as much again on the way
+    from other ranks. Raises CheckpointError for features that aren't finite.
     """
     net.to(batches.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     # With several versions of an image in a batch, so many epochs are one pass over all images.
@@ -44,16 +48,49 @@ def fit_head(net: nn.Module, recipe: Recipe, batches: Batches, progress: Progres
             parts.append(part)
             progress("features", number, steps)
             beat(f"features of batch {number}")
-    of_rank = tuple(np.concatenate(each) for each in zip(*parts, strict=True))
-    gathered = gather_objects(of_rank, batches.world_size)
-    features, labels, rows = (np.concatenate(each) for each in zip(*gathered, strict=True))
-    order = np.argsort(rows, kind="stable")  # whichever rank computed them
-    weight, bias = fit_linear(features[order], labels[order], len(batches.data.classes))
+        scale = _logit_scale(net, torch.zeros(1, 3, *[recipe.image_size_px] * 2, device=batches.device))
+    features, labels, rows = _gathered(parts, batches.world_size)
+    _check_finite(features, rows)
     head: Any = last_layer(net)
+    weight, bias = fit_linear(features, labels, len(batches.data.classes), with_bias=head.bias is not None)
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight))
+        head.weight.copy_(torch.from_numpy(weight / scale))
         if head.bias is not None:
-            head.bias.copy_(torch.from_numpy(bias))
+            head.bias.copy_(torch.from_numpy(bias / scale))
+
+
+def _gathered(parts: list[tuple[Floats, Ints, Ints]], world_size: int) -> tuple[Floats, Ints, Ints]:
+    """Returns features, labels and rows of all ranks in the order of rows, whichever rank computed them.
+
+    `parts` is emptied: with it, there are two copies of the features at a time, not three.
+    """
+    of_rank = tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+    parts.clear()
+    gathered = gather_objects(of_rank, world_size)
+    features, labels, rows = of_rank if world_size == 1 else (np.concatenate(e) for e in zip(*gathered, strict=True))
+    del gathered, of_rank
+    order = np.argsort(rows, kind="stable")
+    features = features[order]
+    return features, labels[order], rows[order]
+
+
+def _check_finite(features: Floats, rows: Ints) -> None:
+    broken = rows[~np.isfinite(features.sum(axis=1))]
+    if len(broken):
+        raise CheckpointError(
+            f"the pretrained network's features of {len(broken):,} of {len(rows):,} images aren't finite, row "
+            f"{broken[0]}'s first; use other weights, or set fit_head=none"
+        )
+
+
+def _logit_scale(net: nn.Module, images: Tensor) -> float:
+    """Returns the factor that the network multiplies its last layer's outputs by: 1 for most. images: any."""
+    hook = last_layer(net).register_forward_hook(lambda _, __, output: torch.ones_like(output))
+    try:
+        with torch.inference_mode():
+            return float(net(images).flatten()[0])
+    finally:
+        hook.remove()
 
 
 def _features(net: nn.Module, recipe: Recipe, batches: Batches, steps: int) -> Iterator[tuple[Floats, Ints, Ints]]:
@@ -73,24 +110,34 @@ def _features(net: nn.Module, recipe: Recipe, batches: Batches, steps: int) -> I
         hook.remove()
 
 
-def fit_linear(features: Floats, labels: Ints, num_classes: int) -> tuple[Floats, Floats]:
+def fit_linear(features: Floats, labels: Ints, num_classes: int, with_bias: bool = True) -> tuple[Floats, Floats]:
     """Returns the weights [C, D] and biases [C] of the logistic regression, which classifies features as they are.
 
-    features: float32 [N, D]. labels: int64 [N], each in [0, C). A class without images gets weights of 0 and a bias by
-    which it is never the likeliest; nothing is learnt where there is one class alone.
+    features: finite float32 [N, D]; they are standardised in place. labels: int64 [N], each in [0, C). A class without
+    images gets weights of 0 and a bias by which its logit lies 10 or more below the highest one of each image; nothing
+    is learnt where there is one class alone. with_bias: False for biases of 0.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression  # takes a second to load
 
     weight, bias = np.zeros((num_classes, features.shape[1])), np.zeros(num_classes)
     present = np.unique(labels)
     if len(present) > 1:
-        mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64) + 1e-6
-        fitted = LogisticRegression(C=_INVERSE_PENALTY, max_iter=_MOST_ITERATIONS)
-        fitted.fit((features - mean) / deviation, labels)
-        rows, offsets = fitted.coef_ / deviation, fitted.intercept_
+        mean = features.mean(axis=0, dtype=np.float64) if with_bias else np.zeros(features.shape[1])
+        features -= mean.astype(np.float32)
+        squares = np.einsum("nd,nd->d", features, features, dtype=np.float64, casting="safe")  # without a larger copy
+        deviation = np.sqrt(squares / len(features)) + 1e-6
+        features /= deviation.astype(np.float32)
+        fitted = LogisticRegression(C=_INVERSE_PENALTY, max_iter=_MOST_ITERATIONS, fit_intercept=with_bias)
+        with warnings.catch_warnings():  # the weights of the last iteration serve, too
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted.fit(features, labels)
+        rows, offsets = fitted.coef_, np.broadcast_to(fitted.intercept_, len(fitted.coef_))
         if len(present) == 2:  # one line alone, of the second class against the first
             rows, offsets = np.stack([-rows[0] / 2, rows[0] / 2]), np.array([-offsets[0] / 2, offsets[0] / 2])
-        absent = np.setdiff1d(np.arange(num_classes), present)
-        weight[present], bias[present] = rows, offsets - rows @ mean
-        bias[absent] = bias[present].min() - 1e3
+        weight[present] = rows / deviation
+        if with_bias:
+            absent = np.setdiff1d(np.arange(num_classes), present)
+            bias[present] = offsets - weight[present] @ mean
+            bias[absent] = (features @ rows.T + offsets).max(axis=1).min() - _ABSENT_MARGIN
     return weight.astype(np.float32), bias.astype(np.float32)
