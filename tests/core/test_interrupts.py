@@ -165,6 +165,20 @@ def test_a_signal_ends_a_process_with_its_finally_blocks(number: signal.Signals,
     assert process.returncode == status
 
 
+def test_a_signal_waits_until_torch_is_imported_which_would_abort() -> None:
+    program = """
+import os, signal, time
+from pipeline.core.interrupts import exit_on_signals
+exit_on_signals()
+module = "os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.2); print('imported', flush=True)"
+exec(compile(module, "torch/part.py", "exec"), {"__name__": "torch.part", "os": os, "signal": signal, "time": time})
+time.sleep(20)
+print("not ended")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (143, "imported\n")
+
+
 def test_a_process_that_ignores_hangups_goes_on_doing_so() -> None:
     program = (
         "import os, signal\nfrom pipeline.core.interrupts import exit_on_signals\nexit_on_signals()\n"

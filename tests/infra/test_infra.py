@@ -192,7 +192,7 @@ def test_what_the_image_is_built_from_is_small_and_holds_what_it_copies() -> Non
     assert {line[1:] for line in lines if line.startswith("!")} == copied
     size = sum(path.stat().st_size for name in copied for path in [ROOT / name, *(ROOT / name).rglob("*")]
                if path.is_file() and "__pycache__" not in path.parts)  # fmt: skip
-    assert size < 2e6
+    assert size < 3e6
     version = re.search(r"^FROM rayproject/ray:([\d.]+)-", text, re.MULTILINE)
     assert version is not None
     assert f"ray[data,default,train]=={version.group(1)}" in (ROOT / "pyproject.toml").read_text()

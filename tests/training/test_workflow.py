@@ -20,13 +20,13 @@ RECIPE = make_recipe("seed-cnn", epochs=1, global_batch_size=12)
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Returns the folders whose manifests have been read since."""
-    found, parse = list[str](), manifest.parse
+    found, parse = list[str](), manifest.parse_stored
 
     def counted(data: bytes, uri: str) -> manifest.Manifest:
         found.append(uri.rpartition("/")[0])
         return parse(data, uri)
 
-    monkeypatch.setattr(manifest, "parse", counted)
+    monkeypatch.setattr(manifest, "parse_stored", counted)
     return found
 
 

@@ -131,9 +131,11 @@ def fault_proxy(upstream: str, every: int = 10, stall_seconds: float = 5.0) -> I
     """Yields the proxy's address and the proxy; ends it on leaving."""
     proxy = FaultProxy(upstream, every, stall_seconds)
     loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(proxy.serve_one, "127.0.0.1", 0, limit=1 << 20))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+    # Not in this thread, where a browser of another test may run a loop.
+    starting = asyncio.start_server(proxy.serve_one, "127.0.0.1", 0, limit=1 << 20)
+    server = asyncio.run_coroutine_threadsafe(starting, loop).result(timeout=10)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", proxy
     finally:
