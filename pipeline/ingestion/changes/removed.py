@@ -7,18 +7,20 @@ and no name can be recovered.
 import json
 from collections.abc import Iterable
 
-from pipeline.core.errors import DatasetError
+from pipeline.core.errors import DatasetError, StorageError
 from pipeline.storage import files
 
 REMOVED_NAME = "removed.json"
+_SHA256_BYTES = 32
 REWRITING = ("_versions", "forget", "plan.json")
 """Lies below the folder of the versions while some of them are being rewritten."""
 
 
 def folder_of_versions(uri: str) -> str:
     """Returns the folder in which the data set at an absolute URI lies, with its other versions."""
-    folder = files.resolve(uri, "../").rstrip("/")
-    return uri if folder.endswith("://.") else folder  # a whole bucket lies in nothing
+    folder = files.resolve(uri, "../")
+    # a whole bucket lies in nothing
+    return uri if not files.is_local(uri) and folder.partition("?")[0].endswith("://.") else folder
 
 
 def removed_sources(folder: str) -> frozenset[bytes]:
@@ -26,11 +28,21 @@ def removed_sources(folder: str) -> frozenset[bytes]:
 
     Raises StorageError if `removed.json` is damaged.
     """
+    place = files.join(folder, REMOVED_NAME)
     try:
-        values = files.read_json(files.join(folder, REMOVED_NAME))
+        values = files.read_json(place)
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
-    return frozenset(bytes.fromhex(each) for each in values["source_sha256"])
+    try:
+        digests = [bytes.fromhex(each) for each in values["source_sha256"]]
+    except (KeyError, TypeError, ValueError):
+        digests = [b""]
+    if any(len(each) != _SHA256_BYTES for each in digests):
+        raise StorageError(
+            f"{place}: damaged: it holds no list source_sha256 of SHA-256 sums in hexadecimal; restore the file: "
+            "without it, images that were removed would come back"
+        )
+    return frozenset(digests)
 
 
 def removed_json(digests: Iterable[bytes]) -> bytes:

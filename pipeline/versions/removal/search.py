@@ -15,6 +15,7 @@ from pipeline.core.shares import counted
 from pipeline.dataset.manifest import Shard
 from pipeline.dataset.parquet import stored_provenance
 from pipeline.dataset.records import Rows
+from pipeline.ingestion.changes.removed import REWRITING
 from pipeline.storage import files
 from pipeline.versions.family import Member, read_family
 from pipeline.versions.removal.find import row_name, split_of
@@ -34,9 +35,10 @@ def search(folder: str, journal: Journal, progress: Progress) -> tuple[int, int]
     images, derived = journal.traces("images"), journal.traces("derived")
     members = read_family(folder)
     shards = {files.join(m.uri, s.path): files.join(m.uri, s.provenance_path) for m in members for s in m.own_shards}
-    provenance, own = set(shards.values()), files.join(journal.place, "")
-    places = [(files.join(folder, name), size) for name, size in files.list_files(folder)]
-    every = [SearchedFile(uri, size, shards.get(uri, "")) for uri, size in places if not uri.startswith(own)]
+    provenance, own = set(shards.values()), "/".join([*REWRITING[:-1], ""])  # the journal's folder
+    names = [(name, size) for name, size in files.list_files(folder) if not name.startswith(own)]
+    places = [(files.join(folder, name), size) for name, size in names]
+    every = [SearchedFile(uri, size, shards.get(uri, "")) for uri, size in places]
     # The thumbnails in the provenance are of images that stay; those of look-alikes may be equal.
     groups = (
         (TraceSearch(images), [each for each in every if each.uri in provenance]),
