@@ -133,5 +133,5 @@ def run_to_resume(folder: str, data: Manifest, recipe: RecipeArgs, options: Trai
             f"--resume: no run in {folder} of these data (digest {data.digest[:16]}), recipe, seed {options.seed} and "
             "held-out share; leave --resume out to begin one, or name the run"
         )
-    console.print(f"resuming {found}", markup=False)
+    console.print(f"resuming {found}")
     return found

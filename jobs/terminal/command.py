@@ -161,7 +161,7 @@ def say_interrupted(resume_hint: str) -> None:
     with contextlib.suppress(OSError):  # after SIGHUP there is no terminal any more
         console.print(f"interrupted; {resume_hint}:" if resume_hint else "interrupted")
         if resume_hint:
-            console.print(continuation.command_to_go_on(), markup=False)
+            console.print(continuation.command_to_go_on())
 
 
 def _allow_bytecode() -> None:

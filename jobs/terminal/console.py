@@ -20,8 +20,10 @@ from jobs.terminal import early
 from pipeline.core.interrupts import delay_sigterm
 from pipeline.core.progress import ACTIVITY, MESSAGE, Bytes, begin, silent
 
-# Lines are never wrapped: people copy paths from them, and search logs.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+# Lines are never wrapped: people copy paths from them, and search logs. Users' names may hold brackets and colons, so
+# nothing is markup or an emoji.
+_WIDTH = None if sys.stdout.isatty() else 200
+console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=_WIDTH)
 _SECONDS_BETWEEN_LINES = 10.0
 _WINDOW_SECONDS = 60.0  # the rate is that of the last minute
 _BAR_WIDTHS = (8, 16, 24)  # up to 80 columns, up to 110, beyond
@@ -33,7 +35,7 @@ class ToConsole(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints a record."""
-        console.print(self.format(record), markup=False)  # a path may hold brackets
+        console.print(self.format(record))
 
 
 @dataclass
@@ -131,7 +133,7 @@ class Display:
             self._print_line(shown, new)
 
     def _print(self, line: str) -> None:
-        console.print(line.rstrip(), markup=False)
+        console.print(line.rstrip())
 
     def _print_line(self, stage: Stage, new: bool) -> None:
         words = [f"{stage.name:<10} {stage.counts()}", stage.pace(), stage.remark]
@@ -176,7 +178,6 @@ def _no_display() -> Callable[..., None]:
 def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     """Prints names and values. On a terminal texts are folded between words; a path is one line, as it is copied."""
     indent = max((cell_len(name) for name, _ in rows), default=0) + 2
-    # As Text, since a name of a user's may look like markup: photos[/1].
     console.print(Text(title, style="bold"))
     for name, value in rows:
         lines = _folded(value, console.width - indent) if console.is_terminal else [value]

@@ -6,6 +6,7 @@ from collections import deque
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from jobs.terminal import console as console_module
 from jobs.terminal.console import Display, Stage, clock, loading, print_table
@@ -14,9 +15,21 @@ from pipeline.core.progress import Bytes, begin, message
 
 def shown_on(monkeypatch: pytest.MonkeyPatch, width: int, terminal: bool) -> io.StringIO:
     out = io.StringIO()
-    console = Console(file=out, width=width, force_terminal=terminal, soft_wrap=True, highlight=False)
+    console = Console(
+        file=out, width=width, force_terminal=terminal, soft_wrap=True, highlight=False, markup=False, emoji=False
+    )
     monkeypatch.setattr(console_module, "console", console)
     return out
+
+
+def test_brackets_and_colons_of_names_stay() -> None:
+    table = Table("version")
+    table.add_row("d [e]f :ant:")
+    with console_module.console.capture() as captured:
+        console_module.console.print("a [b]c :ant:")
+        console_module.console.print(table)
+    assert "a [b]c :ant:\n" in captured.get()
+    assert "d [e]f :ant:" in captured.get()
 
 
 def stage_of(name: str, done: int, total: int, remark: str = "", seconds: float = 10.0) -> Stage:
