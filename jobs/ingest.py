@@ -233,7 +233,13 @@ def print_preview(source: Source, out: str, settings: IngestSettings | None, arg
     """Prints what an ingest would write and take."""
     with command.Display() as display:
         preview = preview_ingest(
-            source, out, settings=settings, workers=args.workers, onto=args.version.onto, progress=display
+            source,
+            out,
+            settings=settings,
+            workers=args.workers,
+            onto=args.version.onto,
+            recheck=args.version.recheck,
+            progress=display,
         )
     index, cost = preview.index, preview.cost
     by_split = ", ".join(f"{table.num_rows:,} {name}" for name, table in index.splits.items())

@@ -22,6 +22,7 @@ FOLDERS = sorted(
 MOST_MODULES, MOST_LINES, MOST_PARAMETERS = 15, 60, 6
 KEYWORDS_OF_USERS = {
     "pipeline/ingestion/api.py: ingest",
+    "pipeline/ingestion/api.py: preview_ingest",
     "pipeline/loader/api.py: __init__",
     "pipeline/training/automatic/settings.py: automatic_recipe",
 }

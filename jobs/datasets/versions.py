@@ -14,9 +14,10 @@ Examples:
 import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
 
 # isort: split
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import tyro
@@ -76,6 +77,7 @@ def main(args: Args) -> None:
     count, wanted = _GIVE[args.action]
     if len(args.places) != count:
         raise PipelineError(f"{args.action}: {counted(len(args.places), 'place')} given; give {wanted}")
+    _check_flags(args)
     places = [files.absolute(place).rstrip("/") for place in args.places]
     actions: dict[Action, Callable[..., None]] = {
         "list": print_versions,
@@ -86,6 +88,15 @@ def main(args: Args) -> None:
         "sql": print_sql,
     }
     actions[args.action](args, *places)
+
+
+def _check_flags(args: Args) -> None:
+    """Raises PipelineError for a flag that belongs to another action."""
+    groups: dict[Action, CompactArgs | ForgetArgs] = {"compact": args.compact, "forget": args.forget}
+    for action, group in groups.items():
+        for each in fields(group):
+            if action != args.action and getattr(group, each.name) != each.default:
+                raise PipelineError(f"{args.action}: --{each.name} is for `{action}`; leave it out")
 
 
 def print_versions(args: Args, folder: str) -> None:
@@ -196,7 +207,7 @@ def forget(args: Args, place: str) -> None:
     with command.Display() as display:
         done = remove(place, keys, progress=display)
     for name in done.rows:
-        command.console.print(f"removed: {name}", markup=False)
+        command.console.print(f"removed: {name}")
     command.print_table(
         f"\n{counted(len(done.rows), 'image')} removed for good",
         [
@@ -210,13 +221,17 @@ def forget(args: Args, place: str) -> None:
 
 
 def _keys_in(path: str) -> list[str]:
+    place = files.absolute(path)
+    if files.is_local(place) and os.path.isdir(place):
+        raise PipelineError(f"keys={path}: is a folder; give a text file with a key on each line")
     try:
-        lines = files.read_bytes(files.absolute(path)).decode().splitlines()
+        text = files.read_bytes(place).decode("utf-8-sig")  # programs on Windows write a BOM
     except FileNotFoundError as error:
         raise PipelineError(f"keys={path}: no such file{nearest(path)}") from error
     except UnicodeDecodeError as error:
         raise PipelineError(f"keys={path}: no text ({error}); give a text file with a key on each line") from error
-    return [line for line in lines if line.strip()]
+    # A key may hold what `splitlines` takes for the end of a line.
+    return [line for line in (each.removesuffix("\r") for each in text.split("\n")) if line.strip()]
 
 
 if __name__ == "__main__":

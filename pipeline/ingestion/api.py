@@ -111,11 +111,12 @@ def preview_ingest(
     settings: IngestSettings | None = None,
     workers: int | None = None,
     onto: str | os.PathLike[str] | None = None,
+    recheck: bool = False,
     progress: Progress = silent,
 ) -> Preview:
     """Returns the shards that `ingest` would write, and the cost. Writes nothing. Parameters, errors: see `ingest`."""
     source, target = _resolved(source), files.absolute(os.fspath(out))
-    parent = _parent(onto)
+    parent = _parent(onto, recheck)
     if parent is not None:
         settings = parent.checked_settings(target, settings)
     settings = settings or IngestSettings()
@@ -138,7 +139,7 @@ def _resolved(source: str | os.PathLike[str] | Source) -> Source:
     return (source if isinstance(source, Source) else Source(os.fspath(source))).resolved()
 
 
-def _parent(onto: str | os.PathLike[str] | None, recheck: bool = False) -> Parent | None:
+def _parent(onto: str | os.PathLike[str] | None, recheck: bool) -> Parent | None:
     if onto is None:
         if recheck:
             raise PipelineError("recheck reads the files of a source again, for a version; give it with onto")

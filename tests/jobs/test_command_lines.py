@@ -432,7 +432,7 @@ def test_versions_are_listed_compared_compacted_forgotten_and_dropped(tmp_path: 
     assert re.search(
         r"photos/v3 stands alone\ntrain +19 rows\nval +17 rows\n", said("compact", "photos/v2", "--out", "photos/v3")
     )
-    (tmp_path / "keys.txt").write_text("train/ant/001.jpg\n\ntrain/cow/002.jpg\n")
+    (tmp_path / "keys.txt").write_bytes(b"\xef\xbb\xbftrain/ant/001.jpg\r\n\r\ntrain/cow/002.jpg\r\n")
     gone = said("forget", "photos", "--key", "train/ant/new.jpg", "--keys", "keys.txt")
     assert "\nremoved: train/ant/001.jpg\nremoved: train/ant/new.jpg\nremoved: train/cow/002.jpg\n" in gone
     assert "3 images removed for good" in gone

@@ -353,6 +353,8 @@ def test_a_small_version_needs_no_ray_and_a_dry_run_says_what_it_holds(
     source = Source(str(tree.root), "webdataset")
     preview = preview_ingest(source, tmp_path / "v2", onto=tmp_path / "v1")
     assert (preview.cost.rows, [shard.path for shard in preview.shards]) == (2, ["train/00000-of-00001.parquet"])
+    preview_ingest(source, tmp_path / "v2", onto=tmp_path / "v1", recheck=True)
+    assert "10 files had to be read to be compared" in caplog.text
     assert not (tmp_path / "v2").exists()
     done = ingest(source, tmp_path / "v2", onto=tmp_path / "v1")
     assert done.changes == Counts(kept=10, new=2, again=0, changed=0, gone=1, relabelled=0, read=0)
@@ -360,7 +362,7 @@ def test_a_small_version_needs_no_ray_and_a_dry_run_says_what_it_holds(
     assert done.manifest.quarantined == {"no image": 1}
     assert len(done["train"]) == 9
     told = "10 rows kept, 2 new, 0 changed, 1 gone, 0 of another class"
-    assert sum(told in record.message for record in caplog.records) == 2
+    assert sum(told in record.message for record in caplog.records) == 3
     assert not (tmp_path / "v2" / WORK).exists()
     here = tree.ingest(tmp_path / "same", tmp_path / "v1")
     assert here.digest == done.manifest.digest
