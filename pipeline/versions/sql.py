@@ -7,6 +7,7 @@ from pipeline.dataset.manifest import EditFile, Manifest, Shard, Split, load
 from pipeline.storage import files
 
 _NO_EDITS = "SELECT '' AS file, '' AS shard, 0 AS row, '' AS class WHERE false"
+_NO_LABELS = "SELECT 0 AS map, 0 AS stored, '' AS class WHERE false"  # each row's class is that of a correction
 
 
 def duckdb_views(uri: str | os.PathLike[str]) -> str:
@@ -36,8 +37,8 @@ def _view(uri: str, data: Manifest, name: str, split: Split) -> str:
     return f"""CREATE OR REPLACE VIEW {_name(name)} AS
 WITH shards(file, name, deletions, corrections, prefix, map) AS (VALUES
   {_values(shards)}),
-labels(map, stored, class) AS (VALUES
-  {_values(labels)}),
+labels(map, stored, class) AS (
+  {f"VALUES {_values(labels)}" if labels else _NO_LABELS}),
 classes(label, class) AS (VALUES
   {_values(list(enumerate(data.classes)))}),
 deletions(file, shard, row, class) AS (

@@ -62,3 +62,13 @@ def test_odd_names_of_folders_are_quoted(family: Path) -> None:
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no manifest\.json"):
         duckdb_views(tmp_path)
+
+
+def test_a_split_may_have_corrected_rows_alone(family: Path) -> None:
+    data = open_dataset(family / "v1")
+    changes = {
+        name: Changes(corrected=corrections(dict.fromkeys(range(len(data[name])), "aphid")))
+        for name in ("train", "val")
+    }
+    make_version(str(family / "v1"), str(family / "w"), changes, classes=("aphid",))
+    assert in_duckdb(family / "w", "train") == expected(family / "w", "train")

@@ -8,7 +8,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.cluster.ray_tasks import map_tables
-from pipeline.core.progress import Progress, silent
 from pipeline.dataset.image_codec import decode
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_split_provenance
@@ -37,9 +36,7 @@ def histogram_without(uri: str, data: Manifest, whole: Histogram | None, gone: M
     return _histogram(uri, data, kept)[0]
 
 
-def _histogram(
-    uri: str, data: Manifest, rows: Mapping[str, Rows], progress: Progress = silent
-) -> tuple[Histogram, bool]:
+def _histogram(uri: str, data: Manifest, rows: Mapping[str, Rows]) -> tuple[Histogram, bool]:
     """Returns (the histogram of some rows, whether all of them have the pixels that they had at ingest)."""
     parts = []
     for split, some in rows.items():
@@ -49,7 +46,7 @@ def _histogram(
             for start in range(0, len(some), _ROWS_AT_ONCE):
                 part = slice(start, start + _ROWS_AT_ONCE)
                 parts.append((split, some[part], hashes[part]))
-    found = map_tables(_Decoding(uri, data), parts, _SCHEMA, lambda done: progress("decode", done, len(parts)), True)
+    found = map_tables(_Decoding(uri, data), parts, _SCHEMA, lambda done: None, True)
     table = pa.concat_tables([_SCHEMA.empty_table(), *found])
     histograms = np.array(table["histogram"].to_pylist(), dtype=np.int64).reshape(-1, 768)
     return histograms.sum(axis=0), all(table["same"].to_pylist())

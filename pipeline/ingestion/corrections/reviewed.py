@@ -1,5 +1,7 @@
 """The rows of a split whose label a person has looked at: their edits have a reason that begins with `corrected:`."""
 
+from functools import lru_cache
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,7 +39,11 @@ def removed_keys(uri: str, split: Split) -> pa.Array:
 
 
 def _of_shard(uri: str, file: EditFile, schema: pa.Schema, shard: str) -> pa.Table:
+    table = _by_people(uri, file, schema)
+    return table.filter(pc.equal(table["shard"].cast(pa.string()), shard))
+
+
+@lru_cache(maxsize=8)  # one file holds the edits of all shards
+def _by_people(uri: str, file: EditFile, schema: pa.Schema) -> pa.Table:
     table = read_edits(uri, file, schema)
-    return table.filter(
-        pc.and_(pc.equal(table["shard"].cast(pa.string()), shard), pc.starts_with(table["reason"], BY_PEOPLE))
-    )
+    return table.filter(pc.starts_with(table["reason"], BY_PEOPLE))
