@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from jobs.arguments.flags import examples, group, option, parse
 from jobs.terminal import continuation, early
@@ -102,19 +102,46 @@ def _end_in_one_line() -> None:
 
 
 def _end(status: int) -> NoReturn:
-    """Ends this process with `status`. All of its work is written and given back."""
+    """Ends this process with `status`, as the interpreter does, but without taking torch's and Ray's modules apart.
+
+    That takes two seconds in which nothing is shown. Threads are waited for, and what is registered for the end is
+    called, except after a failure of a process with Ray: threads of Ray's core that were interrupted may crash it then,
+    with status -11 for 1 or 130.
+    """
     early.end_of_start()
-    if not {"ray", "torch"} & sys.modules.keys():
+    if _is_profiled() or not {"ray", "torch"} & sys.modules.keys():
         sys.exit(status)
-    if not status:
+    if not status or "ray" not in sys.modules:
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-    # The interpreter's end is skipped. It takes torch's and Ray's modules apart: two seconds in which nothing is shown.
-    # And threads of Ray's core that were interrupted may crash it: status -11 for 1 or 130.
     logging.shutdown()
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)
+    lost = [_flush(sys.stdout, "output"), _flush(sys.stderr, "errors")]
+    os._exit(status or int(any(lost)))
+
+
+def _is_profiled() -> bool:
+    """Whether a profiler runs this process. It writes its file when `SystemExit` reaches it."""
+    if sys.version_info >= (3, 12) and sys.monitoring.get_tool(sys.monitoring.PROFILER_ID):
+        return True
+    return sys.getprofile() is not None
+
+
+def _flush(stream: TextIO | None, name: str) -> bool:
+    """Writes what a stream still holds. Returns whether it is lost, after a line about it.
+
+    stream: None if this process was started without it (`2>&-`). name: for the line. What a reader doesn't wait for
+    (`| head -1`) isn't lost.
+    """
+    try:
+        if stream is not None and not stream.closed:
+            stream.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: the standard {name} can't be written: {error.strerror}\n".encode())
+        return True
+    return False
 
 
 def call(main: Callable[[Args], None], args: Args, resume_hint: str = "") -> int:

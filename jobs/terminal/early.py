@@ -22,6 +22,7 @@ def begin() -> None:
     """
     if not _is_program():
         return
+    _open_missing_streams()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _leave)
@@ -35,6 +36,18 @@ def end_of_start() -> None:
     if _shown:
         _shown.clear()
         print(_ERASE_LINE, end="", flush=True)
+
+
+def _open_missing_streams() -> None:
+    """Opens the standard streams that this process was started without (`>&-`), on the null device.
+
+    Otherwise the next file that is opened gets the number of such a stream, and what libraries write to it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115 - as long as this process; it gets the lowest free number
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _is_program() -> bool:

@@ -161,11 +161,17 @@ class Claim:
         """
         return self.keep_parts([(0, data)])
 
-    def keep_parts(self, parts: Iterable[tuple[int, memoryview]]) -> bool:
-        """Does what `keep` does with the bytes at some offsets, as they come. Leaves nothing if `parts` raises."""
+    def keep_parts(self, parts: Iterable[tuple[int, memoryview]], lasting: bool = False) -> bool:
+        """Does what `keep` does with the bytes at some offsets, as they come. Leaves nothing if `parts` raises.
+
+        lasting: whether the bytes are on the disk before the file gets its name, for readers who don't check them:
+        after a power cut they would find zeros.
+        """
         try:
             for offset, data in parts:
                 write_all(self._file.fileno(), data, offset)
+            if lasting:
+                os.fsync(self._file.fileno())
         except BaseException as error:
             self.drop()
             if not isinstance(error, OSError) or error.errno not in _FULL:

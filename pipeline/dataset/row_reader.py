@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -156,7 +157,8 @@ def _restored(
 ) -> RowIndex:
     """Returns an index. columns: None for those of `file`, which another process has mapped, maybe on another node."""
     if columns is None and file is not None:
-        columns = map_columns(file.path, _LAYOUT, file.rows)
+        with suppress(OSError):  # it may go at this moment
+            columns = map_columns(file.path, _LAYOUT, file.rows)
         if columns is None:
             here = _load_content(file.uri, file.content)
             columns, file = {name: getattr(here, name) for name in _LAYOUT}, here.file

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.core.errors import DatasetError
 from pipeline.dataset.manifest import is_dataset
 from pipeline.storage import files
-from pipeline.storage.places import check_folder, claim_folder
+from pipeline.storage.places import check_folder, claim_folder, is_passing
 
 CARD_NAME, QUARANTINE_NAME, QUALITY_NAME = "README.md", "quarantine.parquet", "quality.html"
 WORK = "_ingest"  # receipts, the lease, the plan, and unpacked archives; removed when the data set is published
@@ -23,7 +23,7 @@ def check_target(out: str) -> None:
     kind = files.kind(out)
     if kind == "file":
         raise DatasetError(f"{out}: is a file; give a folder for --out")
-    names = [name for name, _ in files.list_files(out)]
+    names = [name for name, _ in files.list_files(out) if not is_passing(name)]
     ours = (".parquet", ".tmp", CARD_NAME, QUALITY_NAME)
     strangers = [name for name in names if not name.endswith(ours) and not name.startswith(f"{WORK}/")]
     if not strangers and not any(name.startswith(f"{WORK}/") for name in names):

@@ -170,11 +170,10 @@ class Stages:
         if champion:
             known = find_model(champion).recipe  # its weights expect its normalisation
             recipe = replace(recipe, pixel_mean=known.pixel_mean, pixel_std=known.pixel_std)
-        options = replace(training, pretrained=None if champion else run.pretrained)
-        job = make_job(run.dataset, run.training, recipe, self._options.workers, options)
+        start = weights_of("champion", files.join(champion, checkpoint.MODEL_NAME)) if champion else None
+        options = replace(training, pretrained=run.pretrained)
+        job = make_job(run.dataset, run.training, recipe, self._options.workers, options, start)
         job = replace(job, label=files.basename(run.folder))  # the URI of every one ends in the same word
-        if champion:
-            job = replace(job, pretrained=weights_of("champion", files.join(champion, checkpoint.MODEL_NAME)))
         train_job(job, training.wait_minutes, self._progress)
 
     def _evaluate(self, job: EvaluateJob) -> tuple[Predictions | None, Predictions, dict[str, Any]]:

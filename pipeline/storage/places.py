@@ -13,6 +13,15 @@ from pipeline.storage import files
 from pipeline.storage.uris import absolute, basename, is_local
 
 _PAGE = 4096  # bytes: the least that a file with content takes
+_CHECK_PREFIX = ".check-"
+
+
+def is_passing(name: str) -> bool:
+    """Whether a file with this name lies in a folder only while another process checks it, or was killed doing so.
+
+    Where a file can't be made without a name (NFS): `check_folder`'s own, or what NFS calls a deleted file in use.
+    """
+    return name.startswith((_CHECK_PREFIX, ".nfs"))
 
 
 def check_folder(uri: str, field_name: str) -> None:
@@ -31,8 +40,9 @@ def check_folder(uri: str, field_name: str) -> None:
     if not os.path.isdir(place):
         raise StorageError(f"{field_name}={uri}: {below}is a file, not a folder; give another path")
     try:
-        with tempfile.NamedTemporaryFile(prefix=".check-", dir=place, buffering=0) as file:
-            file.write(bytes(_PAGE))  # a full disk may have room for a name
+        # Without a name, where the file system can: others see nothing of it, and a kill leaves nothing behind.
+        with tempfile.TemporaryFile(prefix=_CHECK_PREFIX, dir=place, buffering=0) as file:
+            file.write(bytes(_PAGE))  # a full disk may have room for an empty file
     except OSError as error:
         raise StorageError(f"{field_name}={uri}: {below or 'it '}{_refusal(error)}") from error
     _check_name(uri, field_name)

@@ -24,7 +24,7 @@ from pipeline.dataset.cache_folder import resolve_cache
 from pipeline.ingestion.prepare import prepare_dataset
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
-from pipeline.training.job import TrainJob, fit_to_cluster, teacher_weights
+from pipeline.training.job import TrainJob, Weights, fit_to_cluster, teacher_weights
 from pipeline.training.trackers.base import MakeTracker
 from pipeline.training.trackers.defaults import default_trackers
 
@@ -170,8 +170,12 @@ def new_run(recipe: Recipe, dataset_name: str) -> str:
     return next((each for each in names if not os.path.lexists(each)), name)
 
 
-def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, options: TrainOptions) -> TrainJob:
+def make_job(
+    dataset: str, run: str, recipe: Recipe, workers: int | None, options: TrainOptions, start: Weights | None = None
+) -> TrainJob:
     """Returns the job of a run. dataset, run: absolute URIs; workers: None for one on each GPU.
+
+    start: weights to start from, instead of those of `options.pretrained`; the recipe's normalisation must be theirs.
 
     Raises RecipeError if workers and batch size or network and image size don't fit together, ClusterError for more
     workers than this machine can hold, StorageError if the run's folder can't be written, CheckpointError if the
@@ -186,7 +190,8 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
     check_workers(recipe, workers, options.max_workers)
     check_machine(workers, options.device)
     check_image_size(recipe)
-    recipe, first = start_weights(options.pretrained, recipe, run)
+    if start is None:
+        recipe, start = start_weights(options.pretrained, recipe, run)
     return TrainJob(
         dataset,
         run,
@@ -202,7 +207,7 @@ def make_job(dataset: str, run: str, recipe: Recipe, workers: int | None, option
         cache=resolve_cache(options.cache, options.cache_size),
         on_corrupt=options.on_corrupt,
         max_skipped_steps=options.max_skipped_steps,
-        pretrained=first,
+        pretrained=start,
         teacher=teacher_weights(options.teacher) if options.teacher else None,
         hang_seconds=60 * options.hang_minutes,
         checkpoint_seconds=options.checkpoint_seconds,

@@ -29,6 +29,15 @@ def test_a_target_in_use_is_left_alone(tmp_path: Path, prepare, message: str) ->
     assert (tree_files(out) if out.is_dir() else {}) == before
 
 
+def test_a_target_that_another_process_checks_or_was_killed_checking_is_free(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".check-abcd1234").write_bytes(bytes(4096))
+    check_target(str(tmp_path / "out"))
+    (tmp_path / "out" / "mine.parquet").write_bytes(b"mine")
+    with pytest.raises(DatasetError, match=r"holds other files \('mine.parquet'\)"):
+        check_target(str(tmp_path / "out"))
+
+
 def test_a_target_inside_the_source_is_refused(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
     with (

@@ -1,6 +1,8 @@
 """The command `image-pipeline`: its list of subcommands, and the help of each."""
 
 import importlib
+import os
+import pstats
 import re
 import shlex
 import signal
@@ -158,17 +160,79 @@ def test_a_class_whose_recall_falls_does_not_rise() -> None:
     assert recall_changes(lines) == [("recall falls most", "cat 0.900 -> 0.500"), ("rises most", "none")]
 
 
-def test_a_command_that_has_loaded_torch_ends_without_taking_it_apart() -> None:
-    """What is registered for the end is called, also where the status is 0."""
-    program = """
-import atexit, sys, types
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+# A command that has loaded torch (a stand-in, as only its name in sys.modules counts): what it leaves for the end.
+ENDING = """
+import atexit, sys, threading, time, types
+from concurrent.futures import ThreadPoolExecutor
 from jobs.terminal.command import run_process
 class Torn:
     def __del__(self): print("taken apart")
-sys.modules["torch"] = types.ModuleType("torch")
+for name in {modules}:
+    sys.modules[name] = types.ModuleType(name)
 sys.modules["torch"].held = Torn()
 atexit.register(lambda: print("called at the end"))
-run_process(lambda: print("done") or 0)
+def late(text):
+    time.sleep(0.2)
+    print(text)
+def main():
+    print("done")
+    threading.Thread(target=late, args=["a thread"]).start()
+    ThreadPoolExecutor(1).submit(lambda: late("") or late("a pool"))
+    return {status}
+run_process(main)
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\ncalled at the end\n", "")
+
+
+def ended(modules: list[str], status: int, shell: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs ENDING. shell: redirections."""
+    line = shlex.join([sys.executable, "-c", ENDING.format(modules=modules, status=status)])
+    return subprocess.run(f"{line} {shell}", shell=True, capture_output=True, text=True, cwd=ROOT, env=BUFFERED)
+
+
+@pytest.mark.parametrize(("modules", "status"), [(["torch"], 0), (["torch"], 2), (["torch", "ray"], 0)])
+def test_a_command_that_has_loaded_torch_ends_as_others_without_taking_it_apart(
+    modules: list[str], status: int
+) -> None:
+    """Threads and pools end their work, and what is registered for the end is called, whatever the status is."""
+    finished = ended(modules, status)
+    lines = ["done", "a thread", "", "a pool", "called at the end"]
+    assert sorted(finished.stdout.splitlines()) == sorted(lines)
+    assert finished.stdout.endswith("a pool\ncalled at the end\n")
+    assert (finished.returncode, finished.stderr) == (status, "")
+
+
+def test_a_command_with_ray_that_fails_ends_at_once() -> None:
+    finished = ended(["torch", "ray"], 2)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (2, "done\n", "")
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_a_command_without_standard_error_has_its_status(status: int) -> None:
+    finished = ended(["torch"], status, shell="2>&-")
+    assert finished.returncode == status
+    assert finished.stdout.endswith("called at the end\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(("status", "expected"), [(0, 1), (2, 2)])
+def test_output_that_cannot_be_written_is_no_success(status: int, expected: int) -> None:
+    finished = ended(["torch"], status, shell=">/dev/full")
+    assert finished.returncode == expected
+    assert finished.stderr == "error: the standard output can't be written: No space left on device\n"
+
+
+def test_a_profiler_writes_its_file(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ENDING.format(modules=["torch"], status=0))
+    line = [sys.executable, "-m", "cProfile", "-o", str(tmp_path / "profile"), str(program)]
+    subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, cwd=ROOT)
+    assert "run_process" in {function for _, _, function in pstats.Stats(str(tmp_path / "profile")).stats}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shell", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_program_runs_without_standard_streams(tmp_path: Path, shell: str) -> None:
+    line = shlex.join([sys.executable, "jobs/registry.py", "list", "--registry", str(tmp_path)])
+    finished = subprocess.run(f"{line} {shell}", shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert ("0 versions" in finished.stdout) == (shell == "2>&-")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,8 @@ def test_a_forced_run_starts_from_the_champions_weights(digits_dataset: str, ray
     source, recipe = Source(digits_dataset, str(tmp_path / "source")), make_recipe("digits", epochs=4)
     source.add(0, 300)
     first = retrain(source.uri, tmp_path / "work", recipe, options())
-    second = retrain(source.uri, tmp_path / "work", recipe, options(force=True, from_champion=True))
+    fitted = replace(recipe, fit_head="first")  # to the features of the champion
+    second = retrain(source.uri, tmp_path / "work", fitted, options(force=True, from_champion=True))
     assert first.run is not None
     assert second.run is not None
     assert second.run.champion is not None

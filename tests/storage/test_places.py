@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import StorageError
+from pipeline.storage import places
 from pipeline.storage.places import check_folder, nearest
 from tests.support.disks import full_disk
 
@@ -15,6 +16,18 @@ def test_a_folder_that_can_be_made_is_fine_and_isnt_made(tmp_path: Path, name: s
     (tmp_path / "there").mkdir()
     check_folder(str(tmp_path / name), "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_others_see_nothing_of_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Looking:
+        def __bytes__(self) -> bytes:  # called for what is written
+            seen.append(os.listdir(tmp_path))
+            return b"x"
+
+    seen = list[list[str]]()
+    monkeypatch.setattr(places, "_PAGE", Looking())
+    check_folder(str(tmp_path), "out")
+    assert seen == [[]]
 
 
 @pytest.mark.parametrize(

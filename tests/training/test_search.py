@@ -23,11 +23,11 @@ from pipeline.models.tensor_file import read_tensors
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
 from pipeline.training.search.report import render
-from pipeline.training.search.run import write_best
+from pipeline.training.search.run import search, write_best
 from pipeline.training.search.settings import SearchSettings
 from pipeline.training.search.space import Choice, Range, draw_trials, parse_space, with_values
 from pipeline.training.search.trial import TrialResult, read_scores, read_trials, trial_run
-from tests.support.jobs import command, one_line_error, run_job
+from tests.support.jobs import call_job, command, one_line_error, run_job
 
 
 def recipe() -> Recipe:
@@ -181,6 +181,17 @@ def test_the_best_recipe_can_be_given_to_a_job(tmp_path: Path) -> None:
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         SearchSettings(**settings)
+
+
+def test_a_search_says_at_once_that_its_trials_have_no_features_to_fit_to(tmp_path: Path) -> None:
+    message = "fit_head=only: trials of a search start without pretrained weights; set fit_head=none"
+    with pytest.raises(RecipeError, match=message):
+        search(tmp_path, tmp_path / "out", replace(recipe(), fit_head="only"), SearchSettings(num_trials=2))
+    space = parse_space(("fit_head=only,only",), recipe())
+    with pytest.raises(RecipeError, match=message):
+        SearchSettings(num_trials=2, space=space).draw(recipe())
+    finished = call_job("tune", "--recipe", "digits", "--set", "fit_head=only", "--trials", "2", cwd=tmp_path)
+    assert message in one_line_error(finished)
 
 
 @pytest.mark.ray

@@ -22,7 +22,7 @@ from pipeline.models.factory import make_model
 from pipeline.models.layers import last_layer
 from pipeline.models.load import find_model, load_net
 from pipeline.models.tensor_file import read_tensors, serialize_tensors
-from pipeline.training.job import TrainJob
+from pipeline.training.job import TrainJob, weights_of
 from pipeline.training.loop import run_steps
 from pipeline.training.setup import Place, set_up
 from pipeline.training.transfer.head import _features, fit_head, fit_linear
@@ -237,3 +237,12 @@ def test_without_pretrained_weights_there_is_nothing_to_fit_to(digits_dataset: s
         make_job(digits_dataset, str(tmp_path), recipe_of(fit_head="only"), 0, TrainOptions())
     with pytest.raises(RecipeError, match="fit_head=first needs pretrained weights"):  # as a search's trials
         TrainJob(digits_dataset, str(tmp_path), recipe_of(fit_head="first"))
+
+
+def test_weights_that_the_caller_has_are_what_the_layer_is_fitted_to(
+    digits_dataset: str, weights: str, tmp_path: Path
+) -> None:
+    """As a retraining run that begins with its champion."""
+    own = weights_of("champion", weights)
+    job = make_job(digits_dataset, str(tmp_path), recipe_of(fit_head="first"), 0, TrainOptions(), own)
+    assert job.pretrained == own

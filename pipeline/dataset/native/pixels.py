@@ -42,10 +42,10 @@ def cached_library() -> Any:
     try:
         library = load_library(SOURCE)
     except KernelUnavailableError as error:
-        # 2.6 ms an image instead of 1.9: docs/benchmarks.md, "CPU time of an image".
+        # 3.34 ms a row of ImageNet's originals instead of 2.25: docs/benchmarks.md, "CPU time of an image".
         logger.warning(
             "%s: the native code for pixels can't be compiled (%s). An ingest decodes and looks at images by libraries "
-            "instead, which gives the same data set and takes about a third more CPU time; install gcc on every node",
+            "instead, which gives the same data set and takes about half more CPU time; install gcc on every node",
             os.uname().nodename,
             error,
         )

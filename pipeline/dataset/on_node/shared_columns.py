@@ -4,6 +4,7 @@ They lie in a folder of the user's cache, whose size is bounded: what nobody use
 room. Small columns, and all where the folder can't be written, are in the memory of each process instead.
 """
 
+import json
 import logging
 import mmap
 import os
@@ -24,6 +25,8 @@ Columns = dict[str, npt.NDArray[Any]]
 Parts = Callable[[], Iterator[Columns]]
 """Computes the columns, some rows after others; may be called again."""
 
+_VERSION = 1
+"""Of the values that are computed from a content, and of their place in a file: raise it when either changes."""
 SHARED_BYTES = 8 << 20
 """Of columns that are shared; for smaller ones, a copy for each process costs less than a file."""
 FOLDER_BYTES = 16 << 30
@@ -39,7 +42,7 @@ def load_columns(content: str, layout: Mapping[str, str], count: int, parts: Par
     if num_bytes < SHARED_BYTES:
         return _in_memory(layout, count, parts), ""
     folder = CacheFolder(os.path.join(cache_folder(), "columns"), max(FOLDER_BYTES, num_bytes))
-    path = os.path.join(folder.subfolder(content), "0")
+    path = os.path.join(folder.subfolder(f"{_VERSION} {json.dumps([*layout.items()])} {content}"), "0")
     try:
         _make(folder, path, layout, count, parts)
         if (columns := map_columns(path, layout, count)) is not None:
@@ -58,7 +61,7 @@ def _mapping(path: str, inode: int) -> mmap.mmap:
 
 
 def map_columns(path: str, layout: Mapping[str, str], count: int) -> Columns | None:
-    """Returns the columns in a file; None if they aren't there."""
+    """Returns the columns in a file; None if they aren't there. Raises OSError if they go at this moment."""
     if size_of(path) != num_bytes_of(layout, count):
         return None
     use(os.path.dirname(path))
@@ -85,7 +88,7 @@ def _make(folder: CacheFolder, path: str, layout: Mapping[str, str], count: int,
         folder.clear_others(os.path.dirname(path))
         claim = folder.claim(path, num_bytes_of(layout, count))
     if isinstance(claim, Claim):
-        claim.keep_parts(_pieces(layout, count, parts))
+        claim.keep_parts(_pieces(layout, count, parts), lasting=True)
 
 
 def _pieces(layout: Mapping[str, str], count: int, parts: Parts) -> Iterator[tuple[int, memoryview]]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
-from pipeline.training.search.space import Space, Values, default_space, draw_trials
+from pipeline.training.search.space import Space, Values, default_space, draw_trials, with_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,5 +47,12 @@ class SearchSettings:
                 raise RecipeError(f"{name}={getattr(self, name)} ({flag}) must be {minimum} or more")
 
     def draw(self, recipe: Recipe) -> list[Values]:
-        """Returns the values of each trial. Raises RecipeError if the recipe can't have one of them."""
-        return draw_trials(self.space or default_space(recipe), self.num_trials, recipe, self.seed)
+        """Returns the values of each trial. Raises RecipeError if the recipe, or a trial, can't have one of them."""
+        drawn = draw_trials(self.space or default_space(recipe), self.num_trials, recipe, self.seed)
+        for values in drawn:
+            fit = with_values(recipe, values).fit_head
+            if fit != "none":
+                raise RecipeError(
+                    f"fit_head={fit}: trials of a search start without pretrained weights; set fit_head=none"
+                )
+        return drawn

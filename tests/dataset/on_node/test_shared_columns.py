@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest, row_reader
+from pipeline.dataset.cache_folder import use
 from pipeline.dataset.on_node import shared_columns
 from pipeline.dataset.on_node.shared_columns import Columns, load_columns
 from pipeline.dataset.row_reader import RowIndex, load_index, read_images
@@ -74,6 +75,27 @@ def test_other_contents_have_other_files() -> None:
     _, first = load_columns("a", LAYOUT, ROWS, parts)
     _, second = load_columns("b", LAYOUT, ROWS, parts)
     assert first != second
+
+
+def test_columns_of_another_layout_or_version_have_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = load_columns("a", LAYOUT, ROWS, parts)
+    turned, other = load_columns("a", dict(reversed(LAYOUT.items())), ROWS, parts)
+    assert other != path
+    assert_right({name: turned[name] for name in LAYOUT})
+    monkeypatch.setattr(shared_columns, "_VERSION", shared_columns._VERSION + 1)
+    assert load_columns("a", LAYOUT, ROWS, parts)[1] not in (path, other)
+
+
+def test_columns_are_on_the_disk_before_their_file_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, sync = list[tuple[str, int]](), os.fsync
+
+    def noting(file: int) -> None:
+        sync(file)
+        synced.append((os.readlink(f"/proc/self/fd/{file}"), os.fstat(file).st_size))
+
+    monkeypatch.setattr(os, "fsync", noting)
+    _, path = load_columns("a", LAYOUT, ROWS, parts)
+    assert synced == [(f"{path}.tmp", ROWS * 12)]
 
 
 def test_small_columns_are_in_memory(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +233,24 @@ def test_an_index_arrives_on_another_node(
     monkeypatch.setattr(shared_columns, "SHARED_BYTES", shared_bytes)
     forget()
     assert_equal(index, pickle.loads(data))  # noqa: S301
+
+
+def test_an_index_arrives_while_another_process_removes_its_file(
+    tree_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = index_of(tree_dataset)
+    data = pickle.dumps(index)
+
+    def removed_before(subfolder: str) -> None:
+        Path(subfolder, "0").unlink()
+        monkeypatch.setattr(shared_columns, "use", use)
+        use(subfolder)
+
+    monkeypatch.setattr(shared_columns, "use", removed_before)
+    forget()
+    again = pickle.loads(data)  # noqa: S301
+    assert_equal(index, again)
+    assert again.file
 
 
 def test_another_node_notices_that_the_data_set_was_replaced(
