@@ -190,7 +190,7 @@ def wait_until(is_true: Callable[[], bool], process: "subprocess.Popen[bytes]", 
     return time.time()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_third_node_helps_two_that_train_and_dies_and_every_batch_is_exact(
     nodes: Nodes, tree_dataset: str, tmp_path: Path
 ) -> None:

@@ -174,7 +174,7 @@ def kill_twice(folder: Path, out: str, *arguments: str) -> int:
     return done
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_chain_of_versions_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp_path: Path, ray_cluster: None) -> None:
     """Three versions later: one worker, undisturbed; and four workers, the largest version killed twice by SIGKILL."""
     tree = aged(make_tree(tmp_path / "tree", per_class=20))

@@ -143,7 +143,9 @@ def wandb_records(folder: Path, seconds: float = 20) -> list[Any]:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return _wandb_records(folder, protocol)
+            records = _wandb_records(folder, protocol)
+            if any(each.HasField("exit") for each in records) or time.monotonic() > deadline:
+                return records
         except message.DecodeError:
             if time.monotonic() > deadline:
                 raise

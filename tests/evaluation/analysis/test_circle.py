@@ -51,7 +51,7 @@ def fill_in(listed: Path, truth: dict[str, str], verdicts: Path) -> set[str]:
     return {line["key"] for line in lines}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wrong_labels_are_found_and_corrected_and_the_next_network_is_better(
     digits_dataset: str, ray_variables: None, tmp_path: Path
 ) -> None:
