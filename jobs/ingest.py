@@ -15,9 +15,10 @@ import jobs  # noqa: F401 - first: from here on a signal ends the program in one
 
 # isort: split
 import time
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Annotated
 
+from jobs.arguments.flags import given_flags
 from jobs.arguments.source import RawArgs
 from jobs.terminal import command
 from pipeline.core.errors import PipelineError
@@ -142,7 +143,7 @@ def _correct(args: Args, verdicts: str) -> None:
     if args.version.onto is None or args.out is None:
         missing = "--onto" if args.version.onto is None else "--out"
         raise PipelineError(f"{missing} is missing; give --correct CSV --onto URI --out URI")
-    others = [each for each in _given(args, Args()) if each not in ("--correct", "--onto", "--out")]
+    others = [each for each in given_flags(args, Args()) if each not in ("--correct", "--onto", "--out")]
     if others:
         raise PipelineError(f"{others[0]} means nothing with --correct, which needs no source; leave it out")
     start = time.perf_counter()
@@ -163,18 +164,6 @@ def _correct(args: Args, verdicts: str) -> None:
             ("quality", files.join(done.uri, "quality.html")),
         ],
     )
-
-
-def _given(args: Any, defaults: Any) -> list[str]:
-    """Returns the flags that have another value than by default, `--onto`."""
-    given = []
-    for each in fields(args):
-        value, default = getattr(args, each.name), getattr(defaults, each.name)
-        if is_dataclass(value):
-            given += _given(value, default)
-        elif value != default:
-            given.append(f"--{each.name.replace('_', '-')}")
-    return given
 
 
 def print_ingested(done: Ingested, seconds: float) -> None:

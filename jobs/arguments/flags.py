@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
@@ -121,3 +122,15 @@ def group(title: str) -> Any:
         data: Annotated[DataArgs, command.group("data")] = DataArgs()
     """
     return tyro.conf.arg(name=title)
+
+
+def given_flags(args: Any, defaults: Any) -> list[str]:
+    """Returns the flags with another value than in `defaults`, such as "--onto"; those of nested dataclasses, too."""
+    given = []
+    for each in fields(args):
+        value, default = getattr(args, each.name), getattr(defaults, each.name)
+        if is_dataclass(value):
+            given += given_flags(value, default)
+        elif value != default:
+            given.append(f"--{each.name.replace('_', '-')}")
+    return given

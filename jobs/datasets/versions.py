@@ -17,12 +17,13 @@ import jobs  # noqa: F401 - first: from here on a signal ends the program in one
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 from rich.table import Table
 
+from jobs.arguments.flags import given_flags
 from jobs.terminal import command
 from pipeline.core.errors import PipelineError
 from pipeline.core.shares import counted
@@ -94,9 +95,9 @@ def _check_flags(args: Args) -> None:
     """Raises PipelineError for a flag that belongs to another action."""
     groups: dict[Action, CompactArgs | ForgetArgs] = {"compact": args.compact, "forget": args.forget}
     for action, group in groups.items():
-        for each in fields(group):
-            if action != args.action and getattr(group, each.name) != each.default:
-                raise PipelineError(f"{args.action}: --{each.name} is for `{action}`; leave it out")
+        given = given_flags(group, type(group)())
+        if action != args.action and given:
+            raise PipelineError(f"{args.action}: {given[0]} is for `{action}`; leave it out")
 
 
 def print_versions(args: Args, folder: str) -> None:
@@ -114,7 +115,7 @@ def print_versions(args: Args, folder: str) -> None:
             *("" if each.dropped else _number(value) for value in (each.added, each.removed, each.relabelled)),
             f"{each.own_bytes / 1e6:,.1f}",
             f"{each.shared_bytes / 1e6:,.1f}",
-            each.parent or "",
+            each.parent,
             each.digest[:12],
             time.strftime("%Y-%m-%d %H:%M", time.localtime(each.modified_ns / 1e9)),
         )

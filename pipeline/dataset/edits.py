@@ -80,6 +80,12 @@ def _by_shard(table: pa.Table, values: Rows | None = None) -> dict[str, tuple[Ro
     return found
 
 
+def rows_per_group(shard: Shard, rows: Rows) -> tuple[int, ...]:
+    """Returns how many of some stored rows of a shard lie in each of its row groups."""
+    ends = np.cumsum(shard.row_group_rows)
+    return tuple(np.bincount(np.searchsorted(ends, rows, side="right"), minlength=len(ends)).tolist())
+
+
 def live_rows(uri: str, shard: Shard, start: int = 0, stop: int | None = None) -> Rows:
     """Returns int64 [N]: the stored rows of a shard from `start` to `stop` that aren't left out, ascending.
 
@@ -90,8 +96,7 @@ def live_rows(uri: str, shard: Shard, start: int = 0, stop: int | None = None) -
     if not shard.deleted or shard.edits is None or shard.edits.deletions is None:
         return rows
     deleted = _deleted(uri, shard.edits.deletions).get(shard.edits.shard, np.empty(0, np.int64))
-    ends = np.cumsum(shard.row_group_rows)
-    if tuple(np.bincount(np.searchsorted(ends, deleted, side="right"), minlength=len(ends))) != shard.deleted:
+    if rows_per_group(shard, deleted) != shard.deleted:
         raise DatasetError(f"{shard.path}: the manifest counts other deleted rows than {shard.edits.deletions.path}")
     first, last = np.searchsorted(deleted, [start, stop])
     return np.delete(rows, deleted[first:last] - start)

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -72,12 +73,12 @@ class Split:
     rows_per_class: tuple[int, ...]  # in the order of the manifest's classes
     shards: tuple[Shard, ...]
 
-    @property
+    @cached_property
     def row_group_rows(self) -> tuple[int, ...]:
         """Rows of each row group of the split, shard after shard, without row groups that have none left."""
         return tuple(rows for shard in self.shards for rows in shard.live_group_rows if rows)
 
-    @property
+    @cached_property
     def row_group_places(self) -> list[tuple[Shard, int]]:
         """(shard, index of the row group in the shard) for each row group of the split."""
         return [(shard, at) for shard in self.shards for at, rows in enumerate(shard.live_group_rows) if rows]
@@ -168,11 +169,20 @@ def of_version(shard: Shard, version: Version, classes: tuple[str, ...]) -> Shar
         edits = ShardEdits(shard.path, version.deletions, version.corrections, classes, None)
         return replace(shard, edits=edits)
     base = version.bases[shard.base]
-    numbers = {name: label for label, name in enumerate(classes)}
-    labels = None if base.classes == classes else tuple(numbers.get(name, -1) for name in base.classes)
-    edits = ShardEdits(edit_name(shard), version.deletions, version.corrections, classes, labels)
+    edits = ShardEdits(
+        edit_name(shard), version.deletions, version.corrections, classes, _labels(base.classes, classes)
+    )
     path, provenance = files.join(base.uri, shard.path), files.join(base.uri, shard.provenance_path)
     return replace(shard, path=path, provenance_path=provenance, edits=edits)
+
+
+@lru_cache(maxsize=64)  # once for all shards of a base
+def _labels(stored: tuple[str, ...], classes: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Returns the label in `classes` of each of `stored`, -1 for a class that is gone; None if they are equal."""
+    if stored == classes:
+        return None
+    numbers = {name: label for label, name in enumerate(classes)}
+    return tuple(numbers.get(name, -1) for name in stored)
 
 
 def _moved(file: EditFile | None, uri: str) -> EditFile | None:

@@ -19,6 +19,7 @@ from pipeline.dataset.edits import (
     live_rows,
     read_edits,
     rows_by_shard,
+    rows_per_group,
 )
 from pipeline.dataset.manifest import Manifest, load_stored
 from pipeline.dataset.parquet import parquet_bytes, read_split_provenance, stored_provenance
@@ -54,6 +55,12 @@ class Derived:
     """What the version refers to."""
 
 
+def by_people(edits: pa.Table) -> pa.Table:
+    """Returns the edits that people have made, of a table of DELETIONS_SCHEMA or CORRECTIONS_SCHEMA; shard: string."""
+    edits = edits.set_column(0, "shard", edits["shard"].cast(pa.string()))
+    return edits.filter(pa.compute.starts_with(edits["reason"], BY_PEOPLE))
+
+
 def derive(
     parent: str,
     out: str,
@@ -75,11 +82,11 @@ def derive(
     earlier = _earlier_edits(parent, stored)
     deletions = pa.concat_tables([earlier[0], *(each[0] for each in new)])
     gone = rows_by_shard(deletions)
-    by_people = {*deletions.filter(pa.compute.starts_with(deletions["reason"], BY_PEOPLE))["shard"].to_pylist()}
+    kept = {*by_people(deletions)["shard"].to_pylist()}
     shards: dict[str, list[Shard]] = {}
     for name, split in stored.splits.items():
         referred = (_with_deletions(_referred(shard, stored), gone) for shard in split.shards)
-        shards[name] = [shard for shard in referred if shard.live_rows or edit_name(shard) in by_people]
+        shards[name] = [shard for shard in referred if shard.live_rows or edit_name(shard) in kept]
     for name, more in added.items():
         shards.setdefault(name, []).extend(more)
     shards = {name: each for name, each in shards.items() if any(shard.live_rows for shard in each)}
@@ -102,11 +109,7 @@ def _referred(shard: Shard, stored: Manifest) -> Shard:
 def _with_deletions(shard: Shard, gone: Mapping[str, Rows]) -> Shard:
     """Returns a shard with the number of deleted rows of each row group. gone: {name in edit files: deleted rows}."""
     rows = gone.get(edit_name(shard))
-    if rows is None:
-        return shard
-    ends = np.cumsum(shard.row_group_rows)
-    counts = np.bincount(np.searchsorted(ends, rows, side="right"), minlength=len(ends))
-    return replace(shard, deleted=tuple(counts.tolist()))
+    return shard if rows is None else replace(shard, deleted=rows_per_group(shard, rows))
 
 
 def _in_shards(parent: str, stored: Manifest, split: str, changes: Changes) -> tuple[pa.Table, pa.Table]:

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_reads
 from pipeline.ingestion.quality.duplicates import num_compared
+from pipeline.ingestion.sorting.external_sort import take_rows
 from pipeline.ingestion.sources import Index
 from pipeline.storage import files
 
@@ -56,7 +55,7 @@ def estimate(
     prices = prices or Prices()
     reads = writes = 0
     for shard in shards:
-        samples = index.splits[shard.split].take(pa.array(shard.rows))
+        samples = take_rows(index.splits[shard.split], shard.rows)
         reads += sum(files.in_store(read.object) for read in plan_reads(samples))
     if files.in_store(out):
         writes = 3 * len(shards) + OTHER_WRITES  # for each shard: itself, its provenance, its receipt

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipeline.core.keyed_random import Stream, key_hash, permutation
 from pipeline.core.partition import even_split
 from pipeline.dataset.image_codec import MAX_IMAGE_BYTES
+from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.records import Rows
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.sources import Index
@@ -43,6 +44,12 @@ class IngestSettings:
 
     handling: ImageHandling = field(default_factory=ImageHandling)
     """How images are checked and stored."""
+
+
+def settings_of(manifest: Manifest) -> IngestSettings:
+    """Returns the settings that a data set was ingested with."""
+    values = manifest.settings
+    return IngestSettings(values["seed"], values["shard_bytes"], ImageHandling(**values["handling"]))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pipeline.dataset.manifest import (
     load_stored,
 )
 from pipeline.dataset.records import Rows
+from pipeline.dataset.version import Changes
 from pipeline.ingestion.changes.histogram import histogram_without
 from pipeline.ingestion.changes.onto import Onto
 from pipeline.ingestion.changes.parts import version_parts, whole_parts
@@ -167,6 +168,11 @@ class ParentPixels:
     stored: Manifest  # as it is in the file
     gone: Mapping[str, Rows]  # {split: rows}
 
+    @staticmethod
+    def of(uri: str, stored: Manifest, changes: Mapping[str, Changes]) -> "ParentPixels":
+        """Returns a data set without the rows that a version's changes delete."""
+        return ParentPixels(uri, stored, {name: each.deleted["row"].to_numpy() for name, each in changes.items()})
+
 
 def publish(plan: IngestPlan, receipts: list[Receipt], progress: Progress) -> Manifest:
     """Describes the data set as a whole and publishes its manifest (`publish_manifest`), which is returned."""
@@ -174,9 +180,7 @@ def publish(plan: IngestPlan, receipts: list[Receipt], progress: Progress) -> Ma
     histogram = sum((np.array(each.histogram) for each in receipts), np.zeros(768, dtype=np.int64))
     parent = None
     if plan.onto is not None:
-        gone = {name: each.changes.deleted["row"].to_numpy() for name, each in plan.onto.found.splits.items()}
-        gone = {name: each for name, each in gone.items() if name in plan.onto.stored.splits}
-        parent = ParentPixels(plan.onto.uri, plan.onto.stored, gone)
+        parent = ParentPixels.of(plan.onto.uri, plan.onto.stored, plan.onto.changes)
     state = state_of(plan.index, _refused_keys(receipts))
     manifest, histogram = with_quality(plan.out, manifest, histogram, parent, progress)
     return publish_manifest(plan.out, manifest, histogram, state, plan.lease, parent)

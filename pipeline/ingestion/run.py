@@ -20,8 +20,8 @@ from pipeline.ingestion.plan import IngestSettings, plan_id, plan_shards
 from pipeline.ingestion.publish import IngestPlan, check_counts, check_quarantined, publish, quarantine_table
 from pipeline.ingestion.shard_task import Receipt, ShardContext, ShardTask, finish_shard, task_memory_bytes
 from pipeline.ingestion.sources import Source, located, open_source
-from pipeline.ingestion.target import QUARANTINE_NAME, WORK, check_target, clean_up, record_plan
-from pipeline.storage import files, lease
+from pipeline.ingestion.target import QUARANTINE_NAME, WORK, check_target, claim_target, record_plan
+from pipeline.storage import files
 from pipeline.storage.request_counts import RequestCounts
 
 SMALL_ROWS, SMALL_BYTES = 2000, 256 << 20
@@ -71,25 +71,18 @@ def planned_ingest(
         raise DatasetError(f"{out}: lies inside the source {folder}, and would be ingested too; give another --out")
     if source.layout != "digits" and not located.exists(source.uri):
         open_source(source, spool=out)  # raises before anything is written
-    claimed = False
-    try:
-        with lease.hold_lease(files.join(out, WORK, "lease.json"), out, progress) as held:
-            check_target(out)  # once more: another process may have finished while this one waited
-            claimed = True
-            # From now on a removal finds this folder, and doesn't begin.
-            check_not_rewritten(folder_of_versions(out))
-            spool = files.join(out, WORK, "spool")
-            try:
-                begin(progress, f"looking at {source.uri}")
-                index = open_source(source, spool=spool, progress=progress)
-                onto = None if parent is None else compare_with(parent, index, progress)
-                plan = IngestPlan(source.uri, index, [], out, settings, held, onto)
-                yield replace(plan, shards=plan_shards(plan.to_write, settings))
-            finally:
-                files.delete_tree(spool)
-    finally:
-        if claimed:
-            clean_up(out)
+    with claim_target(out, progress) as held:
+        # From now on a removal finds this folder, and doesn't begin.
+        check_not_rewritten(folder_of_versions(out))
+        spool = files.join(out, WORK, "spool")
+        try:
+            begin(progress, f"looking at {source.uri}")
+            index = open_source(source, spool=spool, progress=progress)
+            onto = None if parent is None else compare_with(parent, index, progress)
+            plan = IngestPlan(source.uri, index, [], out, settings, held, onto)
+            yield replace(plan, shards=plan_shards(plan.to_write, settings))
+        finally:
+            files.delete_tree(spool)
 
 
 def write_dataset(

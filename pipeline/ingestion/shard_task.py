@@ -211,6 +211,15 @@ def kind_of(repair: str) -> str:
     return "; ".join("shrunk" if part.startswith("shrunk to") else part for part in repair.split("; "))
 
 
+def count_repairs(repairs: pa.ChunkedArray) -> Counter[str]:
+    """Returns the number of rows for each kind of repair. repairs: the column of the provenance."""
+    counts = Counter[str]()
+    for each in repairs.cast(pa.string()).value_counts().to_pylist():
+        if each["values"]:
+            counts[kind_of(each["values"])] += each["counts"]
+    return counts
+
+
 def finish_shard(plan: ShardPlan, tables: Mapping[str, pa.Table], context: ShardContext, guard: Guard) -> Receipt:
     """Makes one planned shard and leaves its receipt. tables: of the index, by split. guard: see `make_shard`."""
     receipt = make_shard(take_rows(tables[plan.split], plan.rows), plan, context, guard)

@@ -2,11 +2,14 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.core.errors import DatasetError
+from pipeline.core.progress import Progress
 from pipeline.dataset.manifest import is_dataset
-from pipeline.storage import files
+from pipeline.storage import files, lease
 from pipeline.storage.places import check_folder, claim_folder, is_passing
 
 CARD_NAME, QUARANTINE_NAME, QUALITY_NAME = "README.md", "quarantine.parquet", "quality.html"
@@ -32,6 +35,24 @@ def check_target(out: str) -> None:
         raise DatasetError(f"{out}: holds other files ({strangers[0]!r}); give an empty folder for --out")
     if files.is_local(out):
         check_folder(out, "out")
+
+
+@contextmanager
+def claim_target(out: str, progress: Progress) -> Iterator[lease.Lease]:
+    """Yields the lease on a folder that `check_target` has found free: nobody else writes there while the block runs.
+
+    Afterwards removes what isn't needed any more. Raises DatasetError if another process is writing there, or has
+    finished while this one waited.
+    """
+    claimed = False
+    try:
+        with lease.hold_lease(files.join(out, WORK, "lease.json"), out, progress) as held:
+            check_target(out)  # once more: another process may have finished while this one waited
+            claimed = True
+            yield held
+    finally:
+        if claimed:
+            clean_up(out)
 
 
 def record_plan(out: str, plan: dict[str, Any]) -> None:

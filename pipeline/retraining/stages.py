@@ -1,5 +1,6 @@
 """The stages of a retraining run: ingest, train, evaluate, drift, and the decision with its pages."""
 
+import functools
 import json
 import logging
 import time
@@ -82,13 +83,17 @@ def _as_corrected(latest: Member) -> str:
     versions[latest.uri] = latest.manifest
     digests = {data.digest for data in versions.values()}
 
+    @functools.cache
+    def edits_of(uri: str) -> frozenset[tuple[str, str, str]]:
+        return frozenset(edits_by_people(uri, versions[uri]))
+
     def last(uri: str) -> str:
         stored = versions[uri]
         is_gone = uri == latest.uri and latest.dropped
-        known = frozenset([] if is_gone else edits_by_people(uri, stored))
+        known = frozenset[tuple[str, str, str]]() if is_gone else edits_of(uri)
         following = [each for each, data in versions.items() if _follows(data, stored, digests)]
         # The data set of a run that wasn't finished follows, too: people have changed nothing there.
-        said = {frozenset(edits_by_people(end, versions[end])): end for end in map(last, following)}
+        said = {edits_of(end): end for end in map(last, following)}
         ends = [end for edits, end in said.items() if edits != known and not any(edits < other for other in said)]
         if len(ends) > 1:
             log.warning("warning: %s are corrections of one data set, %s; none is used", ", ".join(ends), uri)

@@ -77,7 +77,8 @@ class TrainStep:
             is_local = number + 1 < len(parts) and self._world_size > 1
             with self._model.no_sync() if is_local else nullcontext():
                 total += self._backward(part, step)
-        self._drop_frozen(step)
+        if self._recipe.frozen_epochs or self._recipe.thaw_epochs:
+            self._drop_frozen(step)
         return total
 
     def _drop_frozen(self, step: int) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +29,7 @@ from pipeline.dataset.schema import PROVENANCE_SCHEMA
 from pipeline.ingestion.changes.histogram import histogram_without
 from pipeline.ingestion.changes.onto import edits_by_people
 from pipeline.ingestion.changes.state import PixelState, read_pixels, read_state, write_pixels
-from pipeline.ingestion.image_check import ImageHandling
-from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_shards
+from pipeline.ingestion.plan import ShardPlan, plan_shards, settings_of
 from pipeline.ingestion.publish import QUARANTINE_SCHEMA, ParentPixels, publish_manifest
 from pipeline.ingestion.quality import statistics
 from pipeline.ingestion.quality.duplicates import near_duplicates
@@ -38,9 +38,8 @@ from pipeline.ingestion.sources import Index
 from pipeline.ingestion.sources.index import sample_table
 from pipeline.ingestion.target import (
     QUARANTINE_NAME,
-    WORK,
     check_target,
-    clean_up,
+    claim_target,
     record_plan,
 )
 from pipeline.storage import files, lease
@@ -70,15 +69,8 @@ def compact(version: str | os.PathLike[str], out: str | os.PathLike[str], *, pro
     if stored.version is None:
         raise DatasetError(f"{uri}: refers to no other data set and leaves nothing out; copy its folder instead")
     check_target(target)
-    claimed = False
-    try:
-        with lease.hold_lease(files.join(target, WORK, "lease.json"), target, progress) as held:
-            check_target(target)  # once more: another process may have finished while this one waited
-            claimed = True
-            return Dataset(target, _Compaction(uri, stored, target, held).run(progress))
-    finally:
-        if claimed:
-            clean_up(target)
+    with claim_target(target, progress) as held:
+        return Dataset(target, _Compaction(uri, stored, target, held).run(progress))
 
 
 @dataclass(frozen=True)
@@ -89,6 +81,14 @@ class _Compaction:
     stored: Manifest
     out: str
     held: lease.Lease
+
+    @cached_property
+    def _state(self) -> pa.Table:
+        return read_state(self.uri)
+
+    @cached_property
+    def _quarantine(self) -> pa.Table:
+        return read_quarantine(self.uri)
 
     def run(self, progress: Progress) -> Manifest:
         if edits_by_people(self.uri, self.stored):
@@ -109,7 +109,7 @@ class _Compaction:
             self.held.check()
 
         tables = map_tables(task, plans, _SCHEMA, written, computes=True)
-        receipts = [Receipt(**json.loads(table["receipt"][0].as_py())) for table in tables]
+        receipts = [Receipt.parse(table["receipt"][0].as_py()) for table in tables]
         return self._publish(plans, receipts, progress)
 
     def _index(self) -> Index:
@@ -117,8 +117,7 @@ class _Compaction:
 
         Its column `offset` is the row in the split, or _REFUSED for a file in quarantine.
         """
-        lengths = read_state(self.uri)
-        refused = read_quarantine(self.uri)
+        lengths, refused = self._state, self._quarantine
         refused = refused.filter(pc.or_(pc.greater(refused["bytes"], 0), pc.not_equal(refused["sha256"], "")))
         splits = {}
         for name, split in self.stored.resolved.splits.items():
@@ -145,7 +144,7 @@ class _Compaction:
             if splits[name].rows != split.rows:
                 raise AssertionError(f"{name}: {splits[name].rows} rows written of {split.rows}")
         manifest = replace(self.stored, splits=splits, version=None, schema_version=SCHEMA_VERSION, digest="")
-        files.write_bytes(files.join(self.out, QUARANTINE_NAME), parquet_bytes(read_quarantine(self.uri)))
+        files.write_bytes(files.join(self.out, QUARANTINE_NAME), parquet_bytes(self._quarantine))
         histogram = np.zeros(768, dtype=np.int64)
         if manifest.settings["handling"]["checks"] == "decode":
             rows = statistics.pixel_rows(self.out, manifest)
@@ -154,17 +153,11 @@ class _Compaction:
             histogram = pixels.histogram
             manifest = statistics.with_quality(manifest, rows, pixels.near, histogram)
         parent = ParentPixels(self.uri, self.stored, {})
-        return publish_manifest(self.out, manifest, histogram, read_state(self.uri), self.held, parent)
+        return publish_manifest(self.out, manifest, histogram, self._state, self.held, parent)
 
     def _pixels(self, manifest: Manifest, rows: pa.Table, progress: Progress) -> PixelState:
         near = near_duplicates(self.out, manifest, rows, progress=progress)
         return PixelState(near, histogram_without(self.uri, self.stored.resolved, None, {}))
-
-
-def settings_of(manifest: Manifest) -> IngestSettings:
-    """Returns the settings that a data set was ingested with."""
-    values = manifest.settings
-    return IngestSettings(values["seed"], values["shard_bytes"], ImageHandling(**values["handling"]))
 
 
 def read_quarantine(uri: str) -> pa.Table:

@@ -60,14 +60,15 @@ def compare_datasets(old: str | os.PathLike[str], new: str | os.PathLike[str]) -
     )
 
 
+def row_name(split: str, key: str) -> str:
+    """Returns SPLIT/KEY, the name of a row; keys of class folders begin with their split already."""
+    return key if key.startswith(f"{split}/") else f"{split}/{key}"
+
+
 def _rows(uri: str) -> dict[str, tuple[str, bytes]]:
     """Returns {SPLIT/KEY: (class name, SHA-256 of the source file)}."""
     data = manifest.load(uri)
     table = read_provenance(uri, data, ["key", "label", "source_sha256"])
     columns = (table[name].to_pylist() for name in ("split", "key", "label", "source_sha256"))
     rows = zip(*columns, strict=True)
-    # Keys of class folders begin with their split already.
-    return {
-        key if key.startswith(f"{split}/") else f"{split}/{key}": (data.classes[label], sha)
-        for split, key, label, sha in rows
-    }
+    return {row_name(split, key): (data.classes[label], sha) for split, key, label, sha in rows}

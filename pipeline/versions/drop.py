@@ -61,22 +61,23 @@ def _clean(folder: str, held: lease.Lease) -> Dropped:
     members = read_family(folder)
     alive = [member for member in members if not member.dropped]
     needs = {member.name: member.needed_files for member in alive}
+    needed_by_any = set[str]().union(*needs.values())
     kept: set[str] = set()
     deleted = deleted_bytes = 0
     for member in members:
         if not member.dropped:
             continue
-        needed = member.needed_files if waiting else set[str]().union(*needs.values())
+        needed = member.needed_files if waiting else needed_by_any
         present = files.list_files(member.uri)
         stay = {name for name, _ in present if real_uri(files.join(member.uri, name)) in needed}
         kept |= {real_uri(files.join(member.uri, shard.path)) for shard in member.own_shards if shard.path in stay}
-        gone = [name for name, _ in present if name not in stay and (not stay or name != DROPPED_NAME)]
+        gone = {name: size for name, size in present if name not in stay and (not stay or name != DROPPED_NAME)}
         held.check()
         # What names the others goes last, so that an interrupted drop is found and goes on.
         files.delete_files(member.uri, [name for name in gone if name != DROPPED_NAME])
         if not stay:
             files.delete_tree(member.uri)
         deleted += len(gone)
-        deleted_bytes += sum(size for name, size in present if name in gone)
+        deleted_bytes += sum(gone.values())
     users = tuple(sorted(name for name, needed in needs.items() if needed & kept))
     return Dropped(deleted, deleted_bytes, len(kept), users, waiting)

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from pipeline.core.errors import DatasetError
 from pipeline.dataset.edits import CORRECTIONS_SCHEMA, read_edits
 from pipeline.dataset.manifest import MANIFEST_NAME
-from pipeline.dataset.version import BY_PEOPLE
+from pipeline.ingestion.corrections.decide import KEPT
 from pipeline.storage import files
 from pipeline.versions.family import DROPPED_NAME, Member, check_folder_of_versions, read_family
 
@@ -101,7 +101,7 @@ def _corrections(member: Member) -> set[tuple[str, int, str]]:
     table = read_edits(member.uri, version.corrections, CORRECTIONS_SCHEMA)
     own = member.manifest.digest
     found = set()
-    kept = pc.equal(table["reason"], f"{BY_PEOPLE} kept")  # somebody has looked, and found the class right
+    kept = pc.equal(table["reason"], KEPT)  # somebody has looked, and found the class right
     columns = (table.filter(pc.invert(kept))[name].to_pylist() for name in ("shard", "row", "class"))
     for shard, row, name in zip(*columns, strict=True):
         base, _, path = shard.partition("/")

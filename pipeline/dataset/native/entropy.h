@@ -26,6 +26,25 @@
 #define SHUFFLE(mask, a, b, ...) __builtin_shuffle(a, b, (mask){__VA_ARGS__})
 #endif
 
+/* Defines a function that transposes eight vectors of eight elements of 32 bits. mask: the integer vector of that shape. */
+#define DEFINE_TRANSPOSE(name, vector, mask)                                                         \
+    static inline __attribute__((always_inline)) void name(vector *x) {                               \
+        vector y[8], z[8];                                                                             \
+        for (int i = 0; i < 8; i += 2) {                                                               \
+            y[i] = SHUFFLE(mask, x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);                            \
+            y[i + 1] = SHUFFLE(mask, x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);                      \
+        }                                                                                              \
+        for (int i = 0; i < 8; i += 4)                                                                 \
+            for (int j = 0; j < 2; j++) {                                                              \
+                z[i + 2 * j] = SHUFFLE(mask, y[i + j], y[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);         \
+                z[i + 2 * j + 1] = SHUFFLE(mask, y[i + j], y[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);   \
+            }                                                                                          \
+        for (int i = 0; i < 4; i++) {                                                                  \
+            x[i] = SHUFFLE(mask, z[i], z[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);                            \
+            x[i + 4] = SHUFFLE(mask, z[i], z[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);                      \
+        }                                                                                              \
+    }
+
 enum { LOOK = 10, PARTS = 3, MAX_DC = 11, MAX_AC = 10 };
 enum { END_OF_BLOCK = 128, LONG_CODE = 192 }; /* more than a coefficient's number can be */
 /* Bytes that may be read after the end of the data: six blocks of 64 * 27 bits, and eight for the buffer. */

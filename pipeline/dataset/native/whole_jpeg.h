@@ -27,22 +27,7 @@ static inline __attribute__((always_inline)) void exact_idct_8(words *x, int bit
     for (int i = 0; i < 8; i++) x[i] = (words)((signed_words)sums[i] >> bits);
 }
 
-static inline __attribute__((always_inline)) void transpose_words(words *x) {
-    words y[8], z[8];
-    for (int i = 0; i < 8; i += 2) {
-        y[i] = SHUFFLE(words, x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        y[i + 1] = SHUFFLE(words, x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
-            z[i + 2 * j] = SHUFFLE(words, y[i + j], y[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            z[i + 2 * j + 1] = SHUFFLE(words, y[i + j], y[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-        }
-    for (int i = 0; i < 4; i++) {
-        x[i] = SHUFFLE(words, z[i], z[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        x[i + 4] = SHUFFLE(words, z[i], z[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
-}
+DEFINE_TRANSPOSE(transpose_words, words, words)
 
 /* Whether all values lie from -MOST_EXACT to MOST_EXACT - 1. */
 static inline __attribute__((always_inline)) int are_exact(const words *x) {

@@ -22,7 +22,7 @@ from pipeline.dataset.edits import CORRECTIONS_SCHEMA, DELETIONS_SCHEMA, read_ed
 from pipeline.dataset.manifest import Manifest, load_stored
 from pipeline.dataset.parquet import read_split_provenance, read_table, stored_provenance
 from pipeline.dataset.records import Shard, Version, edit_name
-from pipeline.dataset.version import BY_PEOPLE
+from pipeline.dataset.version import Changes, by_people
 from pipeline.ingestion.changes.find import (
     EARLIER_SCHEMA,
     Earlier,
@@ -30,9 +30,9 @@ from pipeline.ingestion.changes.find import (
     find_changes,
 )
 from pipeline.ingestion.changes.state import read_state
-from pipeline.ingestion.image_check import ImageHandling
-from pipeline.ingestion.plan import IngestSettings
-from pipeline.ingestion.shard_task import kind_of
+from pipeline.ingestion.plan import IngestSettings, settings_of
+from pipeline.ingestion.shard_task import count_repairs
+from pipeline.ingestion.sorting.external_sort import take_rows
 from pipeline.ingestion.source_reader import gather
 from pipeline.ingestion.sources import Index
 from pipeline.ingestion.target import QUARANTINE_NAME
@@ -54,10 +54,15 @@ class Onto:
     earlier: Earlier
     found: Found
 
+    @property
+    def changes(self) -> dict[str, Changes]:
+        """What has changed in each split of the data set."""
+        return {name: each.changes for name, each in self.found.splits.items() if name in self.stored.splits}
+
     def new_rows(self, index: Index) -> Index:
         """Returns the index of the rows that are to be written."""
         tables = {
-            split: table.take(pa.array(self.found.splits[split].new))
+            split: take_rows(table, self.found.splits[split].new)
             for split, table in index.splits.items()
             if len(self.found.splits[split].new)
         }
@@ -81,9 +86,8 @@ class Onto:
         for split, each in self.found.splits.items():
             if split in self.earlier.live:
                 repairs = self.earlier.live[split]["repair"].take(pa.array(each.kept[each.kept >= 0]))
-                for entry in repairs.cast(pa.string()).value_counts().to_pylist():
-                    counts[kind_of(entry["values"])] += entry["counts"] if entry["values"] else 0
-        return +counts
+                counts.update(count_repairs(repairs))
+        return counts
 
     def labels_in_train(self, index: Index) -> npt.NDArray[np.int64]:
         """Returns int64 [classes]: the training images that are stored already, by their class in the source."""
@@ -139,7 +143,7 @@ class Parent:
             raise DatasetError(f"out={out}: a version lies beside its parent {self.uri}; give --out {beside}")
         before = self.stored.settings
         if settings is None:
-            return IngestSettings(before["seed"], before["shard_bytes"], ImageHandling(**before["handling"]))
+            return settings_of(self.stored)
         now = _flat(asdict(settings))
         for name, value in _flat(before).items():
             if now.get(name) != value:
@@ -179,7 +183,7 @@ def edits_by_people(uri: str, stored: Manifest) -> list[tuple[str, str, str]]:
     """Returns (key, class or "", reason) of what people have corrected and removed: a full ingest would undo it."""
     version, found = stored.version or Version("", {}), []
     for file, schema in ((version.corrections, CORRECTIONS_SCHEMA), (version.deletions, DELETIONS_SCHEMA)):
-        rows = _by_people(read_edits(uri, file, schema)).to_pylist()
+        rows = by_people(read_edits(uri, file, schema)).to_pylist()
         found += [(row["key"], row.get("class", ""), row["reason"]) for row in rows]
     return sorted(found)
 
@@ -187,8 +191,8 @@ def edits_by_people(uri: str, stored: Manifest) -> list[tuple[str, str, str]]:
 def _read_earlier(uri: str, stored: Manifest) -> Earlier:
     live, left_out = {}, {}
     version = stored.version or Version("", {})
-    corrected = _by_people(read_edits(uri, version.corrections, CORRECTIONS_SCHEMA))
-    removed = _by_people(read_edits(uri, version.deletions, DELETIONS_SCHEMA))
+    corrected = by_people(read_edits(uri, version.corrections, CORRECTIONS_SCHEMA))
+    removed = by_people(read_edits(uri, version.deletions, DELETIONS_SCHEMA))
     classes = pa.array(stored.classes, pa.string())
     for name, split in stored.resolved.splits.items():
         names = pa.array(list(map(edit_name, stored.splits[name].shards)), pa.string())
@@ -216,11 +220,6 @@ def _refused(uri: str) -> dict[str, pa.Array]:
         split: table.filter(pc.equal(table["split"], split))["key"].combine_chunks()
         for split in table["split"].unique().to_pylist()
     }
-
-
-def _by_people(edits: pa.Table) -> pa.Table:
-    edits = edits.set_column(0, "shard", edits["shard"].cast(pa.string()))
-    return edits.filter(pc.starts_with(edits["reason"], BY_PEOPLE))
 
 
 def _removed_rows(uri: str, shard: Shard, rows: pa.ChunkedArray, classes: pa.Array) -> pa.Table:

@@ -57,8 +57,7 @@ def version_parts(onto: Onto, index: Index, out: str, receipts: list[Receipt]) -
     """
     own, written = _own_shards(index, receipts), _no_rows(index)
     digest = source_digest(chain(lines_of(onto.source_lines(index)), _source_lines(index, out, own, receipts, written)))
-    changes = {name: each.changes for name, each in onto.found.splits.items() if name in onto.stored.splits}
-    derived = derive(onto.uri, out, index.classes, changes, own)
+    derived = derive(onto.uri, out, index.classes, onto.changes, own)
     for name in index.splits:
         if not derived.splits.get(name, _NO_ROWS).rows:
             raise DatasetError(_nothing_usable(name))

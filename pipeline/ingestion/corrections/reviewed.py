@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pipeline.dataset.edits import CORRECTIONS_SCHEMA, DELETIONS_SCHEMA, live_rows, read_edits
 from pipeline.dataset.manifest import Split
 from pipeline.dataset.records import EditFile, Rows
-from pipeline.dataset.version import BY_PEOPLE
+from pipeline.dataset.version import by_people
 
 
 def reviewed_rows(uri: str, split: Split) -> Rows:
@@ -39,11 +39,10 @@ def removed_keys(uri: str, split: Split) -> pa.Array:
 
 
 def _of_shard(uri: str, file: EditFile, schema: pa.Schema, shard: str) -> pa.Table:
-    table = _by_people(uri, file, schema)
-    return table.filter(pc.equal(table["shard"].cast(pa.string()), shard))
+    table = _of_people(uri, file, schema)
+    return table.filter(pc.equal(table["shard"], shard))
 
 
 @lru_cache(maxsize=8)  # one file holds the edits of all shards
-def _by_people(uri: str, file: EditFile, schema: pa.Schema) -> pa.Table:
-    table = read_edits(uri, file, schema)
-    return table.filter(pc.starts_with(table["reason"], BY_PEOPLE))
+def _of_people(uri: str, file: EditFile, schema: pa.Schema) -> pa.Table:
+    return by_people(read_edits(uri, file, schema))

@@ -4,12 +4,10 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress, begin, silent
@@ -22,8 +20,8 @@ from pipeline.ingestion.changes.state import read_state
 from pipeline.ingestion.corrections.decide import VerdictCounts, decide
 from pipeline.ingestion.corrections.verdict_file import read_verdicts
 from pipeline.ingestion.publish import QUARANTINE_SCHEMA, ParentPixels, publish_manifest, with_quality
-from pipeline.ingestion.shard_task import kind_of
-from pipeline.ingestion.target import QUARANTINE_NAME, WORK, check_target, clean_up, record_plan
+from pipeline.ingestion.shard_task import count_repairs
+from pipeline.ingestion.target import QUARANTINE_NAME, check_target, claim_target, record_plan
 from pipeline.storage import files, lease
 
 _log = logging.getLogger(__name__)
@@ -63,18 +61,11 @@ def correct(
     parent.checked_settings(target, None)
     said = read_verdicts(file)
     check_target(target)
-    claimed = False
-    try:
-        with lease.hold_lease(files.join(target, WORK, "lease.json"), target, progress) as held:
-            check_target(target)  # once more: another process may have finished while this one waited
-            claimed = True
-            begin(progress, f"correcting {parent.uri}")
-            stored = load_stored(parent.uri)
-            changes, counts = decide(parent.uri, stored.resolved, said, file)
-            manifest = _write(target, parent.uri, stored, changes, held, progress)
-    finally:
-        if claimed:
-            clean_up(target)
+    with claim_target(target, progress) as held:
+        begin(progress, f"correcting {parent.uri}")
+        stored = load_stored(parent.uri)
+        changes, counts = decide(parent.uri, stored.resolved, said, file)
+        manifest = _write(target, parent.uri, stored, changes, held, progress)
     if reason := why_compact(manifest):
         _log.info("%s: `image-pipeline versions compact` makes a data set of its own, which is read faster", reason)
     return Corrected(target, manifest, counts)
@@ -103,19 +94,11 @@ def _write(
     manifest = replace(
         stored, splits=derived.splits, version=derived.version, schema_version=VERSION_SCHEMA_VERSION, digest=""
     )
-    manifest = replace(manifest, repaired=_repaired(out, manifest.resolved))
-    gone = {name: each.deleted["row"].to_numpy() for name, each in changes.items()}
-    pixels = ParentPixels(parent, stored, gone)
+    repairs = read_provenance(out, manifest.resolved, ["repair"])["repair"]
+    manifest = replace(manifest, repaired=dict(sorted(count_repairs(repairs).items())))
+    pixels = ParentPixels.of(parent, stored, changes)
     manifest, histogram = with_quality(out, manifest, np.zeros(768, dtype=np.int64), pixels, progress)
     return publish_manifest(out, manifest, histogram, read_state(parent), held, pixels)
-
-
-def _repaired(out: str, data: Manifest) -> dict[str, int]:
-    counts = Counter[str]()
-    for each in read_provenance(out, data, ["repair"])["repair"].cast(pa.string()).value_counts().to_pylist():
-        if each["values"]:
-            counts[kind_of(each["values"])] += each["counts"]
-    return dict(sorted(counts.items()))
 
 
 def _quarantine(uri: str) -> bytes:

@@ -27,10 +27,11 @@ def pairs_of(rows: pa.Table, near: pa.Table) -> list[Pair]:
     coded = pixels.dictionary_encode()
     kind = coded.indices.to_numpy()
     by_kind = np.argsort(kind, kind="stable")
-    ends = np.cumsum(np.bincount(kind, minlength=len(coded.dictionary)))
-    starts = ends - np.bincount(kind, minlength=len(coded.dictionary))
+    sizes = np.bincount(kind, minlength=len(coded.dictionary))
+    ends = np.cumsum(sizes)
+    starts = ends - sizes
     found: list[tuple[int, int, float, bool]] = []
-    for first in np.flatnonzero(ends - starts > 1):
+    for first in np.flatnonzero(sizes > 1):
         members = by_kind[starts[first] : ends[first]].tolist()
         found += [(members[0], row, 1.0, True) for row in members[1:]]
     firsts, seconds = (pc.index_in(near[name], value_set=coded.dictionary).to_pylist() for name in ("first", "second"))

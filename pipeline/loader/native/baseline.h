@@ -36,22 +36,7 @@ static inline __attribute__((always_inline)) void idct_8(lanes *x) {
     x[2] = c + t5, x[5] = c - t5, x[3] = d + t4, x[4] = d - t4;
 }
 
-static inline __attribute__((always_inline)) void transpose_8(lanes *x) {
-    lanes y[8], z[8];
-    for (int i = 0; i < 8; i += 2) {
-        y[i] = SHUFFLE(lanes_int, x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        y[i + 1] = SHUFFLE(lanes_int, x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
-            z[i + 2 * j] = SHUFFLE(lanes_int, y[i + j], y[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            z[i + 2 * j + 1] = SHUFFLE(lanes_int, y[i + j], y[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-        }
-    for (int i = 0; i < 4; i++) {
-        x[i] = SHUFFLE(lanes_int, z[i], z[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        x[i + 4] = SHUFFLE(lanes_int, z[i], z[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
-}
+DEFINE_TRANSPOSE(transpose_8, lanes, lanes_int)
 
 /* Eight bytes <-> eight floats. Written out, because the compiler uses eight registers for the conversion otherwise. */
 static inline __attribute__((always_inline)) lanes read_8(const uint8_t *from) {

@@ -21,6 +21,7 @@ UNDECIDED, ROWS, COMING, KEPT = range(4)
 _LEADER, _BOARD = "leader", "board-"
 _HEAD = 2  # numbers before those of the ranks: the step up to which is decided, and when a rank has joined
 _ALIVE_SECONDS = 0.5  # between looks at which ranks are at work
+_SLOT_SECONDS = 0.2  # another rank that looks who is alive holds a rank's lock for a moment
 _REMOVAL_SECONDS = 5.0  # a leader removes boards of others in milliseconds
 
 
@@ -57,10 +58,8 @@ class Board:
         digest = hashlib.sha256(reads.order.digest + repr((reads.world_size, reads.ranks)).encode()).hexdigest()[:16]
         path = os.path.join(subfolder, f"{_BOARD}{digest}")
         slot = Path(f"{path}.{rank}").open("ab")  # noqa: SIM115 - locked as long as it is open
-        for _ in range(20):  # another rank that looks who is alive holds the lock for a moment
-            if try_lock(slot):
-                return Board(path, reads, rank, slot)
-            time.sleep(0.01)
+        if lock_within(slot, _SLOT_SECONDS):
+            return Board(path, reads, rank, slot)
         slot.close()
         return None
 

@@ -55,26 +55,30 @@ def check_cache_size(cache: CacheFolder | None, uri: str, data: Manifest, recipe
     where it is larger than a window. Of one window over everything it is a row group: each that is kept saves requests.
     """
     split, window = data.split("train"), recipe.shuffle_window_row_groups
-    is_remote = any(not files.is_local(files.resolve(uri, shard.path)) for shard in split.shards)
-    if cache is None or cache.max_bytes is None or recipe.residency != "stream" or not is_remote:
+    if cache is None or cache.max_bytes is None or recipe.residency != "stream":
+        return
+    if all(files.is_local(files.resolve(uri, shard.path)) for shard in split.shards):
         return
     num_groups = len(split.row_group_rows)
     sources = list(data.source_row_groups("train").values()) if data.sources else [num_groups]
     batch_groups = recipe.global_batch_size / world_size * num_groups / split.rows / len(sources)
 
+    num_bytes = sum(shard.bytes for shard in split.shards)
+
+    def touched_windows(window: int) -> int:
+        return 1 + math.ceil(batch_groups / window)
+
     def least_bytes(window: int | None) -> float:
         needed = 1
         if window is not None and window < max(sources):
-            num_windows = 1 + math.ceil(batch_groups / window)
-            needed = sum(min(num_windows * window, groups) for groups in sources)
-        return needed * sum(shard.bytes for shard in split.shards) / num_groups
+            needed = sum(min(touched_windows(window) * window, groups) for groups in sources)
+        return needed * num_bytes / num_groups
 
     if cache.max_bytes >= (least := least_bytes(window)):
         return
     what, instead = "a row group", ""
     if window is not None and window < max(sources):
-        touched = 1 + math.ceil(batch_groups / window)
-        what = f"{touched} shuffling windows of {window} row groups, which a step may touch"
+        what = f"{touched_windows(window)} shuffling windows of {window} row groups, which a step may touch"
         if smaller := next((each for each in range(window, 0, -1) if least_bytes(each) <= cache.max_bytes), None):
             instead = f", or shuffle_window_row_groups={smaller}"
     raise RecipeError(

@@ -1,7 +1,7 @@
 """A proxy: a small network that is trained on a run's batches, and keeps the images of each with the highest loss."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -49,22 +49,15 @@ class Proxy:
         `update_every_steps`-th step, from the first on, the proxy then learns from these. Nothing waits for the device.
         """
         updates = step % self._filter.update_every_steps == 0
-        with torch.set_grad_enabled(updates), self._dropout_of(step):
+        # Dropout depends on (seed, step) alone; torch's generators are afterwards as they were.
+        dropout = _seeded(self._seed, self._device, step, _DROPOUT) if self._draws else nullcontext()
+        with torch.set_grad_enabled(updates), dropout:
             losses = self._step.losses(batch)
         kept = losses.detach().argsort(stable=True)[-self._filter.num_kept(len(losses)) :]
         if updates:
             self._step.backward(losses[kept].sum() / len(kept))
             self._step.update(self._step.gradient_norm(), step, self._num_steps)
         return kept, losses.detach().sum()
-
-    @contextmanager
-    def _dropout_of(self, step: int) -> Iterator[None]:
-        """Dropout of the block depends on (seed, step) alone; torch's generators are afterwards as they were."""
-        if not self._draws:
-            yield
-            return
-        with _seeded(self._seed, self._device, step, _DROPOUT):
-            yield
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a version's manifest and its other files say of its rows as a whole, after some rows are gone."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,11 +13,12 @@ from pipeline.dataset.edits import DELETIONS_SCHEMA, read_edits
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_split_provenance, stored_provenance
 from pipeline.dataset.records import edit_name
-from pipeline.dataset.version import BY_PEOPLE
+from pipeline.dataset.version import by_people
 from pipeline.ingestion.changes.histogram import histogram_without
 from pipeline.ingestion.changes.state import PixelState, read_pixels, read_state
 from pipeline.ingestion.quality import statistics
 from pipeline.ingestion.quality.duplicates import near_duplicates
+from pipeline.ingestion.sorting.source_digest import lines_of, source_digest
 from pipeline.versions.compaction import read_quarantine
 from pipeline.versions.family import Member
 from pipeline.versions.removal.find import Found
@@ -48,10 +48,9 @@ def describe(member: Member, changed: Changed, found: Found) -> Described:
     if data is member.manifest and not is_shorter:
         return Described(data, None, new_state, None)
     reasons = Counter(reason.split(":")[0] for reason in quarantine["reason"].to_pylist())
-    lines = sorted(_source_lines(member.uri, data, state, quarantine))
     data = replace(
         data,
-        source_digest=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        source_digest=source_digest(lines_of(_source_lines(member.uri, data, state, quarantine))),
         quarantined=dict(sorted(reasons.items())),
     )
     pixels = None
@@ -99,8 +98,7 @@ def _removed_by_people(uri: str, data: Manifest) -> dict[str, set[str]]:
 
 
 def _deletions_by_people(uri: str, data: Manifest) -> pa.Table:
-    deletions = read_edits(uri, None if data.version is None else data.version.deletions, DELETIONS_SCHEMA)
-    return deletions.filter(pc.starts_with(deletions["reason"], BY_PEOPLE))
+    return by_people(read_edits(uri, None if data.version is None else data.version.deletions, DELETIONS_SCHEMA))
 
 
 def _without(table: pa.Table, names: Mapping[str, set[str]]) -> pa.Table:
@@ -131,12 +129,12 @@ def _source_lines(uri: str, data: Manifest, state: pa.Table, quarantine: pa.Tabl
     A row counts with its class in the source, which people may have corrected. Rows that people have removed count,
     too, while the source has them: their stored labels may be of a class that is gone.
     """
-    by_people = _deletions_by_people(uri, data)
+    removed = _deletions_by_people(uri, data)
     for name, split in data.resolved.splits.items():
         known = state.filter(pc.equal(state["split"].cast(pa.string()), name))
         tables = [read_split_provenance(uri, split, ["key", "label", "source_sha256"])]
         for shard, resolved in zip(data.splits[name].shards, split.shards, strict=True):
-            gone = by_people.filter(pc.equal(by_people["shard"].cast(pa.string()), edit_name(shard)))["row"]
+            gone = removed.filter(pc.equal(removed["shard"], edit_name(shard)))["row"]
             if len(gone):
                 left_out = stored_provenance(uri, resolved, ["key", "label", "source_sha256"]).take(gone)
                 is_there = pc.is_in(left_out["key"], value_set=known["key"].combine_chunks())

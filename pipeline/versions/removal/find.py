@@ -11,6 +11,7 @@ from pipeline.dataset.parquet import read_table, stored_provenance
 from pipeline.dataset.records import Rows
 from pipeline.ingestion.target import QUARANTINE_NAME
 from pipeline.storage import files
+from pipeline.versions.compare import row_name
 from pipeline.versions.family import Member
 
 _COLUMNS = ["key", "source_sha256", "pixel_sha256"]
@@ -36,11 +37,6 @@ class Found:
 def split_of(shard: Shard) -> str:
     """Returns the split that a shard belongs to."""
     return shard.path.split("/")[0]
-
-
-def row_name(split: str, key: str) -> str:
-    """Returns SPLIT/KEY, the name of a row; keys of class folders begin with their split already."""
-    return key if key.startswith(f"{split}/") else f"{split}/{key}"
 
 
 def find(members: Sequence[Member], keys: Collection[str]) -> Found:
@@ -87,8 +83,9 @@ def _find_quarantined(member: Member, keys: Collection[str], found: Found) -> No
     place = files.join(member.uri, QUARANTINE_NAME)
     if not files.exists(place):
         return
+    wanted = set(keys)
     for row in read_table(place, ["split", "key", "sha256"]).to_pylist():
-        if {row["key"], row_name(row["split"], row["key"])} & set(keys):
+        if {row["key"], row_name(row["split"], row["key"])} & wanted:
             found.names.add((row["split"], row["key"]))
             if row["sha256"]:
                 found.sources.add(bytes.fromhex(row["sha256"]))

@@ -148,11 +148,13 @@ class Journal:
 
 def _batches(removed: Iterable[bytes]) -> Iterator[list[bytes]]:
     batch: list[bytes] = []
+    size = 0
     for each in removed:
         batch.append(each)
-        if sum(map(len, batch)) >= _BATCH_BYTES:
+        size += len(each)
+        if size >= _BATCH_BYTES:
             yield batch
-            batch = []
+            batch, size = [], 0
     if batch:
         yield batch
 

@@ -19,13 +19,14 @@ from pipeline.dataset.edits import (
     edit_file,
     live_rows,
     read_edits,
+    rows_per_group,
 )
 from pipeline.dataset.manifest import SCHEMA_VERSION, EditFile, Manifest, Shard, Source, Split, Version, load_stored
 from pipeline.dataset.mixture import mixture_of
 from pipeline.dataset.parquet import parquet_bytes, stored_provenance
 from pipeline.dataset.records import Rows, edit_name
 from pipeline.dataset.version import NAME_DIGITS
-from pipeline.ingestion.shard_task import kind_of
+from pipeline.ingestion.shard_task import count_repairs
 from pipeline.storage import files
 from pipeline.versions.family import Member
 from pipeline.versions.removal.shards import Rewritten
@@ -103,9 +104,9 @@ class Rewriting:
 
     def _own(self, member: Member, split: Split) -> tuple[Shard, ...]:
         """Returns the shards in the folder of a dropped version, of which nothing else is left."""
-        shards = []
+        shards, own = [], {each.path for each in member.own_shards}
         for shard in split.shards:
-            if shard in member.own_shards:
+            if not shard.base and shard.path in own:
                 rewritten = self.shards.get((member.uri, shard.path))
                 shards.append(replace(shard, deleted=()) if rewritten is None else rewritten.shard)
         return tuple(each for each in shards if each is not None)
@@ -126,7 +127,7 @@ class Rewriting:
                 table = stored_provenance(member.uri, resolved, ["label", "repair"]).take(pa.array(lost))
                 labels = as_edited(member.uri, resolved, table, lost)["label"].to_numpy()
                 per_class = per_class - np.bincount(labels, minlength=len(per_class))
-                repaired.subtract(kind_of(each) for each in table["repair"].cast(pa.string()).to_pylist() if each)
+                repaired.subtract(count_repairs(table["repair"]))
                 gone.append(first + np.searchsorted(live, lost))
                 shards += [] if rewritten.shard is None else [_in_version(renamed, live, rewritten)]
             first += resolved.live_rows
@@ -183,9 +184,7 @@ def _in_version(shard: Shard, live: Rows, rewritten: Rewritten) -> Shard:
     assert new is not None
     still_live = rewritten.new_rows[live]
     deleted = np.delete(np.arange(new.rows), still_live[still_live >= 0])
-    ends = np.cumsum(new.row_group_rows)
-    counts = np.bincount(np.searchsorted(ends, deleted, side="right"), minlength=len(ends))
-    return replace(new, base=shard.base, deleted=tuple(counts.tolist()) if len(deleted) else ())
+    return replace(new, base=shard.base, deleted=rows_per_group(new, deleted) if len(deleted) else ())
 
 
 def _edits(

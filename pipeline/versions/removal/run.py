@@ -24,6 +24,7 @@ from pipeline.ingestion.changes.state import (
 from pipeline.ingestion.publish import dataset_card
 from pipeline.ingestion.target import CARD_NAME, QUALITY_NAME, QUARANTINE_NAME, WORK
 from pipeline.storage import files, lease
+from pipeline.versions.compare import row_name
 from pipeline.versions.family import (
     DROPPED_NAME,
     LEASE,
@@ -33,7 +34,7 @@ from pipeline.versions.family import (
     unfinished,
 )
 from pipeline.versions.removal.facts import describe
-from pipeline.versions.removal.find import Found, find, row_name
+from pipeline.versions.removal.find import Found, find
 from pipeline.versions.removal.journal import Journal, Ready
 from pipeline.versions.removal.manifests import Changed, Rewriting
 from pipeline.versions.removal.search import search
@@ -135,9 +136,9 @@ class _Removal:
     def _prepare(self, found: Found, members: Sequence[Member], written: list[str]) -> Ready:
         """Writes the new shards, and stages all else that changes. written: receives the names of new files."""
         shards, deletions, copies = {}, [], []
+        held = {(member.uri, shard.path): (member, shard) for member in members for shard in member.own_shards}
         for number, ((uri, path), gone) in enumerate(sorted(found.rows.items())):
-            member = next(each for each in members if each.uri == uri)
-            shard = next(each for each in member.own_shards if each.path == path)
+            member, shard = held[uri, path]
             shards[uri, path] = new = rewrite(member, shard, gone)
             deletions += [f"{member.name}/{shard.path}", f"{member.name}/{shard.provenance_path}"]
             if new.shard is not None:

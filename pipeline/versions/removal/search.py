@@ -17,8 +17,9 @@ from pipeline.dataset.parquet import stored_provenance
 from pipeline.dataset.records import Rows
 from pipeline.ingestion.changes.removed import REWRITING
 from pipeline.storage import files
+from pipeline.versions.compare import row_name
 from pipeline.versions.family import Member, read_family
-from pipeline.versions.removal.find import row_name, split_of
+from pipeline.versions.removal.find import split_of
 from pipeline.versions.removal.journal import Journal
 from pipeline.versions.removal.traces import TRACE_BYTES, TRACE_SCHEMA, SearchedFile, TraceSearch, image_ranges, rows_at
 

@@ -2,26 +2,7 @@
  * with boxes that may not fit. Built with -fsanitize=address,undefined; prints how many of the results were which. */
 #include "../../../pipeline/loader/native/decode.c"
 
-static uint64_t state = 88172645463325252ull;
-
-static uint32_t draw(uint32_t below) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (uint32_t)(state >> 33) % below;
-}
-
-static uint8_t *read_file(const char *path, size_t *length) {
-    FILE *file = fopen(path, "rb");
-    if (!file) exit(2);
-    fseek(file, 0, SEEK_END);
-    *length = (size_t)ftell(file);
-    rewind(file);
-    uint8_t *data = malloc(*length);
-    if (fread(data, 1, *length, file) != *length) exit(2);
-    fclose(file);
-    return data;
-}
+#include "fuzz.h"
 
 static void size_of(const uint8_t *data, size_t length, view *v) {
     struct jpeg_decompress_struct info;

@@ -2,29 +2,7 @@
  * the size that it had, or another one; what is decoded is looked at. Then images of any size. Built with
  * -fsanitize=address,undefined; prints how many were decoded, and how many left to libjpeg. */
 #include "../../../pipeline/dataset/native/pixels.c"
-
-#include <stdio.h>
-
-static uint64_t state = 88172645463325252ull;
-
-static uint32_t draw(uint32_t below) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (uint32_t)(state >> 33) % below;
-}
-
-static uint8_t *read_file(const char *path, size_t *length) {
-    FILE *file = fopen(path, "rb");
-    if (!file) exit(2);
-    fseek(file, 0, SEEK_END);
-    *length = (size_t)ftell(file);
-    rewind(file);
-    uint8_t *data = malloc(*length);
-    if (fread(data, 1, *length, file) != *length) exit(2);
-    fclose(file);
-    return data;
-}
+#include "fuzz.h"
 
 static void size_of(const uint8_t *data, size_t length, int *height, int *width) {
     for (size_t i = 0; i + 9 < length; i++)
