@@ -220,8 +220,11 @@ def near_duplicates(
     is_new = None
     tables = []
     if earlier is not None:
-        is_new = np.flatnonzero(~pc.is_in(kinds, value_set=earlier.pixels).to_numpy(zero_copy_only=False))
-        both = [pc.is_in(earlier.near[name], value_set=kinds) for name in ("first", "second")]
+        is_known = pc.is_in(kinds, value_set=earlier.pixels)
+        is_new = np.flatnonzero(~is_known.to_numpy(zero_copy_only=False))
+        # Not all that `earlier.near` names: pixels that left with one image and came back with another are searched.
+        known = kinds.filter(is_known)
+        both = [pc.is_in(earlier.near[name], value_set=known) for name in ("first", "second")]
         tables.append(earlier.near.filter(pc.and_(*both)))
     found = _near_pairs(uri, manifest, rows, order, is_new, progress)
     named = [sorted((pixels[one].as_py(), pixels[other].as_py())) for one, other, _ in found]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import DatasetError, PipelineError, SourceError
@@ -142,6 +142,12 @@ def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(step, st.sets(places), st.booleans(), st.booleans()), min_size=2, max_size=4))
+@example(  # the pixels of a near duplicate leave with one image and come back with another
+    steps=[
+        ({"test/f": (0, "ant"), "train/a": (8, "ant")}, set(), True, False),
+        ({"train/a": None, "train/d": (8, "ant")}, set(), False, False),
+    ]
+)
 def test_a_chain_of_versions_holds_what_a_full_ingest_of_each_source_holds(
     steps: list[tuple[dict[str, Any], set[str], bool, bool]], tmp_path_factory: pytest.TempPathFactory, no_pages: None
 ) -> None:
