@@ -119,8 +119,8 @@ class Args(training.TrainingArgs):
 
     def retrain_options(self, train_options: "TrainOptions") -> "RetrainOptions":
         """Returns the options of the run. Raises RecipeError for a value out of range."""
+        from pipeline.retraining.decision.promotion_gate import Gate
         from pipeline.retraining.plan import RetrainOptions
-        from pipeline.retraining.promotion_gate import Gate
 
         return RetrainOptions(
             gate=Gate(**vars(self.promotion)),

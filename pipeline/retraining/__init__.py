@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from pipeline.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from pipeline.retraining.drift import Drift, Thresholds
+    from pipeline.retraining.decision.drift import Drift, Thresholds
+    from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate, decide
     from pipeline.retraining.mlflow_mirror import mirror
     from pipeline.retraining.plan import Plan, RetrainOptions, plan_retraining
-    from pipeline.retraining.promotion_gate import Check, Decision, Gate, decide
     from pipeline.retraining.registry import Move, Version
     from pipeline.retraining.registry_check import verify
     from pipeline.retraining.run import Outcome, retrain
@@ -39,10 +39,10 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "drift": ("Drift", "Thresholds"),
+        "decision.drift": ("Drift", "Thresholds"),
         "mlflow_mirror": ("mirror",),
         "plan": ("Plan", "RetrainOptions", "plan_retraining"),
-        "promotion_gate": ("Check", "Decision", "Gate", "decide"),
+        "decision.promotion_gate": ("Check", "Decision", "Gate", "decide"),
         "registry": ("Move", "Version"),
         "registry_check": ("verify",),
         "run": ("Outcome", "retrain"),

@@ -12,8 +12,8 @@ from pipeline.core.errors import RecipeError, SourceError
 from pipeline.ingestion.sources import hub, located
 from pipeline.ingestion.sources.source import VAL_SHARE
 from pipeline.retraining import registry
+from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.notify import check_webhook
-from pipeline.retraining.promotion_gate import Gate
 from pipeline.retraining.run_settings import RunSettings, given_settings, kept_settings
 from pipeline.retraining.workspace import RetrainingRun, interrupted_run, is_unchanged, read_latest, registry_uri
 from pipeline.storage import files

@@ -25,9 +25,10 @@ from pipeline.ingestion.plan import IngestSettings
 from pipeline.ingestion.sources import Source
 from pipeline.models import checkpoint
 from pipeline.models.load import find_model
-from pipeline.retraining import promotion, registry
+from pipeline.retraining import registry
 from pipeline.retraining.budget import Budget
-from pipeline.retraining.drift import Thresholds
+from pipeline.retraining.decision import promotion
+from pipeline.retraining.decision.drift import Thresholds
 from pipeline.retraining.plan import Plan, RetrainOptions
 from pipeline.retraining.workspace import RetrainingRun, publish, read_latest
 from pipeline.storage import files

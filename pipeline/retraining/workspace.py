@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.retraining import registry
-from pipeline.retraining.page import render_decision
-from pipeline.retraining.promotion_gate import Decision, Gate
+from pipeline.retraining.decision.page import render_decision
+from pipeline.retraining.decision.promotion_gate import Decision, Gate
 from pipeline.storage import files
 from pipeline.storage.places import claim_folder
 

@@ -26,9 +26,9 @@ from pipeline.evaluation.pages.report import label_issue_pictures
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
 from pipeline.models.load import find_model
-from pipeline.retraining.drift import Thresholds, assess
-from pipeline.retraining.page import render_decision
-from pipeline.retraining.promotion_gate import Gate, decide
+from pipeline.retraining.decision.drift import Thresholds, assess
+from pipeline.retraining.decision.page import render_decision
+from pipeline.retraining.decision.promotion_gate import Gate, decide
 from pipeline.training.job import TrainJob
 from pipeline.training.outputs import result
 from pipeline.training.outputs.report import write_report

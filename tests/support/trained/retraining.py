@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, replace
 
 from pipeline.config.presets import make_recipe
-from pipeline.retraining.promotion_gate import Gate
+from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.workspace import RetrainingRun
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from pipeline.core.errors import RecipeError
-from pipeline.retraining.promotion_gate import Gate, check_gain, check_recall, decide
+from pipeline.retraining.decision.promotion_gate import Gate, check_gain, check_recall, decide
 from tests.support.trained.predictions import predictions
 
 CLASSES = tuple("abcdefghij")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.dataset.manifest import load
-from pipeline.retraining.drift import Thresholds, assess, class_mix, feature_distance
+from pipeline.retraining.decision.drift import Thresholds, assess, class_mix, feature_distance
 
 
 def test_drift_is_measured_and_named(digits_dataset: str) -> None:

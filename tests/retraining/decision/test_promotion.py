@@ -9,8 +9,9 @@ import pytest
 from pipeline.core.errors import RecipeError
 from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_rows
-from pipeline.retraining import promotion, registry
-from pipeline.retraining.promotion_gate import Gate
+from pipeline.retraining import registry
+from pipeline.retraining.decision import promotion
+from pipeline.retraining.decision.promotion_gate import Gate
 from tests.support.trained.predictions import predictions
 from tests.support.trained.retraining import planned_run
 

@@ -19,8 +19,8 @@ from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
 from pipeline.models.load import check_classes, find_model
 from pipeline.retraining import registry
-from pipeline.retraining.drift import Drift, Thresholds, assess, brightness, class_mix, feature_distance
-from pipeline.retraining.promotion_gate import Check, Decision, Gate, decide
+from pipeline.retraining.decision.drift import Drift, Thresholds, assess, brightness, class_mix, feature_distance
+from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate, decide
 from pipeline.retraining.workspace import RetrainingRun
 from pipeline.storage import files
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.reporting.charts import BLUE, GREY, ORANGE, chart_style, new_axes, render_page, svg_data_uri
 from pipeline.reporting.links import existing
-from pipeline.retraining.promotion_gate import RecallChange
+from pipeline.retraining.decision.promotion_gate import RecallChange
 from pipeline.storage import files
 
 _CLASSES_SHOWN = 20  # in the chart: those whose fall is most likely
