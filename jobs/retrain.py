@@ -49,7 +49,17 @@ class OutputArgs:
     workspace: Annotated[
         str | None, command.option("folder or prefix of a bucket for data sets, runs and the registry", "URI")
     ] = None
-    webhook: Annotated[str | None, command.option("URL that gets the decision as JSON, by POST", "URL", "none")] = None
+    webhook: Annotated[
+        str | None, command.option("URL that gets each decision and failure as JSON, by POST", "URL", "none")
+    ] = None
+    webhook_secret_file: Annotated[
+        str | None,
+        command.option("file with the key of its signatures", "FILE", "the variable IMAGE_PIPELINE_WEBHOOK_SECRET"),
+    ] = None
+    on_decision: Annotated[
+        str | None,
+        command.option("command that gets the decision as JSON on its standard input", "COMMAND", "none"),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +150,8 @@ class Args(training.TrainingArgs):
             max_hours=self.budget.hours(),
             mlflow=self.track.mlflow,
             webhook=self.output.webhook,
+            webhook_secret_file=self.output.webhook_secret_file,
+            on_decision=self.output.on_decision,
         )
 
 

@@ -13,11 +13,11 @@ from pipeline.ingestion.sources import hub, located
 from pipeline.ingestion.sources.source import VAL_SHARE
 from pipeline.retraining import registry
 from pipeline.retraining.decision.promotion_gate import Gate
-from pipeline.retraining.notify import check_webhook
+from pipeline.retraining.notices.notifier import Channels
+from pipeline.retraining.notices.webhook import Webhook, read_secret
 from pipeline.retraining.run_settings import RunSettings, given_settings, kept_settings
 from pipeline.retraining.workspace import RetrainingRun, interrupted_run, is_unchanged, read_latest, registry_uri
 from pipeline.storage import files
-from pipeline.training.trackers.mlflow import check_mlflow
 from pipeline.training.workflow import TrainOptions
 
 StrPath = str | os.PathLike[str]
@@ -78,7 +78,14 @@ class RetrainOptions:
     """URI of an MLflow server to mirror the registry in; None for none. `default_trackers` logs the training there."""
 
     webhook: str | None = None
-    """URL that gets the decision as JSON, by POST; None for none."""
+    """URL that gets each decision and failure as JSON, by POST; None for none. Messages are signed if there is a
+    secret: in the file below, or else in the variable IMAGE_PIPELINE_WEBHOOK_SECRET."""
+
+    webhook_secret_file: str | None = None
+    """File with the secret of the webhook's signatures, as `webhook.read_secret` takes it; None for the variable."""
+
+    on_decision: str | None = None
+    """Command that is called with the decision as JSON on its standard input, for a minute at most; None for none."""
 
     def __post_init__(self) -> None:
         if self.from_champion and self.training.pretrained:
@@ -89,10 +96,12 @@ class RetrainOptions:
             )
         if self.max_hours is not None and self.max_hours <= 0:
             raise RecipeError(f"max-hours={self.max_hours:g} must be above 0")
-        if self.webhook:
-            check_webhook(self.webhook)
-        if self.mlflow:
-            check_mlflow(self.mlflow)
+        self.channels()
+
+    def channels(self) -> Channels:
+        """Returns who is told of decisions. Raises RecipeError for a value that can't work."""
+        webhook = Webhook(self.webhook, read_secret(self.webhook_secret_file)) if self.webhook else None
+        return Channels(webhook, self.on_decision, self.mlflow)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
-from pipeline.core.errors import DatasetError
+from pipeline.core.errors import DatasetError, PipelineError
 from pipeline.core.progress import Progress, silent
 from pipeline.retraining.budget import time_budget
-from pipeline.retraining.notify import post_decision, update_mlflow
+from pipeline.retraining.notices.notifier import Notifier
 from pipeline.retraining.plan import Plan, RetrainOptions, StrPath, plan_retraining, resolve_uris
 from pipeline.retraining.run_settings import chosen_settings
 from pipeline.retraining.stages import Stages, ingest_source
@@ -78,20 +78,36 @@ def retrain(
             held = stack.enter_context(_workspace_lease(workspace, options.wait, progress))
         except DatasetError as error:
             return Outcome("busy", str(error))
-        budget = stack.enter_context(time_budget(options.max_hours))
-        # Only now: no other run can change the workspace any more.
-        plan = _settled(plan_retraining(source, workspace, recipe, options), options, progress)
-        if plan.latest and not plan.has_work and not options.force:
-            latest = plan.latest["night"]
-            return Outcome("unchanged", f"nothing to do: {plan.run.source} and the recipe are those of run {latest}")
-        plan = replace(plan, run=resume_or_start(plan.run))
-        if on_start is not None:
-            on_start(plan)
-        decision = Stages(plan, options, held, budget, progress).run()
-        if options.mlflow:
-            update_mlflow(options.mlflow, plan.run.registry)
-        if options.webhook:
-            post_decision(options.webhook, decision)
+        notifier = Notifier(workspace, options.channels())
+        notifier.begin()
+        try:
+            with time_budget(options.max_hours) as budget:
+                # Only now: no other run can change the workspace any more.
+                plan = _settled(plan_retraining(source, workspace, recipe, options), options, progress)
+                if plan.latest and not plan.has_work and not options.force:
+                    outcome = _unchanged(plan)
+                else:
+                    plan = replace(plan, run=resume_or_start(plan.run))
+                    if on_start is not None:
+                        on_start(plan)
+                    outcome = _decided(plan, Stages(plan, options, held, budget, progress).run())
+        except (PipelineError, OSError) as error:
+            notifier.failed(error)
+            raise
+        # Here no budget can end a run that has decided.
+        if outcome.decision:
+            notifier.decided(outcome.decision)
+        notifier.ended(outcome.status, outcome.message)
+    return outcome
+
+
+def _unchanged(plan: Plan) -> Outcome:
+    assert plan.latest is not None
+    latest = plan.latest["night"]
+    return Outcome("unchanged", f"nothing to do: {plan.run.source} and the recipe are those of run {latest}")
+
+
+def _decided(plan: Plan, decision: dict[str, Any]) -> Outcome:
     return Outcome("promoted" if decision["promote"] else "kept", decision["reason"], plan.run, decision)
 
 

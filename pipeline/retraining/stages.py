@@ -154,6 +154,7 @@ class Stages:
             "rows": len(unseen),
             "drift": drift and drift.as_json(),
             "seconds": self._seconds,
+            "finished": time.time(),
             **self._write_pages(data, challenger, values),
         }
         version = self._add_version()

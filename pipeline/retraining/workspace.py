@@ -7,6 +7,8 @@ A workspace is a folder or a prefix of a bucket:
     nights/ID/             one retraining run: its training, evaluations, drift, `decision.json` and `decision.html`
     active.json            the run that works now, or was interrupted
     latest.json            the decision of the newest finished run
+    status.json            how the last call ended (`notices/status_file.py`)
+    notices/               messages that no webhook has accepted yet
 
 The ID of a run is a hash of its inputs, so the same inputs always name the same folder. An interrupted run is found by
 `active.json` and continues: ingest and training resume by themselves; evaluations and additions to the registry give
