@@ -81,6 +81,7 @@ def test_a_bad_image_leaves_no_manifest(tmp_path: Path) -> None:
 AUGMENT = Augment(resized_crop_area=(0.3, 1.0), flip_probability=0.5, salt_and_pepper=0.02)
 
 
+@pytest.mark.slow
 def test_a_stream_of_repeated_images_holds_the_batches_of_the_order(tree_dataset: str) -> None:
     """51 rows in batches of 12 over 3 epochs: nothing divides. The reference is computed here, without Ray."""
     split = manifest.load(tree_dataset).split("train")
@@ -100,6 +101,7 @@ def reference(uri: str, units: Sampler, view: Transform, unit: int) -> Batch:
     return batch_from_columns(unit, columns, index.key_hash, units.epochs(unit))
 
 
+@pytest.mark.slow
 def test_threads_and_tasks_together_make_the_batches_of_threads_alone(
     tree_dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +197,7 @@ def test_a_checkpoint_has_the_same_totals_on_any_number_of_workers(
     assert again["loss"] == pytest.approx(expected["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_small_network_learns_real_imagenet_photographs_from_a_stream(tmp_path: Path) -> None:
     with planned_ingest(Source(shared("imagenette-mini.tar")), str(tmp_path / "data")) as plan:
         data = write_dataset(plan).manifest

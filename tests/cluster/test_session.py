@@ -62,10 +62,12 @@ for number in range({sessions}):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "handler", "sessions"),
-    [("ray first", "own", 1), ("the session first", "default", 2)],
+    [
+        pytest.param("ray first", "own", 1, marks=pytest.mark.slow),
+        pytest.param("the session first", "default", 2, marks=pytest.mark.long),
+    ],
 )
 def test_the_process_is_as_it_was_after_a_session(first: str, handler: str, sessions: int) -> None:
     program = _HOST.format(first=first, handler=handler, sessions=sessions)

@@ -60,7 +60,7 @@ def test_the_job_compares_on_every_validation_image(trained: str, digits_dataset
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["airbench94", "vgg11_bn", "resnet50"])
+@pytest.mark.parametrize("name", ["airbench94", "vgg11_bn", pytest.param("resnet50", marks=pytest.mark.long)])
 def test_every_kind_of_network_can_be_exported(name: str, trained: str, tmp_path: Path) -> None:
     from dataclasses import replace
 

@@ -198,7 +198,7 @@ def test_what_the_image_is_built_from_is_small_and_holds_what_it_copies() -> Non
     assert f"ray[data,default,train]=={version.group(1)}" in (ROOT / "pyproject.toml").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_images_steps_install_it_in_an_empty_environment(tmp_path: Path) -> None:
     """The RUN lines as they stand but for apt-get, in a copy of what is COPYed, with an environment of its own."""
     for name in ("pyproject.toml", "README.md", "LICENSE"):

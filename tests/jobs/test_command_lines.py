@@ -211,7 +211,7 @@ def test_a_chain_of_versions_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp
     assert call_job("verify", "--data", "killed/3", cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_ingest_killed_twice_ends_with_the_bytes_of_a_quiet_one(tmp_path: Path, ray_cluster: None) -> None:
     """One worker, undisturbed; four workers, killed twice with SIGKILL and started again: one digest, equal files."""
     aged(make_tree(tmp_path / "tree", per_class=150))

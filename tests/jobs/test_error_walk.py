@@ -250,7 +250,7 @@ def test_a_cluster_that_is_not_there_is_one_line_within_seconds(address: str, fo
     print(f"{time.monotonic() - start:.1f} s for {address}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not CAN_CHANGE_USER, reason="needs root and setpriv to become another user")
 def test_a_user_id_without_an_account_ingests_and_trains(tmp_path: Path) -> None:
     """Without HOME, as a container gives it; ends with the data set and the run, and says where the cache is."""
@@ -269,8 +269,13 @@ def test_a_user_id_without_an_account_ingests_and_trains(tmp_path: Path) -> None
     assert (tmp_path / "run").stat().st_uid == 54321
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long),
+    ],
+)
 def test_a_closed_terminal_leaves_no_process_and_no_folder(
     number: signal.Signals, status: int, tmp_path: Path, tree_dataset: str
 ) -> None:

@@ -25,8 +25,9 @@ def train(data: Path, cwd: Path, *flags: str) -> dict[str, Any]:
     return {**result, "printed": finished.stdout}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("shape", ["class folders", pytest.param("table", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", ["class folders", "table"])
 def test_images_are_trained_on_without_a_recipe(shape: str, tmp_path: Path) -> None:
     data = SHAPES[shape](plain_colours(40), tmp_path / "photos")
     small = ["--pretrained", "none", "--set", "image_size_px=16", "residency=resident", "--epochs", "4"]

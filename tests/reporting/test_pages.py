@@ -105,6 +105,7 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["evaluation", "labels", "compare", "report", "decision", "tune", "quality"])
 @pytest.mark.parametrize(("width", "scheme"), WINDOWS)
 def test_axe_finds_nothing_and_nothing_sticks_out(

@@ -203,7 +203,7 @@ def test_killed_at_every_stage_a_run_ends_with_one_promotion(digits_dataset: str
     assert "nothing to do" in run_job("retrain", *arguments, "--workers", "0", cwd=tmp_path).stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_forced_run_starts_from_the_champions_weights(digits_dataset: str, ray_cluster: None, tmp_path: Path) -> None:
     source, recipe = Source(digits_dataset, str(tmp_path / "source")), make_recipe("digits", epochs=4)
     source.add(0, 300)

@@ -98,7 +98,14 @@ def mixed_targets(batch: Batch, weight: Tensor, partners: Tensor, smoothing: flo
     return targets
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("resnet50-a1", marks=pytest.mark.slow),
+        pytest.param("resnet50-a2", marks=pytest.mark.long),
+        pytest.param("resnet50-a3", marks=pytest.mark.slow),
+    ],
+)
 def test_each_step_is_timms(name: str, digits_dataset: str, tmp_path: Path) -> None:
     """In float64, but for the loss: LAMB magnifies roundings where a gradient is small. Clipping differs by 1e-6."""
     recipe = small(name)

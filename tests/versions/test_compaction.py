@@ -75,7 +75,7 @@ def test_a_compacted_version_has_the_bytes_of_a_full_ingest(tmp_path: Path, hand
     assert verify_dataset(tmp_path / "v3") == []
 
 
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     chain=st.lists(
         st.lists(st.tuples(st.sampled_from(["add", "remove", "change", "spoil"]), st.integers(0, 2**32)), max_size=6),

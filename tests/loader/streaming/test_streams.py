@@ -45,7 +45,7 @@ pytestmark = [
 Carrier = Callable[..., Generator[Batch]]
 
 
-@pytest.fixture(params=["threads", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.fixture(params=["threads", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
 def carrier(request: pytest.FixtureRequest) -> Carrier:
     """What makes the batches of a stream: threads of this process, or Ray Data tasks."""
     if request.param == "ray":

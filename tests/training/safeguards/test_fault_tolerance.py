@@ -121,7 +121,7 @@ class InfiniteLoss:
             module.sample_losses = original
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_at_once_and_names_everything(
     digits_dataset: str, tmp_path: Path
 ) -> None:

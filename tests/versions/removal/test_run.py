@@ -200,7 +200,7 @@ def test_what_a_person_corrected_or_left_out_stays_so(family: Path) -> None:
             assert verify_dataset(family / name) == []
 
 
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draws=st.lists(st.integers(0, 10**6), min_size=1, max_size=12), dropped=st.sampled_from(["", "v1", "v2"]))
 def test_any_rows_of_any_chain_are_removed(copies: Callable[[], Path], draws: list[int], dropped: str) -> None:
     family = copies()
