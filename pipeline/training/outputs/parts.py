@@ -11,13 +11,13 @@ from pipeline.training.outputs.inline_charts import line_chart
 
 
 def machine_charts(samples: list[dict[str, Any]]) -> list[tuple[Markup, str]]:
-    """Returns (chart, caption) of CPU and GPU, and of memory, over the hours or minutes in which the run ran."""
+    """Returns (chart, caption) of CPU and GPU, and of memory, over the time in which the run ran."""
     if len(samples) < 2:
         return []
     last, times = samples[-1], [0.0]
     for before, each in pairwise(samples):  # the time between an end and the next start doesn't count
         times.append(times[-1] + (0.0 if each.get("begins") else each["time"] - before["time"]))
-    unit, seconds = ("h", 3600) if times[-1] > 7200 else ("min", 60)
+    unit, seconds = ("h", 3600) if times[-1] >= 7200 else ("min", 60) if times[-1] >= 120 else ("s", 1)
 
     def column(name: str) -> list[tuple[float, float]]:
         return [(at / seconds, each[name]) for at, each in zip(times, samples, strict=True) if name in each]

@@ -118,11 +118,21 @@ def test_the_use_of_the_machine_is_sampled_and_goes_on_after_a_restart(
     assert machine_charts(samples[:1]) == []
 
 
+SAMPLE = {"cpu_percent": 50.0, "memory_gb": 1.0, "memory_total_gb": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("end", "shown"), [(20, "20 s"), (119, "119 s"), (120, "2 min"), (7100, "118 min"), (9000, "2.5 h")]
+)
+def test_the_axis_of_time_has_a_unit_that_fits(end: float, shown: str) -> None:
+    chart, _ = machine_charts([{**SAMPLE, "time": 5.0}, {**SAMPLE, "time": 5.0 + end}])[0]
+    assert f">{shown}<" in chart
+
+
 def test_the_time_between_an_end_and_the_next_start_does_not_count() -> None:
-    sample = {"cpu_percent": 50.0, "memory_gb": 1.0, "memory_total_gb": 8.0}
     starts = [(0.0, True), (60.0, False), (90_000.0, True), (90_060.0, False)]
     chart, _ = machine_charts(
-        [{**sample, "time": at, **({"begins": True} if begins else {})} for at, begins in starts]
+        [{**SAMPLE, "time": at, **({"begins": True} if begins else {})} for at, begins in starts]
     )[0]
     assert "2 min" in chart
 
