@@ -4,8 +4,8 @@ One retraining run ingests the source if it has changed, trains, compares the ne
 one (the champion) on images that neither was trained on, and moves the alias `champion` if the promotion gate passes.
 
 Exit status: 0 if a model was promoted or there was nothing to do, 3 if the gate kept the champion (0 with
---kept-is-ok), 2 for a user error, 1 if a storage failed or the budget is used up. The same command continues an
-interrupted run.
+--kept-is-ok), 4 if drift stopped the run before it trained (--on-drift stop), 2 for a user error, 1 if a storage failed
+or the budget is used up. The same command continues an interrupted run.
 
 Examples:
     uv run jobs/retrain.py --source photos/ --workspace work/
@@ -17,7 +17,7 @@ import jobs  # noqa: F401 - first: from here on a signal ends the program in one
 # isort: split
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from jobs.arguments import training
 from jobs.arguments.source import RawArgs
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # they load torch, which takes seconds, and not every error n
     from pipeline.retraining.run import Outcome
     from pipeline.training.workflow import TrainOptions
 
-KEPT = 3
+KEPT, STOPPED_BY_DRIFT = 3, 4
 RESUME_HINT = "the same command continues where it stopped"
 
 
@@ -78,6 +78,25 @@ class GateArgs:
 
 
 @dataclass(frozen=True)
+class DriftArgs:
+    """How far the images may differ from those that the champion was trained on."""
+
+    on_drift: Annotated[
+        Literal["warn", "stop"],
+        command.option("whether drift is reported, or ends the run before it trains", "warn|stop", "warn"),
+    ] = "warn"
+    drift_class_mix: Annotated[
+        float, command.option("largest total variation distance of the class shares, in [0, 1]", "X", "0.1")
+    ] = 0.1
+    drift_brightness: Annotated[
+        float, command.option("largest Kolmogorov-Smirnov distance of the images' brightness, in [0, 1]", "X", "0.1")
+    ] = 0.1
+    drift_features: Annotated[
+        float, command.option("largest shift of the champion's features, in standard deviations", "X", "0.5")
+    ] = 0.5
+
+
+@dataclass(frozen=True)
 class BudgetArgs:
     """How long the run may take. It ends with status 1 when the smaller budget is used up."""
 
@@ -103,7 +122,7 @@ class BudgetArgs:
 class RetrainArgs:
     """When to run, and what training starts from."""
 
-    force: Annotated[bool, command.option("run although nothing has changed", "")] = False
+    force: Annotated[bool, command.option("run although nothing has changed, or drift would stop the run", "")] = False
     wait: Annotated[bool, command.option("wait for a concurrent run to end instead of exiting", "")] = False
     dry_run: Annotated[bool, command.option("show the plan; do nothing", "")] = False
     from_champion: Annotated[bool, command.option("start training from the champion's weights", "")] = False
@@ -124,16 +143,20 @@ class Args(training.TrainingArgs):
     raw: Annotated[RawArgs, command.group("data")] = field(default_factory=lambda: RawArgs(max_quarantined=0.1))
     output: Annotated[OutputArgs, command.group("output")] = OutputArgs()
     promotion: Annotated[GateArgs, command.group("promotion gate")] = GateArgs()
+    drift: Annotated[DriftArgs, command.group("drift")] = DriftArgs()
     budget: Annotated[BudgetArgs, command.group("advanced")] = BudgetArgs()
     retraining: Annotated[RetrainArgs, command.group("advanced")] = RetrainArgs()
 
     def retrain_options(self, train_options: "TrainOptions") -> "RetrainOptions":
         """Returns the options of the run. Raises RecipeError for a value out of range."""
+        from pipeline.retraining.decision.drift import Thresholds
         from pipeline.retraining.decision.promotion_gate import Gate
         from pipeline.retraining.plan import RetrainOptions
 
         return RetrainOptions(
             gate=Gate(**vars(self.promotion)),
+            drift=Thresholds(self.drift.drift_class_mix, self.drift.drift_brightness, self.drift.drift_features),
+            on_drift=self.drift.on_drift,
             training=train_options,
             workers=self.workers.workers,
             from_champion=self.retraining.from_champion,
@@ -181,6 +204,8 @@ def main(args: Args) -> None:
     print_outcome(outcome)
     if outcome.status == "kept" and not args.retraining.kept_is_ok:
         sys.exit(KEPT)
+    if outcome.status == "stopped":
+        sys.exit(STOPPED_BY_DRIFT)
 
 
 def print_plan(plan: "Plan", hours: float | None) -> None:
@@ -221,8 +246,7 @@ def print_outcome(outcome: "Outcome") -> None:
         [
             (outcome.status.upper(), outcome.message),
             ("champion", _champion_after(decision)),
-            ("compared on", f"{decision['fair_rows']:,} of {decision['rows']:,} validation images: those that neither "
-                            "model was trained on"),
+            *([] if outcome.status == "stopped" else [("compared on", _compared_on(decision))]),
             *((check["name"], f"{'ok' if check['passed'] else 'NO'}  {check['text']}") for check in decision["checks"]),
             *(("drift", warning) for warning in (decision["drift"] or {}).get("warnings", ())),
             ("time", ", ".join(f"{name} {value:.0f} s" for name, value in decision["seconds"].items())),
@@ -230,6 +254,11 @@ def print_outcome(outcome: "Outcome") -> None:
             ("page", files.join(run.folder, "decision.html")),
         ],
     )  # fmt: skip
+
+
+def _compared_on(decision: dict[str, Any]) -> str:
+    rows = f"{decision['fair_rows']:,} of {decision['rows']:,} validation images"
+    return f"{rows}: those that neither model was trained on"
 
 
 def _champion_after(decision: dict[str, Any]) -> str:

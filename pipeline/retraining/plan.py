@@ -12,6 +12,7 @@ from pipeline.core.errors import RecipeError, SourceError
 from pipeline.ingestion.sources import hub, located
 from pipeline.ingestion.sources.source import VAL_SHARE
 from pipeline.retraining import registry
+from pipeline.retraining.decision.drift import OnDrift, Thresholds
 from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.notices.notifier import Channels
 from pipeline.retraining.notices.webhook import Webhook, read_secret
@@ -29,6 +30,12 @@ class RetrainOptions:
 
     gate: Gate = field(default_factory=Gate)
     """Limits of the promotion test."""
+
+    drift: Thresholds = field(default_factory=Thresholds)
+    """Distances above which drift is reported."""
+
+    on_drift: OnDrift = "warn"
+    """What such a distance does: "warn", or "stop" to end the run before it trains, with the champion as it is."""
 
     training: TrainOptions = field(default_factory=TrainOptions)
     """How the challenger is trained: seed, device, trackers and the like. Its device and minutes to wait hold for the
@@ -66,7 +73,7 @@ class RetrainOptions:
     """Unusable files that ingest may leave out; below 1, a share of all. With more, the run ends before it trains."""
 
     force: bool = False
-    """Whether to run although source and recipe are those of the newest finished run."""
+    """Whether to run although source and recipe are those of the newest finished run, or drift would stop the run."""
 
     wait: bool = False
     """Whether to wait for a concurrent run in the workspace to end instead of returning."""

@@ -12,6 +12,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.errors import DatasetError, PipelineError
 from pipeline.core.progress import Progress, silent
 from pipeline.retraining.budget import time_budget
+from pipeline.retraining.decision.stop import STOPPED
 from pipeline.retraining.notices.notifier import Notifier
 from pipeline.retraining.plan import Plan, RetrainOptions, StrPath, plan_retraining, resolve_uris
 from pipeline.retraining.run_settings import chosen_settings
@@ -22,7 +23,7 @@ from pipeline.storage.places import check_folder
 
 log = logging.getLogger(__name__)
 
-Status = Literal["promoted", "kept", "unchanged", "busy"]
+Status = Literal["promoted", "kept", "stopped", "unchanged", "busy"]
 _LEASE_NAME = "lease.json"
 _SECONDS_BETWEEN_TRIES = 2.0
 
@@ -32,7 +33,8 @@ class Outcome:
     """The result of a call of `retrain`."""
 
     status: Status
-    """"promoted": the new model is the champion. "kept": the gate refused it. "unchanged": source and recipe are those
+    """"promoted": the new model is the champion. "kept": the gate refused it. "stopped": drift
+    ended the run before it trained (`RetrainOptions.on_drift`). "unchanged": source and recipe are those
     of the newest finished run. "busy": a concurrent run works in the workspace. The last two did nothing."""
     message: str
     """The reason, in one sentence."""
@@ -104,11 +106,14 @@ def retrain(
 def _unchanged(plan: Plan) -> Outcome:
     assert plan.latest is not None
     latest = plan.latest["night"]
-    return Outcome("unchanged", f"nothing to do: {plan.run.source} and the recipe are those of run {latest}")
+    stopped = ", which drift stopped; --force trains nevertheless" if plan.latest.get("status") == STOPPED else ""
+    return Outcome("unchanged", f"nothing to do: {plan.run.source} and the recipe are those of run {latest}{stopped}")
 
 
 def _decided(plan: Plan, decision: dict[str, Any]) -> Outcome:
-    return Outcome("promoted" if decision["promote"] else "kept", decision["reason"], plan.run, decision)
+    status: Status = "promoted" if decision["promote"] else "kept"
+    status = "stopped" if decision.get("status") == STOPPED else status
+    return Outcome(status, decision["reason"], plan.run, decision)
 
 
 def _settled(plan: Plan, options: RetrainOptions, progress: Progress) -> Plan:

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -28,7 +28,8 @@ from pipeline.models.load import find_model
 from pipeline.retraining import registry
 from pipeline.retraining.budget import Budget
 from pipeline.retraining.decision import promotion
-from pipeline.retraining.decision.drift import Thresholds
+from pipeline.retraining.decision.drift import Drift, data_drift
+from pipeline.retraining.decision.stop import publish_stop
 from pipeline.retraining.plan import Plan, RetrainOptions
 from pipeline.retraining.workspace import RetrainingRun, publish, read_latest
 from pipeline.storage import files
@@ -136,16 +137,18 @@ class Stages:
             data = ingest_source(self._run, self._options, self._progress)
         rows = ", ".join(f"{split.rows:,} {name}" for name, split in data.splits.items())
         log.info("data set %s: %s, %d classes, digest %s", data.name, rows, len(data.classes), data.digest[:16])
+        earlier = promotion.earlier_datasets(self._run)
+        drift = self._drift_before_training(earlier)
+        if drift and drift.warnings and not self._options.force:
+            return self._stop(drift, data)
         with self._stage("train"):
             self._train()
-        training = self._options.training
-        workers = Workers(self._options.workers, training.device, training.wait_minutes)
-        with evaluation_session(EvaluateJob("", "", ""), workers, self._progress) as job:
+        with self._evaluation_session() as job:
             with self._stage("evaluate"):
                 champion, challenger, values = self._evaluate(job)
             with self._stage("drift"):
-                earlier = promotion.earlier_datasets(self._run)
-                drift = promotion.measure_drift(self._run, earlier[0], job, Thresholds()) if earlier else None
+                if earlier and drift is None:
+                    drift = promotion.measure_drift(self._run, earlier[0], job, self._options.drift)
         unseen = promotion.unseen_rows(self._run.dataset, data, earlier)
         latency = promotion.measure_latency(self._run)
         decision = promotion.decide_promotion(champion, challenger, data.classes, unseen, self._run.gate, latency)
@@ -169,6 +172,32 @@ class Stages:
         start = time.perf_counter()
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def _evaluation_session(self) -> AbstractContextManager[EvaluateJob]:
+        training = self._options.training
+        workers = Workers(self._options.workers, training.device, training.wait_minutes)
+        return evaluation_session(EvaluateJob("", "", ""), workers, self._progress)
+
+    def _drift_before_training(self, earlier: list[str]) -> Drift | None:
+        """Returns the drift if it may stop the run: without the champion's features if the rest stops it already.
+
+        None without a champion on another data set, or if drift only warns: it is measured beside the evaluations then,
+        which saves the start of their workers. earlier: as from `promotion.earlier_datasets`.
+        """
+        if not earlier or self._options.on_drift == "warn":
+            return None
+        with self._stage("drift"):
+            drift = data_drift(earlier[0], self._run.dataset, self._options.drift)
+            if drift.warnings and not self._options.force:
+                return drift
+            with self._evaluation_session() as job:
+                return promotion.measure_drift(self._run, earlier[0], job, self._options.drift)
+
+    def _stop(self, drift: Drift, data: Manifest) -> dict[str, Any]:
+        """Publishes that drift has stopped the run, and returns the content of `decision.json`."""
+        self._lease.check()
+        details = {"rows": data.split("val").rows, "seconds": self._seconds, "finished": time.time()}
+        return publish_stop(self._run, drift, details)
 
     def _train(self) -> None:
         """Trains the challenger; continues an interrupted training, and leaves a finished one as it is."""

@@ -16,9 +16,10 @@ import pytest
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import RecipeError
 from pipeline.retraining import registry
+from pipeline.retraining.decision.drift import Thresholds
 from pipeline.retraining.plan import Plan, RetrainOptions, plan_retraining
 from pipeline.retraining.registry_check import verify
-from pipeline.retraining.run import retrain
+from pipeline.retraining.run import Outcome, retrain
 from pipeline.storage import lease
 from pipeline.training.trackers.prometheus import RayMetrics
 from pipeline.training.workflow import TrainOptions
@@ -75,6 +76,29 @@ def test_a_first_run_promotes_its_model_trackers_follow_it_and_the_same_again_do
     later = plan_retraining(source.uri, work)
     assert later.has_work
     assert later.run.recipe == outcome.run.recipe
+    drift_stops(source, str(work), outcome.run.training)
+
+
+def drift_stops(source: Source, work: str, training: str) -> None:
+    """Drift of the champion's features, or of the classes alone, ends a run before it trains, once for each source."""
+
+    def stopped(**thresholds: float) -> Outcome:
+        return retrain(source.uri, work, options=options(on_drift="stop", drift=Thresholds(**thresholds)))
+
+    history = registry.history(f"{work}/registry", "champion")
+    by_features = stopped(class_mix=1, brightness=1, features=0)
+    assert by_features.status == "stopped"
+    assert by_features.message.startswith("stopped before training: the champion's features have shifted")
+    assert set(by_features.decision["seconds"]) == {"ingest", "drift"}
+    again = stopped(features=0)
+    assert again.status == "unchanged"
+    assert again.message.endswith(", which drift stopped; --force trains nevertheless")
+    source.add(302, 304)
+    by_classes = stopped(class_mix=0)
+    assert by_classes.status == "stopped"
+    assert by_classes.decision["drift"]["features"] is None  # no model has looked at an image
+    assert registry.history(f"{work}/registry", "champion") == history
+    assert [path.parent.name for path in Path(work).glob("nights/*/run")] == [Path(training).parent.name]
 
 
 def test_a_run_in_a_workspace_where_another_works_is_busy(tmp_path: Path) -> None:

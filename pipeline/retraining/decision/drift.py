@@ -1,27 +1,42 @@
 """Drift between two versions of a data set: class mix, brightness, and the champion's features.
 
-Drift warns and doesn't decide: a data set that gained what it lacked has drifted, too.
+Drift warns, or stops a run before it trains (`RetrainOptions.on_drift`). It never decides a promotion: a data set that
+gained what it lacked has drifted, too.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.core.errors import RecipeError
+from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_provenance
 
 Floats = npt.NDArray[np.float64]
 
 
+OnDrift = Literal["warn", "stop"]
+"""What a distance above its threshold does: "warn" reports it, "stop" ends the run before it trains, too."""
+
+
 @dataclass(frozen=True)
 class Thresholds:
-    """Distances above which drift is reported. The defaults are rules of thumb, not measured."""
+    """Distances above which drift is reported. The defaults are rules of thumb, not measured.
+
+    Raises RecipeError for a distance that is negative or no number.
+    """
 
     class_mix: float = 0.1  # total variation distance of the class shares, in [0, 1]
     brightness: float = 0.1  # Kolmogorov-Smirnov distance of the images' mean pixel values, in [0, 1]
     features: float = 0.5  # distance of the mean features of the champion, in standard deviations
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < float("inf"):
+                raise RecipeError(f"drift {name}={value:g} must be 0 or more, and finite")
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class Drift:
     brightness: float | None
     features: float | None
     warnings: tuple[str, ...]
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
     def as_json(self) -> dict[str, Any]:
         """Returns the drift as JSON values."""
@@ -91,4 +107,10 @@ def assess(mix: float, light: float | None, features: float | None, thresholds: 
     warnings = [
         text.format(value) for name, value, text in measured if value is not None and value > getattr(thresholds, name)
     ]
-    return Drift(mix, light, features, tuple(warnings))
+    return Drift(mix, light, features, tuple(warnings), thresholds)
+
+
+def data_drift(before: str, after: str, thresholds: Thresholds) -> Drift:
+    """Returns the drift that needs no model: of classes and brightness. before, after: URIs of the data sets."""
+    old, new = manifest.load(before), manifest.load(after)
+    return assess(class_mix(old, new), brightness(before, old, after, new), None, thresholds)
