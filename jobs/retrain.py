@@ -27,6 +27,7 @@ from pipeline.storage import files
 from pipeline.storage.places import check_folder
 
 if TYPE_CHECKING:  # they load torch, which takes seconds, and not every error needs it
+    from pipeline.retraining.classes import ClassRules
     from pipeline.retraining.plan import Plan, RetrainOptions
     from pipeline.retraining.run import Outcome
     from pipeline.training.workflow import TrainOptions
@@ -97,6 +98,37 @@ class DriftArgs:
 
 
 @dataclass(frozen=True)
+class ClassArgs:
+    """Classes that change between the champion and the source."""
+
+    classes: Annotated[
+        str | None, command.option("renamed and merged classes: CSV with the columns old,new, or JSON", "FILE", "none")
+    ] = None
+    allow_removed: Annotated[
+        tuple[str, ...],
+        command.option("classes that may be gone from the source; others end the run", "NAME...", "none"),
+    ] = ()
+    new_class_recall: Annotated[
+        float | None, command.option("least recall of a new class, lower bound, in [0, 1)", "X", "that of a guess")
+    ] = None
+    shared_drop: Annotated[
+        float,
+        command.option("with changed classes, most that top-1 may fall on those that both models know", "X", "0.02"),
+    ] = 0.02
+
+    def rules(self) -> "ClassRules":
+        """Returns what is said of classes that change. Raises RecipeError or SourceError for a file that can't be."""
+        from pipeline.retraining.classes import ClassRules, read_class_file
+
+        renamed, removed = read_class_file(files.absolute(self.classes)) if self.classes else ({}, [])
+        both = [name for name in self.allow_removed if name in renamed]
+        if both:
+            raise RecipeError(f"allow-removed={both[0]}: --classes calls it {renamed[both[0]]!r}; give one of them")
+        allowed = tuple(sorted({*removed, *self.allow_removed}))
+        return ClassRules(renamed, allowed, self.new_class_recall, self.shared_drop)
+
+
+@dataclass(frozen=True)
 class BudgetArgs:
     """How long the run may take. It ends with status 1 when the smaller budget is used up."""
 
@@ -144,6 +176,7 @@ class Args(training.TrainingArgs):
     output: Annotated[OutputArgs, command.group("output")] = OutputArgs()
     promotion: Annotated[GateArgs, command.group("promotion gate")] = GateArgs()
     drift: Annotated[DriftArgs, command.group("drift")] = DriftArgs()
+    classes: Annotated[ClassArgs, command.group("changing classes")] = ClassArgs()
     budget: Annotated[BudgetArgs, command.group("advanced")] = BudgetArgs()
     retraining: Annotated[RetrainArgs, command.group("advanced")] = RetrainArgs()
 
@@ -157,6 +190,7 @@ class Args(training.TrainingArgs):
             gate=Gate(**vars(self.promotion)),
             drift=Thresholds(self.drift.drift_class_mix, self.drift.drift_brightness, self.drift.drift_features),
             on_drift=self.drift.on_drift,
+            classes=self.classes.rules(),
             training=train_options,
             workers=self.workers.workers,
             from_champion=self.retraining.from_champion,
@@ -246,6 +280,7 @@ def print_outcome(outcome: "Outcome") -> None:
         [
             (outcome.status.upper(), outcome.message),
             ("champion", _champion_after(decision)),
+            *([("classes", decision["classes"]["text"])] if decision.get("classes", {}).get("text") else []),
             *([] if outcome.status == "stopped" else [("compared on", _compared_on(decision))]),
             *((check["name"], f"{'ok' if check['passed'] else 'NO'}  {check['text']}") for check in decision["checks"]),
             *(("drift", warning) for warning in (decision["drift"] or {}).get("warnings", ())),
@@ -258,7 +293,8 @@ def print_outcome(outcome: "Outcome") -> None:
 
 def _compared_on(decision: dict[str, Any]) -> str:
     rows = f"{decision['fair_rows']:,} of {decision['rows']:,} validation images"
-    return f"{rows}: those that neither model was trained on"
+    shared = ", of classes that both know" if decision.get("classes", {}).get("text") else ""
+    return f"{rows}: those that neither model was trained on{shared}"
 
 
 def _champion_after(decision: dict[str, Any]) -> str:

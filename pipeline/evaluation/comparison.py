@@ -44,20 +44,28 @@ def split_of(dataset: str, data: Manifest, rows: npt.NDArray[np.int64], keys: li
     )
 
 
-def compare_predictions(first: str, second: str, dataset: str, data: Manifest) -> tuple[dict[str, Any], Pair]:
+def compare_predictions(
+    first: str, second: str, dataset: str, data: Manifest, labels: npt.NDArray[np.int64] | None = None
+) -> tuple[dict[str, Any], Pair]:
     """Returns the content of `compare.json`, and the predictions of both.
 
-    first, second: URIs of the folders of runs or evaluations, called A and B. The content has the counts of McNemar's
+    first, second: URIs of the folders of runs or evaluations, called A and B. data: its classes name both models'
+    answers. labels: of the classes whose rows are compared; None for all. The content has the counts of McNemar's
     test, its p, and `won` and `lost`: the keys that only B and that only A classifies correctly.
     """
     pair, keys = read_pair(first, second)
+    split, every = split_of(dataset, data, pair[0].row, keys), len(keys)
+    if labels is not None:
+        compared = np.isin(pair[0].label, labels)
+        pair, keys = (pair[0].take(compared), pair[1].take(compared)), np.array(keys)[compared].tolist()
     one, other = (each.correct for each in pair)
     label, names = pair[0].label, np.array(keys)
     values = {
         "a": first,
         "b": second,
-        "split": split_of(dataset, data, pair[0].row, keys),
+        "split": split,
         "rows": len(label),
+        **({} if labels is None else {"other_classes_rows": every - len(label)}),
         "top1": [float(one.mean()), float(other.mean())],
         **mcnemar(one, other),
         "won": names[~one & other].tolist(),

@@ -29,6 +29,8 @@ from pipeline.loader.samplers import EvaluationSampler, train_eval_split
 from pipeline.loader.streaming.carrier import stream_source
 from pipeline.loader.streaming.plan import Source, StreamPlan
 from pipeline.loader.transform import evaluation_transform
+from pipeline.models.class_lists.mapping import ClassMap
+from pipeline.models.class_lists.network import MappedClasses
 from pipeline.models.load import TrainedModel, check_classes, find_model, load_net
 from pipeline.storage import files
 
@@ -54,6 +56,7 @@ class EvaluateJob:
     robustness_rows: int = 0  # rows that are corrupted; 0 for all
     keep: Keep = "nothing"  # also writes `kept.npy`: logits, or features, the inputs of the last layer
     decoder: DecoderName = field(default_factory=best_decoder)  # chosen here, for all workers must use the same
+    class_map: ClassMap | None = None  # where the model's classes aren't the data set's; None: they must be
     progress: Progress = silent  # called after each batch of rank 0
 
     def row_range(self, data: Manifest) -> range:
@@ -117,10 +120,13 @@ def _worker_loop(config: dict[str, Any]) -> None:
 
 def _evaluate(job: EvaluateJob, rank: int, world_size: int, device: torch.device) -> None:
     data, model = manifest.load(job.dataset), find_model(job.checkpoint)
-    check_classes(model, data.classes)
+    if job.class_map is None:
+        check_classes(model, data.classes)
     recipe, rows = model.recipe, job.row_range(data)
     net, normalise = load_net(model, device), Normalise(recipe.pixel_mean, recipe.pixel_std).to(device)
-    predictor = Predictor(net, normalise, len(data.classes), recipe.loss, job.views, job.keep)
+    net = net if job.class_map is None else MappedClasses(net, job.class_map)
+    num_answers = len(data.classes if job.class_map is None else job.class_map.answers)
+    predictor = Predictor(net, normalise, num_answers, recipe.loss, job.views, job.keep)
     view = evaluation_transform(recipe, job.decoder)
     units = EvaluationSampler(len(rows), UNIT_ROWS, world_size, rank, rows.start)
     progress = job.progress if rank == 0 else silent

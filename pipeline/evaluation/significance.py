@@ -3,6 +3,7 @@
 The estimators are scipy's, or give what scipy's do; here they are only given their inputs.
 """
 
+from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +31,32 @@ def bootstrap_interval(values: Floats, seed: int = 0) -> list[float]:
         rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return [float(found.low), float(found.high)]
+
+
+def exact_bounds(correct: int, rows: int, level: float) -> tuple[float, float]:
+    """Returns the one-sided lower and upper bounds, each at `level`, of a share `correct / rows`.
+
+    Exact, by Clopper and Pearson (Biometrika 26, 1934), as `scipy.stats.binomtest` has them.
+    """
+    from scipy.special import betaincinv
+
+    low = float(betaincinv(correct, rows - correct + 1, level)) if correct else 0.0
+    high = float(betaincinv(correct + 1, rows - correct, 1 - level)) if correct < rows else 1.0
+    return low, high
+
+
+def paired_bounds(won: int, lost: int, rows: int, level: float) -> tuple[float, float]:
+    """Returns the one-sided lower and upper bounds, each at `level`, of the difference of two models' shares of rows.
+
+    won, lost: rows about which only the second model, and only the first, is right; the difference is that of the
+    second minus the first. By Agresti and Min for paired proportions: half a row is added to each of the four cells
+    (Statistics in Medicine 24, 2005).
+    """
+    from scipy.special import ndtri
+
+    z, change = float(ndtri(1 - level)), (won - lost) / (rows + 2)
+    spread = sqrt((won + lost + 1) - (won - lost) ** 2 / (rows + 2)) / (rows + 2)
+    return max(-1.0, change - z * spread), min(1.0, change + z * spread)
 
 
 def mcnemar(first: Bools, second: Bools, alternative: Literal["two-sided", "greater"] = "two-sided") -> dict[str, Any]:

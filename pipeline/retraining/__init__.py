@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from pipeline.retraining.classes import ClassRules
     from pipeline.retraining.decision.drift import Drift, Thresholds
     from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate, decide
     from pipeline.retraining.mlflow_mirror import mirror
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Check",
+    "ClassRules",
     "Decision",
     "Drift",
     "Gate",
@@ -39,6 +41,7 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
+        "classes": ("ClassRules",),
         "decision.drift": ("Drift", "Thresholds"),
         "mlflow_mirror": ("mirror",),
         "plan": ("Plan", "RetrainOptions", "plan_retraining"),

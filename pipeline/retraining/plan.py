@@ -12,6 +12,7 @@ from pipeline.core.errors import RecipeError, SourceError
 from pipeline.ingestion.sources import hub, located
 from pipeline.ingestion.sources.source import VAL_SHARE
 from pipeline.retraining import registry
+from pipeline.retraining.classes import ClassRules
 from pipeline.retraining.decision.drift import OnDrift, Thresholds
 from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.notices.notifier import Channels
@@ -46,6 +47,9 @@ class RetrainOptions:
 
     from_champion: bool = False
     """Whether training starts from the champion's weights."""
+
+    classes: ClassRules = field(default_factory=ClassRules)
+    """What is said of classes that are renamed, merged or removed, and what new ones must reach."""
 
     new_recipe: bool = False
     """Whether a run that isn't given a recipe chooses one for the data as they are now, instead of keeping the
@@ -160,7 +164,10 @@ def plan_retraining(
     source, workspace = resolve_uris(source, workspace)
     fingerprint, champion = located.fingerprint(source), registry.current(registry_uri(workspace), registry.CHAMPION)
     run = RetrainingRun(workspace, source, fingerprint, {}, champion, options.gate, options.from_champion)
-    plan, pretrained = Plan(run, None, read_latest(workspace)), options.training.pretrained
+    latest = read_latest(workspace)
+    rules = options.classes.remembering(latest and latest.get("classes"))
+    run = replace(run, classes=None if rules.is_default else rules)
+    plan, pretrained = Plan(run, None, latest), options.training.pretrained
     if recipe is not None:
         return plan.with_settings(given_settings(recipe, pretrained))
     kept = None if options.new_recipe else kept_settings(workspace, fingerprint, pretrained, options.changes)

@@ -9,6 +9,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+
+from pipeline.config.recipe import Recipe
 from pipeline.core.progress import Progress
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest, is_dataset
@@ -24,9 +27,13 @@ from pipeline.ingestion.changes.onto import edits_by_people, why_compact
 from pipeline.ingestion.plan import IngestSettings
 from pipeline.ingestion.sources import Source
 from pipeline.models import checkpoint
+from pipeline.models.class_lists.mapping import ClassMap
+from pipeline.models.class_lists.network import carry_over
 from pipeline.models.load import find_model
+from pipeline.models.tensor_file import serialize_tensors
 from pipeline.retraining import registry
 from pipeline.retraining.budget import Budget
+from pipeline.retraining.classes import ClassRules, as_json, change_text
 from pipeline.retraining.decision import promotion
 from pipeline.retraining.decision.drift import Drift, data_drift
 from pipeline.retraining.decision.stop import publish_stop
@@ -34,13 +41,15 @@ from pipeline.retraining.plan import Plan, RetrainOptions
 from pipeline.retraining.workspace import RetrainingRun, publish, read_latest
 from pipeline.storage import files
 from pipeline.storage.lease import Lease
-from pipeline.training.job import weights_of
+from pipeline.training.job import Weights, weights_of
 from pipeline.training.workflow import make_job, train_job
 from pipeline.versions.family import Member, read_member
 
 log = logging.getLogger(__name__)
 
 CHAMPION_FOLDER, CHALLENGER_FOLDER = "champion", "challenger"
+START_NAME = "start.safetensors"
+"""File in the folder of a run's training: the champion's weights with a last layer for other classes."""
 
 
 def ingest_source(run: RetrainingRun, options: RetrainOptions, progress: Progress) -> Manifest:
@@ -128,16 +137,19 @@ class Stages:
         self._run, self._settings, self._options = plan.run, plan.settings, options
         self._lease, self._budget, self._progress = held, budget, progress
         self._seconds = dict(plan.seconds)
+        self._class_map: ClassMap | None = None  # the champion's classes in the data set, once that is there
 
     def run(self) -> dict[str, Any]:
         """Runs all stages and returns the content of `decision.json`. Raises what the stages raise."""
+        run = self._run
         # Taken first: from here on no process that was started earlier can move the champion.
-        fence = registry.take_fence(self._run.registry, registry.CHAMPION)
+        fence = registry.take_fence(run.registry, registry.CHAMPION)
         with self._stage("ingest"):
-            data = ingest_source(self._run, self._options, self._progress)
+            data = ingest_source(run, self._options, self._progress)
         rows = ", ".join(f"{split.rows:,} {name}" for name, split in data.splits.items())
         log.info("data set %s: %s, %d classes, digest %s", data.name, rows, len(data.classes), data.digest[:16])
-        earlier = promotion.earlier_datasets(self._run)
+        earlier = promotion.earlier_datasets(run)
+        self._compare_classes(data, earlier)
         drift = self._drift_before_training(earlier)
         if drift and drift.warnings and not self._options.force:
             return self._stop(drift, data)
@@ -148,21 +160,33 @@ class Stages:
                 champion, challenger, values = self._evaluate(job)
             with self._stage("drift"):
                 if earlier and drift is None:
-                    drift = promotion.measure_drift(self._run, earlier[0], job, self._options.drift)
-        unseen = promotion.unseen_rows(self._run.dataset, data, earlier)
-        latency = promotion.measure_latency(self._run)
-        decision = promotion.decide_promotion(champion, challenger, data.classes, unseen, self._run.gate, latency)
+                    drift = self._measure_drift(earlier, job)
+        unseen = promotion.unseen_rows(run.dataset, data, earlier)
+        contest = promotion.Contest(champion, challenger, data.classes, unseen, self._class_map)
+        decision = promotion.decide_promotion(contest, run.gate, promotion.measure_latency(run), run.classes)
         details = {
-            "fair_rows": int(unseen.sum()),
+            "fair_rows": int(contest.rows.sum()),
             "rows": len(unseen),
             "drift": drift and drift.as_json(),
             "seconds": self._seconds,
             "finished": time.time(),
+            **self._class_details(),
             **self._write_pages(data, challenger, values),
         }
         version = self._add_version()
         self._lease.check()
-        return publish(self._run, decision, version.id, fence, details)
+        return publish(run, decision, version.id, fence, details)
+
+    def _compare_classes(self, data: Manifest, earlier: list[str]) -> None:
+        """Finds the champion's classes in the data set. Raises DatasetError if one has vanished."""
+        self._class_map = promotion.compare_with_champion(self._run, data, self._options.classes, earlier)
+        if self._class_map and (changed := change_text(self._class_map)):
+            log.info("classes since the champion: %s", changed)
+
+    def _class_details(self) -> dict[str, Any]:
+        """Returns what `decision.json` says of classes: nothing where none has changed."""
+        found = self._class_map and as_json(self._class_map, self._run.classes or ClassRules())
+        return {"classes": found} if found else {}
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -187,16 +211,21 @@ class Stages:
         if not earlier or self._options.on_drift == "warn":
             return None
         with self._stage("drift"):
-            drift = data_drift(earlier[0], self._run.dataset, self._options.drift)
+            drift = data_drift(earlier[0], self._run.dataset, self._options.drift, self._class_map)
             if drift.warnings and not self._options.force:
                 return drift
             with self._evaluation_session() as job:
-                return promotion.measure_drift(self._run, earlier[0], job, self._options.drift)
+                return self._measure_drift(earlier, job)
+
+    def _measure_drift(self, earlier: list[str], job: EvaluateJob) -> Drift:
+        assert self._class_map is not None  # there is a champion
+        return promotion.measure_drift(self._run, earlier[0], job, self._options.drift, self._class_map)
 
     def _stop(self, drift: Drift, data: Manifest) -> dict[str, Any]:
         """Publishes that drift has stopped the run, and returns the content of `decision.json`."""
         self._lease.check()
         details = {"rows": data.split("val").rows, "seconds": self._seconds, "finished": time.time()}
+        details |= self._class_details()
         return publish_stop(self._run, drift, details)
 
     def _train(self) -> None:
@@ -206,11 +235,24 @@ class Stages:
         if champion:
             known = find_model(champion).recipe  # its weights expect its normalisation
             recipe = replace(recipe, pixel_mean=known.pixel_mean, pixel_std=known.pixel_std)
-        start = weights_of("champion", files.join(champion, checkpoint.MODEL_NAME)) if champion else None
+        start = self._champion_weights(recipe) if champion else None
         options = replace(training, pretrained=run.pretrained)
         job = make_job(run.dataset, run.training, recipe, self._options.workers, options, start)
         job = replace(job, label=files.basename(run.folder))  # the URI of every one ends in the same word
         train_job(job, training.wait_minutes, self._progress)
+
+    def _champion_weights(self, recipe: Recipe) -> Weights:
+        """Returns the champion's weights to start from; where classes differ, with a last layer for those of the run.
+
+        The latter are written into the run's folder, the same bytes each time.
+        """
+        run, class_map = self._run, self._class_map
+        if class_map is None or class_map.is_same:
+            return weights_of("champion", files.join(run.champion_uri, checkpoint.MODEL_NAME))
+        place = files.join(run.training, START_NAME)
+        tensors = carry_over(find_model(run.champion_uri), class_map, recipe, self._options.training.seed)
+        files.write_bytes(place, serialize_tensors(tensors))
+        return weights_of("champion", place)
 
     def _evaluate(self, job: EvaluateJob) -> tuple[Predictions | None, Predictions, dict[str, Any]]:
         """Returns the predictions of champion (None without one) and challenger, and the challenger's metrics."""
@@ -218,16 +260,19 @@ class Stages:
         challenger, values = promotion.evaluate_model(run, run.training, CHALLENGER_FOLDER, job)
         champion = None
         if run.champion is not None:
-            champion, _ = promotion.evaluate_model(run, run.champion_uri, CHAMPION_FOLDER, job)
+            champion, _ = promotion.evaluate_model(run, run.champion_uri, CHAMPION_FOLDER, job, self._class_map)
         return champion, challenger, values
 
     def _write_pages(self, data: Manifest, challenger: Predictions, values: dict[str, Any]) -> dict[str, str | None]:
         """Writes the challenger's report and, with a champion, the comparison. Returns their URIs."""
         run, folder = self._run, files.join(self._run.folder, CHALLENGER_FOLDER)
         report, comparison = write_report(folder, data, values, challenger), None
-        if run.champion is not None:
+        shared, class_map = None, self._class_map
+        if class_map is not None and not class_map.is_same:
+            data, shared = replace(data, classes=class_map.answers), class_map.shared
+        if run.champion is not None and (shared is None or np.isin(challenger.label, shared).any()):
             champion_folder = files.join(run.folder, CHAMPION_FOLDER)
-            compared, pair = compare_predictions(champion_folder, folder, run.dataset, data)
+            compared, pair = compare_predictions(champion_folder, folder, run.dataset, data, shared)
             _, comparison = write_comparison(run.folder, run.dataset, data, compared, pair)
         return {"report": report, "comparison": comparison}
 

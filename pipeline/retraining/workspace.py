@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.retraining import registry
+from pipeline.retraining.classes import ClassRules
 from pipeline.retraining.decision.page import render_decision
 from pipeline.retraining.decision.promotion_gate import Decision, Gate
 from pipeline.storage import files
@@ -44,17 +45,26 @@ class RetrainingRun:
     from_champion: bool  # whether training begins with the champion's weights
     attempt: int = 0  # counts runs that were forced on the same source and recipe
     pretrained: str | None = None  # weights that training begins with, as `TrainOptions.pretrained`
+    classes: ClassRules | None = None  # what is said of classes that change; None for nothing
 
     @property
     def id(self) -> str:
-        """The first 12 hex digits of a SHA-256 over all fields but the workspace, and but `pretrained` if it is None.
+        """The first 12 hex digits of a SHA-256 over all fields but the workspace, and but those of later versions that
+        are None.
 
-        So runs of workspaces that don't know this field keep their IDs.
+        So runs of workspaces that don't know these fields keep their IDs.
         """
-        values = {**asdict(self), "workspace": ""}
+        values = {**self.as_json(), "workspace": ""}
         if self.pretrained is None:
             del values["pretrained"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the content of `active.json`: all fields, but `classes` if it is None."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # as it is read back: lists for tuples
+        if self.classes is None:
+            del values["classes"]
+        return values
 
     @property
     def folder(self) -> str:
@@ -100,18 +110,18 @@ def resume_or_start(planned: RetrainingRun) -> RetrainingRun:
     promoted the one that is live now.
     """
     place = files.join(planned.workspace, ACTIVE_NAME)
-    active = _run_of(claim_folder(place, asdict(planned), end="\n"), planned.workspace)
-    # Compared as JSON, in which tuples are lists.
-    if asdict(replace(active, champion=planned.champion)) == json.loads(json.dumps(asdict(planned))):
+    active = _run_of(claim_folder(place, planned.as_json(), end="\n"), planned.workspace)
+    if replace(active, champion=planned.champion).as_json() == planned.as_json():
         return active
-    files.write_json(place, asdict(planned), pretty=True)
+    files.write_json(place, planned.as_json(), pretty=True)
     return planned
 
 
 def _run_of(values: dict[str, Any], workspace: str) -> RetrainingRun:
     """Returns the run of `active.json`, in the workspace where the file lies now."""
-    move = values["champion"]
+    move, rules = values["champion"], values.get("classes")
     values = {**values, "champion": move and registry.Move(**move), "gate": Gate(**values["gate"])}
+    values["classes"] = rules and ClassRules(**{**rules, "removed": tuple(rules["removed"])})
     return RetrainingRun(**{**values, "workspace": workspace})
 
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from pipeline.core.errors import SourceError
 from pipeline.ingestion.corrections.cells import from_cell, to_cell
+from pipeline.ingestion.corrections.spreadsheet import read_spreadsheet
 from pipeline.storage import files
 
 KEEP, REMOVE = "keep", "remove"
 COLUMNS = ("split", "key", "class", "suggested", "belief", "verdict")
 _IS_CLASS = "class:"
-_DELIMITERS = (",", ";", "\t")
-_ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # Excel's "Unicode text"
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,7 @@ def read_verdicts(uri: str) -> list[Verdict]:
     """
     if files.kind(uri) != "file":
         raise SourceError(f"{uri}: no such file; give the CSV that label-problems.html has saved")
-    text = _decoded(uri, files.read_bytes(uri))
-    try:
-        header, lines = _parsed(text)
-    except csv.Error as error:
-        raise SourceError(f"{uri}: not a CSV ({error}); save it as CSV UTF-8") from error
+    header, lines = read_spreadsheet(uri, COLUMNS)
     missing = [name for name in ("key", "verdict") if name not in header]
     if missing:
         raise SourceError(
@@ -84,28 +79,6 @@ def read_verdicts(uri: str) -> list[Verdict]:
     if not verdicts:
         raise SourceError(f"{uri}: no line has a verdict; write keep, remove or a class into the column 'verdict'")
     return verdicts
-
-
-def _decoded(uri: str, data: bytes) -> str:
-    try:
-        return data.decode(_ENCODINGS.get(data[:2], "utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SourceError(f"{uri}: line {line} isn't UTF-8; save it as CSV UTF-8") from error
-
-
-def _parsed(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Returns (names of the columns, [(number of the line at which a row ends, its cells)]), split as it fits best."""
-    best: list[str] = []
-    chosen = _DELIMITERS[0]
-    for delimiter in _DELIMITERS:
-        first = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-        names = [name.strip().casefold() for name in first]
-        if len({*names} & {*COLUMNS}) > len({*best} & {*COLUMNS}) or not best:
-            best, chosen = names, delimiter
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=chosen)
-    rows = [(reader.line_num, cells) for cells in reader]
-    return best, rows[1:]
 
 
 def _verdict(line: int, cells: list[str], places: dict[str, int]) -> Verdict | None:

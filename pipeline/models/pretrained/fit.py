@@ -32,10 +32,10 @@ def load_pretrained(model: nn.Module, uri: str) -> None:
     kept = {name: tensor for name, tensor in weights.items() if not (reshaped and name in head)}
     model.load_state_dict(kept, strict=False)
     if reshaped:
-        _tame(model.get_submodule(last_module))
+        tame(model.get_submodule(last_module))
 
 
-def _tame(head: nn.Module) -> None:
+def tame(head: nn.Module) -> None:
     """Draws a new last layer anew, as torch does, if its network draws larger weights than that.
 
     timm's EfficientNets draw from +-1/sqrt(classes): with five classes the first loss is 5 instead of 1.6, and its

@@ -4,6 +4,8 @@ Drift warns, or stops a run before it trains (`RetrainOptions.on_drift`). It nev
 gained what it lacked has drifted, too.
 """
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.parquet import read_provenance
+from pipeline.models.class_lists.mapping import ClassMap
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,13 +57,17 @@ class Drift:
         return asdict(self)
 
 
-def class_mix(before: Manifest, after: Manifest) -> float:
-    """Returns the total variation distance of the class shares in train: half the sum of their absolute differences."""
+def class_mix(before: Manifest, after: Manifest, name_since: Callable[[str], str] = str) -> float:
+    """Returns the total variation distance of the class shares in train: half the sum of their absolute differences.
+
+    name_since: the name now of a class of `before`. A class that one of them lacks has a share of 0 there.
+    """
     shares = []
-    for data in (before, after):
-        counts = dict(zip(data.classes, data.split("train").rows_per_class, strict=True))
-        total = sum(counts.values())
-        shares.append({name: count / total for name, count in counts.items()})
+    for data, named in ((before, name_since), (after, str)):
+        counts = Counter[str]()
+        for name, rows in zip(data.classes, data.split("train").rows_per_class, strict=True):
+            counts[named(name)] += rows
+        shares.append({name: count / counts.total() for name, count in counts.items()})
     names = set(shares[0]) | set(shares[1])
     return 0.5 * sum(abs(shares[0].get(name, 0.0) - shares[1].get(name, 0.0)) for name in names)
 
@@ -110,7 +117,11 @@ def assess(mix: float, light: float | None, features: float | None, thresholds: 
     return Drift(mix, light, features, tuple(warnings), thresholds)
 
 
-def data_drift(before: str, after: str, thresholds: Thresholds) -> Drift:
-    """Returns the drift that needs no model: of classes and brightness. before, after: URIs of the data sets."""
+def data_drift(before: str, after: str, thresholds: Thresholds, class_map: ClassMap | None = None) -> Drift:
+    """Returns the drift that needs no model: of classes and brightness.
+
+    before, after: URIs of the data sets. class_map: which classes were renamed; None for none.
+    """
     old, new = manifest.load(before), manifest.load(after)
-    return assess(class_mix(old, new), brightness(before, old, after, new), None, thresholds)
+    mix = class_mix(old, new, class_map.name_since if class_map else str)
+    return assess(mix, brightness(before, old, after, new), None, thresholds)

@@ -16,8 +16,14 @@ def render_decision(folder: str, values: dict[str, Any], changes: tuple[RecallCh
     folder: absolute URI of the run's folder, where the page lies. values: the content of `decision.json`. changes: of
     each class's recall, as in `Decision`.
     """
+    classes = values.get("classes", {})
     return render_page(
-        "decision.html", folder, values=values, links=_links(folder, values), changes=_changes_chart(changes)
+        "decision.html",
+        folder,
+        values=values,
+        links=_links(folder, values),
+        changes=_changes_chart(changes),
+        classes=classes if classes.get("text") else None,
     )
 
 

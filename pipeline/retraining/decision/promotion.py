@@ -1,6 +1,7 @@
 """Champion and challenger on the same rows: their evaluations, the rows that count, drift, and the decision."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from pipeline.evaluation.metrics_file import build_metrics
 from pipeline.evaluation.output_files import METRICS_NAME, read_kept, read_metrics, write_metrics
 from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.evaluation.runner import EvaluateJob, run_evaluation
+from pipeline.models.class_lists.mapping import ClassMap
 from pipeline.models.load import check_classes, find_model
 from pipeline.retraining import registry
+from pipeline.retraining.classes import ClassRules, change_text, compare_classes
+from pipeline.retraining.decision.class_checks import with_changed_classes
 from pipeline.retraining.decision.drift import Drift, Thresholds, assess, brightness, class_mix, feature_distance
 from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate, decide
 from pipeline.retraining.workspace import RetrainingRun
@@ -29,23 +33,28 @@ _DRIFT_ROWS = 5000
 
 
 def evaluate_model(
-    run: RetrainingRun, checkpoint: str, name: str, job: EvaluateJob
+    run: RetrainingRun, checkpoint: str, name: str, job: EvaluateJob, class_map: ClassMap | None = None
 ) -> tuple[Predictions, dict[str, Any]]:
     """Returns the predictions of a model on the val split of the run's data set, and the content of its metrics.json.
 
     An evaluation that a process before this one has finished is read, not repeated.
 
     checkpoint: URI of a finished training run. name: of the evaluation's folder below the run's. job: workers and
-    progress of the evaluation.
+    progress of the evaluation. class_map: where the model's classes aren't the data set's; its answers are then named
+    as in `ClassMap.answers`.
     """
     out = files.join(run.folder, name)
     data, model = manifest.load(run.dataset), find_model(checkpoint)
-    check_classes(model, data.classes)
+    if class_map is None or class_map.is_same:
+        check_classes(model, data.classes)
+        class_map = None
     job = replace(job, checkpoint=checkpoint, dataset=run.dataset, out=out, views=model.recipe.test_views)
+    job = replace(job, class_map=class_map)
     if not files.exists(files.join(out, METRICS_NAME)):
         run_evaluation(job)
         certificate, predictions = certify(job, data, model)
-        values = build_metrics(job, data, model, certificate, predictions)
+        named = data if class_map is None else replace(data, classes=class_map.answers)
+        values = build_metrics(job, named, model, certificate, predictions)
         write_metrics(out, values)
     return read_predictions(out)[0], read_metrics(out)
 
@@ -92,23 +101,35 @@ def earlier_datasets(run: RetrainingRun) -> list[str]:
     return [uri for uri in dict.fromkeys(found) if uri != run.dataset]
 
 
-def measure_drift(run: RetrainingRun, before: str, job: EvaluateJob, thresholds: Thresholds) -> Drift:
+def compare_with_champion(run: RetrainingRun, data: Manifest, given: ClassRules, earlier: list[str]) -> ClassMap | None:
+    """Returns which class of the run's data set each of the champion's is; None without a champion.
+
+    given: what is said of classes in this call; the run's own rules hold what was said before, too. earlier: as from
+    `earlier_datasets`. Raises DatasetError if a class is missing.
+    """
+    if run.champion is None:
+        return None
+    known, before = find_model(run.champion_uri).classes, manifest.load(earlier[0]) if earlier else None
+    return compare_classes(known, data, given, run.classes or ClassRules(), before)
+
+
+def measure_drift(
+    run: RetrainingRun, before: str, job: EvaluateJob, thresholds: Thresholds, class_map: ClassMap
+) -> Drift:
     """Returns the drift of the run's data set from the one at `before`: classes, brightness, the champion's features.
 
-    The features are those of the first 5,000 training images of each. job: workers and progress.
+    The features are those of the first 5,000 training images of each. job: workers and progress. class_map:
+    the champion's classes in the run's data set; a renamed class is the same one.
     """
-    old, new = manifest.load(before), manifest.load(run.dataset)
-    features = []
+    old, new, features = manifest.load(before), manifest.load(run.dataset), []
     for name, uri, data in (("before", before, old), ("after", run.dataset, new)):
         rows = min(_DRIFT_ROWS, data.split("train").rows)
-        out = files.join(run.folder, "drift", name)
-        run_evaluation(
-            replace(job, checkpoint=run.champion_uri, dataset=uri, out=out, split="train", rows=rows, keep="features")
-        )
+        out, of_data = files.join(run.folder, "drift", name), replace(class_map, classes=data.classes)
+        part = replace(job, checkpoint=run.champion_uri, dataset=uri, out=out, split="train", rows=rows)
+        run_evaluation(replace(part, keep="features", class_map=None if of_data.is_same else of_data))
         features.append(read_kept(out))
-    return assess(
-        class_mix(old, new), brightness(before, old, run.dataset, new), feature_distance(*features), thresholds
-    )
+    mix = class_mix(old, new, class_map.name_since)
+    return assess(mix, brightness(before, old, run.dataset, new), feature_distance(*features), thresholds)
 
 
 def decide_without_champion(challenger: Predictions, num_classes: int, gate: Gate) -> Decision:
@@ -128,18 +149,69 @@ def decide_without_champion(challenger: Predictions, num_classes: int, gate: Gat
     return Decision(check.passed, (check,), {"challenger": right})
 
 
-def decide_promotion(
-    champion: Predictions | None, challenger: Predictions, classes: tuple[str, ...], unseen: npt.NDArray[np.bool_],
-    gate: Gate, latency_seconds: tuple[float, float] | None = None,
-) -> Decision:  # fmt: skip
-    """Returns the decision on the rows that neither model was trained on. Raises RecipeError if there are none.
+@dataclass(frozen=True)
+class Contest:
+    """Champion and challenger on one validation split. Raises RecipeError if no row is left that counts."""
 
-    champion: its predictions, None if nothing is live yet. unseen: as from `unseen_rows`. latency_seconds: per image,
-    of champion and challenger.
+    champion: Predictions | None
+    """None if nothing is live yet. Its answers are named as in `ClassMap.answers` where its classes are others."""
+
+    challenger: Predictions
+
+    classes: tuple[str, ...]
+    """Of the data set."""
+
+    unseen: npt.NDArray[np.bool_]
+    """The rows that neither model was trained on, as from `unseen_rows`."""
+
+    class_map: ClassMap | None = None
+    """The champion's classes in the data set; None where they are the same."""
+
+    def __post_init__(self) -> None:
+        if not self.unseen.any():
+            raise RecipeError(
+                "no validation image is left that neither model was trained on; add new ones to the source"
+            )
+
+    @property
+    def rows(self) -> npt.NDArray[np.bool_]:
+        """bool [rows of val]: the rows that count, which neither was trained on and whose class both know.
+
+        Where the models have no class in common, it is those that neither was trained on.
+        """
+        return self._of_both if self._of_both.any() else self.unseen
+
+    @cached_property
+    def _of_both(self) -> npt.NDArray[np.bool_]:
+        if self.class_map is None or self.class_map.is_same:
+            return self.unseen
+        known = np.zeros(len(self.unseen), dtype=np.bool_)
+        known[self.challenger.row[np.isin(self.challenger.label, self.class_map.shared)]] = True
+        return self.unseen & known
+
+    @property
+    def pair(self) -> tuple[Predictions, Predictions] | None:
+        """Predictions of champion and challenger for `rows`; None where they can't be compared."""
+        if self.champion is None or not self._of_both.any():
+            return None
+        return self.champion.take(self.rows[self.champion.row]), self.challenger.take(self.rows[self.challenger.row])
+
+
+def decide_promotion(
+    contest: Contest, gate: Gate, latency_seconds: tuple[float, float] | None = None, rules: ClassRules | None = None
+) -> Decision:
+    """Returns the decision on the rows that neither model was trained on.
+
+    latency_seconds: per image, of champion and challenger. rules: of classes that have changed; None for the defaults.
+    Where they have, the tests of champion against challenger are on the classes that both know.
     """
-    if not unseen.any():
-        raise RecipeError("no validation image is left that neither model was trained on; add new ones to the source")
-    challenger = challenger.take(unseen[challenger.row])
-    if champion is None:
-        return decide_without_champion(challenger, len(classes), gate)
-    return decide(champion.take(unseen[champion.row]), challenger, classes, gate, latency_seconds)
+    pair, class_map = contest.pair, contest.class_map
+    challenger = contest.challenger.take(contest.unseen[contest.challenger.row])
+    if pair is None:
+        decision = decide_without_champion(challenger, len(contest.classes), gate)
+    else:
+        decision = decide(*pair, contest.classes, gate, latency_seconds)
+    if class_map is None or not class_map.has_changed:
+        return decision
+    decision = with_changed_classes(decision, pair, challenger, class_map, rules or ClassRules(), gate)
+    return replace(decision, remark=change_text(class_map))

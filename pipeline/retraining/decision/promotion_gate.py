@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pipeline.core.errors import RecipeError
 from pipeline.evaluation.metrics import calibration
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.significance import mcnemar
+from pipeline.evaluation.significance import mcnemar, paired_bounds
 
 Bools = npt.NDArray[np.bool_]
 
@@ -72,21 +72,24 @@ class Decision:
     """Whether the challenger is promoted, and the checks that decided it.
 
     correct: {"champion": rows, "challenger": rows} that each classifies correctly, of those compared; without a
-    champion only the challenger's. changes: of each class's recall, the most doubtful first.
+    champion only the challenger's. changes: of each class's recall, the most doubtful first. remark: what else the
+    reason says, such as which classes have changed.
     """
 
     promote: bool
     checks: tuple[Check, ...]
     correct: dict[str, int] = field(default_factory=dict)
     changes: tuple[RecallChange, ...] = ()
+    remark: str = ""
 
     @property
     def reason(self) -> str:
         """One sentence: the decision, and the checks that it rests on."""
         failed = [check.text for check in self.checks if not check.passed]
+        rest = [self.remark] if self.remark else []
         if failed:
-            return f"kept the champion: {'; '.join(failed)}"
-        return f"promoted: {'; '.join(check.text for check in self.checks[:1])}"
+            return f"kept the champion: {'; '.join(failed + rest)}"
+        return f"promoted: {'; '.join([check.text for check in self.checks[:1]] + rest)}"
 
     def as_json(self) -> dict[str, Any]:
         """Returns the decision as JSON values."""
@@ -151,19 +154,14 @@ def recall_changes(
     champion: Bools, challenger: Bools, labels: npt.NDArray[np.int64], classes: tuple[str, ...], gate: Gate
 ) -> tuple[RecallChange, ...]:
     """Returns the change of each class's recall, the most likely fall first. Arguments: as for `check_recall`."""
-    from scipy.stats import norm
-
     present = np.unique(labels)
-    z = float(norm.ppf(1 - gate.level / len(present)))
     changes = list[RecallChange]()
     for label in present:
         of_class = labels == label
         rows = int(of_class.sum())
-        lost = float((champion & ~challenger)[of_class].sum())
-        won = float((~champion & challenger)[of_class].sum())
-        fall = (lost - won) / (rows + 2)  # Agresti and Min add half a row to each of the four cells
-        spread = np.sqrt((won + lost + 1) - (lost - won) ** 2 / (rows + 2)) / (rows + 2)
-        bounds = max(-1.0, float(-(fall + z * spread))), float(-(fall - z * spread))
+        lost = int((champion & ~challenger)[of_class].sum())
+        won = int((~champion & challenger)[of_class].sum())
+        bounds = paired_bounds(won, lost, rows, gate.level / len(present))
         changes.append(RecallChange(classes[label], rows, (won - lost) / rows, *bounds))
     return tuple(sorted(changes, key=lambda each: (each.high, each.change)))
 

@@ -35,9 +35,9 @@ def test_only_rows_that_neither_model_trained_on_count(digits_dataset: str) -> N
     champion, challenger = predictions(np.zeros(359, bool)), predictions(np.ones(359, bool))
     fair = np.zeros(359, dtype=bool)
     with pytest.raises(RecipeError, match="no validation image is left"):
-        promotion.decide_promotion(champion, challenger, data.classes, fair, GATE)
+        promotion.Contest(champion, challenger, data.classes, fair)
     fair[:100] = True
-    decision = promotion.decide_promotion(champion, challenger, data.classes, fair, GATE)
+    decision = promotion.decide_promotion(promotion.Contest(champion, challenger, data.classes, fair), GATE)
     assert decision.promote
     assert "100 images" in decision.reason
 
