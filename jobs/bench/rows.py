@@ -36,7 +36,8 @@ from pipeline.dataset.parquet import parquet_bytes
 from pipeline.dataset.row_reader import load_index
 from pipeline.dataset.schema import PROVENANCE_SCHEMA
 from pipeline.ingestion.plan import IngestSettings, plan_id, plan_shards
-from pipeline.ingestion.publish import IngestPlan, build_manifest, quarantine_table
+from pipeline.ingestion.publish import IngestPlan, build_manifest
+from pipeline.ingestion.quarantine import quarantine_table
 from pipeline.ingestion.shard_task import Receipt
 from pipeline.ingestion.sorting.external_sort import in_memory_or_mapped
 from pipeline.ingestion.sources.index import INDEX_SCHEMA, Index, sorted_table

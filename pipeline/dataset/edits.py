@@ -9,12 +9,13 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.core.errors import DatasetError
 from pipeline.dataset.records import EditFile, Rows, Shard
+from pipeline.dataset.schema import as_schema, parse_table
 from pipeline.storage import files
 
+_OTHER_RELEASE = "read the data set with the release that has written it"
 DELETIONS_NAME, CORRECTIONS_NAME = "deletions.parquet", "corrections.parquet"
 _PLACE = [("shard", pa.dictionary(pa.int32(), pa.string())), ("row", pa.int32()), ("key", pa.string())]
 # Both sorted by shard and row. shard: BASE/PATH, or PATH of the version's own; row: index in the shard as it is stored.
@@ -30,7 +31,7 @@ def edit_file(path: str, data: bytes) -> EditFile:
 def read_edits(uri: str, file: EditFile | None, schema: pa.Schema) -> pa.Table:
     """Returns the edit file of the data set at `uri`, checked; an empty table of `schema` if there is none.
 
-    Raises DatasetError if the file is missing or isn't the one that the manifest names.
+    Raises DatasetError if the file is missing, isn't the one that the manifest names, or has other columns.
     """
     if file is None:
         return schema.empty_table()
@@ -41,7 +42,7 @@ def read_edits(uri: str, file: EditFile | None, schema: pa.Schema) -> pa.Table:
         raise DatasetError(f"{place}: is missing; restore it from a copy of the data set") from error
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise DatasetError(f"{place}: edited or damaged (SHA-256); restore it from a copy of the data set")
-    return pq.read_table(pa.BufferReader(data)).cast(schema)
+    return as_schema(parse_table(data, place, _OTHER_RELEASE), schema, place, _OTHER_RELEASE)
 
 
 @lru_cache(maxsize=8)

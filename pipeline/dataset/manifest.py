@@ -192,7 +192,7 @@ def parse_stored(data: bytes, uri: str) -> Manifest:
             known = f"{SCHEMA_VERSION} and {VERSION_SCHEMA_VERSION}"
             raise DatasetError(f"{uri}: manifest schema {version}, this program reads {known}; ingest again")
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:  # of JSON, or of a field that is missing or has another type
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # no JSON, or a field of another type
         raise DatasetError(f"{uri}: not a manifest of this project ({error}); ingest again") from error
     if manifest.digest != manifest.computed_digest():
         raise DatasetError(

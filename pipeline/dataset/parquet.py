@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 from pipeline.dataset.edits import as_edited, live_rows
 from pipeline.dataset.manifest import Manifest, Shard, Split
 from pipeline.dataset.records import Rows
+from pipeline.dataset.schema import parse_table
 from pipeline.storage import files
 from pipeline.storage.parallel_reads import read_ahead
 
 _TABLE_READERS = 16
+_RESTORE = "restore it from a copy of the data set"
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -25,9 +27,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return out.getvalue().to_pybytes()
 
 
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """Returns columns (None: all) of a Parquet file, which is read whole, by one request."""
-    return pq.read_table(pa.BufferReader(files.read_bytes(uri)), columns=columns)
+def read_table(uri: str, columns: list[str] | None = None, remedy: str = _RESTORE) -> pa.Table:
+    """Returns columns (None: all) of a Parquet file, which is read whole, by one request.
+
+    remedy: for a file that can't be read. Raises FileNotFoundError, or DatasetError if it is damaged or lacks a column.
+    """
+    return parse_table(files.read_bytes(uri), uri, remedy, columns)
 
 
 def read_split_provenance(uri: str, split: Split, columns: list[str]) -> pa.Table:

@@ -1,8 +1,15 @@
-"""The columns of the Parquet files of a data set: shards, and the provenance beside each shard."""
+"""The columns of the Parquet files of a data set: shards, and the provenance beside each shard.
+
+A file that has other columns, or is no Parquet file, is refused in one line.
+"""
 
 import json
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core.errors import DatasetError
 
 THUMBNAIL_PX = 16
 
@@ -45,3 +52,40 @@ def shard_schema(classes: tuple[str, ...]) -> pa.Schema:
         ],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
+
+
+def parse_table(data: bytes, uri: str, remedy: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Returns columns (None: all) of the content of a Parquet file.
+
+    uri, remedy: of the file, for the message. Raises DatasetError if it is no Parquet file, or lacks a column.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{uri}: damaged: no Parquet file that can be read ({_line(error)}); {remedy}") from error
+    if missing := [name for name in columns or () if name not in table.column_names]:
+        raise DatasetError(f"{uri}: has no column {missing[0]!r}: written by another release, or damaged; {remedy}")
+    return table
+
+
+def as_schema(table: pa.Table, schema: pa.Schema, uri: str, remedy: str, may_be_null: Collection[str] = ()) -> pa.Table:
+    """Returns a table as one of `schema`, whole and valid: text is UTF-8, and no value is null but in `may_be_null`.
+
+    uri, remedy: of its file, for the message. Raises DatasetError if it can't be.
+    """
+    if table.column_names != schema.names:
+        known = f"{', '.join(table.column_names)} instead of {', '.join(schema.names)}"
+        raise DatasetError(f"{uri}: written by another release, or damaged: its columns are {known}; {remedy}")
+    try:
+        table.validate(full=True)
+        table = table.cast(schema)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DatasetError(f"{uri}: written by another release, or damaged ({_line(error)}); {remedy}") from error
+    for name in schema.names:
+        if name not in may_be_null and table[name].null_count:
+            raise DatasetError(f"{uri}: damaged: {table[name].null_count:,} rows lack their {name!r}; {remedy}")
+    return table
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -8,11 +8,13 @@ any number of machines.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
+from pipeline.core.errors import DatasetError, PipelineError
 from pipeline.core.keyed_random import Stream, key_hash, permutation
 from pipeline.core.partition import even_split
 from pipeline.dataset.image_codec import MAX_IMAGE_BYTES
@@ -47,9 +49,18 @@ class IngestSettings:
 
 
 def settings_of(manifest: Manifest) -> IngestSettings:
-    """Returns the settings that a data set was ingested with."""
+    """Returns the settings that a data set was ingested with. Raises DatasetError if this release knows others."""
     values = manifest.settings
-    return IngestSettings(values["seed"], values["shard_bytes"], ImageHandling(**values["handling"]))
+    handling = values.get("handling", {})
+    try:
+        if values.keys() != {each.name for each in fields(IngestSettings)}:
+            raise TypeError(f"{', '.join(values) or 'none'}")
+        return msgspec.convert({**values, "handling": ImageHandling(**handling)}, IngestSettings)
+    except (TypeError, msgspec.ValidationError, PipelineError) as error:
+        raise DatasetError(
+            f"{manifest.name} {manifest.digest[:12]}: its settings are of another release ({error}); use that release, "
+            "or ingest the source anew"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -33,25 +33,10 @@ from pipeline.ingestion.quality import statistics
 from pipeline.ingestion.quality.duplicates import Searched, near_duplicates
 from pipeline.ingestion.shard_task import Receipt
 from pipeline.ingestion.sources import Index
-from pipeline.ingestion.sources.index import rows_of_keys
 from pipeline.ingestion.target import CARD_NAME, QUALITY_NAME, QUARANTINE_NAME
 from pipeline.storage import files, lease
-from pipeline.storage.file_names import printable
 
 _log = logging.getLogger(__name__)
-
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        ("split", pa.string()),
-        ("key", pa.string()),
-        ("label", pa.int32()),
-        ("reason", pa.string()),
-        ("sha256", pa.string()),  # of the file as it is in the source
-        ("bytes", pa.int64()),
-        ("object", pa.string()),  # URI of the file, or of the archive that holds it
-        ("offset", pa.int64()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -81,28 +66,6 @@ def check_counts(plan: IngestPlan, receipts: list[Receipt]) -> None:
                 f"{shard.path}: {len(shard.rows)} rows indexed, {written} written and {refused} quarantined; "
                 "run the same command again"
             )
-
-
-def quarantine_table(index: Index, receipts: list[Receipt]) -> pa.Table:
-    """Returns a table of QUARANTINE_SCHEMA: every refused file, sorted by split and key."""
-    rows = []
-    for split, table in index.splits.items():
-        entries = [entry for receipt in receipts if receipt.split == split for entry in receipt.quarantined]
-        row_of = rows_of_keys(table, [entry["key"] for entry in entries])
-        for entry in entries:
-            at = row_of[entry["key"]]
-            place = {"object": _shown(table["object"][at].as_py()), "offset": table["offset"][at].as_py()}
-            rows.append({"split": split, **entry, **place})
-    for each in index.unusable:
-        row = {"split": each.split, "key": each.key, "label": each.label, "reason": each.reason}
-        rows.append({**row, "sha256": "", "bytes": 0, "object": _shown(each.object), "offset": 0})
-    rows.sort(key=lambda row: (row["split"], row["key"]))
-    return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
-
-
-def _shown(uri: str) -> str:
-    """Returns the URI of a file for people: names that aren't UTF-8 escaped, without the query of a store."""
-    return printable(uri if files.is_local(uri) else uri.split("?")[0])
 
 
 def check_quarantined(plan: IngestPlan, quarantined: pa.Table, most: float) -> None:

@@ -12,15 +12,15 @@ from typing import Any
 from pipeline.core.errors import ClusterError, DatasetError
 from pipeline.core.progress import Progress, begin, silent
 from pipeline.dataset.api import Dataset
-from pipeline.dataset.parquet import parquet_bytes
 from pipeline.ingestion.changes.find import Counts
 from pipeline.ingestion.changes.onto import Parent, compare_with
 from pipeline.ingestion.changes.removed import check_not_rewritten, folder_of_versions, removed_sources
 from pipeline.ingestion.plan import IngestSettings, plan_id, plan_shards
-from pipeline.ingestion.publish import IngestPlan, check_counts, check_quarantined, publish, quarantine_table
+from pipeline.ingestion.publish import IngestPlan, check_counts, check_quarantined, publish
+from pipeline.ingestion.quarantine import quarantine_table, write_quarantine
 from pipeline.ingestion.shard_task import Receipt, ShardContext, ShardTask, finish_shard, task_memory_bytes
 from pipeline.ingestion.sources import Source, located, open_source
-from pipeline.ingestion.target import QUARANTINE_NAME, WORK, check_target, claim_target, record_plan
+from pipeline.ingestion.target import WORK, check_target, claim_target, record_plan
 from pipeline.storage import files
 from pipeline.storage.request_counts import RequestCounts
 
@@ -113,7 +113,7 @@ def write_dataset(
     plan.lease.check()
     check_counts(plan, receipts)
     quarantined = quarantine_table(plan.index, receipts)
-    files.write_bytes(files.join(plan.out, QUARANTINE_NAME), parquet_bytes(quarantined))
+    write_quarantine(plan.out, quarantined)
     check_quarantined(plan, quarantined, max_quarantined)
     manifest = publish(plan, receipts, progress)
     requests = RequestCounts()

@@ -10,8 +10,9 @@ import resource
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,6 +20,7 @@ import pyarrow as pa
 from pipeline.cluster.ray_tasks import task_attempt
 from pipeline.dataset.image_codec import MAX_IMAGE_BYTES, Buffer
 from pipeline.dataset.isolated_calls import IMAGE_SECONDS, limit_time
+from pipeline.dataset.manifest import Shard
 from pipeline.dataset.parquet import parquet_bytes
 from pipeline.ingestion.image_check import Refused, Stored, check_image, check_planes
 from pipeline.ingestion.isolated_check import check_isolated
@@ -70,6 +72,40 @@ class Receipt:
         return self.path.split("/")[0]
 
 
+class _RefusalForm(msgspec.Struct, forbid_unknown_fields=True):
+    """A line of `Receipt.quarantined`."""
+
+    key: str
+    label: int
+    reason: str
+    sha256: str
+    bytes: int
+
+
+class _ReceiptForm(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of `Receipt` in its file."""
+
+    plan: str
+    path: str
+    shard: Shard
+    quarantined: list[_RefusalForm]
+    repaired: dict[str, int]
+    histogram: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]]
+    num_pixels: int
+    requests: dict[str, int]
+    peak_bytes: int
+    trusted: bool = False
+
+
+def _is_receipt(data: bytes) -> bool:
+    """Whether a file holds a receipt of this release."""
+    try:
+        found = msgspec.json.decode(data, type=_ReceiptForm)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return len(found.histogram) in (0, 768)
+
+
 @dataclass(frozen=True)
 class ShardContext:
     """Values that all tasks of an ingest share."""
@@ -94,9 +130,15 @@ class ShardContext:
         return files.join(self.out, WORK, "receipts", f"{path}.json")
 
     def trusted_receipt(self, plan: ShardPlan) -> Receipt | None:
-        """Returns the receipt of an earlier ingest if the shard and its provenance have the bytes it names."""
+        """Returns the receipt of an earlier ingest if the shard and its provenance have the bytes it names.
+
+        A receipt that is damaged, or of another release, proves nothing: the shard is written once more.
+        """
         try:
-            receipt = Receipt(**files.read_json(self.receipt_uri(plan.path)))
+            data = files.read_bytes(self.receipt_uri(plan.path))
+            if not _is_receipt(data):
+                return None
+            receipt = Receipt(**json.loads(data))
             if receipt.plan != self.plan or receipt.path != plan.path:
                 return None
             for path, expected in (

@@ -70,7 +70,7 @@ def record_plan(out: str, plan: dict[str, Any]) -> None:
             f"({earlier.get(differences[0], 'none')}); give another --out, or delete this folder"
         )
     names = [name for name, _ in files.list_files(out)]
-    if earlier["plan"] != plan["plan"]:  # the source has changed since: its shards are other shards
+    if earlier.get("plan") != plan["plan"]:  # the source has changed since: its shards are other shards
         keep = tuple(f"{WORK}/{name}" for name in ("lease.json", "spool/"))
         files.delete_files(out, [name for name in names if not name.startswith(keep)])
         files.write_bytes(place, json.dumps(plan, indent=1).encode())

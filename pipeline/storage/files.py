@@ -14,9 +14,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import msgspec
 from pyarrow import fs
 
 from pipeline.core.errors import PipelineError, StorageError
@@ -62,9 +63,11 @@ __all__ = [
     "list_tree",
     "map_file",
     "open_filesystem",
+    "parse_record",
     "read_bytes",
     "read_json",
     "read_range",
+    "read_record",
     "read_version",
     "relative",
     "replace",
@@ -76,6 +79,7 @@ __all__ = [
     "write_once",
     "write_pieces",
 ]
+_Form = TypeVar("_Form")
 
 
 def read_bytes(uri: str) -> bytes:
@@ -95,6 +99,23 @@ def read_json(uri: str) -> Any:
     except ValueError as error:
         what = f"not JSON ({error})" if data else "empty"
         raise StorageError(f"{uri}: damaged: {what}; restore the file, or give another folder") from error
+
+
+def parse_record(data: bytes, uri: str, form: type[_Form], remedy: str) -> _Form:
+    """Returns a JSON text as a value of `form`: a msgspec.Struct, a dataclass, dict[str, int] and the like.
+
+    uri, remedy: of the file, for the message. Raises StorageError if the text is no JSON or of another form.
+    """
+    try:
+        return msgspec.json.decode(data, type=form)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        what = f"damaged, or written by another release ({error})" if data else "damaged: empty"
+        raise StorageError(f"{uri}: {what}; {remedy}") from error
+
+
+def read_record(uri: str, form: type[_Form], remedy: str) -> _Form:
+    """Returns the value of a JSON file, see `parse_record`. Raises FileNotFoundError, too."""
+    return parse_record(read_bytes(uri), uri, form, remedy)
 
 
 def read_range(uri: str, offset: int, length: int) -> memoryview:

@@ -14,13 +14,27 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from pipeline.core.errors import DatasetError, StorageError
 from pipeline.core.progress import Progress, silent
 from pipeline.storage import files
 
 TTL_SECONDS = 30.0
+_DAMAGED = "if no other process writes there, delete this file, then run the same command again"
+
+
+class _Holder(msgspec.Struct):
+    """What a process must know of the holder of a lease."""
+
+    owner: str
+    what: str
+    host: str
+    boot: str
+    pid: Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
+    ttl_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
 class Lease:
@@ -60,7 +74,7 @@ class Lease:
         self._ended.set()
         self._thread.join()
         found = None if self._lost else files.read_version(self._uri)
-        if found is not None and json.loads(found[0])["owner"] == self._content["owner"]:
+        if found is not None and _holder(self._uri, found[0]).owner == self._content["owner"]:
             files.delete_files(self._uri.rsplit("/", 1)[0], [files.basename(self._uri)])
 
 
@@ -95,13 +109,13 @@ def _acquire(uri: str, content: dict[str, Any], progress: Progress) -> str:
     while True:
         if files.write_once(uri, _encode(content)):
             found = files.read_version(uri)
-            if found is not None and json.loads(found[0])["owner"] == content["owner"]:
+            if found is not None and _holder(uri, found[0]).owner == content["owner"]:
                 return found[1]
             continue  # another process took it at once, as if we were dead
         found = files.read_version(uri)
         if found is None:
             continue  # given back between the two requests
-        holder = json.loads(found[0])
+        holder = _holder(uri, found[0])
         if not _is_dead(holder):
             _watch(uri, holder, found[1], progress)
         version = files.replace(uri, _encode(content), found[1])  # of several that wait for a dead holder, one succeeds
@@ -109,28 +123,32 @@ def _acquire(uri: str, content: dict[str, Any], progress: Progress) -> str:
             return version
 
 
-def _watch(uri: str, holder: dict[str, Any], version: str, progress: Progress) -> None:
+def _holder(uri: str, data: bytes) -> _Holder:
+    return files.parse_record(data, uri.split("?")[0], _Holder, _DAMAGED)
+
+
+def _watch(uri: str, holder: _Holder, version: str, progress: Progress) -> None:
     """Waits until the lease has expired or has been given back. Raises DatasetError if the holder is alive."""
     start = time.monotonic()
-    while (waited := time.monotonic() - start) < holder["ttl_seconds"]:
-        progress("lease", int(waited), int(holder["ttl_seconds"]), f"waiting whether process {holder['pid']} is alive")
-        time.sleep(min(1.0, holder["ttl_seconds"] / 10))
+    while (waited := time.monotonic() - start) < holder.ttl_seconds:
+        progress("lease", int(waited), int(holder.ttl_seconds), f"waiting whether process {holder.pid} is alive")
+        time.sleep(min(1.0, holder.ttl_seconds / 10))
         found = files.read_version(uri)
         if found is None:
             return
         if found[1] != version:
             raise DatasetError(
-                f"{holder['what']}: another process is writing there now (process {holder['pid']} on "
-                f"{holder['host']}); wait for it, or end it"
+                f"{holder.what}: another process is writing there now (process {holder.pid} on "
+                f"{holder.host}); wait for it, or end it"
             )
 
 
-def _is_dead(holder: dict[str, Any]) -> bool:
+def _is_dead(holder: _Holder) -> bool:
     # The boot ID, too: hosts in containers often share names, and process ids start again after a reboot.
-    if (holder["host"], holder["boot"]) != (socket.gethostname(), _boot()):
+    if (holder.host, holder.boot) != (socket.gethostname(), _boot()):
         return False
     try:
-        os.kill(holder["pid"], 0)
+        os.kill(holder.pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:

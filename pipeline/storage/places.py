@@ -90,8 +90,11 @@ def claim_folder(uri: str, identity: dict[str, Any], indent: int | None = 1, end
 
     Of several processes that call it at a time one writes, and all get what that one wrote. A folder is free for the
     caller, or has been its own before, if what it gets equals `json.loads(json.dumps(identity))`; otherwise it should
-    raise an error that shows both. indent, end: the layout of the file, as of `json.dumps`.
+    raise an error that shows both. indent, end: the layout of the file, as of `json.dumps`. Raises StorageError if the
+    file is damaged.
     """
     data = (json.dumps(identity, indent=indent) + end).encode()
-    claimed: dict[str, Any] = json.loads(data) if files.write_once(uri, data) else files.read_json(uri)
-    return claimed
+    if files.write_once(uri, data):
+        claimed: dict[str, Any] = json.loads(data)
+        return claimed
+    return files.read_record(uri, dict[str, Any], "restore the file, or give another folder")

@@ -22,7 +22,7 @@ from pipeline.core.progress import Progress, silent
 from pipeline.dataset.api import Dataset
 from pipeline.dataset.edits import as_edited, live_rows
 from pipeline.dataset.manifest import SCHEMA_VERSION, Manifest, Shard, Split, load_stored, parse_shard
-from pipeline.dataset.parquet import parquet_bytes, read_split_provenance, read_table, stored_provenance
+from pipeline.dataset.parquet import read_split_provenance, stored_provenance
 from pipeline.dataset.records import Rows
 from pipeline.dataset.row_reader import load_index, read_images
 from pipeline.dataset.schema import PROVENANCE_SCHEMA
@@ -30,18 +30,14 @@ from pipeline.ingestion.changes.histogram import histogram_without
 from pipeline.ingestion.changes.onto import edits_by_people
 from pipeline.ingestion.changes.state import PixelState, read_pixels, read_state, write_pixels
 from pipeline.ingestion.plan import ShardPlan, plan_shards, settings_of
-from pipeline.ingestion.publish import QUARANTINE_SCHEMA, ParentPixels, publish_manifest
+from pipeline.ingestion.publish import ParentPixels, publish_manifest
 from pipeline.ingestion.quality import statistics
 from pipeline.ingestion.quality.duplicates import near_duplicates
+from pipeline.ingestion.quarantine import read_quarantine, write_quarantine
 from pipeline.ingestion.shard_task import Receipt, ShardContext
 from pipeline.ingestion.sources import Index
 from pipeline.ingestion.sources.index import sample_table
-from pipeline.ingestion.target import (
-    QUARANTINE_NAME,
-    check_target,
-    claim_target,
-    record_plan,
-)
+from pipeline.ingestion.target import check_target, claim_target, record_plan
 from pipeline.storage import files, lease
 from pipeline.storage.request_counts import RequestCounts
 from pipeline.versions.stored_rows import write_stored
@@ -144,7 +140,7 @@ class _Compaction:
             if splits[name].rows != split.rows:
                 raise AssertionError(f"{name}: {splits[name].rows} rows written of {split.rows}")
         manifest = replace(self.stored, splits=splits, version=None, schema_version=SCHEMA_VERSION, digest="")
-        files.write_bytes(files.join(self.out, QUARANTINE_NAME), parquet_bytes(self._quarantine))
+        write_quarantine(self.out, self._quarantine)
         histogram = np.zeros(768, dtype=np.int64)
         if manifest.settings["handling"]["checks"] == "decode":
             rows = statistics.pixel_rows(self.out, manifest)
@@ -158,14 +154,6 @@ class _Compaction:
     def _pixels(self, manifest: Manifest, rows: pa.Table, progress: Progress) -> PixelState:
         near = near_duplicates(self.out, manifest, rows, progress=progress)
         return PixelState(near, histogram_without(self.uri, self.stored.resolved, None, {}))
-
-
-def read_quarantine(uri: str) -> pa.Table:
-    """Returns the files that a data set leaves out, of QUARANTINE_SCHEMA; none if the list was removed."""
-    try:
-        return read_table(files.join(uri, QUARANTINE_NAME)).cast(QUARANTINE_SCHEMA)
-    except FileNotFoundError:
-        return QUARANTINE_SCHEMA.empty_table()
 
 
 @dataclass(frozen=True)

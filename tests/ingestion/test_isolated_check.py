@@ -15,7 +15,7 @@ from pipeline.ingestion import isolated_check
 from pipeline.ingestion.image_check import ImageHandling, Refused, check_image
 from pipeline.ingestion.isolated_check import check_isolated
 from pipeline.ingestion.plan import IngestSettings, plan_shards
-from pipeline.ingestion.publish import quarantine_table
+from pipeline.ingestion.quarantine import quarantine_table
 from pipeline.ingestion.run import planned_ingest, write_dataset
 from pipeline.ingestion.shard_task import Receipt, ShardContext, make_shard
 from pipeline.ingestion.sources import Index, Source, open_source

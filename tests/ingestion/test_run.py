@@ -15,7 +15,8 @@ from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_table
 from pipeline.ingestion.image_check import ImageHandling, Stored, check_image, check_planes
 from pipeline.ingestion.plan import IngestSettings, plan_shards
-from pipeline.ingestion.publish import check_counts, check_quarantined, quarantine_table
+from pipeline.ingestion.publish import check_counts, check_quarantined
+from pipeline.ingestion.quarantine import quarantine_table
 from pipeline.ingestion.run import planned_ingest
 from pipeline.ingestion.shard_task import Receipt, ShardContext, make_shard
 from pipeline.ingestion.sources import Index, Source, open_source

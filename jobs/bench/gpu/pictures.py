@@ -29,7 +29,8 @@ from pipeline.dataset.manifest import is_dataset
 from pipeline.dataset.parquet import parquet_bytes
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.plan import IngestSettings, ShardPlan
-from pipeline.ingestion.publish import publish, quarantine_table
+from pipeline.ingestion.publish import publish
+from pipeline.ingestion.quarantine import quarantine_table
 from pipeline.ingestion.run import planned_ingest
 from pipeline.ingestion.shard_task import Receipt, ShardContext, make_shard
 from pipeline.ingestion.sources import Source

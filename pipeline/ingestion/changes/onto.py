@@ -20,7 +20,7 @@ from pipeline.core.progress import Progress, begin
 from pipeline.core.shares import counted
 from pipeline.dataset.edits import CORRECTIONS_SCHEMA, DELETIONS_SCHEMA, read_edits
 from pipeline.dataset.manifest import Manifest, load_stored
-from pipeline.dataset.parquet import read_split_provenance, read_table, stored_provenance
+from pipeline.dataset.parquet import read_split_provenance, stored_provenance
 from pipeline.dataset.records import Shard, Version, edit_name
 from pipeline.dataset.version import Changes, by_people
 from pipeline.ingestion.changes.find import (
@@ -31,11 +31,11 @@ from pipeline.ingestion.changes.find import (
 )
 from pipeline.ingestion.changes.state import read_state
 from pipeline.ingestion.plan import IngestSettings, settings_of
+from pipeline.ingestion.quarantine import read_quarantine
 from pipeline.ingestion.shard_task import count_repairs
 from pipeline.ingestion.sorting.external_sort import take_rows
 from pipeline.ingestion.source_reader import gather
 from pipeline.ingestion.sources import Index
-from pipeline.ingestion.target import QUARANTINE_NAME
 from pipeline.storage import files
 
 _COLUMNS = ["key", "label", "source_sha256", "repair"]
@@ -212,10 +212,7 @@ def _read_earlier(uri: str, stored: Manifest) -> Earlier:
 
 def _refused(uri: str) -> dict[str, pa.Array]:
     """Returns the keys of the files that a data set lacks because they couldn't be stored, for each split."""
-    try:
-        table = read_table(files.join(uri, QUARANTINE_NAME), ["split", "key"])
-    except FileNotFoundError:  # somebody has removed it, and nothing depends on it
-        return {}
+    table = read_quarantine(uri)
     return {
         split: table.filter(pc.equal(table["split"], split))["key"].combine_chunks()
         for split in table["split"].unique().to_pylist()

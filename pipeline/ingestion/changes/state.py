@@ -12,7 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.core.errors import DatasetError
 from pipeline.dataset.parquet import parquet_bytes, read_table
+from pipeline.dataset.schema import as_schema
 from pipeline.ingestion.changes.stamps import STAMPS_SCHEMA
 from pipeline.ingestion.quality.duplicates import NEAR_SCHEMA
 from pipeline.ingestion.sources import Index
@@ -20,6 +22,8 @@ from pipeline.storage import files
 
 STATE_FOLDER = "_state"
 SOURCES_NAME = f"{STATE_FOLDER}/sources.parquet"
+_READ_AGAIN = "delete it: then every file of the source is read once more, to be compared"
+_DECODE_AGAIN = "delete it: then every image is decoded once more, and all near duplicates are searched again"
 NEAR_NAME, HISTOGRAM_NAME = f"{STATE_FOLDER}/near-duplicates.parquet", f"{STATE_FOLDER}/histogram.parquet"
 
 # A row for each image of the source that could be used, sorted by split and key.
@@ -35,6 +39,8 @@ STATE_SCHEMA = pa.schema(
         ("etag", pa.string()),  # "" on disks
     ]
 )
+
+_COUNTS_SCHEMA = pa.schema([("count", pa.int64())])
 
 
 def state_of(index: Index, quarantined: Mapping[str, pa.Array] | None = None) -> pa.Table:
@@ -94,11 +100,16 @@ def write_state(out: str, state: pa.Table) -> None:
 
 
 def read_state(uri: str) -> pa.Table:
-    """Returns the state of the source of a data set; an empty table if the data set is older than such files."""
+    """Returns the state of the source of a data set; an empty table if the data set is older than such files.
+
+    Raises DatasetError if the file is damaged.
+    """
+    place = files.join(uri, SOURCES_NAME)
     try:
-        return read_table(files.join(uri, SOURCES_NAME)).cast(STATE_SCHEMA)
+        table = read_table(place, remedy=_READ_AGAIN)
     except FileNotFoundError:
         return STATE_SCHEMA.empty_table()
+    return as_schema(table, STATE_SCHEMA, place, _READ_AGAIN, ("class", "object", "modified_ns", "etag"))
 
 
 @dataclass(frozen=True)
@@ -112,14 +123,23 @@ class PixelState:
 def write_pixels(out: str, state: PixelState) -> None:
     """Writes the state of the pixels beside the manifest of a data set."""
     files.write_bytes(files.join(out, NEAR_NAME), parquet_bytes(state.near))
-    counts = pa.table({"count": pa.array(state.histogram, pa.int64())})
+    counts = pa.Table.from_arrays([pa.array(state.histogram, pa.int64())], schema=_COUNTS_SCHEMA)
     files.write_bytes(files.join(out, HISTOGRAM_NAME), parquet_bytes(counts))
 
 
 def read_pixels(uri: str) -> PixelState | None:
-    """Returns the state of the pixels of a data set; None if the data set is older than such files."""
+    """Returns the state of the pixels of a data set; None if the data set is older than such files.
+
+    Raises DatasetError if one of them is damaged.
+    """
+    places = [files.join(uri, name) for name in (NEAR_NAME, HISTOGRAM_NAME)]
     try:
-        near, counts = (read_table(files.join(uri, name)) for name in (NEAR_NAME, HISTOGRAM_NAME))
+        near, counts = (read_table(place, remedy=_DECODE_AGAIN) for place in places)
     except FileNotFoundError:
         return None
-    return PixelState(near.cast(NEAR_SCHEMA), counts["count"].to_numpy())
+    near = as_schema(near, NEAR_SCHEMA, places[0], _DECODE_AGAIN)
+    histogram = as_schema(counts, _COUNTS_SCHEMA, places[1], _DECODE_AGAIN)["count"].to_numpy()
+    num_pixels = histogram.reshape(3, -1).sum(axis=1) if len(histogram) == 768 else None
+    if num_pixels is None or histogram.min() < 0 or len(np.unique(num_pixels)) > 1:
+        raise DatasetError(f"{places[1]}: damaged: no counts of the 256 values of R, G and B; {_DECODE_AGAIN}")
+    return PixelState(near, histogram)

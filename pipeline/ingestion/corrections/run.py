@@ -13,15 +13,16 @@ from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress, begin, silent
 from pipeline.dataset.api import Dataset
 from pipeline.dataset.manifest import VERSION_SCHEMA_VERSION, Manifest, load_stored
-from pipeline.dataset.parquet import parquet_bytes, read_provenance
+from pipeline.dataset.parquet import read_provenance
 from pipeline.dataset.version import Changes, derive
 from pipeline.ingestion.changes.onto import Parent, why_compact
 from pipeline.ingestion.changes.state import read_state
 from pipeline.ingestion.corrections.decide import VerdictCounts, decide
 from pipeline.ingestion.corrections.verdict_file import read_verdicts
-from pipeline.ingestion.publish import QUARANTINE_SCHEMA, ParentPixels, publish_manifest, with_quality
+from pipeline.ingestion.publish import ParentPixels, publish_manifest, with_quality
+from pipeline.ingestion.quarantine import read_quarantine, write_quarantine
 from pipeline.ingestion.shard_task import count_repairs
-from pipeline.ingestion.target import QUARANTINE_NAME, check_target, claim_target, record_plan
+from pipeline.ingestion.target import check_target, claim_target, record_plan
 from pipeline.storage import files, lease
 
 _log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def _write(
     record = {"plan": plan, "source": "verdicts of people", "settings": stored.settings, "onto": stored.digest}
     record_plan(out, record)
     derived = derive(parent, out, stored.classes, changes, {})
-    files.write_bytes(files.join(out, QUARANTINE_NAME), _quarantine(parent))
+    write_quarantine(out, read_quarantine(parent))
     manifest = replace(
         stored, splits=derived.splits, version=derived.version, schema_version=VERSION_SCHEMA_VERSION, digest=""
     )
@@ -99,10 +100,3 @@ def _write(
     pixels = ParentPixels.of(parent, stored, changes)
     manifest, histogram = with_quality(out, manifest, np.zeros(768, dtype=np.int64), pixels, progress)
     return publish_manifest(out, manifest, histogram, read_state(parent), held, pixels)
-
-
-def _quarantine(uri: str) -> bytes:
-    try:
-        return files.read_bytes(files.join(uri, QUARANTINE_NAME))
-    except FileNotFoundError:
-        return parquet_bytes(QUARANTINE_SCHEMA.empty_table())

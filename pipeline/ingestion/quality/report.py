@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from pipeline.core.shares import counted
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.parquet import read_provenance, read_rows, read_table
+from pipeline.dataset.parquet import read_provenance, read_rows
+from pipeline.ingestion.quarantine import read_quarantine
 from pipeline.reporting.charts import BLUE, GREY, ORANGE, chart_style, new_axes, render_page, svg_data_uri, thumbnail
-from pipeline.storage import files
 
 _MOST_CLASSES = 40  # in a bar chart; of more classes, a histogram
 _MOST_PAIRS = 24
@@ -26,7 +26,7 @@ def render(uri: str, manifest: Manifest, histogram: npt.NDArray[np.int64]) -> st
     charts = [_classes(manifest), _sizes(rows)]
     if manifest.quality:
         charts += [_brightness(rows), _values(histogram)]
-    refused = read_table(files.join(uri, "quarantine.parquet"))
+    refused = read_quarantine(uri)
     return render_page(
         "quality.html",
         manifest=manifest,

@@ -18,8 +18,8 @@ from pipeline.ingestion.changes.histogram import histogram_without
 from pipeline.ingestion.changes.state import PixelState, read_pixels, read_state
 from pipeline.ingestion.quality import statistics
 from pipeline.ingestion.quality.duplicates import near_duplicates
+from pipeline.ingestion.quarantine import read_quarantine
 from pipeline.ingestion.sorting.source_digest import lines_of, source_digest
-from pipeline.versions.compaction import read_quarantine
 from pipeline.versions.family import Member
 from pipeline.versions.removal.find import Found
 from pipeline.versions.removal.manifests import Changed

@@ -7,10 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset.manifest import Shard
-from pipeline.dataset.parquet import read_table, stored_provenance
+from pipeline.dataset.parquet import stored_provenance
 from pipeline.dataset.records import Rows
-from pipeline.ingestion.target import QUARANTINE_NAME
-from pipeline.storage import files
+from pipeline.ingestion.quarantine import read_quarantine
 from pipeline.versions.compare import row_name
 from pipeline.versions.family import Member
 
@@ -80,11 +79,8 @@ def _is_named(table: pa.Table, split: str, keys: Collection[str]) -> "np.ndarray
 
 
 def _find_quarantined(member: Member, keys: Collection[str], found: Found) -> None:
-    place = files.join(member.uri, QUARANTINE_NAME)
-    if not files.exists(place):
-        return
     wanted = set(keys)
-    for row in read_table(place, ["split", "key", "sha256"]).to_pylist():
+    for row in read_quarantine(member.uri).to_pylist():
         if {row["key"], row_name(row["split"], row["key"])} & wanted:
             found.names.add((row["split"], row["key"]))
             if row["sha256"]:

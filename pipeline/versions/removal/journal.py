@@ -13,21 +13,31 @@
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
+from pipeline.core.errors import StorageError
 from pipeline.ingestion.changes.removed import REWRITING
 from pipeline.storage import files
 from pipeline.versions.removal.traces import Traces, traces_of
 
 _KEYS_NAME = "removed-keys.json"
 _BATCH_BYTES = 8 << 20
+_RESTORE = "restore the folder _versions from a copy, or run the same command by the release that has written it"
+_BEGIN_AGAIN = "delete it, and run `versions forget` again with all keys"
+_Form = TypeVar("_Form")
 
 
-@dataclass(frozen=True)
-class Ready:
+class _Keys(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of `plan.json` and of `removed-keys.json`."""
+
+    keys: list[str]
+
+
+class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What remains to be done once all that is new has been written. Names are below the folder of the versions."""
 
     copies: Sequence[str]
@@ -67,23 +77,34 @@ class Journal:
         files.delete_tree(self.staged())
 
     def begun(self) -> list[str] | None:
-        """Returns the keys of a removal that was interrupted, None if there is none."""
-        plan = self._read("plan.json")
-        return None if plan is None else list(plan["keys"])
+        """Returns the keys of a removal that was interrupted, None if there is none.
+
+        This and the methods below raise StorageError if a file of the journal is damaged or of another release.
+        """
+        plan = self._read("plan.json", _Keys, _BEGIN_AGAIN)
+        return None if plan is None else plan.keys
 
     def write_ready(self, ready: Ready) -> None:
         """Says what remains to be done."""
-        files.write_json(files.join(self.place, "ready.json"), asdict(ready))
+        files.write_json(files.join(self.place, "ready.json"), msgspec.to_builtins(ready))
 
     def ready(self) -> Ready | None:
         """Returns what remains to be done, None unless `write_ready` was called."""
-        values = self._read("ready.json")
-        return None if values is None else Ready(**values)
+        ready = self._read("ready.json", Ready, _RESTORE)
+        names = () if ready is None else (*ready.copies, *ready.pages, *ready.deletions)
+        if strays := [name for name in names if not _is_below(name)]:
+            place = files.join(self.place, "ready.json")
+            raise StorageError(f"{place}: damaged: {strays[0]!r} is no file below {self.folder}; {_RESTORE}")
+        return ready
 
     def copy(self, ready: Ready) -> None:
         """Copies what was staged to its place."""
         for name in ready.copies:
-            files.write_bytes(files.join(self.folder, name), files.read_bytes(self.staged(name)))
+            try:
+                data = files.read_bytes(self.staged(name))
+            except FileNotFoundError as error:
+                raise StorageError(f"{self.staged(name)}: is missing; {_RESTORE}") from error
+            files.write_bytes(files.join(self.folder, name), data)
 
     def delete(self, ready: Ready) -> None:
         """Deletes what is replaced. Afterwards the versions are whole again, and may be built on."""
@@ -103,8 +124,8 @@ class Journal:
 
     def removed_keys(self) -> set[str]:
         """Returns KEY and SPLIT/KEY of all images that are removed, and whose bytes no search has missed yet."""
-        values = self._read(_KEYS_NAME)
-        return set() if values is None else set(values["keys"])
+        found = self._read(_KEYS_NAME, _Keys, _RESTORE)
+        return set() if found is None else set(found.keys)
 
     def stage_removed_keys(self, keys: Iterable[str]) -> str:
         """Stages the keys of images, for `removed_keys`, beside those that are there. Returns the name for `copies`."""
@@ -136,14 +157,18 @@ class Journal:
         """Returns the hashes of this kind of all that was removed."""
         place = files.join(self.place, "traces")
         found = [name for name, _ in files.list_files(place) if name.startswith(f"{kind}-")]
-        return [_traces(files.read_bytes(files.join(place, name))) for name in found]
+        return [_traces(files.join(place, name)) for name in found]
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str, form: type[_Form], remedy: str) -> _Form | None:
         try:
-            values: dict[str, Any] = files.read_json(files.join(self.place, name))
+            return files.read_record(files.join(self.place, name), form, remedy)
         except FileNotFoundError:
             return None
-        return values
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name from `ready.json` is of a file below the folder of the versions."""
+    return bool(name) and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _batches(removed: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -165,6 +190,10 @@ def _npz(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
     return out.getvalue()
 
 
-def _traces(data: bytes) -> Traces:
+def _traces(uri: str) -> Traces:
+    """Returns the hashes in a file that is named after the SHA-256 of its content. Raises StorageError."""
+    data = files.read_bytes(uri)
+    if hashlib.sha256(data).hexdigest() not in uri:
+        raise StorageError(f"{uri}: damaged (SHA-256); {_RESTORE}")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return Traces(np.unpackbits(arrays["blocks"]).view(bool), arrays["pixels"], arrays["headers"])

@@ -4,14 +4,13 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
-import pyarrow as pa
 
 from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress, begin, silent
 from pipeline.core.shares import counted
 from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, is_dataset, load
-from pipeline.dataset.parquet import parquet_bytes
 from pipeline.ingestion.changes.removed import REMOVED_NAME, folder_of_versions, removed_json, removed_sources
 from pipeline.ingestion.changes.state import (
     HISTOGRAM_NAME,
@@ -22,6 +21,7 @@ from pipeline.ingestion.changes.state import (
     write_state,
 )
 from pipeline.ingestion.publish import dataset_card
+from pipeline.ingestion.quarantine import write_quarantine
 from pipeline.ingestion.target import CARD_NAME, QUALITY_NAME, QUARANTINE_NAME, WORK
 from pipeline.storage import files, lease
 from pipeline.versions.compare import row_name
@@ -42,6 +42,15 @@ from pipeline.versions.removal.shards import rewrite
 
 REWRITTEN_NAME = "rewritten.json"
 """{"digests": {digest of a version before a removal: digest now}}, in the folder of the versions."""
+
+
+_DESCRIPTIONS = (QUALITY_NAME, QUARANTINE_NAME, CARD_NAME, SOURCES_NAME, NEAR_NAME, HISTOGRAM_NAME)
+
+
+class _Rewritten(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of `rewritten.json`."""
+
+    digests: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,9 @@ class _Removal:
             rewriting.done(member.manifest, manifest)
             versions[member.name] = manifest.digest
             deletions += [f"{member.name}/{path}" for path in _edit_paths(member.manifest) - _edit_paths(manifest)]
-            if files.exists(files.join(member.uri, QUALITY_NAME)):
+            if member.dropped:  # of an interrupted drop: nobody reads them, and they show and name images
+                deletions += [f"{member.name}/{name}" for name in _DESCRIPTIONS]
+            elif files.exists(files.join(member.uri, QUALITY_NAME)):
                 pages.append(member.name)
         copies += self._stage_records(found, rewriting)
         rows = {row_name(*name) for name in found.names}
@@ -179,7 +190,7 @@ class _Removal:
         described = describe(member, changed, found)
         place, names = self.journal.staged(member.name), []
         for name, table, write in (
-            (QUARANTINE_NAME, described.quarantine, _write_quarantine),
+            (QUARANTINE_NAME, described.quarantine, write_quarantine),
             (SOURCES_NAME, described.state, write_state),
         ):
             if table is not None:
@@ -200,14 +211,18 @@ class _Removal:
 
     def _stage_records(self, found: Found, rewriting: Rewriting) -> list[str]:
         """Stages what says in the folder which source files were removed, and which digests are new."""
-        try:
-            digests = files.read_json(files.join(self.folder, REWRITTEN_NAME))["digests"]
-        except FileNotFoundError:
-            digests = {}
+        digests = self._rewritten()
         digests = {old: rewriting.digests.get(now, now) for old, now in digests.items()} | rewriting.digests
         files.write_json(self.journal.staged(REWRITTEN_NAME), {"digests": digests}, pretty=True)
         files.write_bytes(self.journal.staged(REMOVED_NAME), removed_json(removed_sources(self.folder) | found.sources))
         return [REMOVED_NAME, REWRITTEN_NAME]
+
+    def _rewritten(self) -> dict[str, str]:
+        remedy = "restore it from a copy, or delete it: then nothing tells which digests versions had before"
+        try:
+            return files.read_record(files.join(self.folder, REWRITTEN_NAME), _Rewritten, remedy).digests
+        except FileNotFoundError:
+            return {}
 
     def _carry_out(self, ready: Ready) -> None:
         """Puts what was staged in its place, and deletes what it replaces; may be repeated."""
@@ -223,10 +238,6 @@ class _Removal:
             files.write_bytes(files.join(uri, QUALITY_NAME), report.render(uri, load(uri), histogram).encode())
         self.held.check()
         self.journal.delete(ready)
-
-
-def _write_quarantine(place: str, table: pa.Table) -> None:
-    files.write_bytes(files.join(place, QUARANTINE_NAME), parquet_bytes(table))
 
 
 def _edit_paths(manifest: Manifest) -> set[str]:

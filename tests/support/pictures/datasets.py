@@ -7,14 +7,15 @@ import pyarrow as pa
 
 from pipeline.core.progress import silent
 from pipeline.dataset.manifest import Manifest, load
-from pipeline.dataset.parquet import parquet_bytes, read_rows
+from pipeline.dataset.parquet import read_rows
 from pipeline.ingestion.changes.onto import Parent, compare_with
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.plan import IngestSettings, plan_shards
-from pipeline.ingestion.publish import IngestPlan, publish, quarantine_table
+from pipeline.ingestion.publish import IngestPlan, publish
+from pipeline.ingestion.quarantine import quarantine_table, write_quarantine
 from pipeline.ingestion.shard_task import ShardContext, make_shard
 from pipeline.ingestion.sources import Index
-from pipeline.ingestion.target import QUARANTINE_NAME, WORK
+from pipeline.ingestion.target import WORK
 from pipeline.storage import files as storage
 from pipeline.storage import lease
 
@@ -35,8 +36,7 @@ def ingest_here(
         plan = replace(plan, shards=plan_shards(rows, settings))
         context = ShardContext("", out, index.encoding, index.classes, settings)
         receipts = [make_shard(rows.splits[s.split].take(pa.array(s.rows)), s, context) for s in plan.shards]
-        rejected = quarantine_table(index, receipts)
-        storage.write_bytes(storage.join(out, QUARANTINE_NAME), parquet_bytes(rejected))
+        write_quarantine(out, quarantine_table(index, receipts))
         manifest = publish(plan, receipts, silent)
     storage.delete_tree(storage.join(out, WORK))
     return manifest

@@ -497,6 +497,14 @@ def test_what_is_left_of_a_dropped_version_names_no_image(chain: Path) -> None:
     assert "ant/twice.png" not in (chain / "v1/dropped.json").read_text()
 
 
+def test_a_removal_after_a_drop_that_was_killed_takes_what_described_the_dropped_version(chain: Path) -> None:
+    (chain / "v1/manifest.json").rename(chain / "v1/dropped.json")  # as a drop leaves it that is killed at once
+    forget(chain, ["train/bee/002.png"])
+    assert ("train", "train/bee/002.png") not in rows_of(chain / "v3")
+    assert not (chain / "v1/quality.html").exists()
+    assert verify_dataset(chain / "v3") == []
+
+
 def test_a_shard_that_holds_nothing_else_goes(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree", per_class=6)
     folder = tmp_path / "photos"
