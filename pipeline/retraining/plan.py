@@ -17,7 +17,7 @@ from pipeline.retraining.decision.drift import OnDrift, Thresholds
 from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.notices.notifier import Channels
 from pipeline.retraining.notices.webhook import Webhook, read_secret
-from pipeline.retraining.run_settings import RunSettings, given_settings, kept_settings
+from pipeline.retraining.run_settings import RunSettings, check_start, given_settings, kept_settings
 from pipeline.retraining.workspace import RetrainingRun, interrupted_run, is_unchanged, read_latest, registry_uri
 from pipeline.storage import files
 from pipeline.training.workflow import TrainOptions
@@ -134,8 +134,9 @@ class Plan:
         return not self.run.attempt or interrupted_run(self.run.workspace) is not None
 
     def with_settings(self, settings: RunSettings) -> "Plan":
-        """Returns the plan with recipe and first weights."""
+        """Returns the plan with recipe and first weights. Raises RecipeError if the recipe needs other weights."""
         recipe = json.loads(json.dumps(recipe_to_json(settings.recipe)))  # as it is read back: lists for tuples
+        check_start(self.run, settings)
         latest = self.latest
         unchanged = is_unchanged(latest, self.run.fingerprint, recipe)
         attempt = latest.get("attempt", 0) + 1 if latest and unchanged else 0

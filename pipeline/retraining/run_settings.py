@@ -13,11 +13,20 @@ from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_file import change
 from pipeline.config.recipe_json import recipe_from_json
+from pipeline.core.errors import RecipeError
 from pipeline.dataset.manifest import Manifest
 from pipeline.models import checkpoint
 from pipeline.models.pretrained.at_hand import named_weights
 from pipeline.retraining import registry
-from pipeline.retraining.workspace import decision_of, interrupted_run, night_of, night_uri, read_latest, registry_uri
+from pipeline.retraining.workspace import (
+    RetrainingRun,
+    decision_of,
+    interrupted_run,
+    night_of,
+    night_uri,
+    read_latest,
+    registry_uri,
+)
 from pipeline.storage import files
 from pipeline.training.automatic.settings import automatic_recipe
 from pipeline.training.automatic.weights import PRETRAINED_NAME
@@ -68,6 +77,19 @@ def chosen_settings(dataset: str, data: Manifest, options: TrainOptions, changes
         dataset, data, None, options.pretrained, lambda each: change(each, changes), options.device, options.hold_out
     )
     return RunSettings(recipe, absolute_weights(pretrained), "chosen for these images")
+
+
+def check_start(run: RetrainingRun, settings: RunSettings) -> None:
+    """Raises RecipeError if a recipe fits its last layer to pretrained weights and the run starts from none."""
+    fit = settings.recipe.fit_head
+    if fit == "none" or settings.pretrained not in (None, "none") or (run.from_champion and run.champion):
+        return
+    if run.from_champion:
+        raise RecipeError(
+            f"fit_head={fit} needs pretrained weights, and from-champion finds no champion yet; for the first run give "
+            "--pretrained timm instead of --from-champion, or set fit_head=none"
+        )
+    raise RecipeError(f"fit_head={fit} needs pretrained weights; add --pretrained timm, or set fit_head=none")
 
 
 def absolute_weights(pretrained: str | None) -> str | None:

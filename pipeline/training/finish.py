@@ -94,10 +94,10 @@ def _operations_of_net(worker: Worker, sizes: list[int]) -> dict[str, float]:
     net, recipe, rows = worker.learner.net, worker.job.recipe, worker.batches.order.trained_rows
     forward = operations_per_image(net, recipe.image_size_px, backward=False) if recipe.fit_head != "none" else 0.0
     if recipe.fit_head == "only":
-        return {"total": forward * rows * recipe.repeats, "per_image": forward}
+        return {"total": forward * rows, "per_image": forward}
     counted = training_operations(net, sizes, rows)
     passes = 2 if recipe.sam_radius else 1
-    total = passes * counted["total"] + forward * rows * recipe.repeats
+    total = passes * counted["total"] + forward * rows
     return {"total": total, "per_image": passes * counted["per_image"]}
 
 

@@ -84,6 +84,12 @@ class Batches:
         sampler = TrainSampler(replace(self.order, selection=None), num_steps)
         return resident_batches(self._resident["train"], sampler, self.train_transform)
 
+    def without_repeats(self) -> "Batches":
+        """Returns batches that hold each image of an epoch once, in the same order, whatever the recipe's `repeats`."""
+        again = copy.copy(self)
+        again.order = replace(self.order, repeats=1)
+        return again
+
     def selected(self, selection: Selection) -> "Batches":
         """Returns batches of those training rows alone that a selection keeps, from the same images."""
         # Corrupt rows are never selected, so no batch would name them.

@@ -173,5 +173,26 @@ def test_weights_are_part_of_a_runs_identity_and_runs_of_older_versions_keep_the
     run = planned_run("w")
     assert replace(run, pretrained="timm").id != run.id
     values = {**asdict(run), "workspace": ""}
-    del values["pretrained"]
+    del values["pretrained"], values["classes"]
     assert run.id == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    ("from_champion", "remedy"),
+    [
+        (True, "for the first run give --pretrained timm instead of --from-champion, or set fit_head=none"),
+        (False, "add --pretrained timm, or set fit_head=none"),
+    ],
+)
+def test_a_last_layer_without_weights_to_fit_it_to_is_refused_with_a_remedy_that_works(
+    from_champion: bool, remedy: str, tmp_path: Path
+) -> None:
+    source, work = make_tree(tmp_path / "source"), tmp_path / "work"
+    fitted, options = replace(DIGITS, fit_head="first"), RetrainOptions(from_champion=from_champion)
+    with pytest.raises(RecipeError, match=remedy):
+        plan_retraining(source, work, fitted, options)
+    add_champion(str(work), DIGITS)
+    if from_champion:
+        assert plan_retraining(source, work, fitted, options).settings is not None
+    timm = RetrainOptions(training=TrainOptions(pretrained="timm"))
+    assert plan_retraining(source, work, fitted, timm).settings is not None

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import time
 import tracemalloc
 import warnings
 from dataclasses import replace
@@ -160,6 +161,29 @@ def fitted_head(dataset: str, folder: Path, weights: str, world_size: int = 1, r
     batches = Batches(job, manifest.load(dataset), world_size, rank, CPU, silent)
     fit_head(net, job.recipe, batches, silent, lambda _: None)
     return list(net.parameters())[-2].detach()
+
+
+def test_each_image_is_computed_once_and_the_fit_beats(
+    digits_dataset: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several versions of an image in a batch, as training has them, would take memory and time several times."""
+    job = job_of(digits_dataset, tmp_path / "run", weights, fit_head="first", repeats=2)
+    net: Any = make_model("seed-cnn", 10, 32)
+    batches = Batches(job, manifest.load(digits_dataset), 1, 0, CPU, silent)
+    seen, beats = list[int](), list[str]()
+
+    def slow_fit(features: Any, labels: Any, num_classes: int, with_bias: bool) -> tuple[Any, Any]:
+        seen.append(len(features))
+        while beats.count("the fit of the last layer") < 2:
+            time.sleep(0.001)
+        return np.zeros((num_classes, features.shape[1]), np.float32), np.zeros(num_classes, np.float32)
+
+    monkeypatch.setattr("pipeline.training.transfer.head.fit_linear", slow_fit)
+    monkeypatch.setattr("pipeline.training.transfer.head._BEAT_SECONDS", 0.01)
+    fit_head(net, job.recipe, batches, silent, beats.append)
+    assert seen == [batches.order.num_rows]
+    assert beats[0] == "features of batch 1"
+    assert batches.order.repeats == 2
 
 
 def test_features_that_are_not_finite_are_named_in_a_line(digits_dataset: str, weights: str, tmp_path: Path) -> None:

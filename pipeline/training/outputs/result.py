@@ -42,7 +42,7 @@ def build_result(job: TrainJob, data: Manifest) -> dict[str, Any]:
     stepping = sum(state["seconds"].get(name, 0.0) for name in ("features", "copy", "compute"))
     trained = stage_times.training_seconds(state["seconds"])
     # Runs of earlier versions don't tell their images, which are all rows of an epoch.
-    passes = job.recipe.repeats if job.recipe.fit_head == "only" else state["epochs"]
+    passes = 1 if job.recipe.fit_head == "only" else state["epochs"]
     images_per_second = passes * operations.get("images_per_epoch", parts.epoch_rows) / trained
     possible = operations["peak_per_second"] * operations["devices"]
     result: dict[str, Any] = {

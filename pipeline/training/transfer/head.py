@@ -1,7 +1,9 @@
 """The last layer of a pretrained network, fitted to features: each image is computed once, forward alone."""
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +30,7 @@ Ints = npt.NDArray[np.int64]
 # difference on photographs (docs/log.md).
 _INVERSE_PENALTY = 0.01
 _MOST_ITERATIONS = 1000
+_BEAT_SECONDS = 1.0
 _ABSENT_MARGIN = 10.0  # of the logits of classes without images below the likeliest one: a share of e^-10
 
 
@@ -36,27 +39,50 @@ def fit_head(net: nn.Module, recipe: Recipe, batches: Batches, progress: Progres
 
     Each image is computed once, augmented as in training, but not mixed. net: pretrained; it is moved to the batches'
     device. Its layers are as in evaluation, so that features don't depend on the batch. beat: called with what is done,
-    now and then. Each rank keeps all features in memory, 8 bytes a number at the most, and as much again on the way
-    from other ranks. Raises CheckpointError for features that aren't finite.
+    once a second during the fit. Each rank keeps all features in memory, 8 bytes a number at the most, and as much
+    again on the way from other ranks. Raises CheckpointError for features that aren't finite.
     """
     net.to(batches.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    # With several versions of an image in a batch, so many epochs are one pass over all images.
-    steps = recipe.repeats * batches.order.steps_per_epoch
-    parts = []
+    batches, parts = batches.without_repeats(), []
+    steps = batches.order.steps_per_epoch
     with evaluation_settings():
         for number, part in enumerate(_features(net, recipe, batches, steps), 1):
             parts.append(part)
             progress("features", number, steps)
             beat(f"features of batch {number}")
         scale = _logit_scale(net, torch.zeros(1, 3, *[recipe.image_size_px] * 2, device=batches.device))
-    features, labels, rows = _gathered(parts, batches.world_size)
-    _check_finite(features, rows)
     head: Any = last_layer(net)
-    weight, bias = fit_linear(features, labels, len(batches.data.classes), with_bias=head.bias is not None)
+    features, labels, rows = _gathered(parts, batches.world_size)
+    beat("the features of all ranks")
+    _check_finite(features, rows)
+    with _beating(beat, "the fit of the last layer"):
+        weight, bias = fit_linear(features, labels, len(batches.data.classes), with_bias=head.bias is not None)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight / scale))
         if head.bias is not None:
             head.bias.copy_(torch.from_numpy(bias / scale))
+
+
+@contextmanager
+def _beating(beat: Callable[[str], None], activity: str) -> Iterator[None]:
+    """Calls `beat` once a second meanwhile, from a thread: the fit is one call, of minutes for many features.
+
+    It ends by itself, after `_MOST_ITERATIONS` at the latest, so nothing that hangs is kept alive.
+    """
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(_BEAT_SECONDS):
+            beat(activity)
+
+    thread = threading.Thread(target=repeat, daemon=True, name="beat")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        beat(activity)
 
 
 def _gathered(parts: list[tuple[Floats, Ints, Ints]], world_size: int) -> tuple[Floats, Ints, Ints]:
