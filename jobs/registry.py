@@ -1,4 +1,8 @@
-"""Lists, adds, promotes, rolls back and verifies the versions of a model registry.
+"""Lists, adds, promotes, rolls back, reviews and verifies the versions of a model registry.
+
+`review` decides on the candidate and the champion by what they did in use. Exit status: 0 if the candidate was
+promoted, or nothing happened; 3 if it was dropped; 5 if the champion went back to the version before; 2 for a user
+error; 1 if a storage failed.
 
 Examples:
     uv run jobs/registry.py list --registry work/registry
@@ -6,25 +10,29 @@ Examples:
     uv run jobs/registry.py add --registry work/registry --checkpoint runs/photos --evaluation runs/photos/evaluation
     uv run jobs/registry.py promote 3f9c0a --registry work/registry --reason "better on the new camera"
     uv run jobs/registry.py rollback --registry s3://bucket/work/registry
+    uv run jobs/registry.py review --registry work/registry --labels labels.csv
 """
 
 import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
 
 # isort: split
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
 from rich.table import Table
 
+from jobs.arguments.live import RETURNED, LiveArgs, review_lines
 from jobs.terminal import command
 from pipeline.core.errors import RegistryError
 from pipeline.core.shares import counted
 from pipeline.storage import files
 from pipeline.storage.places import check_folder
 
-Action = Literal["list", "show", "add", "promote", "rollback", "verify"]
+Action = Literal["list", "show", "add", "promote", "rollback", "review", "verify"]
+DROPPED = 3
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,25 @@ class MoveArgs:
 
 
 @dataclass(frozen=True)
+class ReviewArgs:
+    """For `review`: labels that came late, and who is told."""
+
+    labels: Annotated[
+        str | None, command.option("CSV of key and label, of images that were predicted; it is kept", "FILE", "none")
+    ] = None
+    webhook: Annotated[str | None, command.option("URL that gets each decision as JSON, by POST", "URL", "none")] = None
+    webhook_secret_file: Annotated[
+        str | None,
+        command.option("file with the key of its signatures", "FILE", "the variable IMAGE_PIPELINE_WEBHOOK_SECRET"),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Args:
     """A version is named by its ID, a unique beginning of its ID, or an alias."""
 
     action: Annotated[
-        tyro.conf.Positional[Action], command.option("list, show, add, promote, rollback or verify", "ACTION")
+        tyro.conf.Positional[Action], command.option("list, show, add, promote, rollback, review or verify", "ACTION")
     ]
     version: Annotated[
         tyro.conf.Positional[str], command.option("version, for `show` and `promote`", "[VERSION]", "champion")
@@ -62,6 +84,8 @@ class Args:
     ] = None
     add: Annotated[AddArgs, command.group("add")] = AddArgs()
     move: Annotated[MoveArgs, command.group("move")] = MoveArgs()
+    review: Annotated[ReviewArgs, command.group("review")] = ReviewArgs()
+    live: Annotated[LiveArgs, command.group("review")] = field(default_factory=LiveArgs)
 
 
 def main(args: Args) -> None:
@@ -76,14 +100,17 @@ def main(args: Args) -> None:
         "add": add,
         "promote": promote,
         "rollback": rollback,
+        "review": review,
         "verify": verify,
     }
-    actions[args.action](args, place)
+    status = actions[args.action](args, place)
     if args.mlflow:
         from pipeline.retraining.mlflow_mirror import MODEL_NAME, mirror
 
         added = mirror(place, args.mlflow)
         command.console.print(f"MLflow's model {MODEL_NAME}: {counted(added, 'version')} added, aliases as here")
+    if status:
+        sys.exit(status)
 
 
 def _check_place(action: Action, place: str) -> None:
@@ -154,9 +181,16 @@ def promote(args: Args, place: str) -> None:
 
     if not args.version or not args.move.reason:
         raise RegistryError("promote needs a version and --reason TEXT, which stays in the history")
+    _check_reason(args.move.reason)
     newest = registry.current(place, args.move.alias)
     version = registry.get(place, args.version).id
-    moved = registry.move(place, args.move.alias, version, args.move.reason, newest)
+    if args.move.alias == registry.CANDIDATE:
+        champion = registry.current(place, registry.CHAMPION)
+        if champion is None:
+            raise RegistryError("a candidate needs a champion to be compared with; promote one first")
+        moved = registry.nominate(place, version, args.move.reason, champion)
+    else:
+        moved = registry.move(place, args.move.alias, version, args.move.reason, newest)
     command.console.print(f"{moved.alias} is {moved.version} (move {moved.number}); rollback undoes it")
 
 
@@ -164,8 +198,38 @@ def rollback(args: Args, place: str) -> None:
     """Points the alias at the version before."""
     from pipeline.retraining import registry
 
+    _check_reason(args.move.reason)
     moved = registry.rollback(place, args.move.alias, args.move.reason or "rolled back by hand")
     command.console.print(f"{moved.alias} is {moved.version} again (move {moved.number})")
+
+
+def _check_reason(reason: str) -> None:
+    """Raises RegistryError for a reason that ends as those of programs do: reviews would take the move for theirs."""
+    from pipeline.retraining.alias_file import mark_of
+
+    if mark_of(reason)[0]:
+        raise RegistryError(f"reason={reason!r} ends like one of a program; leave out the brackets at its end")
+
+
+def review(args: Args, place: str) -> int:
+    """Keeps the labels, reviews candidate and champion, and returns the exit status."""
+    from pipeline.retraining.live import store
+    from pipeline.retraining.live.labels import check_labels
+    from pipeline.retraining.live.review import review as review_registry
+    from pipeline.retraining.notices.notifier import teller
+    from pipeline.retraining.notices.webhook import Webhook, read_secret
+
+    rule, url = args.live.make(), args.review.webhook
+    tell = teller(Webhook(url, read_secret(args.review.webhook_secret_file))) if url else None
+    if args.review.labels is not None:
+        store.add_labels(place, check_labels(files.absolute(args.review.labels)))
+    done = review_registry(place, rule, tell)
+    if done.unused:
+        command.console.print(f"{place}: no candidate, and no stored answers; predict with --registry and --shadow")
+        return 0
+    labels = [("labels", done.labels.text())] if done.labels.lines else []
+    command.print_table(f"\nreview of {place}", [*review_lines(done), *labels])
+    return RETURNED if done.returned else DROPPED if done.dropped else 0
 
 
 def verify(args: Args, place: str) -> None:

@@ -3,9 +3,14 @@
 One retraining run ingests the source if it has changed, trains, compares the new model (the challenger) with the live
 one (the champion) on images that neither was trained on, and moves the alias `champion` if the promotion gate passes.
 
-Exit status: 0 if a model was promoted or there was nothing to do, 3 if the gate kept the champion (0 with
---kept-is-ok), 4 if drift stopped the run before it trained (--on-drift stop), 2 for a user error, 1 if a storage failed
-or the budget is used up. The same command continues an interrupted run.
+With --shadow the new model becomes the alias `candidate`, which answers in the champion's shadow first
+(`jobs/predict.py --shadow candidate`). Each run begins with a review of candidate and champion (`jobs/registry.py
+review`), which may promote or drop the one, and take back the other.
+
+Exit status: 0 if a model was promoted or became candidate, or there was nothing to do, 3 if the gate kept the champion
+(0 with --kept-is-ok), 4 if drift stopped the run before it trained (--on-drift stop), 5 if the review took the champion
+back, whatever came after, 2 for a user error, 1 if a storage failed or the budget is used up. The same command
+continues an interrupted run.
 
 Examples:
     uv run jobs/retrain.py --source photos/ --workspace work/
@@ -20,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from jobs.arguments import training
+from jobs.arguments.live import RETURNED, LiveArgs, review_lines
 from jobs.arguments.source import RawArgs
 from jobs.terminal import command
 from pipeline.core.errors import RecipeError
@@ -161,6 +167,9 @@ class RetrainArgs:
     new_recipe: Annotated[
         bool, command.option("choose a recipe for the images as they are now, instead of keeping the champion's", "")
     ] = False
+    shadow: Annotated[
+        bool, command.option("a model that passes the gate becomes candidate, to answer in the champion's shadow", "")
+    ] = False
     kept_is_ok: Annotated[bool, command.option("exit status 0 instead of 3 if the champion is kept", "")] = False
 
 
@@ -177,6 +186,7 @@ class Args(training.TrainingArgs):
     promotion: Annotated[GateArgs, command.group("promotion gate")] = GateArgs()
     drift: Annotated[DriftArgs, command.group("drift")] = DriftArgs()
     classes: Annotated[ClassArgs, command.group("changing classes")] = ClassArgs()
+    live: Annotated[LiveArgs, command.group("models in use")] = field(default_factory=LiveArgs)
     budget: Annotated[BudgetArgs, command.group("advanced")] = BudgetArgs()
     retraining: Annotated[RetrainArgs, command.group("advanced")] = RetrainArgs()
 
@@ -203,6 +213,8 @@ class Args(training.TrainingArgs):
             label_column=self.raw.label_column,
             max_quarantined=self.raw.max_quarantined,
             force=self.retraining.force,
+            shadow=self.retraining.shadow,
+            live=self.live.make(),
             wait=self.retraining.wait,
             max_hours=self.budget.hours(),
             mlflow=self.track.mlflow,
@@ -231,15 +243,24 @@ def main(args: Args) -> None:
         return
     with command.Display() as display:
         outcome = retrain(source, workspace, recipe, options, display, lambda plan: print_plan(plan, options.max_hours))
+    print_review(outcome)
     if outcome.run is None:
         hint = "; leaving (--wait waits for it)" if outcome.status == "busy" else ""
         command.console.print(f"{outcome.message}{hint}")
-        return
-    print_outcome(outcome)
+    else:
+        print_outcome(outcome)
+    if outcome.review.returned:
+        sys.exit(RETURNED)
     if outcome.status == "kept" and not args.retraining.kept_is_ok:
         sys.exit(KEPT)
     if outcome.status == "stopped":
         sys.exit(STOPPED_BY_DRIFT)
+
+
+def print_review(outcome: "Outcome") -> None:
+    """Prints what the review before the run found and did, if there was anything to look at."""
+    if not outcome.review.unused:
+        command.print_table("\nreview of the models in use", review_lines(outcome.review))
 
 
 def print_plan(plan: "Plan", hours: float | None) -> None:
@@ -279,7 +300,8 @@ def print_outcome(outcome: "Outcome") -> None:
         f"\nretraining run {run.id}",
         [
             (outcome.status.upper(), outcome.message),
-            ("champion", _champion_after(decision)),
+            ("champion", _champion_after(outcome)),
+            *([("candidate", decision["challenger"])] if outcome.status == "candidate" else ()),
             *([("classes", decision["classes"]["text"])] if decision.get("classes", {}).get("text") else []),
             *([] if outcome.status == "stopped" else [("compared on", _compared_on(decision))]),
             *((check["name"], f"{'ok' if check['passed'] else 'NO'}  {check['text']}") for check in decision["checks"]),
@@ -297,8 +319,9 @@ def _compared_on(decision: dict[str, Any]) -> str:
     return f"{rows}: those that neither model was trained on{shared}"
 
 
-def _champion_after(decision: dict[str, Any]) -> str:
-    return (decision["challenger"] if decision["promote"] else decision["champion_before"]) or "none"
+def _champion_after(outcome: "Outcome") -> str:
+    decision = outcome.decision
+    return (decision["challenger"] if outcome.status == "promoted" else decision["champion_before"]) or "none"
 
 
 if __name__ == "__main__":

@@ -67,14 +67,19 @@ def mcnemar(first: Bools, second: Bools, alternative: Literal["two-sided", "grea
     (counts of rows) and `p`: a binomial test of the rows about which exactly one model is right (McNemar,
     Psychometrika 12, 1947). p is 1 where there are no such rows.
     """
-    from scipy.stats import binomtest
-
     only_second, only_first = int((~first & second).sum()), int((first & ~second).sum())
-    discordant = only_second + only_first
     return {
         "both": int((first & second).sum()),
         "only_first": only_first,
         "only_second": only_second,
         "neither": int((~first & ~second).sum()),
-        "p": float(binomtest(only_second, discordant, alternative=alternative).pvalue) if discordant else 1.0,
+        "p": mcnemar_p(only_first, only_second, alternative),
     }
+
+
+def mcnemar_p(only_first: int, only_second: int, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
+    """Returns the p-value of `mcnemar` for counts of rows about which exactly one model is right."""
+    from scipy.stats import binomtest
+
+    discordant = only_second + only_first
+    return float(binomtest(only_second, discordant, alternative=alternative).pvalue) if discordant else 1.0

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from pipeline.retraining.classes import ClassRules
     from pipeline.retraining.decision.drift import Drift, Thresholds
     from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate, decide
+    from pipeline.retraining.live.limits import LiveRule
+    from pipeline.retraining.live.review import Review, review
+    from pipeline.retraining.live.shadow import LiveModels, LivePrediction, predict_live
     from pipeline.retraining.mlflow_mirror import mirror
     from pipeline.retraining.plan import Plan, RetrainOptions, plan_retraining
     from pipeline.retraining.registry import Move, Version
@@ -25,17 +28,23 @@ __all__ = [
     "Decision",
     "Drift",
     "Gate",
+    "LiveModels",
+    "LivePrediction",
+    "LiveRule",
     "Move",
     "Outcome",
     "Plan",
     "RetrainOptions",
     "RetrainingRun",
+    "Review",
     "Thresholds",
     "Version",
     "decide",
     "mirror",
     "plan_retraining",
+    "predict_live",
     "retrain",
+    "review",
     "verify",
 ]
 __getattr__ = lazy(
@@ -43,6 +52,9 @@ __getattr__ = lazy(
     {
         "classes": ("ClassRules",),
         "decision.drift": ("Drift", "Thresholds"),
+        "live.limits": ("LiveRule",),
+        "live.review": ("Review", "review"),
+        "live.shadow": ("LiveModels", "LivePrediction", "predict_live"),
         "mlflow_mirror": ("mirror",),
         "plan": ("Plan", "RetrainOptions", "plan_retraining"),
         "decision.promotion_gate": ("Check", "Decision", "Gate", "decide"),

@@ -1,9 +1,13 @@
 """The files of a registry's alias: its newest move with the fencing token, and its history (see `registry.py`)."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from pipeline.storage import files
+
+_MARK = re.compile(r"\((night|review|return|dropped|outdated) ([0-9a-f]{12})\)$")
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,28 @@ class Move:
     before: int  # number of the move that a rollback goes back to; 0 for none
     reason: str
     time: float  # seconds since the epoch
+    against: int = 0  # of a candidate: number of the champion's move that it was compared with; 0 for every other
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the move as JSON values. A field that earlier versions didn't have is left out at its default."""
+        values = asdict(self)
+        if not self.against:
+            del values["against"]
+        return values
+
+    @property
+    def mark(self) -> tuple[str, str]:
+        """What a program wrote at the end of the reason: (kind, ID); ("", "") for a move that a person made.
+
+        Kinds: "night", a retraining run's; "review", "return", "dropped" and "outdated", a review's (`live/review.py`).
+        """
+        return mark_of(self.reason)
+
+
+def mark_of(reason: str) -> tuple[str, str]:
+    """Returns the mark of a move with this reason, as `Move.mark`."""
+    found = _MARK.search(reason)
+    return (found[1], found[2]) if found else ("", "")
 
 
 @dataclass(frozen=True)
@@ -39,7 +65,7 @@ def read_alias(registry: str, alias: str) -> AliasState:
 def write_alias(registry: str, alias: str, state: AliasState) -> bool:
     """Writes the state if the file still has its `file_version`, and returns whether it was written."""
     place = _alias_uri(registry, alias)
-    data = encode({"move": state.move and asdict(state.move), "fence": state.fence})
+    data = encode({"move": state.move and state.move.as_json(), "fence": state.fence})
     if not state.file_version:
         return files.write_once(place, data)
     return files.replace(place, data, state.file_version) is not None
@@ -53,13 +79,14 @@ def alias_names(registry: str) -> list[str]:
 
 def write_history(registry: str, move: Move) -> None:
     """Writes the history file of a move, unless it is there."""
-    files.write_once(files.join(registry, "history", move.alias, f"{move.number:06d}.json"), encode(asdict(move)))
+    files.write_once(files.join(registry, "history", move.alias, f"{move.number:06d}.json"), encode(move.as_json()))
 
 
 def read_history(registry: str, alias: str) -> list[Move]:
     """Returns the moves that have a history file, oldest first."""
     folder = files.join(registry, "history", alias)
-    names = sorted(name for name, _ in files.list_files(folder))
+    # Another process may write one now: a local folder then holds it under a passing name, too.
+    names = sorted(name for name, _ in files.list_files(folder) if name.endswith(".json"))
     return [Move(**files.read_json(files.join(folder, name))) for name in names]
 
 

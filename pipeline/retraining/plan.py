@@ -15,6 +15,7 @@ from pipeline.retraining import registry
 from pipeline.retraining.classes import ClassRules
 from pipeline.retraining.decision.drift import OnDrift, Thresholds
 from pipeline.retraining.decision.promotion_gate import Gate
+from pipeline.retraining.live.limits import LiveRule
 from pipeline.retraining.notices.notifier import Channels
 from pipeline.retraining.notices.webhook import Webhook, read_secret
 from pipeline.retraining.run_settings import RunSettings, check_start, given_settings, kept_settings
@@ -75,6 +76,13 @@ class RetrainOptions:
 
     max_quarantined: float = 0.1
     """Unusable files that ingest may leave out; below 1, a share of all. With more, the run ends before it trains."""
+
+    shadow: bool = False
+    """Whether a challenger that passes the gate becomes the alias `candidate`, on which a review decides once it has
+    answered in the champion's shadow (`predict --shadow candidate`), instead of `champion`."""
+
+    live: LiveRule = field(default_factory=LiveRule)
+    """Limits of the review of candidate and champion, with which each run begins."""
 
     force: bool = False
     """Whether to run although source and recipe are those of the newest finished run, or drift would stop the run."""

@@ -5,6 +5,7 @@ Below the registry's URI:
     versions/ID/         weights, recipe, metrics with their certificate, predictions and, written last, `version.json`
     aliases/NAME.json    the newest move of an alias such as champion, and its fencing token
     history/NAME/N.json  every move, N counting from 1
+    live/                what the models did in use, and the decisions that followed from it (`live/store.py`)
 
 A version's ID is a hash of its content. So it never changes, and adding the same model again, also after a kill, adds
 it once. The alias file holds the whole newest move and is only written conditionally (compare-and-swap); the history is
@@ -36,6 +37,7 @@ from pipeline.retraining.alias_file import (
 from pipeline.storage import files as storage
 
 __all__ = [
+    "CANDIDATE",
     "CHALLENGER",
     "CHAMPION",
     "VERSION_NAME",
@@ -47,7 +49,10 @@ __all__ = [
     "get",
     "history",
     "move",
+    "nominate",
+    "previous",
     "read_version",
+    "roll_back_from",
     "rollback",
     "take_fence",
     "version_ids",
@@ -55,7 +60,7 @@ __all__ = [
     "versions",
 ]
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHAMPION, CHALLENGER, CANDIDATE = "champion", "challenger", "candidate"
 VERSION_NAME = "version.json"
 _FORMAT = 1
 _ID_LENGTH = 16
@@ -213,6 +218,23 @@ def move(registry: str, alias: str, version: str, reason: str, expected: Move | 
     return _swap(registry, new, expected, fence)
 
 
+def nominate(registry: str, version: str, reason: str, champion: Move, fence: int | None = None) -> Move:
+    """Points the alias `candidate` at a version that was compared with the champion, and returns the move.
+
+    champion: the champion's move that the version was compared with. fence: the caller's fencing token for the
+    champion, or None. Naming the candidate again that is pending against the same champion changes nothing. Raises
+    RegistryError as `move` does: if the champion has been moved, or another process has taken a later fencing token.
+    """
+    newest, found = current(registry, CANDIDATE), get(registry, version).id
+    state = read_alias(registry, CHAMPION)
+    if state.move != champion or fence not in (None, state.fence):
+        raise _refusal(registry, CHAMPION, champion)
+    if newest is not None and (newest.version, newest.against) == (found, champion.number):
+        return newest
+    last = newest.number if newest else 0
+    return _swap(registry, Move(CANDIDATE, last + 1, found, last, reason, time.time(), champion.number), newest)
+
+
 def rollback(registry: str, alias: str = CHAMPION, reason: str = "rolled back") -> Move:
     """Points an alias at the version that it named before, and returns the move. A second rollback goes back further.
 
@@ -221,8 +243,20 @@ def rollback(registry: str, alias: str = CHAMPION, reason: str = "rolled back") 
     newest = current(registry, alias)
     if newest is None or not newest.before:
         raise RegistryError(f"{alias}: there is nothing to go back to in {registry}")
-    target = next(each for each in history(registry, alias) if each.number == newest.before)
-    return _swap(registry, Move(alias, newest.number + 1, target.version, target.before, reason, time.time()), newest)
+    return roll_back_from(registry, newest, reason)
+
+
+def roll_back_from(registry: str, expected: Move, reason: str, fence: int | None = None) -> Move:
+    """Points an alias at the version before the move `expected`, as `rollback`. fence, errors: as those of `move`."""
+    target = previous(registry, expected)
+    assert target is not None
+    new = Move(expected.alias, expected.number + 1, target.version, target.before, reason, time.time())
+    return _swap(registry, new, expected, fence)
+
+
+def previous(registry: str, move: Move) -> Move | None:
+    """Returns the move that a rollback of `move` goes back to; None if there is none."""
+    return next((each for each in history(registry, move.alias) if each.number == move.before), None)
 
 
 def _swap(registry: str, new: Move, expected: Move | None, fence: int | None = None) -> Move:
@@ -231,14 +265,19 @@ def _swap(registry: str, new: Move, expected: Move | None, fence: int | None = N
         write_history(registry, expected)  # its writer may have been killed before it did
     passes = state.move == expected and fence in (None, state.fence)
     if not (passes and write_alias(registry, new.alias, replace(state, move=new))):
-        newest = current(registry, new.alias)
-        if newest == expected:
-            cause = "another process is about to move it (it took a later fencing token)"
-        else:
-            cause = f"another process has moved it meanwhile, to {newest.version if newest else 'nothing'}"
-        raise RegistryError(f"{new.alias}: {cause}; nothing was changed; look at the history and decide again")
+        raise _refusal(registry, new.alias, expected)
     write_history(registry, new)
     return new
+
+
+def _refusal(registry: str, alias: str, expected: Move | None) -> RegistryError:
+    """Returns the error of a caller that expected another newest move, or has an old fencing token."""
+    newest = current(registry, alias)
+    if newest == expected:
+        cause = "another process is about to move it (it took a later fencing token)"
+    else:
+        cause = f"another process has moved it meanwhile, to {newest.version if newest else 'nothing'}"
+    return RegistryError(f"{alias}: {cause}; nothing was changed; look at the history and decide again")
 
 
 def history(registry: str, alias: str = CHAMPION) -> list[Move]:

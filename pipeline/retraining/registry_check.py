@@ -1,10 +1,16 @@
-"""Verification of a model registry: files against their checksums, versions against their IDs, aliases and history."""
+"""Verification of a model registry: files against their checksums, versions against their IDs, aliases and history.
+
+Records of models in use are checked, too: what was predicted, labels, and the reviews that the history refers to.
+"""
 
 import hashlib
 from collections.abc import Iterator
 
 from pipeline.core.errors import RegistryError
+from pipeline.retraining.live import store
 from pipeline.retraining.registry import (
+    CANDIDATE,
+    CHAMPION,
     VERSION_NAME,
     aliases,
     current,
@@ -44,7 +50,7 @@ def verify(registry: str) -> list[str]:
 
     An interrupted upload isn't a problem: adding the version again completes it.
     """
-    return [*_version_problems(registry), *_alias_problems(registry)]
+    return [*_version_problems(registry), *_alias_problems(registry), *_live_problems(registry)]
 
 
 def _version_problems(registry: str) -> Iterator[str]:
@@ -77,3 +83,31 @@ def _alias_problems(registry: str) -> Iterator[str]:
         for move in moves:
             if move.version not in known:
                 yield f"alias {alias}: move {move.number} is to version {move.version}, which is missing"
+
+
+def _live_problems(registry: str) -> Iterator[str]:
+    known, champions = set(version_ids(registry)), {move.number for move in history(registry, CHAMPION)}
+    for move in history(registry, CANDIDATE):
+        if move.against and move.against not in champions:
+            yield f"alias {CANDIDATE}: move {move.number}: the champion's move {move.against} is missing"
+    for alias in (CHAMPION, CANDIDATE):
+        for move in history(registry, alias):
+            kind, identifier = move.mark
+            if kind and kind != "night":
+                try:
+                    store.read_review(registry, identifier)
+                except RegistryError as error:
+                    yield f"alias {alias}: move {move.number}: {error}"
+    for uri in store.traffic_uris(registry):
+        try:
+            head, _ = store.read_traffic(uri)
+        except RegistryError as error:
+            yield str(error)
+            continue
+        if f"/{head.first}/{head.second}/" not in uri:
+            yield f"{uri}: is a record of {head.first} and {head.second}, in another's folder"
+        for version in {head.first, head.second} - known - {store.ALONE}:
+            yield f"{uri}: version {version} is missing"
+    for uri in store.label_uris(registry):
+        if not store.is_labels_intact(uri):
+            yield f"{uri}: has changed"

@@ -13,17 +13,18 @@ from pipeline.core.errors import DatasetError, PipelineError
 from pipeline.core.progress import Progress, silent
 from pipeline.retraining.budget import time_budget
 from pipeline.retraining.decision.stop import STOPPED
+from pipeline.retraining.live.review import Review, review
 from pipeline.retraining.notices.notifier import Notifier
 from pipeline.retraining.plan import Plan, RetrainOptions, StrPath, plan_retraining, resolve_uris
 from pipeline.retraining.run_settings import chosen_settings
 from pipeline.retraining.stages import Stages, ingest_source
-from pipeline.retraining.workspace import RetrainingRun, resume_or_start
+from pipeline.retraining.workspace import CANDIDATE, RetrainingRun, registry_uri, resume_or_start
 from pipeline.storage import files, lease
 from pipeline.storage.places import check_folder
 
 log = logging.getLogger(__name__)
 
-Status = Literal["promoted", "kept", "stopped", "unchanged", "busy"]
+Status = Literal["promoted", "candidate", "kept", "stopped", "unchanged", "busy"]
 _LEASE_NAME = "lease.json"
 _SECONDS_BETWEEN_TRIES = 2.0
 
@@ -33,15 +34,18 @@ class Outcome:
     """The result of a call of `retrain`."""
 
     status: Status
-    """"promoted": the new model is the champion. "kept": the gate refused it. "stopped": drift
-    ended the run before it trained (`RetrainOptions.on_drift`). "unchanged": source and recipe are those
-    of the newest finished run. "busy": a concurrent run works in the workspace. The last two did nothing."""
+    """"promoted": the new model is the champion. "candidate": it passed the gate, and waits for a review. "kept": the
+    gate refused it. "stopped": drift ended the run before it trained (`RetrainOptions.on_drift`). "unchanged": source
+    and recipe are those of the newest finished run. "busy": a concurrent run works in the workspace. The last two did
+    nothing."""
     message: str
     """The reason, in one sentence."""
     run: RetrainingRun | None = None
     """The run; None if nothing was done."""
     decision: dict[str, Any] = field(default_factory=dict)
     """The content of `decision.json`; empty if nothing was done."""
+    review: Review = field(default_factory=lambda: Review(unused=True))
+    """What was decided on candidate and champion before the run: `review.returned` says that the champion went back."""
 
 
 def retrain(
@@ -58,7 +62,9 @@ def retrain(
         print(outcome.status, outcome.message)
 
     Ingests the source, trains, evaluates champion and challenger on images that neither was trained on, measures drift,
-    adds the challenger to the workspace's registry, and points the alias `champion` at it if the promotion gate passes.
+    adds the challenger to the workspace's registry, and points the alias `champion` at it if the promotion gate passes
+    (`candidate` with `options.shadow`). Before that it reviews candidate and champion by what they did in use
+    (`live/review.py`).
     One run works in a workspace at a time. Any stage may be killed; the same call continues there.
 
     source: raw images, as `ingest` takes them. workspace: a folder, or a prefix of a bucket, for the data sets, runs
@@ -85,6 +91,7 @@ def retrain(
         try:
             with time_budget(options.max_hours) as budget:
                 # Only now: no other run can change the workspace any more.
+                reviewed = review(registry_uri(workspace), options.live, notifier.reviewed)
                 plan = _settled(plan_retraining(source, workspace, recipe, options), options, progress)
                 if plan.latest and not plan.has_work and not options.force:
                     outcome = _unchanged(plan)
@@ -100,7 +107,7 @@ def retrain(
         if outcome.decision:
             notifier.decided(outcome.decision)
         notifier.ended(outcome.status, outcome.message)
-    return outcome
+    return replace(outcome, review=reviewed)
 
 
 def _unchanged(plan: Plan) -> Outcome:
@@ -113,6 +120,7 @@ def _unchanged(plan: Plan) -> Outcome:
 def _decided(plan: Plan, decision: dict[str, Any]) -> Outcome:
     status: Status = "promoted" if decision["promote"] else "kept"
     status = "stopped" if decision.get("status") == STOPPED else status
+    status = "candidate" if decision.get("status") == CANDIDATE else status
     return Outcome(status, decision["reason"], plan.run, decision)
 
 

@@ -175,7 +175,8 @@ class Stages:
         }
         version = self._add_version()
         self._lease.check()
-        return publish(run, decision, version.id, fence, details)
+        alias = registry.CANDIDATE if self._options.shadow else registry.CHAMPION
+        return publish(run, decision, version.id, fence, details, alias)
 
     def _compare_classes(self, data: Manifest, earlier: list[str]) -> None:
         """Finds the champion's classes in the data set. Raises DatasetError if one has vanished."""

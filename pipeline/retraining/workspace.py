@@ -20,15 +20,18 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pipeline.models import checkpoint
 from pipeline.retraining import registry
 from pipeline.retraining.classes import ClassRules
 from pipeline.retraining.decision.page import render_decision
-from pipeline.retraining.decision.promotion_gate import Decision, Gate
+from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate
+from pipeline.retraining.live.candidates import pending_candidate, sent_back
 from pipeline.storage import files
 from pipeline.storage.places import claim_folder
 
 LATEST_NAME, ACTIVE_NAME = "latest.json", "active.json"
 DECISION_NAME, PAGE_NAME = "decision.json", "decision.html"
+CANDIDATE = "candidate"  # `status` of a decision whose challenger waits for a review
 _TRAINED_IN = "trained in night "  # begins the reason of the challenger's move; the ID of the run follows
 
 
@@ -64,6 +67,7 @@ class RetrainingRun:
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # as it is read back: lists for tuples
         if self.classes is None:
             del values["classes"]
+        values["champion"] = self.champion and self.champion.as_json()
         return values
 
     @property
@@ -106,15 +110,26 @@ def night_uri(workspace: str, night: str) -> str:
 def resume_or_start(planned: RetrainingRun) -> RetrainingRun:
     """Returns the interrupted run of `active.json` if its inputs are those planned, else writes `planned` there.
 
-    The champions may differ: an interrupted run goes on with the champion that it began with, since it may itself have
-    promoted the one that is live now.
+    The champions may differ: an interrupted run goes on with the champion that it began with if it has itself promoted
+    the one that is live now. If another process or a person has moved the champion, its comparison is of no use.
     """
     place = files.join(planned.workspace, ACTIVE_NAME)
     active = _run_of(claim_folder(place, planned.as_json(), end="\n"), planned.workspace)
-    if replace(active, champion=planned.champion).as_json() == planned.as_json():
+    is_same = replace(active, champion=planned.champion).as_json() == planned.as_json()
+    if is_same and (active.champion == planned.champion or _has_promoted(active, planned.champion)):
         return active
     files.write_json(place, planned.as_json(), pretty=True)
     return planned
+
+
+def _has_promoted(run: RetrainingRun, champion: registry.Move | None) -> bool:
+    """Whether the champion is the run's model: promoted by the run, or by a review of the run's candidate."""
+    if champion is None or champion.mark == ("night", run.id):
+        return champion is not None
+    candidate = registry.current(run.registry, registry.CANDIDATE)
+    if candidate is None or candidate.mark != ("night", run.id):
+        return False
+    return champion.mark[0] == "review" and candidate.version == champion.version
 
 
 def _run_of(values: dict[str, Any], workspace: str) -> RetrainingRun:
@@ -166,31 +181,39 @@ def is_unchanged(latest: dict[str, Any] | None, fingerprint: str, recipe: dict[s
 
 
 def publish(
-    run: RetrainingRun, decision: Decision, challenger: str, fence: int, details: dict[str, Any]
+    run: RetrainingRun,
+    decision: Decision,
+    challenger: str,
+    fence: int,
+    details: dict[str, Any],
+    alias: str = registry.CHAMPION,
 ) -> dict[str, Any]:
-    """Names the challenger, moves the champion if `decision` promotes it, and returns the content of `decision.json`.
+    """Names the challenger, moves an alias if `decision` promotes it, and returns the content of `decision.json`.
 
     Writes `decision.json`, its page and, last, `latest.json`; each step can be repeated after a kill.
 
     challenger: ID of the new version. fence: the champion's fencing token, taken when this process began
     (`registry.take_fence`). details: the values of `decision.json` that aren't known here: fair_rows, rows, drift,
-    seconds, report and comparison (URIs or None).
+    seconds, report and comparison (URIs or None). alias: the one that moves, `champion` or `candidate`; a first model
+    becomes champion at once. Weights that a review has sent back aren't promoted again (`candidates.sent_back`).
 
     Raises RegistryError if the champion is no longer the one that the run was planned with, or another process has
     taken a fencing token since.
     """
     newest = registry.current(run.registry, registry.CHALLENGER)
     registry.move(run.registry, registry.CHALLENGER, challenger, f"{_TRAINED_IN}{run.id}", newest)
-    newest = registry.current(run.registry, registry.CHAMPION)
-    mark = f"(night {run.id})"
-    # True if this run was killed after the promotion and before its last line.
-    is_promoted = newest is not None and newest.version == challenger and newest.reason.endswith(mark)
-    if decision.promote and not is_promoted:
-        reason = f"{decision.reason} {mark}"
-        registry.move(run.registry, registry.CHAMPION, challenger, reason, run.champion, fence)
+    alias = alias if run.champion else registry.CHAMPION
+    reason = decision.reason
+    if decision.promote and not _is_published(run, alias, challenger):
+        decision = _without_sent_back(run.registry, challenger, decision)
+        reason = decision.reason
+    if decision.promote:
+        reason = _point(run, alias, challenger, reason, fence)
     values = {
         "night": run.id,
         **decision.as_json(),
+        "reason": reason,
+        **({"status": CANDIDATE} if decision.promote and alias == registry.CANDIDATE else {}),
         "challenger": challenger,
         "champion_before": run.champion.version if run.champion else None,
         "fingerprint": run.fingerprint,
@@ -206,3 +229,37 @@ def publish(
     files.write_json(files.join(run.workspace, LATEST_NAME), values, pretty=True)
     files.delete_files(run.workspace, [ACTIVE_NAME])
     return values
+
+
+def _is_published(run: RetrainingRun, alias: str, challenger: str) -> bool:
+    """Whether this run has moved the alias before: it was killed before its last line."""
+    newest = registry.current(run.registry, alias)
+    return newest is not None and newest.version == challenger and newest.mark == ("night", run.id)
+
+
+def _point(run: RetrainingRun, alias: str, challenger: str, reason: str, fence: int) -> str:
+    """Points the alias at the challenger, once, and returns the reason without its mark."""
+    mark = f"(night {run.id})"
+    if alias == registry.CHAMPION:
+        if not _is_published(run, alias, challenger):
+            registry.move(run.registry, alias, challenger, f"{reason} {mark}", run.champion, fence)
+        return reason
+    assert run.champion is not None
+    reason = f"candidate: {reason.removeprefix('promoted: ')}"
+    waiting = pending_candidate(run.registry)
+    if _is_published(run, alias, challenger):
+        return reason
+    if waiting is not None and waiting.version != challenger:
+        reason += f"; takes the place of {waiting.version}, on which nothing was decided"
+    registry.nominate(run.registry, challenger, f"{reason} {mark}", run.champion, fence)
+    return reason
+
+
+def _without_sent_back(place: str, challenger: str, decision: Decision) -> Decision:
+    """Returns the decision, which promotes, with one more check that fails if a review has sent these weights back."""
+    weights = registry.read_version(place, challenger).files[checkpoint.MODEL_NAME]
+    if weights not in sent_back(place):
+        return decision
+    text = f"{challenger} has the weights of a version that a review took back or dropped; only a person promotes it"
+    check = Check("not sent back", False, 1.0, 0.0, text, "fails if a review took these weights back or dropped them")
+    return replace(decision, promote=False, checks=(*decision.checks, check))

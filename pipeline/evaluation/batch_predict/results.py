@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         ("error", pa.string()),  # why the image cannot be used, or null
     ]
 )
+SECONDS = pa.field("seconds", pa.float32())  # of the network, for an image of its unit; only where the job is timed
 _FIRST_ERRORS = 5
 
 
@@ -45,7 +46,7 @@ class PredictResult:
 
 
 def unit_table(job: PredictJob, unit: int, row: dict[str, npt.NDArray[Any]]) -> pa.Table:
-    """Returns the lines of a unit with the columns of SCHEMA. row: of `PredictWorker`."""
+    """Returns the lines of a unit with the columns of SCHEMA and, if asked for, SECONDS. row: of `PredictWorker`."""
     errors: list[str] = json.loads(row["error"][0])
     classes = np.array(job.model.classes, dtype=object)[row["classes"][0]].tolist()
     probabilities = row["probabilities"][0].tolist()
@@ -61,7 +62,12 @@ def unit_table(job: PredictJob, unit: int, row: dict[str, npt.NDArray[Any]]) -> 
         "probabilities": usable(probabilities),
         "error": [error or None for error in errors],
     }
-    return pa.table(columns, schema=SCHEMA)
+    table = pa.table(columns, schema=SCHEMA)
+    if job.timed:
+        table = table.append_column(
+            SECONDS, pa.array([float(row["seconds"][0]) / len(errors)] * len(errors), SECONDS.type)
+        )
+    return table
 
 
 def write_summary(job: PredictJob, seconds: float, predicted_now: int) -> PredictResult:

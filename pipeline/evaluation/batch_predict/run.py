@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -61,6 +62,20 @@ def predict(
     `out` holds other predictions, SourceError if there are no images, and ClusterError if there is no room for the
     workers.
     """
+    with prepared_job(run, input, out, views, workers, progress) as job:
+        return run_prediction(job, progress)
+
+
+@contextmanager
+def prepared_job(
+    run: StrPath,
+    input: StrPath | Sequence[StrPath],
+    out: StrPath,
+    views: TestViews | None = None,
+    workers: Workers | int | None = None,
+    progress: Progress = silent,
+) -> Iterator[PredictJob]:
+    """Yields the job of `predict` with the same arguments, in a Ray session that lasts for the block."""
     workers = as_workers(workers)
     gpus = resources.count_gpus()
     num = max(1, gpus) if workers.num is None else workers.num
@@ -79,8 +94,7 @@ def predict(
             resources.wait_for_resources(num, use_gpu, workers.wait_minutes, progress)
             threads = max(1, int(sum(resources.node_cpus()) - 1) // num)
             chosen = views or model.recipe.test_views
-            job = PredictJob(model, found.table, folder, chosen, best_decoder(), num, use_gpu, threads, found.skipped)
-            return run_prediction(job, progress)
+            yield PredictJob(model, found.table, folder, chosen, best_decoder(), num, use_gpu, threads, found.skipped)
 
 
 def run_prediction(job: PredictJob, progress: Progress = silent) -> PredictResult:

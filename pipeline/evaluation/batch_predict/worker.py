@@ -1,7 +1,9 @@
 """The predictor of a batch prediction: an actor that holds the network, on a GPU where it has one."""
 
+import time
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.choices import TestViews
@@ -28,7 +30,8 @@ class PredictWorker:
         self._views, self._top = views, min(TOP, len(model.classes))
 
     def __call__(self, batch: Arrays) -> Arrays:
-        """Returns one row: unit and error as they came; classes int64 and probabilities float32 [1, N, K], best first.
+        """Returns one row: unit and error as they came; classes int64 and probabilities float32 [1, N, K], best first;
+        seconds float64 [1] that the network took for the N images.
 
         batch: a row of `DecodeTask`.
         """
@@ -37,13 +40,11 @@ class PredictWorker:
         from pipeline.evaluation.inference import view_logits
         from pipeline.models.device.settings import evaluation_settings
 
+        start = time.perf_counter()
         with evaluation_settings(), torch.inference_mode():
             images = torch.from_numpy(batch["image"][0]).permute(0, 3, 1, 2)
             logits = view_logits(self._net, self._normalise(images), self._views)
             probabilities, classes = logits.softmax(dim=1).topk(self._top, dim=1)
-        return {
-            "unit": batch["unit"],
-            "error": batch["error"],
-            "classes": classes.cpu().numpy()[None],
-            "probabilities": probabilities.cpu().numpy()[None],
-        }
+        found = {"classes": classes.cpu().numpy()[None], "probabilities": probabilities.cpu().numpy()[None]}
+        seconds = np.array([time.perf_counter() - start])  # after the copies, which wait for the device
+        return {"unit": batch["unit"], "error": batch["error"], "seconds": seconds, **found}

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -76,6 +76,14 @@ class Notifier:
             self._status = replace(self._status, told=message_id(decision))
             write_status(self._workspace, self._status)
 
+    def reviewed(self, content: dict[str, Any]) -> bool:
+        """Tells the decision of a review of models in use. Returns True: what isn't delivered waits in the outbox."""
+        name, body = review_message(content)
+        self._put(name, body)
+        self._send()
+        self._call_command(body)
+        return True
+
     def ended(self, status: str, message: str) -> None:
         """Writes how a call without an error ended. status, message: as in `Status`."""
         now = time.time()
@@ -130,6 +138,28 @@ class Notifier:
             mirror(registry_uri(self._workspace), self._channels.mlflow)
         except MlflowException as error:
             log.warning("MLflow refused the update (%s); the decision stands", " ".join(str(error).split())[:200])
+
+
+def teller(webhook: Webhook) -> Callable[[dict[str, Any]], bool]:
+    """Returns a function that posts the decision of a review outside a workspace, and returns whether it is accepted.
+
+    What isn't accepted is a warning; the next review tells it again.
+    """
+
+    def tell(content: dict[str, Any]) -> bool:
+        name, body = review_message(content)
+        answer = webhook.post(name, json.dumps(body).encode())
+        if not answer.accepted:
+            log.warning("the webhook refused the decision (%s); the next review tells it again", answer.reason)
+        return answer.accepted
+
+    return tell
+
+
+def review_message(content: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns ID and content of the message of a review's decision: it promoted, returned or dropped a version."""
+    kind = {"review": "promoted", "return": "returned"}.get(content["kind"], "dropped")
+    return f"review_{content['review']}", message_body(f"retraining.{kind}", content)
 
 
 def message_id(decision: dict[str, Any]) -> str:

@@ -1,0 +1,35 @@
+"""The candidate that waits for a decision, and the models that no program may promote again."""
+
+from pipeline.models import checkpoint
+from pipeline.retraining import registry
+
+
+def pending_candidate(place: str) -> registry.Move | None:
+    """Returns the newest move of `candidate` if it waits for a decision, None if there is none.
+
+    Where the alias names the champion's version it was promoted or dropped.
+    """
+    newest, champion = registry.current(place, registry.CANDIDATE), registry.current(place, registry.CHAMPION)
+    return newest if newest is not None and champion is not None and newest.version != champion.version else None
+
+
+def sent_back(place: str) -> set[str]:
+    """Returns the SHA-256 of the weights that no program may promote: those that a review has taken back or dropped.
+
+    A person who promotes such a version afterwards allows it again.
+    """
+    steps = list[tuple[registry.Move, str]]()  # moves, and the version that the alias named before each
+    for alias in (registry.CHAMPION, registry.CANDIDATE):
+        moves = registry.history(place, alias)
+        steps += zip(moves, ["", *(each.version for each in moves)], strict=False)
+    found = set[str]()
+    for move, before in sorted(steps, key=lambda step: step[0].time):
+        if move.mark[0] in ("return", "dropped"):
+            found.add(_weights_of(place, before))
+        elif not move.mark[0]:
+            found.discard(_weights_of(place, move.version))
+    return found
+
+
+def _weights_of(place: str, version: str) -> str:
+    return registry.read_version(place, version).files[checkpoint.MODEL_NAME]
