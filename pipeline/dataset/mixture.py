@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 
 from pipeline.core.errors import DatasetError
@@ -17,7 +18,9 @@ from pipeline.dataset.manifest import (
     load,
     load_stored,
 )
-from pipeline.storage import files
+from pipeline.dataset.version import LEASE, check_not_rewritten, folder_of_versions
+from pipeline.storage import files, lease
+from pipeline.storage.places import remove_if_empty
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
@@ -27,7 +30,8 @@ def mix(sources: Mapping[str, str], out: str) -> Manifest:
 
     sources: {name: path or URI}; the names are what `sampling.shares` and the column `source` say. No image is copied,
     so the sources must stay. Each split is made of those of this name. Raises DatasetError if the sources have
-    different classes, or `out` holds another data set.
+    different classes, `out` holds another data set, or versions beside `out` or a source are being dropped or rid of
+    images.
     """
     if len(sources) < 2:
         raise DatasetError(f"a mixture needs two data sets or more; {len(sources)} given")
@@ -36,6 +40,24 @@ def mix(sources: Mapping[str, str], out: str) -> Manifest:
             raise DatasetError(f"{name!r} can be no source's name; take letters, digits, _, - and .")
     if len({files.is_local(files.absolute(uri)) for uri in sources.values()}) > 1:
         raise DatasetError("some sources are local and some in object storage; copy them to one kind of place")
+    out = files.absolute(out).rstrip("/")
+    folders = dict.fromkeys(folder_of_versions(files.absolute(uri).rstrip("/")) for uri in (out, *sources.values()))
+    try:
+        with ExitStack() as held:
+            for folder in folders:
+                place = files.join(folder, *LEASE)
+                if folder == folder_of_versions(out) or files.exists(place):  # other folders may be read-only
+                    held.enter_context(lease.hold_lease(place, folder))
+                check_not_rewritten(folder)
+            mixed = _mixed(sources, out)
+            files.write_bytes(files.join(out, MANIFEST_NAME), mixed.to_json())
+    finally:
+        remove_if_empty(files.join(folder_of_versions(out), LEASE[0]))
+    return mixed.resolved
+
+
+def _mixed(sources: Mapping[str, str], out: str) -> Manifest:
+    """Returns the manifest of a mixture, as it will be in the file. Raises DatasetError."""
     parts = {name: load_stored(files.absolute(uri)) for name, uri in sources.items()}
     first, one = next(iter(parts.items()))
     for name, part in parts.items():
@@ -46,8 +68,7 @@ def mix(sources: Mapping[str, str], out: str) -> Manifest:
     mixed = mixture_of(files.basename(out), {name: files.absolute(uri) for name, uri in sources.items()}, parts)
     if is_dataset(out) and load(out).digest != mixed.digest:
         raise DatasetError(f"{out}: holds another data set; give another folder, or delete it")
-    files.write_bytes(files.join(out, MANIFEST_NAME), mixed.to_json())
-    return mixed.resolved
+    return mixed
 
 
 def mixture_of(name: str, uris: dict[str, str], parts: dict[str, Manifest]) -> Manifest:

@@ -28,6 +28,10 @@ from pipeline.storage import files
 
 BY_PEOPLE = "corrected:"
 """How the reasons of edits begin that a person has made: they are remembered while the source has the row."""
+REWRITING = ("_versions", "forget", "plan.json")
+"""Lies below the folder of the versions while some of them are being rewritten."""
+LEASE = ("_versions", "lease.json")
+"""Held, below the folder of the versions, while some are dropped, rewritten or mixed."""
 NAME_DIGITS = 12  # of a digest, that name a base
 _DELETED = pa.schema([("row", pa.int64()), ("reason", pa.string())])
 _CORRECTED = pa.schema([("row", pa.int64()), ("class", pa.string()), ("reason", pa.string())])
@@ -185,3 +189,23 @@ def _counted(out: str, shards: tuple[Shard, ...], version: Version, classes: tup
     resolved = Split(0, (), tuple(of_version(shard, version, classes) for shard in shards))
     labels = read_split_provenance(out, resolved, ["label"])["label"].to_numpy()
     return Split(len(labels), tuple(np.bincount(labels, minlength=len(classes)).tolist()), shards)
+
+
+def folder_of_versions(uri: str) -> str:
+    """Returns the folder in which the data set at an absolute URI lies, with its other versions."""
+    folder = files.resolve(uri, "../")
+    # a whole bucket lies in nothing
+    return uri if not files.is_local(uri) and folder.partition("?")[0].endswith("://.") else folder
+
+
+def check_not_rewritten(folder: str) -> None:
+    """Raises DatasetError if versions in `folder` are being rewritten, or were when that was interrupted.
+
+    A process that publishes a version there calls it after it has begun the version's folder: then either it finds the
+    rewriting, or the rewriting finds the folder and doesn't begin.
+    """
+    if files.exists(files.join(folder, *REWRITING)):
+        raise DatasetError(
+            f"{folder}: images are being removed from its versions (`versions forget`); wait for it, or run it again "
+            "if it was interrupted, then run the same command again"
+        )

@@ -22,11 +22,10 @@ from pipeline.dataset.manifest import (
     load_stored,
 )
 from pipeline.dataset.records import Rows
-from pipeline.dataset.version import Changes
+from pipeline.dataset.version import Changes, check_not_rewritten, folder_of_versions
 from pipeline.ingestion.changes.histogram import histogram_without
 from pipeline.ingestion.changes.onto import Onto
 from pipeline.ingestion.changes.parts import version_parts, whole_parts
-from pipeline.ingestion.changes.removed import check_not_rewritten, folder_of_versions
 from pipeline.ingestion.changes.state import PixelState, read_pixels, state_of, write_pixels, write_state
 from pipeline.ingestion.plan import IngestSettings, ShardPlan
 from pipeline.ingestion.quality import statistics

@@ -12,9 +12,10 @@ from typing import Any
 from pipeline.core.errors import ClusterError, DatasetError
 from pipeline.core.progress import Progress, begin, silent
 from pipeline.dataset.api import Dataset
+from pipeline.dataset.version import check_not_rewritten, folder_of_versions
 from pipeline.ingestion.changes.find import Counts
 from pipeline.ingestion.changes.onto import Parent, compare_with
-from pipeline.ingestion.changes.removed import check_not_rewritten, folder_of_versions, removed_sources
+from pipeline.ingestion.changes.removed import removed_sources
 from pipeline.ingestion.plan import IngestSettings, plan_id, plan_shards
 from pipeline.ingestion.publish import IngestPlan, check_counts, check_quarantined, publish
 from pipeline.ingestion.quarantine import quarantine_table, write_quarantine

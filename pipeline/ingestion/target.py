@@ -1,7 +1,6 @@
 """The target folder of an ingest: check that it is free, claim it for one plan, and clean up."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress
 from pipeline.dataset.manifest import is_dataset
 from pipeline.storage import files, lease
-from pipeline.storage.places import check_folder, claim_folder, is_passing
+from pipeline.storage.places import check_folder, claim_folder, is_passing, remove_if_empty
 
 CARD_NAME, QUARANTINE_NAME, QUALITY_NAME = "README.md", "quarantine.parquet", "quality.html"
 WORK = "_ingest"  # receipts, the lease, the plan, and unpacked archives; removed when the data set is published
@@ -82,5 +81,4 @@ def clean_up(out: str) -> None:
     """Removes the work folder of a finished data set, and of an ingest that wrote nothing; then `out`, if empty."""
     if is_dataset(out) or not files.exists(files.join(out, WORK, "plan.json")):
         files.delete_tree(files.join(out, WORK))
-    if files.is_local(out) and os.path.isdir(out) and not os.listdir(out):
-        os.rmdir(out)
+    remove_if_empty(out)

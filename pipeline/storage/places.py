@@ -85,6 +85,12 @@ def nearest(uri: str) -> str:
     return f"; did you mean {posixpath.join(os.path.dirname(place), found[0])}?"
 
 
+def remove_if_empty(folder: str) -> None:
+    """Removes a local folder in which nothing lies any more. In stores there are no empty folders."""
+    if is_local(folder) and os.path.isdir(folder) and not os.listdir(folder):
+        os.rmdir(folder)
+
+
 def claim_folder(uri: str, identity: dict[str, Any], indent: int | None = 1, end: str = "") -> dict[str, Any]:
     """Writes a JSON file at `uri` unless there is one, and returns the identity that the file holds.
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from pipeline.core.errors import DatasetError
 from pipeline.dataset.manifest import MANIFEST_NAME
-from pipeline.ingestion.changes.removed import check_not_rewritten, folder_of_versions
+from pipeline.dataset.version import LEASE, check_not_rewritten, folder_of_versions
 from pipeline.storage import files, lease
-from pipeline.versions.family import DROPPED_NAME, LEASE, read_family, read_member, real_uri, unfinished
+from pipeline.versions.family import DROPPED_NAME, read_family, read_member, real_uri, unfinished
 
 
 @dataclass(frozen=True)

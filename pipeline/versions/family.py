@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, Shard
-from pipeline.ingestion.changes.removed import folder_of_versions
+from pipeline.dataset.version import folder_of_versions
 from pipeline.ingestion.target import WORK
 from pipeline.storage import files
 from pipeline.storage.places import nearest
 
 DROPPED_NAME = "dropped.json"
 """The manifest of a version that was dropped, while other versions need some of its shards."""
-LEASE = ("_versions", "lease.json")
-"""Held, below the folder of the versions, while some are dropped or rewritten."""
 
 
 @dataclass(frozen=True)

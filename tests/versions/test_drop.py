@@ -17,6 +17,7 @@ from pipeline.storage import files, lease
 from pipeline.versions import drop
 from pipeline.versions import family as family_of
 from pipeline.versions.drop import drop_version
+from pipeline.versions.removal.journal import Journal
 from tests.support.pictures.datasets import copied
 from tests.support.pictures.images import tree_files
 
@@ -101,6 +102,22 @@ def test_while_a_removal_of_images_is_interrupted_nothing_is_dropped(family: Pat
     with pytest.raises(DatasetError, match=r"images are being removed from its versions .*run it again"):
         drop_version(family / "v1")
     assert {name: tree_files(family / name) for name in before} == before
+
+
+def test_while_versions_are_dropped_or_rid_of_images_none_is_mixed(family: Path, tmp_path: Path) -> None:
+    """Neither beside the mixture nor beside a source elsewhere. Afterwards nothing is left but the mixture."""
+    sources = {"a": str(family / "v1"), "b": str(family / "v2")}
+    for out in (family / "mixed", tmp_path / "elsewhere/mixed"):
+        held = lease.hold_lease(str(family / "_versions/lease.json"), str(family))
+        with held, pytest.raises(DatasetError, match="another process is writing there now"):
+            mix(sources, str(out))
+        Journal(str(family)).begin(["train/ant/000.jpg"])
+        with pytest.raises(DatasetError, match="images are being removed from its versions"):
+            mix(sources, str(out))
+        Journal(str(family)).end()
+        assert not out.exists()
+        mix(sources, str(out))
+    assert [each.name for each in (tmp_path / "elsewhere").iterdir()] == ["mixed"]
 
 
 def test_while_an_ingest_is_unfinished_no_shard_goes(family: Path) -> None:

@@ -7,20 +7,11 @@ and no name can be recovered.
 import json
 from collections.abc import Iterable
 
-from pipeline.core.errors import DatasetError, StorageError
+from pipeline.core.errors import StorageError
 from pipeline.storage import files
 
 REMOVED_NAME = "removed.json"
 _SHA256_BYTES = 32
-REWRITING = ("_versions", "forget", "plan.json")
-"""Lies below the folder of the versions while some of them are being rewritten."""
-
-
-def folder_of_versions(uri: str) -> str:
-    """Returns the folder in which the data set at an absolute URI lies, with its other versions."""
-    folder = files.resolve(uri, "../")
-    # a whole bucket lies in nothing
-    return uri if not files.is_local(uri) and folder.partition("?")[0].endswith("://.") else folder
 
 
 def removed_sources(folder: str) -> frozenset[bytes]:
@@ -48,16 +39,3 @@ def removed_sources(folder: str) -> frozenset[bytes]:
 def removed_json(digests: Iterable[bytes]) -> bytes:
     """Returns the content of `removed.json` for the SHA-256 of source files."""
     return json.dumps({"source_sha256": sorted(each.hex() for each in digests)}, indent=1).encode() + b"\n"
-
-
-def check_not_rewritten(folder: str) -> None:
-    """Raises DatasetError if versions in `folder` are being rewritten, or were when that was interrupted.
-
-    A process that publishes a version there calls it after it has begun the version's folder: then either it finds the
-    rewriting, or the rewriting finds the folder and doesn't begin.
-    """
-    if files.exists(files.join(folder, *REWRITING)):
-        raise DatasetError(
-            f"{folder}: images are being removed from its versions (`versions forget`); wait for it, or run it again "
-            "if it was interrupted, then run the same command again"
-        )

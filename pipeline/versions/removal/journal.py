@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from pipeline.core.errors import StorageError
-from pipeline.ingestion.changes.removed import REWRITING
+from pipeline.dataset.version import REWRITING
 from pipeline.storage import files
 from pipeline.versions.removal.traces import Traces, traces_of
 

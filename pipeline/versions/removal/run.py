@@ -11,7 +11,8 @@ from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress, begin, silent
 from pipeline.core.shares import counted
 from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, is_dataset, load
-from pipeline.ingestion.changes.removed import REMOVED_NAME, folder_of_versions, removed_json, removed_sources
+from pipeline.dataset.version import LEASE, folder_of_versions
+from pipeline.ingestion.changes.removed import REMOVED_NAME, removed_json, removed_sources
 from pipeline.ingestion.changes.state import (
     HISTOGRAM_NAME,
     NEAR_NAME,
@@ -25,14 +26,7 @@ from pipeline.ingestion.quarantine import write_quarantine
 from pipeline.ingestion.target import CARD_NAME, QUALITY_NAME, QUARANTINE_NAME, WORK
 from pipeline.storage import files, lease
 from pipeline.versions.compare import row_name
-from pipeline.versions.family import (
-    DROPPED_NAME,
-    LEASE,
-    Member,
-    check_folder_of_versions,
-    read_family,
-    unfinished,
-)
+from pipeline.versions.family import DROPPED_NAME, Member, check_folder_of_versions, read_family, unfinished
 from pipeline.versions.removal.facts import describe
 from pipeline.versions.removal.find import Found, find
 from pipeline.versions.removal.journal import Journal, Ready

@@ -15,7 +15,7 @@ from pipeline.core.shares import counted
 from pipeline.dataset.manifest import Shard
 from pipeline.dataset.parquet import stored_provenance
 from pipeline.dataset.records import Rows
-from pipeline.ingestion.changes.removed import REWRITING
+from pipeline.dataset.version import REWRITING
 from pipeline.storage import files
 from pipeline.versions.compare import row_name
 from pipeline.versions.family import Member, read_family

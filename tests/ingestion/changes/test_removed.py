@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import StorageError
-from pipeline.ingestion.changes.removed import folder_of_versions, removed_json, removed_sources
+from pipeline.dataset.version import folder_of_versions
+from pipeline.ingestion.changes.removed import removed_json, removed_sources
 
 QUERY = "?endpoint_override=127.0.0.1:9000&scheme=http"
 
