@@ -108,7 +108,7 @@ def test_while_versions_are_dropped_or_rid_of_images_none_is_mixed(family: Path,
     """Neither beside the mixture nor beside a source elsewhere. Afterwards nothing is left but the mixture."""
     sources = {"a": str(family / "v1"), "b": str(family / "v2")}
     for out in (family / "mixed", tmp_path / "elsewhere/mixed"):
-        held = lease.hold_lease(str(family / "_versions/lease.json"), str(family))
+        held = lease.hold_lease(str(family / "_versions/lease.json"), str(family), ttl_seconds=0.6)
         with held, pytest.raises(DatasetError, match="another process is writing there now"):
             mix(sources, str(out))
         Journal(str(family)).begin(["train/ant/000.jpg"])
