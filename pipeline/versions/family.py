@@ -49,9 +49,9 @@ class Member:
     def named_digests(self) -> set[str]:
         """Digests of the data sets that its manifest names: parent, bases, and sources of a mixture."""
         found = {source.digest for source in self.manifest.sources.values()}
-        if self.manifest.version is not None:
-            version = self.manifest.version
-            found |= {version.parent, *(base.digest for base in version.bases.values())}
+        for version in (self.manifest.version, *(source.version for source in self.manifest.sources.values())):
+            if version is not None:
+                found |= {version.parent, *(base.digest for base in version.bases.values())}
         return found
 
     @property

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -29,6 +29,7 @@ from pipeline.dataset.version import NAME_DIGITS
 from pipeline.ingestion.shard_task import count_repairs
 from pipeline.storage import files
 from pipeline.versions.family import Member
+from pipeline.versions.removal.dropped_parts import dropped_part, is_there, without_lost
 from pipeline.versions.removal.shards import Rewritten
 
 
@@ -50,9 +51,6 @@ class Rewriting:
     shards: Mapping[tuple[str, str], Rewritten]
     """{(URI of the version that holds it, its path before): the shard without the rows that are removed}."""
 
-    dropped: Set[str]
-    """Digests of the versions of which only shards are left."""
-
     digests: dict[str, str] = field(default_factory=dict)
     """{digest before: digest now} of the versions that are done."""
 
@@ -62,7 +60,10 @@ class Rewriting:
     def concerns(self, member: Member) -> bool:
         """Whether the version must be rewritten because of its shards, bases or sources."""
         data = member.manifest
-        shards = [shard for split in data.splits.values() for shard in split.shards] if not data.sources else []
+        if data.sources:
+            parts = [dropped_part(member, name) for name, source in data.sources.items() if not is_there(source)]
+            return bool(member.named_digests & self.digests.keys()) or any(map(self.concerns, parts))
+        shards = [shard for split in data.splits.values() for shard in split.shards]
         return bool(member.named_digests & self.digests.keys()) or any(
             (_owner(member, s), s.path) in self.shards for s in shards
         )
@@ -75,7 +76,7 @@ class Rewriting:
         """Returns a version as it will be. Writes its new edit files beside the old ones. Raises DatasetError."""
         data = member.manifest
         if data.sources:
-            parts = {name: self._part(member, source) for name, source in data.sources.items()}
+            parts = {name: self._part(member, name, source) for name, source in data.sources.items()}
             return Changed(mixture_of(data.name, {name: each.uri for name, each in data.sources.items()}, parts))
         if member.dropped:
             splits = {name: replace(split, shards=self._own(member, split)) for name, split in data.splits.items()}
@@ -93,14 +94,15 @@ class Rewriting:
         found.manifest = replace(data, splits=splits, version=version, repaired=dict(+repaired))
         return found
 
-    def _part(self, mixture: Member, source: Source) -> Manifest:
+    def _part(self, mixture: Member, name: str, source: Source) -> Manifest:
         """Returns the manifest, as it will be, of a data set that a mixture is made of. Raises DatasetError."""
-        if source.digest in self.dropped:
-            raise DatasetError(
-                f"{mixture.uri}: is a mixture with {source.uri}, which was dropped, so it can't be made anew; nothing "
-                "was removed: drop the mixture (versions drop), run the same command again, then mix what there is"
-            )
-        return self.manifests.get(source.digest) or load_stored(source.uri)
+        if is_there(source):
+            return self.manifests.get(source.digest) or load_stored(source.uri)
+        part = dropped_part(mixture, name)
+        if not self.concerns(part):
+            return part.manifest
+        changed = self.changed(part)
+        return replace(changed.manifest, leaked=without_lost(part, changed.gone)).with_digest()
 
     def _own(self, member: Member, split: Split) -> tuple[Shard, ...]:
         """Returns the shards in the folder of a dropped version, of which nothing else is left."""

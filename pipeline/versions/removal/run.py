@@ -150,17 +150,18 @@ class _Removal:
             copies += self.journal.stage_traces("derived", new.derived)
             self.progress("rewrite", number + 1, len(found.rows))
             self.held.check()
-        rewriting = Rewriting(shards, {member.manifest.digest for member in members if member.dropped})
-        pages, versions = [], dict[str, str]()
+        rewriting = Rewriting(shards)
+        pages, versions, edits = [], dict[str, str](), set[str]()
         for member in _bases_first(members):
             deletions += [f"{member.name}/{WORK}/{name}" for name, _ in files.list_files(files.join(member.uri, WORK))]
             staged, manifest = self._stage(member, found, rewriting, written)
             copies += staged
+            edits |= _edit_files(member, manifest or member.manifest)
             if manifest is None:
                 continue
             rewriting.done(member.manifest, manifest)
             versions[member.name] = manifest.digest
-            deletions += [f"{member.name}/{path}" for path in _edit_paths(member.manifest) - _edit_paths(manifest)]
+            deletions += _edit_files(member, member.manifest)
             if member.dropped:  # of an interrupted drop: nobody reads them, and they show and name images
                 deletions += [f"{member.name}/{name}" for name in _DESCRIPTIONS]
             elif files.exists(files.join(member.uri, QUALITY_NAME)):
@@ -168,6 +169,7 @@ class _Removal:
         copies += self._stage_records(found, rewriting)
         rows = {row_name(*name) for name in found.names}
         copies.append(self.journal.stage_removed_keys(rows | {key for _, key in found.names}))
+        deletions = [name for name in dict.fromkeys(deletions) if name not in edits]  # a mixture may need some
         return Ready(copies, pages, deletions, sorted(rows), versions)
 
     def _stage(
@@ -179,8 +181,7 @@ class _Removal:
         """
         concerned = rewriting.concerns(member)
         changed = rewriting.changed(member) if concerned else Changed(member.manifest)
-        new_edits = _edit_paths(changed.manifest) - _edit_paths(member.manifest)
-        written += [f"{member.name}/{path}" for path in new_edits]
+        written += _edit_files(member, changed.manifest) - _edit_files(member, member.manifest) - set(written)
         described = describe(member, changed, found)
         place, names = self.journal.staged(member.name), []
         for name, table, write in (
@@ -234,9 +235,18 @@ class _Removal:
         self.journal.delete(ready)
 
 
-def _edit_paths(manifest: Manifest) -> set[str]:
-    version = manifest.version
-    return set() if version is None else {each.path for each in (version.deletions, version.corrections) if each}
+def _edit_files(member: Member, manifest: Manifest) -> set[str]:
+    """Returns the names, below the folder of the versions, of the edit files that a version or a mixture needs."""
+    folder, found = folder_of_versions(member.uri), set[str]()
+    versions = [
+        (member.uri, manifest.version),
+        *((each.uri.rstrip("/"), each.version) for each in manifest.sources.values()),
+    ]
+    for uri, version in versions:
+        if version is not None and folder_of_versions(uri) == folder:
+            edits = (version.deletions, version.corrections)
+            found |= {f"{files.basename(uri)}/{each.path}" for each in edits if each}
+    return found
 
 
 def _bases_first(members: Sequence[Member]) -> list[Member]:

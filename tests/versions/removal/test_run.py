@@ -478,17 +478,39 @@ def test_a_mixture_beside_the_versions_is_made_anew(chain: Path) -> None:
     assert verify_dataset(chain / "mixed") == []
 
 
-def test_a_mixture_with_a_source_that_was_dropped_stops_a_removal(chain: Path) -> None:
+@pytest.mark.parametrize("dropped", [("v1",), ("v3",), ("v1", "v2", "v3")], ids="-".join)
+def test_a_mixture_is_made_anew_also_of_sources_that_were_dropped(chain: Path, dropped: tuple[str, ...]) -> None:
+    mix({"old": str(chain / "v1"), "new": str(chain / "v3")}, str(chain / "mixed"))
+    for name in dropped:
+        drop_version(chain / name)
+    before = rows_of(chain / "mixed")
+    for key in ("train/cow/new.png", "train/ant/000.png", "val/ant/twice.png"):
+        done = forget(chain, [key])
+        assert "mixed" in done.versions
+        gone = [f"{source}/{row}" for source in ("old", "new") for row in done.rows]
+        before = without(before, *gone)
+        assert rows_of(chain / "mixed") == before
+        assert verify_dataset(chain / "mixed") == []
+        data = manifest.load_stored(str(chain / "mixed"))
+        assert not {*gone} & {key for keys in data.leaked.values() for key in keys}
+        assert data.quarantined == {"no image": 2}
+    if dropped == ("v1", "v2", "v3"):
+        drop_version(chain / "mixed")
+        assert not list(chain.glob("v*/*"))
+
+
+def test_a_mixture_with_a_source_whose_files_are_gone_stops_a_removal(chain: Path) -> None:
     mix({"old": str(chain / "v1"), "new": str(chain / "v2")}, str(chain / "mixed"))
     drop_version(chain / "v2")
+    min((chain / "v2/train").glob("*.parquet")).unlink()
     before = tree_files(chain)
     with pytest.raises(DatasetError, match=r"mixed: is a mixture with \S+/v2, which was dropped, .* drop the mixture"):
-        forget(chain, ["train/cow/new.png"])
+        forget(chain, ["train/bee/002.png"])
     assert {k: v for k, v in tree_files(chain).items() if "_versions" not in k} == {
         k: v for k, v in before.items() if "_versions" not in k
     }
     drop_version(chain / "mixed")
-    assert forget(chain, ["train/cow/new.png"]).rows == ("train/cow/new.png",)
+    assert forget(chain, ["train/bee/002.png"]).rows == ("train/bee/002.png",)
 
 
 def test_what_is_left_of_a_dropped_version_names_no_image(chain: Path) -> None:
