@@ -167,7 +167,10 @@ def add(args: Args, place: str) -> None:
     from pipeline.retraining import registry
 
     if args.add.checkpoint is None or args.add.evaluation is None:
-        raise RegistryError("add needs --checkpoint RUN and --evaluation OUT, a folder that jobs/evaluate.py wrote")
+        made = registry.evaluation_command(args.add.checkpoint or "RUN")
+        raise RegistryError(
+            f"add needs --checkpoint RUN, a finished run, and --evaluation OUT, which is made by: {made}"
+        )
     run, evaluation = (files.absolute(uri).rstrip("/") for uri in (args.add.checkpoint, args.add.evaluation))
     added = registry.add(place, run, evaluation, args.add.parent)
     command.console.print(

@@ -18,6 +18,7 @@ for dead changes nothing (Kleppmann, "How to do distributed locking", 2016).
 
 import hashlib
 import json
+import shlex
 import time
 from dataclasses import asdict, dataclass, replace
 
@@ -115,7 +116,7 @@ def add(registry: str, run: str, evaluation: str, parent: str = "") -> Version:
         if certified != found:
             raise RegistryError(
                 f"{evaluation}: its certificate is of other {what} ({certified[:12]}, not {found[:12]}); give the "
-                f"evaluation of {run}"
+                f"evaluation of this run, which is made by: {evaluation_command(run)}"
             )
     version = Version(
         output["recipe"]["name"],
@@ -136,6 +137,11 @@ def add(registry: str, run: str, evaluation: str, parent: str = "") -> Version:
     return get(registry, version.id)
 
 
+def evaluation_command(run: str, out: str = "OUT") -> str:
+    """Returns the command that makes the evaluation of a run which `add` needs."""
+    return f"jobs/evaluate.py --checkpoint {shlex.quote(run)} --data DATA --out {shlex.quote(out)}"
+
+
 def _read_contents(run: str, evaluation: str) -> dict[str, bytes]:
     """Returns {name: bytes} of the files of a version. Raises RegistryError if one is missing."""
     folders = {
@@ -148,7 +154,10 @@ def _read_contents(run: str, evaluation: str) -> dict[str, bytes]:
     for name, folder in folders.items():
         place = storage.join(folder, name)
         if not storage.exists(place):
-            raise RegistryError(f"{place}: no such file; give a finished run, and the folder of its evaluation")
+            remedy = "give a finished run"
+            if folder == evaluation:
+                remedy = f"give the evaluation of the run, which is made by: {evaluation_command(run, evaluation)}"
+            raise RegistryError(f"{place}: no such file; {remedy}")
         contents[name] = storage.read_bytes(place)
     return contents
 

@@ -200,6 +200,25 @@ def test_an_evaluation_of_another_model_is_refused(place: str, trained: str, eva
         registry.add(place, str(tmp_path), evaluation)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "made by: jobs/evaluate.py --checkpoint RUN --data DATA --out OUT"),
+        (["--checkpoint", "my runs/a"], "made by: jobs/evaluate.py --checkpoint 'my runs/a' --data DATA --out OUT"),
+        (["--checkpoint", "a", "--evaluation", "a/e"], "a/model.safetensors: no such file; give a finished run"),
+    ],
+)
+def test_add_names_the_command_that_makes_the_evaluation(arguments: list[str], message: str, tmp_path: Path) -> None:
+    given = ["registry", "add", *arguments, "--registry", "models"]
+    assert message in one_line_error(call_job(*given, cwd=tmp_path))
+    assert not (tmp_path / "models").exists()
+
+
+def test_an_evaluation_that_is_not_there_is_named_with_its_command(place: str, trained: str, tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match=f"no such file; .* jobs/evaluate.py .* --out {tmp_path}/none"):
+        registry.add(place, trained, f"{tmp_path}/none")
+
+
 def test_the_job_adds_promotes_shows_and_rolls_back(trained: str, evaluation: str, tmp_path: Path) -> None:
     def job(*arguments: str) -> str:
         finished = call_job("registry", *arguments, "--registry", "models", cwd=tmp_path)
