@@ -55,9 +55,9 @@ def check_no_loss(champion: Bools, challenger: Bools, level: float, drop: float)
     rows, change = len(champion), (won - lost) / len(champion)
     low = min(change, paired_bounds(won, lost, rows, level)[0])
     passed = low > -drop
-    text = f"{100 * change:+.2f} points on {counted(rows, 'image')} of classes that both know ({won:,} won, {lost:,} "
-    text += f"lost), at worst {100 * low:+.2f}"
-    text += "" if passed else f": a loss of more than {100 * drop:g} points isn't ruled out"
+    text = f"{'no' if passed else 'a'} loss of {100 * drop:g} points or more on the classes that both know"
+    text += "" if passed else " isn't ruled out"
+    text += f": {100 * change:+.2f} on {counted(rows, 'image')} ({won:,} won, {lost:,} lost), at worst {100 * low:+.2f}"
     rule = (
         f"classes have changed, so no gain is asked for: fails unless the lower bound is above {-100 * drop:+g} points"
     )

@@ -125,7 +125,9 @@ def test_the_gate_judges_shared_classes_in_pairs_and_new_ones_by_recall(
 def test_the_reason_and_the_counts_say_what_was_compared() -> None:
     decision = decided(GROWN)
     assert decision.correct == {"champion": 120, "challenger": 120}
-    assert decision.reason.startswith("promoted: +0.00 points on 120 images of classes that both know (0 won, 0 lost)")
+    assert decision.reason.startswith(
+        "promoted: no loss of 2 points or more on the classes that both know: +0.00 on 120 images (0 won, 0 lost), at "
+    )
     assert decision.reason.endswith("; new class 'owl'")
     strict = decided(GROWN, rules=replace(RULES, shared_drop=0.0))
     assert not strict.promote

@@ -68,8 +68,14 @@ def test_a_class_that_falls_is_refused_by_name_and_a_small_or_chance_fall_is_not
     worse[(labels == 3) & (np.arange(10_000) < 800)] = False  # 80 of 1,000
     check = check_recall(right, worse, labels, CLASSES, Gate())
     assert not check.passed
-    assert "recall of d -8.0 points" in check.text
-    assert check_recall(right, worse, labels, CLASSES, Gate(recall_drop=0.08)).passed
+    fall = "8.0 points (interval of the change [-10.2, -5.8])"
+    assert check.text == f"the recall of d fell by {fall}, certainly by more than the 2 points allowed"
+    allowed = check_recall(right, worse, labels, CLASSES, Gate(recall_drop=0.08))
+    assert allowed.passed
+    assert allowed.text == f"the largest fall is that of d, by {fall}"
+    assert check_recall(worse, right, labels, CLASSES, Gate()).text == "no class has a lower recall"
+    both = worse & (labels != 4)
+    assert check_recall(right, both, labels, CLASSES, Gate()).text.endswith("; so did that of 1 other class")
     few = right.copy()
     few[[3, 13, 23]] = False  # 3 of 100 rows: more than 2 points, but may be chance
     assert check_recall(right[:1000], few[:1000], labels[:1000], CLASSES, Gate()).passed
@@ -91,7 +97,7 @@ def test_the_decision_names_all_that_speaks_against_it() -> None:
     assert good.reason.startswith("promoted: +3.76 points")
     bad = decide(predictions(challenger), predictions(champion, sure=0.5), CLASSES, Gate(), (0.001, 0.002))
     assert not bad.promote
-    for words in ("no gain", "recall of ", "calibration error", "more than 1.5 times as long"):
+    for words in ("no gain", "the recall of ", "calibration error", "more than 1.5 times as long"):
         assert words in bad.reason
     assert [check["name"] for check in bad.as_json()["checks"]] == [
         "gain",
