@@ -30,6 +30,10 @@ SUBCOMMANDS = {
     "tune": ("jobs.tune", "search the hyperparameters of a recipe with Ray Tune"),
     "replay": ("jobs.replay", "repeat steps after a checkpoint and compare their losses with the recorded ones"),
     "retrain": ("jobs.retrain", "train on changed data and promote the new model if it is better"),
+    "nights": (
+        "jobs.workspaces.nights",
+        "list the runs of retrain, write their page, send what no webhook has accepted",
+    ),
     "registry": ("jobs.registry", "list, add, promote and roll back versions of models"),
 }
 

@@ -217,6 +217,7 @@ class Args(training.TrainingArgs):
             live=self.live.make(),
             wait=self.retraining.wait,
             max_hours=self.budget.hours(),
+            cost_per_hour=self.budget.cost_per_hour,
             mlflow=self.track.mlflow,
             webhook=self.output.webhook,
             webhook_secret_file=self.output.webhook_secret_file,
@@ -239,10 +240,10 @@ def main(args: Args) -> None:
     recipe = checked if args.recipe.recipe else None
     options = args.retrain_options(train_options)
     if args.retraining.dry_run:
-        print_plan(plan_retraining(source, workspace, recipe, options), options.max_hours)
+        print_plan(plan_retraining(source, workspace, recipe, options), options)
         return
     with command.Display() as display:
-        outcome = retrain(source, workspace, recipe, options, display, lambda plan: print_plan(plan, options.max_hours))
+        outcome = retrain(source, workspace, recipe, options, display, lambda plan: print_plan(plan, options))
     print_review(outcome)
     if outcome.run is None:
         hint = "; leaving (--wait waits for it)" if outcome.status == "busy" else ""
@@ -263,9 +264,9 @@ def print_review(outcome: "Outcome") -> None:
         command.print_table("\nreview of the models in use", review_lines(outcome.review))
 
 
-def print_plan(plan: "Plan", hours: float | None) -> None:
-    """Prints the inputs of a run before it starts."""
-    run, latest = plan.run, plan.latest
+def print_plan(plan: "Plan", options: "RetrainOptions") -> None:
+    """Prints the inputs of a run before it starts, and what it will take."""
+    run, latest, hours = plan.run, plan.latest, options.max_hours
     last = f"{sum(latest['seconds'].values()) / 3600:.2f} h" if latest else "there was none"
     command.print_table(
         f"\nretraining run {run.id}" if plan.settings else "\na retraining run",
@@ -277,8 +278,19 @@ def print_plan(plan: "Plan", hours: float | None) -> None:
                      f"more than {100 * run.gate.recall_drop:g} points down"),
             ("budget", "none" if hours is None else f"{hours:g} h"),
             ("the last run took", last),
+            ("expected", _expected(plan, options.cost_per_hour)),
         ],
     )  # fmt: skip
+
+
+def _expected(plan: "Plan", cost_per_hour: float) -> str:
+    """Returns in words what a run will take, and what that rests on."""
+    from pipeline.retraining.overview.times import time_and_money
+
+    if plan.estimate is None:
+        return "unknown: no finished run of this recipe"
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.estimate.seconds.items())
+    return f"{time_and_money(plan.estimate.total, cost_per_hour)}: {stages} (estimate: {plan.estimate.basis})"
 
 
 def _recipe(plan: "Plan") -> str:
@@ -307,10 +319,19 @@ def print_outcome(outcome: "Outcome") -> None:
             *((check["name"], f"{'ok' if check['passed'] else 'NO'}  {check['text']}") for check in decision["checks"]),
             *(("drift", warning) for warning in (decision["drift"] or {}).get("warnings", ())),
             ("time", ", ".join(f"{name} {value:.0f} s" for name, value in decision["seconds"].items())),
+            *_planned(decision),
             ("decision", files.join(run.folder, "decision.json")),
             ("page", files.join(run.folder, "decision.html")),
         ],
     )  # fmt: skip
+
+
+def _planned(decision: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the line that compares what was expected with what came; none if nothing was expected."""
+    from pipeline.retraining.overview.times import planned_text, taken_text
+
+    planned = planned_text(decision["plan"])
+    return [("in all", f"{taken_text(decision['seconds'], decision['plan'])}, planned {planned}")] if planned else []
 
 
 def _compared_on(decision: dict[str, Any]) -> str:

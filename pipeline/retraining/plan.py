@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.errors import RecipeError, SourceError
+from pipeline.dataset import manifest
 from pipeline.ingestion.sources import hub, located
 from pipeline.ingestion.sources.source import VAL_SHARE
 from pipeline.retraining import registry
@@ -18,6 +19,8 @@ from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.live.limits import LiveRule
 from pipeline.retraining.notices.notifier import Channels
 from pipeline.retraining.notices.webhook import Webhook, read_secret
+from pipeline.retraining.overview.estimate import Estimate, estimate_run
+from pipeline.retraining.overview.nights import read_nights
 from pipeline.retraining.run_settings import RunSettings, check_start, given_settings, kept_settings
 from pipeline.retraining.workspace import RetrainingRun, interrupted_run, is_unchanged, read_latest, registry_uri
 from pipeline.storage import files
@@ -93,6 +96,9 @@ class RetrainOptions:
     max_hours: float | None = None
     """Time budget; None for no limit."""
 
+    cost_per_hour: float = 0.0
+    """Price of the machines, in any currency, for estimates and reports; 0 for none."""
+
     mlflow: str | None = None
     """URI of an MLflow server to mirror the registry in; None for none. `default_trackers` logs the training there."""
 
@@ -115,6 +121,8 @@ class RetrainOptions:
             )
         if self.max_hours is not None and self.max_hours <= 0:
             raise RecipeError(f"max-hours={self.max_hours:g} must be above 0")
+        if not 0 <= self.cost_per_hour < float("inf"):
+            raise RecipeError(f"cost-per-hour={self.cost_per_hour:g} must be 0 or more, and finite")
         self.channels()
 
     def channels(self) -> Channels:
@@ -135,6 +143,10 @@ class Plan:
     """The decision of the newest finished run, None if there is none."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What stages have taken that had to come before the plan."""
+    estimate: Estimate | None = None
+    """What the run will take; None if no run before tells."""
+    resumed: bool = False
+    """Whether the run was interrupted before and goes on."""
 
     @property
     def has_work(self) -> bool:
@@ -149,7 +161,13 @@ class Plan:
         unchanged = is_unchanged(latest, self.run.fingerprint, recipe)
         attempt = latest.get("attempt", 0) + 1 if latest and unchanged else 0
         run = replace(self.run, recipe=recipe, pretrained=settings.pretrained, attempt=attempt)
-        return replace(self, run=run, settings=settings)
+        return replace(self, run=run, settings=settings, estimate=_estimate(run))
+
+
+def _estimate(run: RetrainingRun) -> Estimate | None:
+    data = manifest.load(run.dataset) if manifest.is_dataset(run.dataset) else None
+    rows = {name: split.rows for name, split in data.splits.items()} if data else None
+    return estimate_run(read_nights(run.workspace), run.recipe["name"], run.recipe["epochs"], rows)
 
 
 def resolve_uris(source: StrPath, workspace: StrPath) -> tuple[str, str]:

@@ -9,16 +9,17 @@ from typing import Any, Literal
 
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
-from pipeline.core.errors import DatasetError, PipelineError
+from pipeline.core.errors import DatasetError, PipelineError, UnavailableError
 from pipeline.core.progress import Progress, silent
 from pipeline.retraining.budget import time_budget
 from pipeline.retraining.decision.stop import STOPPED
 from pipeline.retraining.live.review import Review, review
 from pipeline.retraining.notices.notifier import Notifier
+from pipeline.retraining.overview.report import report_nights
 from pipeline.retraining.plan import Plan, RetrainOptions, StrPath, plan_retraining, resolve_uris
 from pipeline.retraining.run_settings import chosen_settings
 from pipeline.retraining.stages import Stages, ingest_source
-from pipeline.retraining.workspace import CANDIDATE, RetrainingRun, registry_uri, resume_or_start
+from pipeline.retraining.workspace import CANDIDATE, RetrainingRun, interrupted_run, registry_uri, resume_or_start
 from pipeline.storage import files, lease
 from pipeline.storage.places import check_folder
 
@@ -96,18 +97,35 @@ def retrain(
                 if plan.latest and not plan.has_work and not options.force:
                     outcome = _unchanged(plan)
                 else:
-                    plan = replace(plan, run=resume_or_start(plan.run))
+                    plan = _started(plan)
                     if on_start is not None:
                         on_start(plan)
                     outcome = _decided(plan, Stages(plan, options, held, budget, progress).run())
         except (PipelineError, OSError) as error:
-            notifier.failed(error)
+            _tell_failure(notifier, error, workspace)
             raise
-        # Here no budget can end a run that has decided.
-        if outcome.decision:
-            notifier.decided(outcome.decision)
-        notifier.ended(outcome.status, outcome.message)
+        _tell(notifier, outcome, workspace)  # here no budget can end a run that has decided
     return replace(outcome, review=reviewed)
+
+
+def _started(plan: Plan) -> Plan:
+    """Returns the plan of the run that is started, or that goes on."""
+    interrupted = interrupted_run(plan.run.workspace)
+    run = resume_or_start(plan.run)
+    return replace(plan, run=run, resumed=interrupted is not None and interrupted.id == run.id)
+
+
+def _tell(notifier: Notifier, outcome: Outcome, workspace: str) -> None:
+    if outcome.decision:
+        notifier.decided(outcome.decision)
+    notifier.ended(outcome.status, outcome.message)
+    report_nights(workspace)
+
+
+def _tell_failure(notifier: Notifier, error: Exception, workspace: str) -> None:
+    notifier.failed(error)
+    if not isinstance(error, UnavailableError):  # the workspace may be away, too
+        report_nights(workspace)
 
 
 def _unchanged(plan: Plan) -> Outcome:

@@ -21,6 +21,7 @@ from pipeline.evaluation.pages.comparison import write_comparison
 from pipeline.evaluation.pages.report import write_report
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.runner import EvaluateJob
+from pipeline.evaluation.significance import CONFIDENCE, paired_bounds
 from pipeline.evaluation.workers import evaluation_session
 from pipeline.ingestion.api import ingest
 from pipeline.ingestion.changes.onto import edits_by_people, why_compact
@@ -35,6 +36,7 @@ from pipeline.retraining import registry
 from pipeline.retraining.budget import Budget
 from pipeline.retraining.classes import ClassRules, as_json, change_text
 from pipeline.retraining.decision import promotion
+from pipeline.retraining.decision.data_changes import data_changes
 from pipeline.retraining.decision.drift import Drift, data_drift
 from pipeline.retraining.decision.stop import publish_stop
 from pipeline.retraining.plan import Plan, RetrainOptions
@@ -134,7 +136,7 @@ class Stages:
 
     def __init__(self, plan: Plan, options: RetrainOptions, held: Lease, budget: Budget, progress: Progress) -> None:
         assert plan.settings is not None
-        self._run, self._settings, self._options = plan.run, plan.settings, options
+        self._plan, self._run, self._settings, self._options = plan, plan.run, plan.settings, options
         self._lease, self._budget, self._progress = held, budget, progress
         self._seconds = dict(plan.seconds)
         self._class_map: ClassMap | None = None  # the champion's classes in the data set, once that is there
@@ -168,9 +170,8 @@ class Stages:
             "fair_rows": int(contest.rows.sum()),
             "rows": len(unseen),
             "drift": drift and drift.as_json(),
-            "seconds": self._seconds,
-            "finished": time.time(),
-            **self._class_details(),
+            "gain": _gain(contest),
+            **self._details(data),
             **self._write_pages(data, challenger, values),
         }
         version = self._add_version()
@@ -225,9 +226,24 @@ class Stages:
     def _stop(self, drift: Drift, data: Manifest) -> dict[str, Any]:
         """Publishes that drift has stopped the run, and returns the content of `decision.json`."""
         self._lease.check()
-        details = {"rows": data.split("val").rows, "seconds": self._seconds, "finished": time.time()}
-        details |= self._class_details()
-        return publish_stop(self._run, drift, details)
+        return publish_stop(self._run, drift, {"rows": data.split("val").rows, **self._details(data)})
+
+    def _details(self, data: Manifest) -> dict[str, Any]:
+        """Returns the values of `decision.json` that every run has: its time, its data, and what was expected of it."""
+        plan = self._plan
+        latest = files.basename(plan.latest["dataset"]) if plan.latest else None
+        before = files.join(self._run.workspace, "datasets", latest) if latest else None
+        return {
+            **self._class_details(),
+            "seconds": self._seconds,
+            "finished": time.time(),
+            "data": data_changes(self._run.dataset, data, before),
+            "plan": {
+                "estimate": plan.estimate and plan.estimate.as_json(),
+                "cost_per_hour": self._options.cost_per_hour,
+                "resumed": plan.resumed,
+            },
+        }
 
     def _train(self) -> None:
         """Trains the challenger; continues an interrupted training, and leaves a finished one as it is."""
@@ -282,3 +298,17 @@ class Stages:
         run = self._run
         parent = run.champion.version if run.champion and run.from_champion else ""
         return registry.add(run.registry, run.training, files.join(run.folder, CHALLENGER_FOLDER), parent)
+
+
+def _gain(contest: promotion.Contest) -> dict[str, float] | None:
+    """Returns the gain of top-1 on the rows that count, with low and high of its 95 % interval, as shares.
+
+    None without a champion, or without a row.
+    """
+    champion, challenger, rows = contest.champion, contest.challenger, contest.rows
+    if champion is None or not rows.any():
+        return None
+    first, second = (each.take(rows[each.row]).correct for each in (champion, challenger))
+    won, lost = int((~first & second).sum()), int((first & ~second).sum())
+    low, high = paired_bounds(won, lost, len(first), (1 - CONFIDENCE) / 2)
+    return {"gain": (won - lost) / len(first), "low": low, "high": high}

@@ -8,6 +8,7 @@ A workspace is a folder or a prefix of a bucket:
     active.json            the run that works now, or was interrupted
     latest.json            the decision of the newest finished run
     status.json            how the last call ended (`notices/status_file.py`)
+    index.html             the page of all runs, from nights.json, their summaries (`overview/nights.py`)
     notices/               messages that no webhook has accepted yet
 
 The ID of a run is a hash of its inputs, so the same inputs always name the same folder. An interrupted run is found by

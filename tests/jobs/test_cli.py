@@ -33,7 +33,7 @@ def test_help_lists_every_subcommand_with_one_line(capsys: pytest.CaptureFixture
     assert status == 0
     assert set(cli.SUBCOMMANDS) == {
         "train", "ingest", "evaluate", "predict", "export", "retrain", "registry", "push", "tune", "verify", "replay",
-        "mix", "plan", "versions",
+        "mix", "plan", "versions", "nights",
     }  # fmt: skip
     for name, (_, text) in cli.SUBCOMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE)

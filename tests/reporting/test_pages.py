@@ -29,6 +29,7 @@ from pipeline.models.load import find_model
 from pipeline.retraining.decision.drift import Thresholds, assess
 from pipeline.retraining.decision.page import render_decision
 from pipeline.retraining.decision.promotion_gate import Gate, decide
+from pipeline.retraining.overview.page import render_overview
 from pipeline.training.job import TrainJob
 from pipeline.training.outputs import result
 from pipeline.training.outputs.report import write_report
@@ -36,6 +37,7 @@ from pipeline.training.search import report as search_report
 from pipeline.training.search.report import Place
 from pipeline.training.search.space import Range
 from pipeline.training.search.trial import TrialResult
+from tests.support.trained.overview import many_nights
 
 WINDOWS = ((1280, "light"), (390, "dark"))
 
@@ -92,8 +94,15 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
         TrialResult(2, {"learning_rate": 0.5}, "failed", [], "RuntimeError: out of memory on device 0"),
     ]
     tuned = search_report.write_report(Place(str(out / "tune"), 140), make_recipe("digits"), space, trials, {"seed": 0})
+    runs = many_nights(70)
+    for place in [name for each in runs for name in (f"nights/{each.id}/decision.html", each.report, each.comparison)]:
+        if place:
+            (out / place).parent.mkdir(parents=True, exist_ok=True)
+            (out / place).touch()
+    (out / "index.html").write_text(render_overview(str(out), runs, []))
     return {
         "tune": Path(tuned),
+        "nights": out / "index.html",
         "quality": Path(digits_dataset) / "quality.html",
         "evaluation": Path(report),
         "labels": Path(job.out) / PAGE_NAME,
@@ -106,7 +115,7 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["evaluation", "labels", "compare", "report", "decision", "tune", "quality"])
+@pytest.mark.parametrize("name", ["evaluation", "labels", "compare", "report", "decision", "tune", "quality", "nights"])
 @pytest.mark.parametrize(("width", "scheme"), WINDOWS)
 def test_axe_finds_nothing_and_nothing_sticks_out(
     pages: dict[str, Path], browser: Any, name: str, scheme: str, width: int

@@ -5,6 +5,7 @@ from typing import Any
 from pipeline.reporting.charts import BLUE, GREY, ORANGE, chart_style, new_axes, render_page, svg_data_uri
 from pipeline.reporting.links import existing
 from pipeline.retraining.decision.promotion_gate import RecallChange
+from pipeline.retraining.overview.times import planned_text, taken_text
 from pipeline.storage import files
 
 _CLASSES_SHOWN = 20  # in the chart: those whose fall is most likely
@@ -24,6 +25,8 @@ def render_decision(folder: str, values: dict[str, Any], changes: tuple[RecallCh
         links=_links(folder, values),
         changes=_changes_chart(changes),
         classes=classes if classes.get("text") else None,
+        planned=planned_text(values.get("plan")),
+        taken=taken_text(values["seconds"], values.get("plan")),
     )
 
 

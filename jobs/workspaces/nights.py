@@ -1,0 +1,100 @@
+"""Lists the retraining runs of a workspace, writes their page, and sends messages that no webhook has accepted.
+
+Examples:
+    uv run jobs/workspaces/nights.py list --workspace work
+    uv run jobs/workspaces/nights.py page --workspace s3://bucket/work
+    uv run jobs/workspaces/nights.py send --workspace work --webhook https://example.org/hook
+"""
+
+import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
+
+# isort: split
+import sys
+import time
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from rich.table import Table
+
+from jobs.terminal import command
+from pipeline.core.errors import RecipeError, StorageError
+from pipeline.core.shares import counted
+from pipeline.storage import files
+from pipeline.storage.places import nearest
+
+Action = Literal["list", "page", "send"]
+
+
+@dataclass(frozen=True)
+class SendArgs:
+    """For `send`: where to."""
+
+    webhook: Annotated[str | None, command.option("URL that gets the messages, by POST", "URL")] = None
+    webhook_secret_file: Annotated[
+        str | None,
+        command.option("file with the key of their signatures", "FILE", "the variable IMAGE_PIPELINE_WEBHOOK_SECRET"),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Args:
+    """A retraining run writes the page and sends the messages itself; this does so in between."""
+
+    action: Annotated[tyro.conf.Positional[Action], command.option("list, page or send", "ACTION")]
+    workspace: Annotated[str | None, command.option("workspace of jobs/retrain.py", "URI")] = None
+    send: Annotated[SendArgs, command.group("send")] = SendArgs()
+
+
+def main(args: Args) -> None:
+    """Carries out the action."""
+    if args.workspace is None:
+        raise RecipeError("--workspace URI is missing")
+    workspace = files.absolute(args.workspace).rstrip("/")
+    if files.kind(workspace) != "directory":
+        raise StorageError(f"workspace={workspace}: no such folder; give that of jobs/retrain.py{nearest(workspace)}")
+    {"list": print_nights, "page": write_page, "send": send}[args.action](args, workspace)
+
+
+def print_nights(args: Args, workspace: str) -> None:
+    """Prints a table of all finished runs, the newest first."""
+    from pipeline.retraining.overview.nights import read_nights
+    from pipeline.retraining.overview.page import data_text
+    from pipeline.retraining.overview.times import planned_text, taken_text
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("run", "finished", "decision", "gain", "data", "time", "planned"):
+        table.add_column(name)
+    for night in reversed(read_nights(workspace)):
+        gain = f"{100 * night.gain['gain']:+.2f} points" if night.gain else ""
+        finished = time.strftime("%Y-%m-%d %H:%M", time.localtime(night.finished))
+        taken = taken_text(night.seconds, night.plan) if night.seconds else ""
+        table.add_row(night.id, finished, night.status, gain, data_text(night.data), taken, planned_text(night.plan))
+    command.console.print(table)
+    command.console.print(f"{counted(table.row_count, 'finished run')} in {workspace}")
+
+
+def write_page(args: Args, workspace: str) -> None:
+    """Writes the page of all runs."""
+    from pipeline.retraining.overview.page import write_overview
+
+    command.console.print(write_overview(workspace))
+
+
+def send(args: Args, workspace: str) -> None:
+    """Sends the messages that no webhook has accepted; status 1 if one is left."""
+    from pipeline.retraining.notices import outbox
+    from pipeline.retraining.notices.webhook import Webhook, read_secret
+
+    if args.send.webhook is None:
+        raise RecipeError("--webhook URL is missing")
+    sent, left = outbox.send(workspace, Webhook(args.send.webhook, read_secret(args.send.webhook_secret_file)))
+    command.console.print(f"{counted(sent, 'message')} accepted, {len(left)} left")
+    for message in left:
+        command.console.print(f"{message.id}: {message.reason or 'not sent: the receiver did not answer before'}")
+    if left:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    command.run(main, Args, __doc__ or "")

@@ -1,0 +1,131 @@
+"""`WORKSPACE/index.html`: all retraining runs of a workspace on one page, with the champion's accuracy over time."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.core.shares import wilson_interval
+from pipeline.reporting.charts import BLUE, ORANGE, chart_style, new_axes, render_page, svg_data_uri
+from pipeline.retraining import registry
+from pipeline.retraining.notices.outbox import undelivered
+from pipeline.retraining.notices.status_file import Status, read_status
+from pipeline.retraining.overview.nights import Night, read_nights
+from pipeline.retraining.overview.times import planned_text, taken_text
+from pipeline.retraining.workspace import interrupted_run, registry_uri
+from pipeline.storage import files
+
+PAGE_NAME = "index.html"
+_SIGNS = {"+": "added", "-": "removed", "~": "changed"}
+_SHOWN = 60  # runs that are open in the table; older ones are folded
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: a run, or a move of the champion by other means, such as a rollback."""
+
+    time: float
+    night: Night | None = None
+    move: registry.Move | None = None
+
+
+def write_overview(workspace: str) -> str:
+    """Writes the page of a workspace and returns its URI. workspace: absolute URI."""
+    place = registry_uri(workspace)
+    champion = registry.current(place, registry.CHAMPION)
+    moves = registry.history(place, registry.CHAMPION) if champion else []
+    interrupted = interrupted_run(workspace)
+    page = render_overview(
+        workspace, read_nights(workspace, update=True), moves, status=read_status(workspace),
+        interrupted=interrupted.id if interrupted else None, waiting=len(undelivered(workspace)),
+    )  # fmt: skip
+    uri = files.join(workspace, PAGE_NAME)
+    files.write_bytes(uri, page.encode())
+    return uri
+
+
+def render_overview(
+    workspace: str, nights: Sequence[Night], moves: Sequence[registry.Move], *,
+    status: Status | None = None, interrupted: str | None = None, waiting: int = 0,
+) -> str:  # fmt: skip
+    """Returns the page as HTML.
+
+    nights: all finished runs, the oldest first. moves: of the champion, the oldest first. status: of the last call.
+    interrupted: ID of the run that is at work or was interrupted. waiting: messages that no webhook has accepted.
+    """
+    by_hand = [Line(each.time, move=each) for each in moves if each.mark[0] != "night"]
+    lines = sorted([*by_hand, *(Line(each.finished, each) for each in nights)], key=lambda each: -each.time)
+    return render_page(
+        "nights.html", workspace,
+        title=files.basename(workspace), nights=nights, shown=lines[:_SHOWN], folded=lines[_SHOWN:],
+        champion=moves[-1] if moves else None, live=_live(nights), status=status, interrupted=interrupted,
+        waiting=waiting, chart=_champion_chart(nights), when=_when, data_text=data_text, planned=planned_text,
+        taken=taken_text, link=lambda name: files.join(workspace, name), counts=_counts(nights),
+        cost=sum(each.cost or 0 for each in nights),
+    )  # fmt: skip
+
+
+def _live(nights: Sequence[Night]) -> tuple[int, int] | None:
+    """Returns (correct, rows) of the model that was live after the newest run that looked at it."""
+    return next((each.champion for each in reversed(nights) if each.champion), None)
+
+
+def _counts(nights: Sequence[Night]) -> dict[str, int]:
+    """Returns the number of runs of each status that there is."""
+    found = Counter(each.status for each in nights)
+    return {name: found[name] for name in ("promoted", "candidate", "kept", "stopped") if found[name]}
+
+
+def _when(seconds: float) -> str:
+    """Returns a time in UTC, to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds)) if seconds else "unknown"
+
+
+def data_text(data: dict[str, Any] | None) -> str:
+    """Returns in words what has changed in the data: `train +20 -3, val +2; new class: owl`; "" if it isn't known."""
+    if not data:
+        return ""
+    rows = ", ".join(f"{count:,} {split}" for split, count in data["rows"].items())
+    if "since" not in data:
+        return rows
+    parts = []
+    for split in data["rows"]:
+        counts = [
+            (sign, data[name].get(split, 0)) for sign, name in (("+", "added"), ("-", "removed"), ("~", "changed"))
+        ]
+        text = " ".join(f"{sign}{count:,}" for sign, count in counts if count)
+        parts += [f"{split} {text}"] if text else []
+    said = [", ".join(parts) or "the same rows"]
+    for name, words in (("classes_added", "new"), ("classes_removed", "gone")):
+        said += [f"{words}: {_some(data[name])}"] if data[name] else []
+    return "; ".join(said)
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+@chart_style()
+def _champion_chart(nights: Sequence[Night]) -> tuple[str, str] | None:
+    """Returns (chart, caption) of the champion's accuracy over time; None before two runs have looked at one."""
+    points = [(each, each.champion) for each in nights if each.champion and each.finished]
+    if len(points) < 2:
+        return None
+    times: list[Any] = [datetime.fromtimestamp(night.finished, UTC) for night, _ in points]
+    shares = [100 * found[0] / found[1] for _, found in points if found]
+    low, high = zip(*(wilson_interval(*found) for _, found in points if found), strict=True)
+    figure, plot = new_axes(7.0, 2.8)
+    plot.fill_between(times, [100 * each for each in low], [100 * each for each in high], color=BLUE, alpha=0.2, lw=0)
+    plot.plot(times, shares, color=BLUE, linewidth=1.5)
+    new = [place for place, (night, _) in enumerate(points) if night.status == "promoted"]
+    plot.plot(
+        [times[i] for i in new], [shares[i] for i in new], "o", color=ORANGE, markersize=4, label="a new champion"
+    )
+    plot.set(ylabel="top-1, %")
+    plot.legend(frameon=False, loc="lower right")
+    figure.autofmt_xdate(rotation=30)
+    caption = "Top-1 of the champion after each run, on its validation images that the models weren't trained on"
+    return svg_data_uri(figure), f"{caption}; shaded: Wilson's interval of 95 % confidence"
