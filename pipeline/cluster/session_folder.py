@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.cluster.ray_errors import pipeline_error
+from pipeline.core.errors import ClusterError
 from pipeline.core.interrupts import hold_signals
 from pipeline.core.locks import try_lock
 
@@ -24,6 +26,9 @@ def session_folder() -> Iterator[str]:
     Folders of this user's sessions that were killed are removed first: their logs would fill the disk in time. A folder
     is in use as long as its owner holds a lock (flock) on a file in it. A process id wouldn't tell: containers that
     share /tmp have numbers of their own.
+
+    Raises ClusterError instead of another error of the block if the folder is gone: Ray fails in
+    many ways without it.
     """
     _remove_abandoned()
     # Made under another name, so that nobody finds it before it is locked.
@@ -34,6 +39,13 @@ def session_folder() -> Iterator[str]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.rename(unlocked, folder)
         yield folder
+    except Exception as error:
+        if pipeline_error(error) is not None or os.path.exists(os.path.join(folder, _LOCK)):
+            raise
+        raise ClusterError(
+            f"{folder}: the folder of the Ray session was removed while it was in use, perhaps by a cleaner of "
+            "temporary files; exempt /tmp/ray-* from that, and repeat the command"
+        ) from error
     finally:
         with hold_signals():
             _remove(folder)

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.cluster import session_folder as module
 from pipeline.cluster.session_folder import session_folder
+from pipeline.core.errors import ClusterError, RecipeError
 from tests.support.jobs import ROOT
 
 _OWNER = """
@@ -46,6 +47,28 @@ def test_a_folder_is_removed_after_its_session(parent: Path) -> None:
     with session_folder() as folder:
         assert os.path.basename(folder).startswith(f"ray-{os.getpid()}-")
         Path(folder, "log").write_text("x")
+    assert list(parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("removed", "error", "shown"),
+    [
+        (True, FileNotFoundError("session_1/logs/a.log"), "the folder of the Ray session was removed while"),
+        (True, RecipeError("epochs=0"), "epochs=0"),
+        (False, RuntimeError("a defect"), "a defect"),
+    ],
+)
+def test_an_error_after_the_folder_was_removed_is_one_line(
+    removed: bool, error: Exception, shown: str, parent: Path
+) -> None:
+    def run() -> None:
+        with session_folder() as folder:
+            if removed:
+                shutil.rmtree(folder)
+            raise error
+
+    with pytest.raises(ClusterError if "Ray session" in shown else type(error), match=shown):
+        run()
     assert list(parent.iterdir()) == []
 
 
