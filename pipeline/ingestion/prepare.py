@@ -17,7 +17,7 @@ from pipeline.ingestion.sources.source import MAX_QUARANTINED
 from pipeline.storage import files
 from pipeline.storage.places import nearest
 
-_RULES = "2"  # version of the rules by which splits, classes and images are recognised
+_RULES = "3"  # version of the rules by which splits, classes and images are recognised
 _log = logging.getLogger(__name__)
 
 

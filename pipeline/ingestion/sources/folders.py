@@ -8,6 +8,7 @@ from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.labelled import LabelledFiles, Refusal, labelled_index
 from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.recognise.file_kinds import kind_of
+from pipeline.ingestion.sources.recognise.split_lists import with_split_lists
 from pipeline.ingestion.sources.recognise.trees import read_tree
 
 ClassLevel = Literal["auto", "first", "last"]
@@ -22,7 +23,7 @@ def build_index(listing: Listing, name: str, val_share: float, class_level: Clas
     """Returns the index of class folders. Splits and classes are read from the whole tree (`recognise.trees`).
 
     The label of a class is its rank among the sorted class names, as in ImageNet. Splits that are missing: see
-    `labelled_index`. Raises SourceError if the tree can be read in several ways.
+    `with_split_lists` and `labelled_index`. Raises SourceError if the tree can be read in several ways.
     """
     images, stray = _without_stray(listing)
     counts = Counter(_folder(listing.names[row]) for row in images)
@@ -42,7 +43,7 @@ def build_index(listing: Listing, name: str, val_share: float, class_level: Clas
     class_names = composed(class_names)
     refusals = [Refusal(listing.names[row], "", listing.unreadable[row], None, row) for row in stray]
     labelled = LabelledFiles(rows, keys, splits, class_names, reading.notes, reading.aside, refusals)
-    return labelled_index(listing, name, "folders", labelled, val_share=val_share)
+    return labelled_index(listing, name, "folders", with_split_lists(listing, labelled), val_share=val_share)
 
 
 def composed(names: list[str]) -> list[str]:

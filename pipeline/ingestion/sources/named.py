@@ -5,6 +5,7 @@ from pipeline.ingestion.sources.index import Index
 from pipeline.ingestion.sources.labelled import LabelledFiles, Refusal, labelled_index
 from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.recognise.named_labels import NamedLabels, read_names
+from pipeline.ingestion.sources.recognise.split_lists import with_split_lists
 from pipeline.ingestion.sources.tables import labels
 
 
@@ -58,4 +59,4 @@ def build_index(listing: Listing, name: str, val_share: float) -> Index:
         aside,
         refusals,
     )
-    return labelled_index(listing, name, "names", labelled, val_share=val_share)
+    return labelled_index(listing, name, "names", with_split_lists(listing, labelled), val_share=val_share)

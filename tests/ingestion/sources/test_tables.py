@@ -487,8 +487,12 @@ def test_the_user_names_the_columns(tmp_path: Path) -> None:
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", r"a\.csv: the table is empty"),
     "header only": (b"file,label\n", r"a\.csv: the table has no rows"),
-    "latin-1": ("file,label\nim000.jpg,caf\xe9\n".encode("latin-1"), r"a\.csv: the table can't be read .*UTF-8"),
-    "utf-16": ("file,label\nim000.jpg,x\n".encode("utf-16"), r"a\.csv: the table can't be read .*save it as UTF-8"),
+    "latin-1": (
+        "file,label\nim000.jpg,caf\xe9\n".encode("latin-1"),
+        r"a\.csv: the table is neither UTF-8 .*save it as",
+    ),
+    "utf-16": ("file,label\nim000.jpg,x\n".encode("utf-16-le"), r"a\.csv: the table is neither UTF-8 .*without a byte"),
+    "half a character": ("file,label\nim000.jpg,x\n".encode("utf-16")[:-1], r"a\.csv: the table is neither UTF-8 "),
     "ragged": (b"file,label\nim000.jpg,x\nim001.jpg,y,z\n", r"a\.csv: .*Expected 2 columns, got 3"),
     "no names": (
         b"size,label\n3,x\n4,y\n",

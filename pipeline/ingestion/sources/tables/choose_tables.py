@@ -8,7 +8,7 @@ from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.recognise.split_words import split_of
 from pipeline.ingestion.sources.tables.columns import Choice, choose_columns
 from pipeline.ingestion.sources.tables.finder import Finder
-from pipeline.ingestion.sources.tables.read import LIST_SUFFIXES, Table, is_table, read_table
+from pipeline.ingestion.sources.tables.read import LIST_SUFFIXES, Table, as_utf8, is_table, read_table
 from pipeline.ingestion.sources.tables.split_words import split_in
 
 _FEW = 0.2  # share of the rows of the largest table
@@ -101,7 +101,11 @@ def _is_list(listing: Listing, row: int, finder: Finder) -> bool:
         except SourceError:  # it may be anything
             return False
         return any(finder.naming(values)[1] for values in columns.values())
-    words = member.read().split(b"\n", 1)[0].decode("utf-8", "replace").rsplit(None, 1)
+    try:
+        data = as_utf8(member.read())
+    except UnicodeDecodeError:  # the text is refused, and said so, where the names in it are ASCII
+        data = member.read()
+    words = data.split(b"\n", 1)[0].decode("utf-8", "replace").rsplit(None, 1)
     return len(words) == 2 and finder.names_file(words[0])
 
 

@@ -3,6 +3,7 @@
 CSV and TSV may be compressed by gzip.
 """
 
+import codecs
 import gzip
 import io
 import re
@@ -22,6 +23,14 @@ MAX_BYTES = 1 << 30
 _MAX_COLUMNS = 4096
 _BLOCK_BYTES = 64 << 20  # a row may be no longer
 _DELIMITERS = ",;\t|"
+# UTF-32 before UTF-16, whose mark is the beginning of its own.
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ def is_table_file(name: str) -> bool:
 
 
 def read_table(member: Member, uri: str, names_file: Callable[[str], bool]) -> Table:
-    """Returns a table. Raises SourceError, naming it, if it is empty, damaged or not UTF-8.
+    """Returns a table. Raises SourceError, naming it, if it is empty, damaged or neither UTF-8 nor `as_utf8` can tell.
 
     uri: of the source, for messages. names_file: whether a value names a file of the source; a first row that does is
     no header.
@@ -67,11 +76,13 @@ def read_table(member: Member, uri: str, names_file: Callable[[str], bool]) -> T
     try:
         columns = _columns(member.name.lower(), member.read(), names_file)
     except UnicodeDecodeError as error:
-        raise SourceError(f"{place}: the table isn't UTF-8 ({error}); save it as UTF-8") from error
+        raise SourceError(
+            f"{place}: the table is neither UTF-8 nor marked as UTF-16 ({error}), perhaps Windows-1252; save it as "
+            "UTF-8 (Excel: CSV UTF-8)"
+        ) from error
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError, RecursionError) as error:
         reason = re.sub(r"\s+", " ", str(error))[:200]
-        remedy = "save it as UTF-8" if "UTF8" in reason else "mend it or download it again"
-        raise SourceError(f"{place}: the table can't be read ({reason}); {remedy}") from error
+        raise SourceError(f"{place}: the table can't be read ({reason}); mend it or download it again") from error
     if not columns or not len(next(iter(columns.values()))):
         raise SourceError(f"{place}: the table has no rows; it needs a column of file names and one of labels")
     return Table(member.name, columns)
@@ -80,13 +91,14 @@ def read_table(member: Member, uri: str, names_file: Callable[[str], bool]) -> T
 def _columns(name: str, data: bytes, names_file: Callable[[str], bool]) -> dict[str, list[str]]:
     if name.endswith(".parquet"):
         return _parquet_columns(data)
+    data = as_utf8(_unzipped(data) if name.endswith(".gz") else data)
     if name.endswith(".jsonl"):
         return json_lines_columns(data)
     if name.endswith(".json"):
         return json_columns(data)
     if name.endswith(".txt"):
         return _list_columns(data)
-    return _csv_columns(_unzipped(data) if name.endswith(".gz") else data, names_file)
+    return _csv_columns(data, names_file)
 
 
 def _unzipped(data: bytes) -> bytes:
@@ -102,11 +114,24 @@ def _unzipped(data: bytes) -> bytes:
     return content
 
 
+def as_utf8(data: bytes) -> bytes:
+    """Returns text as UTF-8 without a byte order mark, from UTF-8, or UTF-16 or UTF-32 with such a mark (Excel's).
+
+    Raises UnicodeDecodeError, a ValueError, for any other. Which single-byte code (Windows-1252, Latin-2, ...) it is in
+    can't be seen from the bytes.
+    """
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            return data.decode(encoding).encode()
+    data.decode()
+    if b"\0" in data[:4]:
+        raise UnicodeDecodeError("utf-8", data[:4], 0, 4, "UTF-16 without a byte order mark")
+    return data
+
+
 def _csv_columns(data: bytes, names_file: Callable[[str], bool]) -> dict[str, list[str]]:
     from pyarrow import csv
 
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise pa.ArrowInvalid("it is UTF16, not UTF8")
     line = data.split(b"\n", 1)[0].decode("utf-8", "replace")
     delimiter = max(_DELIMITERS, key=line.count)
     text = {f"f{number}": pa.string() for number in range(_MAX_COLUMNS)}
