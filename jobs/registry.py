@@ -127,6 +127,8 @@ def print_versions(args: Args, place: str) -> None:
     from pipeline.retraining import registry
 
     aliases = registry.aliases(place)
+    if aliases.get(registry.CANDIDATE) == aliases.get(registry.CHAMPION):
+        aliases.pop(registry.CANDIDATE, None)  # none waits: the last one was promoted or dropped
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("version", "created", "recipe", "top-1", "images", "parent", "aliases"):
         table.add_column(name)

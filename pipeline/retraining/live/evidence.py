@@ -1,5 +1,6 @@
 """What is known of models in use: stored answers of one or two versions, joined to late labels and counted."""
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -7,12 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.core.errors import RegistryError
 from pipeline.models import checkpoint
 from pipeline.retraining import registry
 from pipeline.retraining.live import store
 from pipeline.retraining.live.labels import LabelCounts, stored_labels
 from pipeline.retraining.live.rules import Alone, Pair
 from pipeline.storage import files
+
+log = logging.getLogger(__name__)
 
 Bools = npt.NDArray[np.bool_]
 
@@ -37,8 +41,13 @@ class Evidence:
         return {}
 
     def _record(self, uri: str) -> tuple[store.Traffic, pa.Table]:
+        """Returns a record; a damaged one, which ends no review, as one without rows."""
         if uri not in self._records:
-            self._records[uri] = store.read_traffic(uri)
+            try:
+                self._records[uri] = store.read_traffic(uri)
+            except RegistryError as error:
+                log.warning("warning: %s; it doesn't count", error)
+                self._records[uri] = store.Traffic("", "", 0.0), store.SCHEMA.empty_table()
         return self._records[uri]
 
     def inputs(self, versions: list[str]) -> dict[str, list[str]]:

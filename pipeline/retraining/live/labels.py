@@ -1,5 +1,6 @@
 """Labels that arrive late: a CSV of key and label, joined to what the models answered."""
 
+import logging
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -9,6 +10,8 @@ from pipeline.ingestion.corrections.cells import from_cell
 from pipeline.ingestion.corrections.spreadsheet import read_spreadsheet
 from pipeline.retraining.live import store
 from pipeline.storage import files
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("key", "label")
 
@@ -94,7 +97,11 @@ def stored_labels(registry: str) -> tuple[dict[str, str], LabelCounts]:
     """Returns {key: label} of all files that the registry keeps, a later file before an earlier one."""
     labels, counts = dict[str, str](), LabelCounts()
     for uri in store.label_uris(registry):
-        found, more = read_labels(uri)
+        try:
+            found, more = read_labels(uri)
+        except RegistryError as error:  # one file ends no review; `verify` names it, too
+            log.warning("warning: %s; it doesn't count", error)
+            continue
         labels |= found
         counts += more
     return labels, counts

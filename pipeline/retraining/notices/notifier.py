@@ -82,6 +82,7 @@ class Notifier:
         self._put(name, body)
         self._send()
         self._call_command(body)
+        self._update_mlflow()
         return True
 
     def ended(self, status: str, message: str) -> None:

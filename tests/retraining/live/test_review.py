@@ -3,7 +3,6 @@
 import itertools
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.errors import RegistryError, StorageError
+from pipeline.core.errors import RegistryError
 from pipeline.retraining import registry
 from pipeline.retraining.live import review as review_module
 from pipeline.retraining.live import store
@@ -20,6 +19,7 @@ from pipeline.retraining.live.limits import LiveRule
 from pipeline.retraining.live.review import review
 from pipeline.retraining.registry_check import verify
 from pipeline.storage import files
+from tests.support.kills import killed_at_write
 from tests.support.trained.live import make_version, nominate, promote, put_labels, put_traffic
 
 RULE = LiveRule(min_images=20)
@@ -286,62 +286,36 @@ def test_a_night_that_began_meanwhile_decides_first(
 
 @pytest.mark.parametrize("case", ["promote", "drop", "return"])
 def test_killed_at_any_write_a_review_is_completed_by_the_next_one(case: str, tmp_path: Path) -> None:
-    """The process ends at its n-th write, before it or after it, for each n; then it is started once more."""
+    """Before each of its writes, which is after the one before it; then it is started once more."""
     posted: list[Any] = []
 
     def tell(content: dict[str, Any]) -> bool:
         posted.append(content)
         return True
 
-    ended, n = True, 0
-    while ended:
-        n += 1
-        for after in (False, True):
-            place = str(tmp_path / f"{n}-{after}")
-            one, two = make_version(place, "one"), make_version(place, "two")
-            promote(place, one)
-            if case == "return":
-                promote(place, two)
-                put_back(place, (one, two))
-            else:
-                nominate(place, two)
-                put_traffic(place, (one, two), A, A if case == "promote" else B)
-            posted.clear()
-            ended = killed_at_write(n, after, lambda place=place: review(place, RULE, tell))
-            done = review(place, RULE, tell)
-            assert live(place) == (two if case == "promote" else one)
-            assert len(registry.history(place)) == (3 if case == "return" else 2 if case == "promote" else 1)
-            assert len({each["review"] for each in posted}) == 1 <= len(posted) <= 2  # told at least once
-            assert not done.decisions or done.returned == (case == "return")
-            assert verify(place) == []
-            assert not review(place, RULE, tell).decisions
+    for n in itertools.count(1):
+        place = str(tmp_path / str(n))
+        one, two = make_version(place, "one"), make_version(place, "two")
+        promote(place, one)
+        if case == "return":
+            promote(place, two)
+            put_back(place, (one, two))
+        else:
+            nominate(place, two)
+            put_traffic(place, (one, two), A, A if case == "promote" else B)
+        posted.clear()
+        killed = killed_at_write(n, lambda place=place: review(place, RULE, tell))
+        done = review(place, RULE, tell)
+        assert live(place) == (two if case == "promote" else one)
+        assert len(registry.history(place)) == {"return": 3, "promote": 2, "drop": 1}[case]
+        assert len({each["review"] for each in posted}) == 1 <= len(posted) <= 2  # told at least once
+        assert bool(done.decisions) == killed
+        assert done.returned == (killed and case == "return")
+        assert verify(place) == []
+        assert not review(place, RULE, tell).decisions
+        if not killed:
+            break
     assert n > 4
-
-
-def killed_at_write(n: int, after: bool, call: Callable[[], Any]) -> bool:
-    """Calls a function that is stopped at its n-th write; returns whether there was one."""
-    numbers = itertools.count(1)
-
-    def stopping(written: Callable[..., Any]) -> Callable[..., Any]:
-        def write(*arguments: Any) -> Any:
-            is_last = next(numbers) == n
-            if is_last and not after:
-                raise StorageError("killed")
-            result = written(*arguments)
-            if is_last:
-                raise StorageError("killed")
-            return result
-
-        return write
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("write_once", "replace"):
-            patch.setattr(files, name, stopping(getattr(files, name)))
-        try:
-            call()
-        except StorageError:
-            return True
-    return False
 
 
 def test_damage_of_records_is_named(place: str, pair: tuple[str, str]) -> None:
@@ -359,6 +333,18 @@ def test_damage_of_records_is_named(place: str, pair: tuple[str, str]) -> None:
     problems = "; ".join(verify(place))
     for words in ("the review has changed", "no record of predictions, or damaged", f"{labels}: has changed"):
         assert words in problems
+
+
+def test_a_damaged_file_ends_no_review(place: str, pair: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    put_traffic(place, pair, A, [None] * 40)
+    put_labels(place, {"day/1": "a"})
+    files.write_bytes(store.traffic_uris(place)[0], b"no parquet")
+    files.write_bytes(store.label_uris(place)[0], b"no labels")
+    put_traffic(place, pair, A, A, name="other")
+    assert review(place, RULE).decisions[0]["kind"] == "review"
+    assert live(place) == pair[1]
+    assert "or damaged; remove it; it doesn't count" in caplog.text
+    assert "no column 'key'" in caplog.text
 
 
 def test_labels_of_unknown_classes_and_keys_are_counted(place: str, pair: tuple[str, str]) -> None:

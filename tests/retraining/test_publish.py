@@ -1,0 +1,132 @@
+"""The last steps of a retraining run: champion or candidate, once, whatever is killed and whoever else moves."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core.errors import RegistryError
+from pipeline.retraining import registry
+from pipeline.retraining.decision.promotion_gate import Check, Decision
+from pipeline.retraining.live.candidates import pending_candidate
+from pipeline.retraining.live.limits import LiveRule
+from pipeline.retraining.live.review import review
+from pipeline.retraining.registry_check import verify
+from pipeline.retraining.workspace import RetrainingRun, publish, resume_or_start
+from pipeline.storage import files
+from tests.support.kills import killed_at_write
+from tests.support.trained.live import make_version, promote, put_traffic
+from tests.support.trained.retraining import planned_run
+
+BETTER = Decision(True, (Check("gain", True, 0.01, 0.05, "+3 points"),), {"champion": 5, "challenger": 8})
+DETAILS: dict[str, Any] = {
+    "fair_rows": 10, "rows": 10, "drift": None, "seconds": {"train": 1.0}, "report": None, "comparison": None,
+    "finished": 1.0,
+}  # fmt: skip
+
+
+def started(workspace: str, fingerprint: str = "f" * 64) -> tuple[RetrainingRun, int]:
+    """Returns a run against the champion as it is now, and its fence."""
+    champion = registry.current(f"{workspace}/registry", "champion")
+    run = resume_or_start(planned_run(workspace, champion=champion, fingerprint=fingerprint))
+    return run, registry.take_fence(run.registry, "champion")
+
+
+def published(run: RetrainingRun, version: str, fence: int, alias: str = "candidate") -> dict[str, Any]:
+    return publish(run, BETTER, version, fence, DETAILS, alias)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    """A registry with a champion, below a workspace."""
+    uri = f"{tmp_path}/registry"
+    promote(uri, make_version(uri, "one"))
+    return uri
+
+
+def test_a_model_that_passed_the_gate_waits_as_candidate_and_the_next_one_takes_its_place(
+    place: str, tmp_path: Path
+) -> None:
+    one, two, three = (make_version(place, name) for name in ("one", "two", "three"))
+    run, fence = started(str(tmp_path))
+    values = published(run, two, fence)
+    assert (values["status"], values["promote"], values["reason"]) == ("candidate", True, "candidate: +3 points")
+    assert registry.aliases(place) == {"champion": one, "candidate": two, "challenger": two}
+    moved = pending_candidate(place)
+    assert moved is not None
+    assert (moved.against, moved.reason) == (1, f"candidate: +3 points (night {run.id})")
+    assert "Candidate: it answers" in files.read_bytes(f"{run.folder}/decision.html").decode()
+    later, fence = started(str(tmp_path), "e" * 64)
+    values = published(later, three, fence)
+    assert values["reason"] == f"candidate: +3 points; takes the place of {two}, on which nothing was decided"
+    assert registry.aliases(place)["candidate"] == three
+    assert verify(place) == []
+
+
+def test_a_first_model_is_champion_at_once(tmp_path: Path) -> None:
+    version = make_version(f"{tmp_path}/registry", "one")
+    run, fence = started(str(tmp_path))
+    assert "status" not in published(run, version, fence)
+    assert registry.aliases(run.registry) == {"champion": version, "challenger": version}
+
+
+def test_a_run_with_an_old_fence_or_another_champion_nominates_nothing(place: str, tmp_path: Path) -> None:
+    two = make_version(place, "two")
+    run, slept = started(str(tmp_path))
+    awake = registry.take_fence(place, "champion")
+    with pytest.raises(RegistryError, match="took a later fencing token"):
+        published(run, two, slept)
+    promote(place, make_version(place, "three"), "")
+    with pytest.raises(RegistryError, match="champion: another process has moved it meanwhile"):
+        published(run, two, awake)
+    assert pending_candidate(place) is None
+    again, fence = started(str(tmp_path))  # against the new champion
+    assert again.id != run.id
+    assert published(again, two, fence)["status"] == "candidate"
+
+
+@pytest.mark.parametrize("alias", ["champion", "candidate"])
+def test_weights_that_were_sent_back_are_not_promoted_again(place: str, tmp_path: Path, alias: str) -> None:
+    two = make_version(place, "two")
+    run, fence = started(str(tmp_path))
+    published(run, two, fence, alias)
+    champion = registry.get(place, "champion").id
+    put_traffic(
+        place, (champion, two if alias == "candidate" else None), ["a"] * 40 if alias == "candidate" else [None] * 40
+    )
+    assert review(place, LiveRule(min_images=20)).decisions
+    same = make_version(place, "two", top1=0.95)  # the same weights, another evaluation
+    assert same != two
+    later, fence = started(str(tmp_path), "e" * 64)
+    values = published(later, same, fence, alias)
+    assert values["promote"] is False
+    assert "only a person promotes it" in values["reason"]
+    assert registry.aliases(place)["champion"] != same
+    assert pending_candidate(place) is None
+    assert verify(place) == []
+
+
+@pytest.mark.parametrize("alias", ["champion", "candidate"])
+def test_killed_at_any_write_the_same_call_ends_the_same_way(alias: str, tmp_path: Path) -> None:
+    """Before each of its writes, which is after the one before it; then once more, with a fence of its own."""
+    expected: dict[str, Any] = {}
+    for n in itertools.count(1):
+        workspace = f"{tmp_path}/{n}"
+        place = f"{workspace}/registry"
+        promote(place, make_version(place, "one"))
+        two = make_version(place, "two")
+        run, fence = started(workspace)
+        killed = killed_at_write(n, lambda run=run, two=two, fence=fence: published(run, two, fence, alias))
+        again, fence = started(workspace) if killed else (run, fence)
+        values = published(again, two, fence, alias) if killed else files.read_json(f"{workspace}/latest.json")
+        told = {name: values[name] for name in ("promote", "reason", "challenger")}
+        expected = expected or told
+        assert told == expected
+        assert len(registry.history(place, alias)) == (2 if alias == "champion" else 1)
+        assert registry.get(place, alias).id == two
+        assert not files.exists(f"{workspace}/active.json")
+        assert verify(place) == []
+        if not killed:
+            break
+    assert n > 5
