@@ -61,26 +61,25 @@ class Evidence:
         """Returns the counts of one version, whichever role it had."""
         tables = [self._swapped(uri, version) for uri in store.traffic_uris(self.place) if f"/{version}/" in uri]
         table = _newest(tables)
-        classes, labels = _column(table, "first"), self._known(table, (version,))
-        answered = classes != ""
-        labelled = answered & (labels != "")
-        right = labelled & (classes == labels)
-        return Alone(len(classes), int((~answered).sum()), int(labelled.sum()), int(right.sum()))
+        labels, answered = self._known(table, (version,)), _valid(table["first"])
+        labelled = answered & _valid(labels)
+        right = labelled & _same(table["first"], labels)
+        return Alone(len(answered), int((~answered).sum()), int(labelled.sum()), int(right.sum()))
 
     def pair(self, first: str, second: str) -> Pair:
         """Returns the counts of two versions on the same images, whichever of them gave the answers out."""
         uris = [*store.traffic_uris(self.place, first, second), *store.traffic_uris(self.place, second, first)]
         table = _newest([self._swapped(uri, first) for uri in uris])
-        one, other, labels = _column(table, "first"), _column(table, "second"), self._known(table, (first, second))
-        failures = int((one == "").sum()), int((other == "").sum())
-        both = (one != "") & (other != "")
-        labelled = both & (labels != "")
-        rights = [labelled & (each == labels) for each in (one, other)]
+        labels, answers = self._known(table, (first, second)), [table["first"], table["second"]]
+        answered = [_valid(each) for each in answers]
+        both = answered[0] & answered[1]
+        labelled = both & _valid(labels)
+        one, other = (labelled & _same(each, labels) for each in answers)
+        failures = int((~answered[0]).sum()), int((~answered[1]).sum())
         return Pair(
-            len(one), failures, int(both.sum()), int((both & (one != other)).sum()), _seconds(table),
-            int(labelled.sum()), (int(rights[0].sum()), int(rights[1].sum())),
-            int((rights[0] & ~rights[1]).sum()), int((rights[1] & ~rights[0]).sum()),
-            max(0.0, self._top1(second) - self._top1(first)),
+            len(both), failures, int(both.sum()), int((both & ~_same(*answers)).sum()), _seconds(table),
+            int(labelled.sum()), (int(one.sum()), int(other.sum())), int((one & ~other).sum()),
+            int((other & ~one).sum()), max(0.0, self._top1(second) - self._top1(first)),
         )  # fmt: skip
 
     def label_counts(self, versions: list[str]) -> LabelCounts:
@@ -88,12 +87,12 @@ class Evidence:
         labels, counts = self.labels
         if not labels:
             return counts
-        names = self._classes(tuple(versions))
-        predicted = set[str]()
+        names, keys = self._classes(tuple(versions)), pa.array(labels, pa.string())
+        predicted = np.zeros(len(labels), dtype=np.bool_)
         for uri in store.traffic_uris(self.place):
-            predicted.update(self._record(uri)[1]["key"].to_pylist())
+            predicted |= pa.compute.is_in(keys, value_set=self._record(uri)[1]["key"]).to_numpy(zero_copy_only=False)
         unknown = sum(label not in names for label in labels.values())
-        return replace(counts, unknown=unknown, unpredicted=len(labels.keys() - predicted))
+        return replace(counts, unknown=unknown, unpredicted=int((~predicted).sum()))
 
     def _swapped(self, uri: str, first: str) -> tuple[float, pa.Table]:
         """Returns time and usable rows of a record, with the version `first` in the columns of the first one."""
@@ -107,11 +106,12 @@ class Evidence:
     def _top1(self, version: str) -> float:
         return registry.read_version(self.place, version).top1
 
-    def _known(self, table: pa.Table, versions: tuple[str, ...]) -> npt.NDArray[np.object_]:
-        """Returns the label of each row, "" where there is none that one of the versions has as a class."""
-        labels, names = self.labels[0], self._classes(versions)
-        found = [labels.get(key, "") for key in table["key"].to_pylist()]
-        return np.array([label if label in names else "" for label in found], dtype=object)
+    def _known(self, table: pa.Table, versions: tuple[str, ...]) -> pa.ChunkedArray:
+        """Returns the label of each row, null where there is none that one of the versions has as a class."""
+        names = self._classes(versions)
+        labels = {key: label for key, label in self.labels[0].items() if label in names}
+        rows = pa.compute.index_in(table["key"], value_set=pa.array(labels, pa.string()))
+        return pa.chunked_array([pa.array(labels.values(), pa.string())]).take(rows)
 
     def _classes(self, versions: tuple[str, ...]) -> set[str]:
         found = set[str]()
@@ -126,12 +126,20 @@ def _newest(tables: list[tuple[float, pa.Table]]) -> pa.Table:
     if not tables:
         return store.SCHEMA.empty_table()
     table = pa.concat_tables([each for _, each in sorted(tables, key=lambda each: each[0])])
-    last = {key: row for row, key in enumerate(table["key"].to_pylist())}
-    return table.take(pa.array(sorted(last.values()), pa.int64()))
+    codes = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()
+    _, from_the_end = np.unique(codes[::-1], return_index=True)
+    return table.take(pa.array(np.sort(len(codes) - 1 - from_the_end)))
 
 
-def _column(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
-    return np.array(table[name].fill_null("").to_pylist(), dtype=object)
+def _valid(column: pa.ChunkedArray) -> Bools:
+    found: Bools = column.is_valid().to_numpy()
+    return found
+
+
+def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> Bools:
+    """Whether both are there and equal, row by row."""
+    found: Bools = pa.compute.equal(one, other).fill_null(False).to_numpy()
+    return found
 
 
 def _seconds(table: pa.Table) -> tuple[float, float] | None:
