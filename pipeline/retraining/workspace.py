@@ -164,6 +164,18 @@ def decision_of(workspace: str, night: str) -> dict[str, Any] | None:
     return decision
 
 
+def renames_of(place: str, version: str) -> dict[str, str]:
+    """Returns {earlier name: name now} of the classes that the run which trained a version found renamed or merged.
+
+    place: URI of the registry. Empty for a version that wasn't trained in a workspace with this registry.
+    """
+    workspace = files.resolve(place, "../")
+    night = night_of(workspace, version) if registry_uri(workspace) == place else None
+    classes = ((night and decision_of(workspace, night)) or {}).get("classes", {})
+    merged = {old: new for new, names in classes.get("merged", {}).items() for old in names if old != new}
+    return {**classes.get("renamed", {}), **merged}
+
+
 def read_latest(workspace: str) -> dict[str, Any] | None:
     """Returns the decision of the newest finished run, or None if there is none."""
     place = files.join(workspace, LATEST_NAME)

@@ -10,10 +10,12 @@ import pyarrow as pa
 
 from pipeline.core.errors import RegistryError
 from pipeline.models import checkpoint
+from pipeline.models.class_lists.mapping import ClassMap
 from pipeline.retraining import registry
 from pipeline.retraining.live import store
 from pipeline.retraining.live.labels import LabelCounts, stored_labels
 from pipeline.retraining.live.rules import Alone, Pair
+from pipeline.retraining.workspace import renames_of
 from pipeline.storage import files
 
 log = logging.getLogger(__name__)
@@ -67,10 +69,15 @@ class Evidence:
         return Alone(len(answered), int((~answered).sum()), int(labelled.sum()), int(right.sum()))
 
     def pair(self, first: str, second: str) -> Pair:
-        """Returns the counts of two versions on the same images, whichever of them gave the answers out."""
+        """Returns the counts of two versions on the same images, whichever of them gave the answers out.
+
+        A class that was renamed or merged between them is the same one.
+        """
         uris = [*store.traffic_uris(self.place, first, second), *store.traffic_uris(self.place, second, first)]
         table = _newest([self._swapped(uri, first) for uri in uris])
-        labels, answers = self._known(table, (first, second)), [table["first"], table["second"]]
+        renamed = self._renamed(first, second)
+        labels = _under(self._known(table, (first, second)), renamed)
+        answers = [_under(table[name], renamed) for name in ("first", "second")]
         answered = [_valid(each) for each in answers]
         both = answered[0] & answered[1]
         labelled = both & _valid(labels)
@@ -113,6 +120,15 @@ class Evidence:
         rows = pa.compute.index_in(table["key"], value_set=pa.array(labels, pa.string()))
         return pa.chunked_array([pa.array(labels.values(), pa.string())]).take(rows)
 
+    def _renamed(self, first: str, second: str) -> dict[str, str]:
+        """Returns {name of a class that one of the versions knows: the name that both have for it}."""
+        renames = {**renames_of(self.place, first), **renames_of(self.place, second)}
+        if not renames:
+            return {}
+        known = [self._classes((version,)) for version in (first, second)]
+        shared = ClassMap((), tuple(known[0] & known[1]), renames)
+        return {name: shared.name_since(name) for name in known[0] ^ known[1]}
+
     def _classes(self, versions: tuple[str, ...]) -> set[str]:
         found = set[str]()
         for version in versions:
@@ -129,6 +145,14 @@ def _newest(tables: list[tuple[float, pa.Table]]) -> pa.Table:
     codes = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()
     _, from_the_end = np.unique(codes[::-1], return_index=True)
     return table.take(pa.array(np.sort(len(codes) - 1 - from_the_end)))
+
+
+def _under(column: pa.ChunkedArray, renamed: dict[str, str]) -> pa.ChunkedArray:
+    """Returns a column of names with some of them replaced."""
+    if not renamed:
+        return column
+    at = pa.compute.index_in(column, value_set=pa.array(renamed, pa.string()))
+    return pa.compute.coalesce(pa.chunked_array([pa.array(renamed.values(), pa.string())]).take(at), column)
 
 
 def _valid(column: pa.ChunkedArray) -> Bools:

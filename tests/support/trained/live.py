@@ -16,9 +16,9 @@ from pipeline.storage import files
 CLASSES = ("a", "b")
 
 
-def make_version(place: str, name: str, top1: float = 0.9, rows: int = 1000) -> str:
+def make_version(place: str, name: str, top1: float = 0.9, rows: int = 1000, classes: Sequence[str] = CLASSES) -> str:
     """Adds a version whose weights are its name, and returns its ID."""
-    output = json.dumps({"classes": CLASSES, "recipe": {"name": "digits"}}).encode()
+    output = json.dumps({"classes": classes, "recipe": {"name": "digits"}}).encode()
     return _add(place, {checkpoint.MODEL_NAME: name.encode(), checkpoint.OUTPUT_NAME: output}, top1, rows)
 
 
