@@ -274,6 +274,7 @@ def print_plan(plan: "Plan", options: "RetrainOptions") -> None:
             ("source", f"{run.source}, {'unchanged' if run.attempt else 'new or changed'}"),
             ("recipe", _recipe(plan)),
             ("champion", run.champion.version if run.champion else "none yet"),
+            *([("classes", run.classes.text)] if run.classes and run.classes.text else []),
             ("gate", f"level {run.gate.level:g}, gain of {100 * run.gate.minimum_gain:g} points or more, no class "
                      f"more than {100 * run.gate.recall_drop:g} points down"),
             ("budget", "none" if hours is None else f"{hours:g} h"),

@@ -9,7 +9,7 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.ingestion.corrections.spreadsheet import read_spreadsheet
 from pipeline.models.class_lists.mapping import ClassMap
 from pipeline.storage import files
 
+Moved = Callable[[list[str]], Mapping[str, str]]
 _COLUMNS = ("old", "new")
 _SHOWN = 5  # names in a message
 
@@ -35,7 +36,7 @@ class ClassRules:
     removed: tuple[str, ...] = ()
     """Classes that may be missing."""
 
-    new_recall: float | None = None
+    new_class_recall: float | None = None
     """Least recall of a class that the champion doesn't know, in [0, 1): the lower bound of its interval must lie
     above. None is chance, 1 / number of classes, as the first model must beat a guess."""
 
@@ -44,7 +45,7 @@ class ClassRules:
     whole interval of the difference must lie above. 0 asks for a gain, as where no class has changed."""
 
     def __post_init__(self) -> None:
-        for name in ("new_recall", "shared_drop"):
+        for name in ("new_class_recall", "shared_drop"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise RecipeError(f"{name.replace('_', '-')}={value:g} must lie in [0, 1)")
@@ -59,6 +60,13 @@ class ClassRules:
         renamed = {old: new for old, new in earlier["renamed"].items() if old not in given} | dict(self.renamed)
         kept = [name for name in earlier["removed"] if name not in self.renamed]
         return replace(self, renamed=renamed, removed=tuple(sorted({*kept, *self.removed})))
+
+    @property
+    def text(self) -> str:
+        """The rules in words, for the plan: `'tabby' is now 'cat'; may be missing: 'fish'`."""
+        parts = [f"{old!r} is now {new!r}" for old, new in sorted(self.renamed.items())]
+        parts = [*parts[:_SHOWN], *([f"{len(parts) - _SHOWN:,} more"] if len(parts) > _SHOWN else [])]
+        return "; ".join(parts + ([f"may be missing: {_named(self.removed)}"] if self.removed else []))
 
     @property
     def is_default(self) -> bool:
@@ -115,12 +123,18 @@ def _json_pairs(uri: str) -> list[tuple[str, str, str]]:
 
 
 def compare_classes(
-    known: tuple[str, ...], data: Manifest, given: ClassRules, rules: ClassRules, before: Manifest | None = None
+    known: tuple[str, ...],
+    data: Manifest,
+    given: ClassRules,
+    rules: ClassRules,
+    before: Manifest | None = None,
+    find_moved: Moved = lambda missing: {},
 ) -> ClassMap:
     """Returns which class of a data set each of the champion's classes is.
 
     known: the champion's. given: what is said now. rules: the same, with what was said before. before: the champion's
-    data set, None if it isn't another one.
+    data set, None if it isn't another one. find_moved: called with the names of missing
+    classes; returns {name: class where its images are now}, for the message.
 
     Raises DatasetError, with the names and the remedy, if a class of the champion is missing or has no training image
     left, and for a line of the mapping that contradicts the source.
@@ -131,7 +145,7 @@ def compare_classes(
     missing = [name for name in found.removed if found.name_since(name) not in rules.removed]
     missing = [name for name in missing if name not in rules.removed]
     if missing:
-        raise DatasetError(_message(missing, found, data.name))
+        raise DatasetError(_message(missing, found, data.name, find_moved(missing)))
     emptied = _emptied(found, data, before)
     if emptied:
         raise DatasetError(
@@ -221,15 +235,18 @@ def _train_rows(data: Manifest) -> dict[str, int]:
     return dict(zip(data.classes, data.split("train").rows_per_class, strict=True))
 
 
-def _message(missing: list[str], found: ClassMap, source: str) -> str:
+def _message(missing: list[str], found: ClassMap, source: str, moved: Mapping[str, str]) -> str:
     names = " ".join(f'"{name}"' if not re.fullmatch(r"[\w.-]+", name) else name for name in missing[:_SHOWN])
     more = " ..." if len(missing) > _SHOWN else ""
     renames = f", which has the new {_named(found.added)}" if found.added else ""
+    lines = "one for each that has another name"
+    if moved:
+        lines = " ".join(f"{old},{new}" for old, new in list(moved.items())[:_SHOWN]) + ", where the images are now"
     are = "is" if len(missing) == 1 else "are"
     return (
         f"{counted(len(missing), 'class', 'classes')} of the champion {are} missing in {source}{renames}: "
         f"{_named(missing)}; bring the images back, or give --allow-removed {names}{more} if that is meant, or "
-        "--classes FILE with lines old,new if they have another name"
+        f"--classes FILE with the line old,new and {lines}"
     )
 
 

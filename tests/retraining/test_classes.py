@@ -54,7 +54,7 @@ def test_classes_are_matched_by_name_by_the_mapping_and_by_spelling(
 
 STOPS = [
     ("ant bee", "ant", ClassRules(), "1 class of the champion is missing in photos: 'bee'; bring the images back, or "
-     "give --allow-removed bee if that is meant, or --classes FILE"),
+     "give --allow-removed bee if that is meant, or --classes FILE with the line old,new and one for each"),
     ("ant bee", "ant owl", ClassRules(), "missing in photos, which has the new 'owl': 'bee'"),
     ("ant bee cow", "owl", ClassRules(removed=("ant",)), "2 classes of the champion are missing"),
     ("ant b_c B-C", "ant b-c", ClassRules(), "'b_c', 'B-C'"),  # two names that are spelt like the new one
@@ -129,7 +129,7 @@ def test_a_bad_mapping_file_is_refused(name: str, content: bytes, message: str, 
     assert message in str(raised.value)
 
 
-@pytest.mark.parametrize("changes", [{"new_recall": 1.0}, {"shared_drop": -0.1}])
+@pytest.mark.parametrize("changes", [{"new_class_recall": 1.0}, {"shared_drop": -0.1}])
 def test_limits_out_of_range_raise(changes: dict[str, float]) -> None:
     with pytest.raises(RecipeError, match="must lie in"):
         ClassRules(**changes)

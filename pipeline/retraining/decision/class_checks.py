@@ -37,7 +37,7 @@ def with_changed_classes(
         if not gain.passed:
             champion, other = (each.correct for each in shared)
             checks[checks.index(gain)] = check_no_loss(champion, other, gate.level, rules.shared_drop)
-    minimum = rules.new_recall
+    minimum = rules.new_class_recall
     for name in class_map.added:
         right = challenger.correct[challenger.label == class_map.classes.index(name)]
         least = 1 / len(class_map.classes) if minimum is None else minimum

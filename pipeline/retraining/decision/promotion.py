@@ -1,5 +1,7 @@
 """Champion and challenger on the same rows: their evaluations, the rows that count, drift, and the decision."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -109,8 +111,37 @@ def compare_with_champion(run: RetrainingRun, data: Manifest, given: ClassRules,
     """
     if run.champion is None:
         return None
-    known, before = find_model(run.champion_uri).classes, manifest.load(earlier[0]) if earlier else None
-    return compare_classes(known, data, given, run.classes or ClassRules(), before)
+    known, rules = find_model(run.champion_uri).classes, run.classes or ClassRules()
+    if not earlier:
+        return compare_classes(known, data, given, rules)
+    before = manifest.load(earlier[0])
+    return compare_classes(
+        known, data, given, rules, before, lambda missing: moved_classes(earlier[0], before, run.dataset, data, missing)
+    )
+
+
+def moved_classes(before: str, old: Manifest, after: str, new: Manifest, missing: list[str]) -> dict[str, str]:
+    """Returns {missing class: the class that holds at least half of its images now}, by their files' SHA-256.
+
+    before, after: URIs of the data sets `old` and `new`. missing: classes of the former.
+    """
+    of_image = dict(_classes_of_images(after, new))
+    found = {name: Counter[str]() for name in missing}
+    rows = Counter[str]()
+    for sha256, name in _classes_of_images(before, old):
+        if name in found:
+            rows[name] += 1
+            if sha256 in of_image:
+                found[name][of_image[sha256]] += 1
+    most = {name: counts.most_common(1)[0] for name, counts in found.items() if counts}
+    return {name: target for name, (target, count) in most.items() if 2 * count >= rows[name]}
+
+
+def _classes_of_images(uri: str, data: Manifest) -> Iterator[tuple[bytes, str]]:
+    """Yields SHA-256 and class of every image, of all splits: a renamed image may be in another one."""
+    table = read_provenance(uri, data, ["source_sha256", "label"])
+    for sha256, label in zip(table["source_sha256"].to_pylist(), table["label"].to_pylist(), strict=True):
+        yield sha256, data.classes[label]
 
 
 def measure_drift(

@@ -132,7 +132,7 @@ def test_the_reason_and_the_counts_say_what_was_compared() -> None:
     strict = decided(GROWN, rules=replace(RULES, shared_drop=0.0))
     assert not strict.promote
     assert "no gain" in strict.reason
-    demanding = decided(GROWN, rules=replace(RULES, new_recall=0.96))
+    demanding = decided(GROWN, rules=replace(RULES, new_class_recall=0.96))
     assert [check.name for check in demanding.checks if not check.passed] == ["new class owl"]
 
 
