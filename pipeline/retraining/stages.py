@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.recipe import Recipe
+from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest, is_dataset
@@ -40,7 +41,7 @@ from pipeline.retraining.decision.data_changes import data_changes
 from pipeline.retraining.decision.drift import Drift, data_drift
 from pipeline.retraining.decision.stop import publish_stop
 from pipeline.retraining.plan import Plan, RetrainOptions
-from pipeline.retraining.workspace import RetrainingRun, publish, read_latest
+from pipeline.retraining.workspace import ACTIVE_NAME, RetrainingRun, publish, read_latest
 from pipeline.storage import files
 from pipeline.storage.lease import Lease
 from pipeline.training.job import Weights, weights_of
@@ -180,9 +181,18 @@ class Stages:
         return publish(run, decision, version.id, fence, details, alias)
 
     def _compare_classes(self, data: Manifest, earlier: list[str]) -> None:
-        """Finds the champion's classes in the data set. Raises DatasetError if one has vanished."""
-        self._class_map = promotion.compare_with_champion(self._run, data, self._options.classes, earlier)
-        if self._class_map and (changed := change_text(self._class_map)):
+        """Finds the champion's classes in the data set.
+
+        Raises DatasetError if one has vanished; the run isn't an interrupted one then: once the class is back, there is
+        nothing to do.
+        """
+        try:
+            found = promotion.compare_with_champion(self._run, data, self._options.classes, earlier)
+        except DatasetError:
+            files.delete_files(self._run.workspace, [ACTIVE_NAME])
+            raise
+        self._class_map = found
+        if found and (changed := change_text(found)):
             log.info("classes since the champion: %s", changed)
 
     def _class_details(self) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def test_classes_are_added_and_renamed_one_that_vanished_stops_the_run_and_a_rol
     with pytest.raises(DatasetError, match=f"missing in source: '{one}'"):
         nights.run()
     assert registry.get(place, "champion").id == second.decision["challenger"]
+    assert not (nights.work / "active.json").exists()
     (tmp_path / "elsewhere").rename(kept)
     (tmp_path / "val-elsewhere").rename(nights.source / "val" / one)
 

@@ -51,3 +51,12 @@ def test_the_champions_own_data_set_comes_first(monkeypatch: pytest.MonkeyPatch)
     champion = registry.Move("champion", 1, "c", 0, "", 0.0)
     assert promotion.earlier_datasets(planned_run("w", champion=champion)) == ["w/datasets/1", "w/datasets/9"]
     assert promotion.earlier_datasets(planned_run("w")) == []
+
+
+def test_the_class_that_holds_most_images_of_a_missing_one_is_found(digits_dataset: str) -> None:
+    data = load(digits_dataset)
+    renamed = replace(data, classes=("round", *data.classes[1:]))
+    zero, one = data.classes[:2]
+    assert promotion.moved_classes(digits_dataset, data, digits_dataset, renamed, [zero]) == {zero: "round"}
+    without = replace(renamed, splits={"val": data.splits["val"]})  # a fifth of the images
+    assert promotion.moved_classes(digits_dataset, data, digits_dataset, without, [zero, one]) == {}
