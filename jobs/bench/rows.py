@@ -177,7 +177,7 @@ def _publish(args: Args, folder: str, name: str, results: Any) -> None:
         refused = quarantine_table(index, receipts)
         assert refused.num_rows == sum(len(each.quarantined) for each in receipts)
     with measured.stage("manifest and digest of the source"), hold_lease(f"{folder}/lease.json", folder) as lease:
-        made = build_manifest(IngestPlan("source", index, [], folder, settings, lease), receipts)
+        made = build_manifest(IngestPlan("source", index, folder, settings, lease), receipts)
     with measured.stage("manifest's digest and JSON"):
         made = made.with_digest()
         files.write_bytes(files.join(folder, manifest.MANIFEST_NAME), made.to_json())

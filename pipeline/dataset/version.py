@@ -71,15 +71,16 @@ def derive(
     classes: tuple[str, ...],
     changes: Mapping[str, Changes],
     added: Mapping[str, tuple[Shard, ...]],
+    stored: Manifest | None = None,
 ) -> Derived:
     """Writes the edit files of a version to the folder `out`, and returns its splits and what it refers to.
 
     parent, out: absolute URIs of a data set and of the version's folder. classes: of the version; those of the parent
     are found among them by name. changes: {split: changes of the parent's rows}. added: {split: the version's own
-    shards}, which lie below `out` already. Raises DatasetError if the parent is a mixture, or a row stays that is of a
-    class that the version lacks.
+    shards}, which lie below `out` already. stored: the parent's manifest as it is in the file; None to read it. Raises
+    DatasetError if the parent is a mixture, or a row stays that is of a class that the version lacks.
     """
-    stored = load_stored(parent)
+    stored = stored or load_stored(parent)
     if stored.sources:
         raise DatasetError(f"{parent}: is a mixture, which has no versions; make one of each of its data sets")
     new = [_in_shards(parent, stored, split, each) for split, each in changes.items()]
@@ -121,7 +122,7 @@ def _in_shards(parent: str, stored: Manifest, split: str, changes: Changes) -> t
     deletions, corrections = [DELETIONS_SCHEMA.empty_table()], [CORRECTIONS_SCHEMA.empty_table()]
     first = 0
     for shard, resolved in zip(stored.split(split).shards, stored.resolved.split(split).shards, strict=True):
-        stop = first + resolved.live_rows
+        stop, keys = first + resolved.live_rows, None
         for found, table, schema in (
             (deletions, changes.deleted, DELETIONS_SCHEMA),
             (corrections, changes.corrected, CORRECTIONS_SCHEMA),
@@ -129,9 +130,9 @@ def _in_shards(parent: str, stored: Manifest, split: str, changes: Changes) -> t
             chosen = table.filter((pa.compute.field("row") >= first) & (pa.compute.field("row") < stop))
             if chosen.num_rows:
                 rows = live_rows(parent, resolved)[chosen["row"].to_numpy() - first]
-                keys = stored_provenance(parent, resolved, ["key"])["key"].take(pa.array(rows))
+                keys = stored_provenance(parent, resolved, ["key"])["key"] if keys is None else keys
                 name = pa.array([edit_name(_referred(shard, stored))] * len(rows))
-                places = pa.table({"shard": name, "row": rows, "key": keys})
+                places = pa.table({"shard": name, "row": rows, "key": keys.take(pa.array(rows))})
                 for column in schema.names[3:]:
                     places = places.append_column(column, chosen[column])
                 found.append(places.cast(schema))

@@ -27,7 +27,7 @@ from pipeline.ingestion.changes.histogram import histogram_without
 from pipeline.ingestion.changes.onto import Onto
 from pipeline.ingestion.changes.parts import version_parts, whole_parts
 from pipeline.ingestion.changes.state import PixelState, read_pixels, state_of, write_pixels, write_state
-from pipeline.ingestion.plan import IngestSettings, ShardPlan
+from pipeline.ingestion.plan import IngestSettings, ShardPlan, plan_shards
 from pipeline.ingestion.quality import statistics
 from pipeline.ingestion.quality.duplicates import Searched, near_duplicates
 from pipeline.ingestion.shard_task import Receipt
@@ -44,7 +44,6 @@ class IngestPlan:
 
     source: str
     index: Index
-    shards: list[ShardPlan]
     out: str
     settings: IngestSettings
     lease: lease.Lease  # held on `out`
@@ -54,6 +53,11 @@ class IngestPlan:
     def to_write(self) -> Index:
         """The rows that the shards hold: those of the index, or of a version the new ones."""
         return self.index if self.onto is None else self.onto.new_rows(self.index)
+
+    @cached_property
+    def shards(self) -> list[ShardPlan]:
+        """The shards to write."""
+        return plan_shards(self.to_write, self.settings)
 
 
 def check_counts(plan: IngestPlan, receipts: list[Receipt]) -> None:

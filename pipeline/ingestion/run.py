@@ -6,7 +6,7 @@ One process at a time writes to a target (`storage/lease.py`). What a finished t
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.core.errors import ClusterError, DatasetError
@@ -16,7 +16,7 @@ from pipeline.dataset.version import check_not_rewritten, folder_of_versions
 from pipeline.ingestion.changes.find import Counts
 from pipeline.ingestion.changes.onto import Parent, compare_with
 from pipeline.ingestion.changes.removed import removed_sources
-from pipeline.ingestion.plan import IngestSettings, plan_id, plan_shards
+from pipeline.ingestion.plan import IngestSettings, plan_id
 from pipeline.ingestion.publish import IngestPlan, check_counts, check_quarantined, publish
 from pipeline.ingestion.quarantine import quarantine_table, write_quarantine
 from pipeline.ingestion.shard_task import Receipt, ShardContext, ShardTask, finish_shard, task_memory_bytes
@@ -80,8 +80,7 @@ def planned_ingest(
             begin(progress, f"looking at {source.uri}")
             index = open_source(source, spool=spool, progress=progress)
             onto = None if parent is None else compare_with(parent, index, progress)
-            plan = IngestPlan(source.uri, index, [], out, settings, held, onto)
-            yield replace(plan, shards=plan_shards(plan.to_write, settings))
+            yield IngestPlan(source.uri, index, out, settings, held, onto)
         finally:
             files.delete_tree(spool)
 

@@ -5,7 +5,7 @@ What a version's manifest says of the rows that it keeps, it takes from here.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -34,11 +34,13 @@ from pipeline.ingestion.plan import IngestSettings, settings_of
 from pipeline.ingestion.quarantine import read_quarantine
 from pipeline.ingestion.shard_task import count_repairs
 from pipeline.ingestion.sorting.external_sort import take_rows
+from pipeline.ingestion.sorting.source_digest import stored_lines
 from pipeline.ingestion.source_reader import gather
 from pipeline.ingestion.sources import Index
 from pipeline.storage import files
 
 _COLUMNS = ["key", "label", "source_sha256", "repair"]
+_LINES_AT_ONCE = 1 << 18
 _MOST_DELETED = 0.2  # of the rows that are stored; with more, a compacted data set is read faster
 _MOST_BASES = 30  # each night adds a shard or two of few rows: a month of nights (a guess, not measured)
 
@@ -68,17 +70,17 @@ class Onto:
         }
         return replace(index, splits=tables)
 
-    def source_lines(self, index: Index) -> Iterable[str]:
-        """Yields the line of `source_digest` for each row of an index that is stored, or was removed by a person."""
+    def source_lines(self, index: Index) -> Iterator[pa.Array]:
+        """Yields the lines of `source_digest` for the rows of an index that are stored, or were removed by a person."""
         for split, table in index.splits.items():
             found = self.found.splits[split]
             for rows, earlier in ((found.kept, self.earlier.live), (found.removed, self.earlier.left_out)):
                 at = np.flatnonzero(rows >= 0)
-                if len(at):
-                    chosen = table.select(["key", "label"]).take(pa.array(at)).to_pydict()
-                    hashes = earlier[split]["source_sha256"].take(pa.array(rows[at])).to_pylist()
-                    for key, label, sha in zip(chosen["key"], chosen["label"], hashes, strict=True):
-                        yield f"{split} {key} {label} {sha.hex()}"
+                for start in range(0, len(at), _LINES_AT_ONCE):
+                    part = at[start : start + _LINES_AT_ONCE]
+                    hashes = take_rows(earlier[split].select(["source_sha256"]), rows[part])["source_sha256"]
+                    chosen = take_rows(table.select(["key", "label"]), part)
+                    yield stored_lines(split, chosen.append_column("source_sha256", hashes))
 
     def repaired(self) -> Counter[str]:
         """Returns the number of kept rows for each repair."""

@@ -56,8 +56,8 @@ def version_parts(onto: Onto, index: Index, out: str, receipts: list[Receipt]) -
     Writes the edit files. Raises DatasetError if no image of a split or class can be used.
     """
     own, written = _own_shards(index, receipts), _no_rows(index)
-    digest = source_digest(chain(lines_of(onto.source_lines(index)), _source_lines(index, out, own, receipts, written)))
-    derived = derive(onto.uri, out, index.classes, onto.changes, own)
+    digest = source_digest(chain(onto.source_lines(index), _source_lines(index, out, own, receipts, written)))
+    derived = derive(onto.uri, out, index.classes, onto.changes, own, onto.stored)
     for name in index.splits:
         if not derived.splits.get(name, _NO_ROWS).rows:
             raise DatasetError(_nothing_usable(name))

@@ -90,7 +90,7 @@ def _write(
     plan = hashlib.sha256(json.dumps([stored.digest, tables]).encode()).hexdigest()
     record = {"plan": plan, "source": "verdicts of people", "settings": stored.settings, "onto": stored.digest}
     record_plan(out, record)
-    derived = derive(parent, out, stored.classes, changes, {})
+    derived = derive(parent, out, stored.classes, changes, {}, stored)
     write_quarantine(out, read_quarantine(parent))
     manifest = replace(
         stored, splits=derived.splits, version=derived.version, schema_version=VERSION_SCHEMA_VERSION, digest=""

@@ -19,7 +19,7 @@ from pipeline.ingestion.changes.state import PixelState, read_pixels, read_state
 from pipeline.ingestion.quality import statistics
 from pipeline.ingestion.quality.duplicates import near_duplicates
 from pipeline.ingestion.quarantine import read_quarantine
-from pipeline.ingestion.sorting.source_digest import lines_of, source_digest
+from pipeline.ingestion.sorting.source_digest import lines_of, source_digest, stored_lines
 from pipeline.versions.family import Member
 from pipeline.versions.removal.find import Found
 from pipeline.versions.removal.manifests import Changed
@@ -50,7 +50,7 @@ def describe(member: Member, changed: Changed, found: Found) -> Described:
     reasons = Counter(reason.split(":")[0] for reason in quarantine["reason"].to_pylist())
     data = replace(
         data,
-        source_digest=source_digest(lines_of(_source_lines(member.uri, data, state, quarantine))),
+        source_digest=source_digest(_source_lines(member.uri, data, state, quarantine)),
         quarantined=dict(sorted(reasons.items())),
     )
     pixels = None
@@ -123,8 +123,8 @@ def _pixels(member: Member, changed: Changed, found: Found, rows: pa.Table) -> P
     return PixelState(before.near.filter(pc.invert(pc.or_(first, second))), histogram)
 
 
-def _source_lines(uri: str, data: Manifest, state: pa.Table, quarantine: pa.Table) -> Iterator[str]:
-    """Yields the line of `source_digest` for each file of the source, as an ingest does.
+def _source_lines(uri: str, data: Manifest, state: pa.Table, quarantine: pa.Table) -> Iterator[pa.Array]:
+    """Yields the lines of `source_digest` for the files of the source, as an ingest does.
 
     A row counts with its class in the source, which people may have corrected. Rows that people have removed count,
     too, while the source has them: their stored labels may be of a class that is gone.
@@ -145,9 +145,6 @@ def _source_lines(uri: str, data: Manifest, state: pa.Table, quarantine: pa.Tabl
         classes = known["class"].cast(pa.string()).combine_chunks().take(at.combine_chunks())
         given = pc.index_in(classes, value_set=pa.array(data.classes, pa.string()))
         labels = pc.coalesce(given, table["label"].combine_chunks())
-        for key, label, sha in zip(
-            table["key"].to_pylist(), labels.to_pylist(), table["source_sha256"].to_pylist(), strict=True
-        ):
-            yield f"{name} {key} {label} {sha.hex()}"
-    for row in quarantine.to_pylist():
-        yield f"{row['split']} {row['key']} {row['label']} {row['sha256']}"
+        if table.num_rows:
+            yield stored_lines(name, table.set_column(table.column_names.index("label"), "label", labels))
+    yield from lines_of(f"{row['split']} {row['key']} {row['label']} {row['sha256']}" for row in quarantine.to_pylist())

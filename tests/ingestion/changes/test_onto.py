@@ -4,6 +4,8 @@ import io
 import os
 import re
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import DatasetError, PipelineError, SourceError
-from pipeline.dataset import image_codec
+from pipeline.dataset import image_codec, version
 from pipeline.dataset.edits import DELETIONS_SCHEMA, read_edits
 from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, load, load_stored
 from pipeline.dataset.parquet import read_rows, read_table
@@ -438,6 +440,30 @@ def test_a_moved_family_of_versions_reads_and_grows_on(tree: Tree, tmp_path: Pat
     assert v3.version is not None
     assert {base.uri for base in v3.version.bases.values()} == {"../v1", "../v2"}
     assert verify_dataset(tmp_path / "moved" / "v3") == []
+
+
+def test_a_version_chooses_its_new_rows_once_and_reads_its_parent_and_keys_once(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pages: None
+) -> None:
+    counts = Counter[str]()
+
+    def counted(owner: Any, name: str, is_one: Callable[..., bool] = lambda *_: True) -> None:
+        function = getattr(owner, name)
+
+        def call(*arguments: Any) -> Any:
+            counts[name] += is_one(*arguments)
+            return function(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    tree.put("train/a", None)
+    tree.put("train/b", 1, "bee")
+    tree.put("train/new", 8)
+    counted(parents.Onto, "new_rows")
+    counted(version, "load_stored")
+    counted(version, "stored_provenance", lambda uri, shard, columns=None: columns == ["key"])
+    ingest(Source(str(tree.root), "webdataset"), tmp_path / "v2", onto=tmp_path / "v1")
+    assert counts == Counter({"new_rows": 1, "load_stored": 0, "stored_provenance": 1})
 
 
 def test_deletions_say_why(tree: Tree, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Ingest a small data set in this process, copy it, and a source of digits that grows."""
 
-from dataclasses import replace
-
 import numpy as np
 import pyarrow as pa
 
@@ -10,7 +8,7 @@ from pipeline.dataset.manifest import Manifest, load
 from pipeline.dataset.parquet import read_rows
 from pipeline.ingestion.changes.onto import Parent, compare_with
 from pipeline.ingestion.image_check import ImageHandling
-from pipeline.ingestion.plan import IngestSettings, plan_shards
+from pipeline.ingestion.plan import IngestSettings
 from pipeline.ingestion.publish import IngestPlan, publish
 from pipeline.ingestion.quarantine import quarantine_table, write_quarantine
 from pipeline.ingestion.shard_task import ShardContext, make_shard
@@ -31,9 +29,8 @@ def ingest_here(
     """Ingests without Ray, by the functions that the Ray tasks call. parent: what a version is made of."""
     settings = IngestSettings(seed, shard_size, handling or ImageHandling())
     with lease.hold_lease(storage.join(out, WORK, "lease.json"), out) as held:
-        plan = IngestPlan("", index, [], out, settings, held, parent and compare_with(parent, index, silent))
+        plan = IngestPlan("", index, out, settings, held, parent and compare_with(parent, index, silent))
         rows = plan.to_write
-        plan = replace(plan, shards=plan_shards(rows, settings))
         context = ShardContext("", out, index.encoding, index.classes, settings)
         receipts = [make_shard(rows.splits[s.split].take(pa.array(s.rows)), s, context) for s in plan.shards]
         write_quarantine(out, quarantine_table(index, receipts))
