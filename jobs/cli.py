@@ -32,7 +32,7 @@ SUBCOMMANDS = {
     "retrain": ("jobs.retrain", "train on changed data and promote the new model if it is better"),
     "nights": (
         "jobs.workspaces.nights",
-        "list the runs of retrain, write their page, send what no webhook has accepted",
+        "list the runs of retrain, write their page and metrics, send messages again",
     ),
     "registry": ("jobs.registry", "list, add, promote and roll back versions of models"),
 }

@@ -67,6 +67,10 @@ class OutputArgs:
         str | None,
         command.option("command that gets the decision as JSON on its standard input", "COMMAND", "none"),
     ] = None
+    metrics: Annotated[
+        str | None,
+        command.option("file NAME.prom of node-exporter, or Pushgateway, for metrics of the runs", "FILE|URL", "none"),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,7 @@ class Args(training.TrainingArgs):
             webhook=self.output.webhook,
             webhook_secret_file=self.output.webhook_secret_file,
             on_decision=self.output.on_decision,
+            metrics=self.output.metrics,
         )
 
 

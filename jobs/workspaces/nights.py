@@ -1,8 +1,9 @@
-"""Lists the retraining runs of a workspace, writes their page, and sends messages that no webhook has accepted.
+"""Lists the retraining runs of a workspace, writes their page and metrics, and sends what no webhook has accepted.
 
 Examples:
     uv run jobs/workspaces/nights.py list --workspace work
     uv run jobs/workspaces/nights.py page --workspace s3://bucket/work
+    uv run jobs/workspaces/nights.py metrics --workspace s3://bucket/work --metrics /var/lib/node_exporter/nights.prom
     uv run jobs/workspaces/nights.py send --workspace work --webhook https://example.org/hook
 """
 
@@ -23,7 +24,7 @@ from pipeline.core.shares import counted
 from pipeline.storage import files
 from pipeline.storage.places import nearest
 
-Action = Literal["list", "page", "send"]
+Action = Literal["list", "page", "metrics", "send"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,13 @@ class SendArgs:
 
 @dataclass(frozen=True)
 class Args:
-    """A retraining run writes the page and sends the messages itself; this does so in between."""
+    """A retraining run does all of this itself; the command does it in between, or on another machine."""
 
-    action: Annotated[tyro.conf.Positional[Action], command.option("list, page or send", "ACTION")]
+    action: Annotated[tyro.conf.Positional[Action], command.option("list, page, metrics or send", "ACTION")]
     workspace: Annotated[str | None, command.option("workspace of jobs/retrain.py", "URI")] = None
+    metrics: Annotated[
+        str | None, command.option("for `metrics`: file NAME.prom of node-exporter, or Pushgateway", "FILE|URL")
+    ] = None
     send: Annotated[SendArgs, command.group("send")] = SendArgs()
 
 
@@ -53,7 +57,7 @@ def main(args: Args) -> None:
     workspace = files.absolute(args.workspace).rstrip("/")
     if files.kind(workspace) != "directory":
         raise StorageError(f"workspace={workspace}: no such folder; give that of jobs/retrain.py{nearest(workspace)}")
-    {"list": print_nights, "page": write_page, "send": send}[args.action](args, workspace)
+    {"list": print_nights, "page": page, "metrics": write, "send": send}[args.action](args, workspace)
 
 
 def print_nights(args: Args, workspace: str) -> None:
@@ -74,11 +78,26 @@ def print_nights(args: Args, workspace: str) -> None:
     command.console.print(f"{counted(table.row_count, 'finished run')} in {workspace}")
 
 
-def write_page(args: Args, workspace: str) -> None:
+def page(args: Args, workspace: str) -> None:
     """Writes the page of all runs."""
-    from pipeline.retraining.overview.page import write_overview
+    from pipeline.retraining.overview.overview import read_overview
+    from pipeline.retraining.overview.page import write_page
 
-    command.console.print(write_overview(workspace))
+    command.console.print(write_page(read_overview(workspace)))
+
+
+def write(args: Args, workspace: str) -> None:
+    """Writes or pushes the metrics."""
+    from pipeline.retraining.overview.metrics import check_target, write_metrics
+    from pipeline.retraining.overview.overview import read_overview
+
+    if args.metrics is None:
+        raise RecipeError("--metrics FILE or URL is missing")
+    check_target(args.metrics)
+    try:
+        write_metrics(args.metrics, read_overview(workspace))
+    except OSError as error:
+        raise StorageError(f"metrics={args.metrics}: {error}; is it there, and may it be written?") from error
 
 
 def send(args: Args, workspace: str) -> None:

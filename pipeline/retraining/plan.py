@@ -20,6 +20,7 @@ from pipeline.retraining.live.limits import LiveRule
 from pipeline.retraining.notices.notifier import Channels
 from pipeline.retraining.notices.webhook import Webhook, read_secret
 from pipeline.retraining.overview.estimate import Estimate, estimate_run
+from pipeline.retraining.overview.metrics import check_target
 from pipeline.retraining.overview.nights import read_nights
 from pipeline.retraining.run_settings import RunSettings, check_start, given_settings, kept_settings
 from pipeline.retraining.workspace import RetrainingRun, interrupted_run, is_unchanged, read_latest, registry_uri
@@ -112,7 +113,13 @@ class RetrainOptions:
     on_decision: str | None = None
     """Command that is called with the decision as JSON on its standard input, for a minute at most; None for none."""
 
+    metrics: str | None = None
+    """File NAME.prom of node-exporter, or URL of a Pushgateway, that gets the metrics of the workspace's runs; None for
+    none."""
+
     def __post_init__(self) -> None:
+        if self.metrics is not None:
+            check_target(self.metrics)
         if self.from_champion and self.training.pretrained:
             raise RecipeError("from-champion and pretrained both name the first weights; give one of them")
         if self.from_champion and self.new_recipe:

@@ -102,9 +102,9 @@ def retrain(
                         on_start(plan)
                     outcome = _decided(plan, Stages(plan, options, held, budget, progress).run())
         except (PipelineError, OSError) as error:
-            _tell_failure(notifier, error, workspace)
+            _tell_failure(notifier, error, workspace, options.metrics)
             raise
-        _tell(notifier, outcome, workspace)  # here no budget can end a run that has decided
+        _tell(notifier, outcome, workspace, options.metrics)  # here no budget can end a run that has decided
     return replace(outcome, review=reviewed)
 
 
@@ -115,17 +115,17 @@ def _started(plan: Plan) -> Plan:
     return replace(plan, run=run, resumed=interrupted is not None and interrupted.id == run.id)
 
 
-def _tell(notifier: Notifier, outcome: Outcome, workspace: str) -> None:
+def _tell(notifier: Notifier, outcome: Outcome, workspace: str, metrics: str | None) -> None:
     if outcome.decision:
         notifier.decided(outcome.decision)
     notifier.ended(outcome.status, outcome.message)
-    report_nights(workspace)
+    report_nights(workspace, metrics)
 
 
-def _tell_failure(notifier: Notifier, error: Exception, workspace: str) -> None:
+def _tell_failure(notifier: Notifier, error: Exception, workspace: str, metrics: str | None) -> None:
     notifier.failed(error)
     if not isinstance(error, UnavailableError):  # the workspace may be away, too
-        report_nights(workspace)
+        report_nights(workspace, metrics)
 
 
 def _unchanged(plan: Plan) -> Outcome:

@@ -29,6 +29,7 @@ from pipeline.models.load import find_model
 from pipeline.retraining.decision.drift import Thresholds, assess
 from pipeline.retraining.decision.page import render_decision
 from pipeline.retraining.decision.promotion_gate import Gate, decide
+from pipeline.retraining.overview.overview import Overview
 from pipeline.retraining.overview.page import render_overview
 from pipeline.training.job import TrainJob
 from pipeline.training.outputs import result
@@ -99,7 +100,7 @@ def pages(trained: str, digits_dataset: str, tmp_path_factory: pytest.TempPathFa
         if place:
             (out / place).parent.mkdir(parents=True, exist_ok=True)
             (out / place).touch()
-    (out / "index.html").write_text(render_overview(str(out), runs, []))
+    (out / "index.html").write_text(render_overview(Overview(str(out), runs)))
     return {
         "tune": Path(tuned),
         "nights": out / "index.html",

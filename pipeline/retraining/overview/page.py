@@ -10,11 +10,9 @@ from typing import Any
 from pipeline.core.shares import wilson_interval
 from pipeline.reporting.charts import BLUE, ORANGE, chart_style, new_axes, render_page, svg_data_uri
 from pipeline.retraining import registry
-from pipeline.retraining.notices.outbox import undelivered
-from pipeline.retraining.notices.status_file import Status, read_status
-from pipeline.retraining.overview.nights import Night, read_nights
+from pipeline.retraining.overview.nights import Night
+from pipeline.retraining.overview.overview import Overview
 from pipeline.retraining.overview.times import planned_text, taken_text
-from pipeline.retraining.workspace import interrupted_run, registry_uri
 from pipeline.storage import files
 
 PAGE_NAME = "index.html"
@@ -31,45 +29,26 @@ class Line:
     move: registry.Move | None = None
 
 
-def write_overview(workspace: str) -> str:
-    """Writes the page of a workspace and returns its URI. workspace: absolute URI."""
-    place = registry_uri(workspace)
-    champion = registry.current(place, registry.CHAMPION)
-    moves = registry.history(place, registry.CHAMPION) if champion else []
-    interrupted = interrupted_run(workspace)
-    page = render_overview(
-        workspace, read_nights(workspace, update=True), moves, status=read_status(workspace),
-        interrupted=interrupted.id if interrupted else None, waiting=len(undelivered(workspace)),
-    )  # fmt: skip
-    uri = files.join(workspace, PAGE_NAME)
-    files.write_bytes(uri, page.encode())
+def write_page(overview: Overview) -> str:
+    """Writes the page of a workspace and returns its URI."""
+    uri = files.join(overview.workspace, PAGE_NAME)
+    files.write_bytes(uri, render_overview(overview).encode())
     return uri
 
 
-def render_overview(
-    workspace: str, nights: Sequence[Night], moves: Sequence[registry.Move], *,
-    status: Status | None = None, interrupted: str | None = None, waiting: int = 0,
-) -> str:  # fmt: skip
-    """Returns the page as HTML.
-
-    nights: all finished runs, the oldest first. moves: of the champion, the oldest first. status: of the last call.
-    interrupted: ID of the run that is at work or was interrupted. waiting: messages that no webhook has accepted.
-    """
+def render_overview(overview: Overview) -> str:
+    """Returns the page as HTML."""
+    nights, moves = overview.nights, overview.moves
     by_hand = [Line(each.time, move=each) for each in moves if each.mark[0] != "night"]
     lines = sorted([*by_hand, *(Line(each.finished, each) for each in nights)], key=lambda each: -each.time)
     return render_page(
-        "nights.html", workspace,
-        title=files.basename(workspace), nights=nights, shown=lines[:_SHOWN], folded=lines[_SHOWN:],
-        champion=moves[-1] if moves else None, live=_live(nights), status=status, interrupted=interrupted,
-        waiting=waiting, chart=_champion_chart(nights), when=_when, data_text=data_text, planned=planned_text,
-        taken=taken_text, link=lambda name: files.join(workspace, name), counts=_counts(nights),
+        "nights.html", overview.workspace,
+        title=files.basename(overview.workspace), overview=overview, nights=nights, status=overview.status,
+        shown=lines[:_SHOWN], folded=lines[_SHOWN:], champion=moves[-1] if moves else None,
+        chart=_champion_chart(nights), when=_when, data_text=data_text, planned=planned_text, taken=taken_text,
+        link=lambda name: files.join(overview.workspace, name), counts=_counts(nights),
         cost=sum(each.cost or 0 for each in nights),
     )  # fmt: skip
-
-
-def _live(nights: Sequence[Night]) -> tuple[int, int] | None:
-    """Returns (correct, rows) of the model that was live after the newest run that looked at it."""
-    return next((each.champion for each in reversed(nights) if each.champion), None)
 
 
 def _counts(nights: Sequence[Night]) -> dict[str, int]:

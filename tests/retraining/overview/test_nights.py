@@ -14,7 +14,8 @@ from pipeline.retraining.notices.status_file import Status
 from pipeline.retraining.overview import nights as nights_module
 from pipeline.retraining.overview.estimate import estimate_run
 from pipeline.retraining.overview.nights import Night, read_nights, summary
-from pipeline.retraining.overview.page import data_text, render_overview, write_overview
+from pipeline.retraining.overview.overview import Overview, read_overview
+from pipeline.retraining.overview.page import data_text, render_overview, write_page
 from pipeline.retraining.overview.times import planned_text, taken_text, time_and_money
 from pipeline.storage import files
 from tests.support.jobs import call_job, one_line_error
@@ -47,7 +48,7 @@ def test_decisions_of_an_earlier_program_are_listed(tmp_path: Path) -> None:
     assert night.champion == (80, 100)
     assert night.report == "nights/000000000000/challenger/report.html"  # wherever the workspace lies now
     assert (night.data, night.cost) == (None, None)
-    page = Path(write_overview(str(tmp_path))).read_text()
+    page = Path(write_page(read_overview(str(tmp_path)))).read_text()
     assert "-1.00 points" in page
     assert 'href="nights/000000000000/challenger/report.html"' in page
 
@@ -86,7 +87,7 @@ def test_a_damaged_decision_is_left_out_with_a_warning(tmp_path: Path, caplog: p
     ("count", "rows", "has_chart"), [(0, 0, False), (1, 1, False), (30, 30, True), (400, 400, True)]
 )
 def test_the_page_has_a_line_for_every_run(count: int, rows: int, has_chart: bool) -> None:
-    page = render_overview("/w/photos", many_nights(count), [])
+    page = render_overview(Overview("/w/photos", many_nights(count)))
     assert page.count("/decision.html") == count
     assert ("<figure" in page) == has_chart
     assert ("older lines" in page) == (count > 60)
@@ -100,7 +101,7 @@ def test_the_page_tells_failures_rollbacks_and_what_waits() -> None:
         Move("champion", 2, "b" * 16, 0, "worse on <the> new camera", nights[1].finished + 60),
     ]
     failed = Status("failed", "the bucket is away", last_run=1.7e9, last_success=1.6e9)
-    page = render_overview("/w/photos", nights, moves, status=failed, interrupted="abc", waiting=2)
+    page = render_overview(Overview("/w/photos", nights, moves, failed, "abc", 2))
     assert "The last call failed, 2023-11-14 22:13 UTC: the bucket is away" in page
     assert page.count("worse on &lt;the&gt; new camera") == 1
     assert "promoted: +1 (night" not in page  # it has a line as a run
@@ -190,6 +191,9 @@ def test_the_command_lists_runs_writes_the_page_and_sends_what_is_left(tmp_path:
         assert accepted.returncode == 0
         assert there.messages == [{"type": "x"}] * 2
     assert list((tmp_path / "notices").iterdir()) == []
+    target = tmp_path / "nights.prom"
+    nights("metrics", "--metrics", str(target))
+    assert 'runs{decision="kept"' in target.read_text()
 
 
 @pytest.mark.parametrize(
@@ -198,6 +202,8 @@ def test_the_command_lists_runs_writes_the_page_and_sends_what_is_left(tmp_path:
         (["list"], "--workspace URI is missing"),
         (["list", "--workspace", "wrk"], "wrk: no such folder; give that of jobs/retrain.py; did you mean"),
         (["send", "--workspace", "work"], "--webhook URL is missing"),
+        (["metrics", "--workspace", "work"], "--metrics FILE or URL is missing"),
+        (["metrics", "--workspace", "work", "--metrics", "x.txt"], "node-exporter reads files NAME.prom alone"),
         (["sned", "--workspace", "work"], "did you mean send?"),
     ],
 )

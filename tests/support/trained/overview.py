@@ -30,7 +30,7 @@ def many_nights(count: int) -> list[Night]:
                 fair_rows=0 if stopped else 10_000,
                 gain=None if stopped else {"gain": gain, "low": gain - 0.005, "high": gain + 0.005},
                 data=data if index else {"rows": data["rows"]},
-                drift={"warnings": ["far"], "class_mix": 0.3} if stopped else None,
+                drift={"warnings": ["far"], "class_mix": 0.3, "thresholds": {"class_mix": 0.1}} if stopped else None,
                 seconds={"ingest": 40.0, **({} if stopped else {"train": 1500.0 + index, "evaluate": 60.0})},
                 plan={"estimate": {"seconds": {"train": 1600.0}}, "cost_per_hour": 2.4},
                 report=None if stopped else f"nights/{index:012x}/challenger/report.html",
