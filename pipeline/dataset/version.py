@@ -100,8 +100,8 @@ def derive(
     version = Version(
         stored.digest,
         _bases(parent, out, stored, {shard.base for shard in all_shards}),
-        _write(out, DELETIONS_NAME, deletions, names),
-        _write(out, CORRECTIONS_NAME, _newest(deletions, *(each[1] for each in reversed(new)), earlier[1]), names),
+        write_edits(out, DELETIONS_NAME, deletions, names),
+        write_edits(out, CORRECTIONS_NAME, _newest(deletions, *(each[1] for each in reversed(new)), earlier[1]), names),
     )
     return Derived({name: _counted(out, tuple(each), version, classes) for name, each in shards.items()}, version)
 
@@ -164,7 +164,7 @@ def _newest(deletions: pa.Table, *corrections: pa.Table) -> pa.Table:
     return pa.concat_tables(kept or [CORRECTIONS_SCHEMA.empty_table()])
 
 
-def _write(out: str, name: str, table: pa.Table, shards: pa.Array) -> EditFile | None:
+def write_edits(out: str, name: str, table: pa.Table, shards: pa.Array) -> EditFile | None:
     """Writes the edits of some shards, sorted, and returns the reference to the file; None if there are none."""
     strings = table.set_column(0, "shard", table["shard"].cast(pa.string()))
     table = strings.filter(pa.compute.is_in(strings["shard"], value_set=shards)).sort_by(

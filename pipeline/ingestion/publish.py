@@ -210,9 +210,10 @@ def with_quality(
 
 
 _NOT_ALONE = "a-version-is-read-by-pipeline.open_dataset-and-to_arrow"
+_OF_OTHERS = "A version: most of its rows lie in other folders, and some of these are left out or relabelled."
+_EDITED = "Some of the rows in its shards are left out or relabelled, as people have said."
 _VERSION_NOTE = (
-    "\nA version: most of its rows lie in other folders, and some of these are left out or relabelled. "
-    '`pipeline.open_dataset(FOLDER)["train"].to_arrow()` gives all of them to pandas, DuckDB and `datasets`.\n'
+    '\n{} `pipeline.open_dataset(FOLDER)["train"].to_arrow()` gives all of them to pandas, DuckDB and `datasets`.\n'
 )
 
 
@@ -241,5 +242,5 @@ def dataset_card(manifest: Manifest) -> str:
     return (
         f"---\n{json.dumps(header, indent=1)}\n---\n\n# {manifest.name}\n\n{rows}\n\n"
         f"{len(manifest.classes)} classes. Digest `{manifest.digest}`, see `{MANIFEST_NAME}`.\n"
-        + (_VERSION_NOTE if is_version else "")
+        + (_VERSION_NOTE.format(_OF_OTHERS if manifest.version.bases else _EDITED) if manifest.version else "")
     )

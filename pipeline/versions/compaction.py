@@ -1,8 +1,9 @@
 """Makes a data set that stands alone of a version, from stored bytes: no source is needed and no image is decoded.
 
 It is byte for byte the data set that a full ingest of the version's source writes, but for labels that people have
-corrected and rows that they have removed. Shards are planned over the same keys and lengths and written by the same
-functions; what the manifest says of the rows as a whole is that of the version.
+corrected, and edit files that say which these are and which images people have removed (`compacted_edits`). Shards are
+planned over the same keys and lengths and written by the same functions; what the manifest says of the rows as a whole
+is that of the version.
 """
 
 import json
@@ -19,9 +20,18 @@ import pyarrow.compute as pc
 from pipeline.cluster.ray_tasks import map_tables
 from pipeline.core.errors import DatasetError
 from pipeline.core.progress import Progress, silent
+from pipeline.core.shares import counted
 from pipeline.dataset.api import Dataset
 from pipeline.dataset.edits import as_edited, live_rows
-from pipeline.dataset.manifest import SCHEMA_VERSION, Manifest, Shard, Split, load_stored, parse_shard
+from pipeline.dataset.manifest import (
+    SCHEMA_VERSION,
+    VERSION_SCHEMA_VERSION,
+    Manifest,
+    Shard,
+    Split,
+    load_stored,
+    parse_shard,
+)
 from pipeline.dataset.parquet import read_split_provenance, stored_provenance
 from pipeline.dataset.records import Rows
 from pipeline.dataset.row_reader import load_index, read_images
@@ -40,13 +50,11 @@ from pipeline.ingestion.sources.index import sample_table
 from pipeline.ingestion.target import check_target, claim_target, record_plan
 from pipeline.storage import files, lease
 from pipeline.storage.request_counts import RequestCounts
+from pipeline.versions.compacted_edits import PeoplesEdits, peoples_edits, write_peoples_edits
 from pipeline.versions.stored_rows import write_stored
 
 _log = logging.getLogger(__name__)
-_BY_PEOPLE = (
-    "people have corrected or removed images: so it stays here, but nothing remembers it; a version that is made of "
-    "this data set takes classes and images from the source again"
-)
+_FORM = "with edits"  # of a copy that an earlier release would write in another way
 _REFUSED = -1  # in place of a row: a file in quarantine, which has a place in the plan
 _SCHEMA = pa.schema([("receipt", pa.string())])
 
@@ -62,8 +70,8 @@ def compact(version: str | os.PathLike[str], out: str | os.PathLike[str], *, pro
     stored = load_stored(uri)
     if stored.sources:
         raise DatasetError(f"{uri}: is a mixture, which has no shards of its own; compact the versions it is made of")
-    if stored.version is None:
-        raise DatasetError(f"{uri}: refers to no other data set and leaves nothing out; copy its folder instead")
+    if stored.version is None or not stored.version.parent:
+        raise DatasetError(f"{uri}: refers to no other data set already; copy its folder instead")
     check_target(target)
     with claim_target(target, progress) as held:
         return Dataset(target, _Compaction(uri, stored, target, held).run(progress))
@@ -83,19 +91,25 @@ class _Compaction:
         return read_state(self.uri)
 
     @cached_property
+    def _edits(self) -> PeoplesEdits:
+        return peoples_edits(self.uri, self.stored, self._state, self.out)
+
+    @cached_property
     def _quarantine(self) -> pa.Table:
         return read_quarantine(self.uri)
 
     def run(self, progress: Progress) -> Manifest:
-        if edits_by_people(self.uri, self.stored):
-            _log.info("%s", _BY_PEOPLE)
         settings = settings_of(self.stored)
+        plan = f"{self.stored.digest} {_FORM}" if edits_by_people(self.uri, self.stored) else self.stored.digest
+        source = f"version {self.stored.digest}"
+        record_plan(self.out, {"plan": plan, "source": source, "settings": asdict(settings)})
+        if self._edits.num_forgotten:
+            what = counted(self._edits.num_forgotten, "image")
+            _log.info("%s that people have removed can't be remembered: the class or the file is another by now", what)
         index = self._index()
         plans = plan_shards(index, settings)
-        context = ShardContext(self.stored.digest, self.out, "file", self.stored.classes, settings)
-        source = f"version {self.stored.digest}"
-        record_plan(self.out, {"plan": self.stored.digest, "source": source, "settings": asdict(settings)})
-        task = _CompactShard(self.uri, self.stored.resolved, index, context)
+        context = ShardContext(plan, self.out, "file", self.stored.classes, settings)
+        task = _CompactShard(self.uri, self._edits.whole, index, context)
         done = 0
 
         def written(count: int) -> None:
@@ -106,17 +120,18 @@ class _Compaction:
 
         tables = map_tables(task, plans, _SCHEMA, written, computes=True)
         receipts = [Receipt.parse(table["receipt"][0].as_py()) for table in tables]
-        return self._publish(plans, receipts, progress)
+        return self._publish(index, plans, receipts, progress)
 
     def _index(self) -> Index:
         """Returns the rows of the version as the index of a source: keys, labels, and lengths of the source's files.
 
-        Its column `offset` is the row in the split, or _REFUSED for a file in quarantine.
+        With the images that people have removed. Its column `offset` is the row in the split of `_edits.whole`, or
+        _REFUSED for a file in quarantine.
         """
         lengths, refused = self._state, self._quarantine
         refused = refused.filter(pc.or_(pc.greater(refused["bytes"], 0), pc.not_equal(refused["sha256"], "")))
         splits = {}
-        for name, split in self.stored.resolved.splits.items():
+        for name, split in self._edits.whole.splits.items():
             rows = read_split_provenance(self.uri, split, ["key", "label", "bytes"])
             known = lengths.filter(pc.equal(lengths["split"], name))
             at = pc.index_in(rows["key"], value_set=known["key"].combine_chunks())
@@ -131,19 +146,27 @@ class _Compaction:
             splits[name] = sample_table(keys, labels.tolist(), [""] * len(keys), places, sizes)
         return Index(self.stored.name, "version", self.stored.classes, "file", splits, self.stored.digest)
 
-    def _publish(self, plans: Sequence[ShardPlan], receipts: Sequence[Receipt], progress: Progress) -> Manifest:
+    def _publish(
+        self, index: Index, plans: Sequence[ShardPlan], receipts: Sequence[Receipt], progress: Progress
+    ) -> Manifest:
+        written: dict[str, list[Shard]] = {name: [] for name in self.stored.splits}
+        rows = {}
+        for plan, receipt in zip(plans, receipts, strict=True):
+            if (shard := parse_shard(receipt.shard)).rows:
+                written[plan.split].append(shard)
+                rows[plan.split, shard.path] = _rows_of(index, plan)
+        version, shards = write_peoples_edits(self.out, self._edits, rows, written)
         splits = {}
         for name, split in self.stored.splits.items():
-            mine = [receipt for plan, receipt in zip(plans, receipts, strict=True) if plan.split == name]
-            shards = tuple(shard for shard in (parse_shard(each.shard) for each in mine) if shard.rows)
-            splits[name] = Split(sum(shard.rows for shard in shards), split.rows_per_class, shards)
+            splits[name] = Split(sum(shard.live_rows for shard in shards[name]), split.rows_per_class, shards[name])
             if splits[name].rows != split.rows:
                 raise AssertionError(f"{name}: {splits[name].rows} rows written of {split.rows}")
-        manifest = replace(self.stored, splits=splits, version=None, schema_version=SCHEMA_VERSION, digest="")
+        form = SCHEMA_VERSION if version is None else VERSION_SCHEMA_VERSION
+        manifest = replace(self.stored, splits=splits, version=version, schema_version=form, digest="")
         write_quarantine(self.out, self._quarantine)
         histogram = np.zeros(768, dtype=np.int64)
         if manifest.settings["handling"]["checks"] == "decode":
-            rows = statistics.pixel_rows(self.out, manifest)
+            rows = statistics.pixel_rows(self.out, manifest.resolved)
             pixels = read_pixels(self.uri) or self._pixels(manifest, rows, progress)
             write_pixels(self.out, pixels)
             histogram = pixels.histogram
@@ -152,8 +175,14 @@ class _Compaction:
         return publish_manifest(self.out, manifest, histogram, self._state, self.held, parent)
 
     def _pixels(self, manifest: Manifest, rows: pa.Table, progress: Progress) -> PixelState:
-        near = near_duplicates(self.out, manifest, rows, progress=progress)
+        near = near_duplicates(self.out, manifest.resolved, rows, progress=progress)
         return PixelState(near, histogram_without(self.uri, self.stored.resolved, None, {}))
+
+
+def _rows_of(index: Index, plan: ShardPlan) -> Rows:
+    """Returns the rows of the version that a planned shard holds, in its order."""
+    rows = index.splits[plan.split]["offset"].take(pa.array(plan.rows)).to_numpy()
+    return rows[rows != _REFUSED]
 
 
 @dataclass(frozen=True)
@@ -175,8 +204,7 @@ class _CompactShard:
 
     def _written(self, plan: ShardPlan) -> Receipt:
         split = self.data.splits[plan.split]
-        rows = self.index.splits[plan.split]["offset"].take(pa.array(plan.rows)).to_numpy()
-        rows = rows[rows != _REFUSED]
+        rows = _rows_of(self.index, plan)
         images = read_images(load_index(self.uri, split), rows)
         paths = (plan.path, plan.provenance_path)
         provenance = _provenance_of(self.uri, split, rows)

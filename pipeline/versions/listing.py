@@ -67,6 +67,8 @@ def list_versions(folder: str | os.PathLike[str]) -> list[VersionSummary]:
 
 def _summary(member: Member, by_digest: dict[str, Member]) -> VersionSummary:
     data, version = member.manifest, member.manifest.version
+    if version is not None and not version.parent:  # a compacted copy, which stands alone
+        version = None
     own = member.own_shards
     place = files.join(member.uri, DROPPED_NAME if member.dropped else MANIFEST_NAME)
     every = [shard for split in data.splits.values() for shard in split.shards]

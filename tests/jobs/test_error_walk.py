@@ -87,7 +87,7 @@ WALK = [
     ("versions compare data", "compare: 1 place given; give OLD NEW, two data sets"),
     ("versions compare data nothere", "nothere: no manifest.json, so no finished data set"),
     ("versions drop tree", "tree: no manifest.json, so no version"),
-    ("versions compact data --out o", "data: refers to no other data set and leaves nothing out"),
+    ("versions compact data --out o", "data: refers to no other data set already"),
     ("versions compact data", "compact: --out is missing"),
     ("versions forget data", "forget: no image is named; give --key KEY, or --keys FILE"),
     ("versions forget data --keys tree", "keys=tree: is a folder; give a text file with a key on each line"),

@@ -1,7 +1,7 @@
 import io
-import logging
 import os
 import shutil
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ from pipeline.core.errors import DatasetError
 from pipeline.dataset import manifest, open_dataset, parquet
 from pipeline.dataset.mixture import mix
 from pipeline.dataset.row_reader import load_index
-from pipeline.ingestion import ingest, publish, verify_dataset
+from pipeline.ingestion import correct, ingest, publish, verify_dataset
+from pipeline.ingestion.changes.onto import edits_by_people
+from pipeline.ingestion.corrections.reviewed import reviewed_rows
 from pipeline.ingestion.image_check import ImageHandling
 from pipeline.ingestion.sources import open_source
 from pipeline.storage import files
 from pipeline.versions import compaction, stored_rows
 from pipeline.versions.compaction import compact
 from pipeline.versions.drop import drop_version
+from pipeline.versions.listing import list_versions
+from pipeline.versions.removal.run import forget
 from tests.support.pictures.datasets import copied, ingest_here
 from tests.support.pictures.images import jpeg, make_tree, tree_files
 
@@ -138,16 +142,88 @@ def rows_of(uri: str) -> dict[str, dict[str, tuple[str, bytes]]]:
     return found
 
 
-def test_what_people_have_corrected_stays_so_and_a_line_says_what_is_forgotten(
-    family: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "pipeline")
+def test_what_people_have_corrected_stays_so(family: Path) -> None:
     expected = rows_of(str(family / "v3"))
     compact(family / "v3", family / "v4")
-    assert "people have corrected or removed images: so it stays here, but nothing remembers it" in caplog.text
     assert rows_of(str(family / "v4")) == expected
-    assert manifest.load(str(family / "v4")).version is None
+    version = manifest.load_stored(str(family / "v4")).version
+    assert version is not None
+    assert (version.parent, version.bases, version.deletions) == ("", {}, None)
     assert verify_dataset(family / "v4") == []
+
+
+@pytest.fixture
+def corrected(tmp_path: Path) -> Path:
+    """v1 of the source `tree`, v2 of which people have removed two images and relabelled two, v3 after it has grown."""
+    tree = make_tree(tmp_path / "tree", per_class=17)
+    full(tree, tmp_path / "v1", shard_size=9000)
+    verdicts = [
+        "train/ant/003.jpg,remove",
+        "train/cow/005.jpg,remove",
+        "train/ant/001.jpg,bee",
+        "train/bee/001.jpg,keep",
+    ]
+    (tmp_path / "verdicts.csv").write_text("\n".join(["key,verdict", *verdicts]))
+    correct(tmp_path / "verdicts.csv", tmp_path / "v1", tmp_path / "v2")
+    (tree / "train/bee/new.jpg").write_bytes(jpeg(4712))
+    (tree / "train/ant/000.jpg").unlink()
+    ingest(tree, tmp_path / "v3", onto=tmp_path / "v2")
+    return tmp_path
+
+
+def test_a_compacted_version_remembers_what_people_have_said(corrected: Path) -> None:
+    """The next ingest undoes nothing; a full ingest's shards are the same but for labels that people have set."""
+    before = manifest.load_stored(str(corrected / "v3"))
+    said = edits_by_people(str(corrected / "v3"), before)
+    assert len(said) == 4
+    compact(corrected / "v3", corrected / "v4")
+    after = manifest.load_stored(str(corrected / "v4"))
+    assert edits_by_people(str(corrected / "v4"), after) == said
+    assert rows_of(str(corrected / "v4")) == rows_of(str(corrected / "v3"))
+    assert verify_dataset(corrected / "v4") == []
+    for name in ("v3", "v4"):
+        split = manifest.load(str(corrected / name)).split("train")
+        keys = parquet.read_split_provenance(str(corrected / name), split, ["key"])["key"].to_pylist()
+        rows = reviewed_rows(str(corrected / name), split).tolist()
+        assert [keys[row] for row in rows] in (
+            [[one, other] for one, other in permutations(("train/ant/001.jpg", "train/bee/001.jpg"))]
+        )
+    for name in ("v1", "v2", "v3"):
+        drop_version(corrected / name)
+    (corrected / "tree/val/ant/new.jpg").write_bytes(jpeg(5))
+    ingest(corrected / "tree", corrected / "v5", onto=corrected / "v4")
+    assert rows_of(str(corrected / "v5"))["train"] == rows_of(str(corrected / "v4"))["train"]
+    assert edits_by_people(str(corrected / "v5"), manifest.load_stored(str(corrected / "v5"))) == said
+    with pytest.raises(DatasetError, match="refers to no other data set already"):
+        compact(corrected / "v4", corrected / "v7")
+    compact(corrected / "v5", corrected / "v7")
+    assert edits_by_people(str(corrected / "v7"), manifest.load_stored(str(corrected / "v7"))) == said
+    listed = {each.name: each for each in list_versions(corrected)}
+    assert (listed["v7"].parent, listed["v7"].relabelled, listed["v7"].rows) == ("", 0, listed["v7"].added)
+
+
+def test_the_shards_of_a_compacted_version_are_those_of_a_full_ingest_also_where_people_removed_images(
+    corrected: Path,
+) -> None:
+    full(corrected / "tree", corrected / "full", shard_size=9000)
+    compact(corrected / "v3", corrected / "v4")
+    names = [name for name in tree_files(corrected / "full") if name.startswith("train/")]
+    same = [(corrected / "v4" / name).read_bytes() == (corrected / "full" / name).read_bytes() for name in names]
+    data = manifest.load(str(corrected / "v4"))
+    assert [shard.path for shard in data.split("train").shards] == sorted(names)
+    assert same.count(False) <= 1  # the shard of the label that a person has set
+    assert sum(sum(shard.deleted) for shard in data.split("train").shards) == 2
+
+
+def test_a_removal_for_good_of_what_a_person_removed_reaches_the_compacted_version(corrected: Path) -> None:
+    compact(corrected / "v3", corrected / "v4")
+    shutil.rmtree(corrected / "tree")  # it would be searched, too
+    before = rows_of(str(corrected / "v4"))
+    assert forget(corrected, ["train/ant/003.jpg"]).rows == ("train/ant/003.jpg",)
+    assert rows_of(str(corrected / "v4")) == before
+    stored = manifest.load_stored(str(corrected / "v4"))
+    assert "train/ant/003.jpg" not in {key for key, _, _ in edits_by_people(str(corrected / "v4"), stored)}
+    assert verify_dataset(corrected / "v4") == []
 
 
 def test_a_compaction_that_is_interrupted_goes_on(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +275,7 @@ def test_a_version_that_is_dropped_meanwhile_is_not_published(family: Path, monk
 def test_what_needs_no_compaction_or_can_not_be_compacted_is_refused(family: Path) -> None:
     mix({"old": str(family / "v1"), "new": str(family / "v3")}, str(family / "mixed"))
     for name, message in (
-        ("v1", "refers to no other data set and leaves nothing out; copy its folder instead"),
+        ("v1", "refers to no other data set already; copy its folder instead"),
         ("mixed", "is a mixture"),
         ("nothere", r"no manifest\.json"),
     ):
