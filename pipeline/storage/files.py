@@ -109,7 +109,9 @@ def parse_record(data: bytes, uri: str, form: type[_Form], remedy: str) -> _Form
     try:
         return msgspec.json.decode(data, type=form)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        what = f"damaged, or written by another release ({error})" if data else "damaged: empty"
+        what = f"damaged: not JSON ({error})" if data else "damaged: empty"
+        if isinstance(error, msgspec.ValidationError):
+            what = f"damaged, or written by another release ({error})"
         raise StorageError(f"{uri}: {what}; {remedy}") from error
 
 
