@@ -20,6 +20,7 @@ Examples:
 import jobs  # noqa: F401 - first: from here on a signal ends the program in one line
 
 # isort: split
+import math
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,6 +35,7 @@ from pipeline.storage.places import check_folder
 
 if TYPE_CHECKING:  # they load torch, which takes seconds, and not every error needs it
     from pipeline.retraining.classes import ClassRules
+    from pipeline.retraining.decision.promotion_gate import Gate
     from pipeline.retraining.plan import Plan, RetrainOptions
     from pipeline.retraining.run import Outcome
     from pipeline.training.workflow import TrainOptions
@@ -77,7 +79,13 @@ class OutputArgs:
 class GateArgs:
     """When the challenger replaces the champion."""
 
-    level: Annotated[float, command.option("significance level of the promotion test", "P", "0.05")] = 0.05
+    level: Annotated[float, command.option("significance level of one night's test, at most", "P", "0.05")] = 0.05
+    false_promotions_per_year: Annotated[
+        float, command.option("promotions by chance to be expected a year, at most; inf: no limit", "X", "1")
+    ] = 1.0
+    lock_box: Annotated[
+        float, command.option("share of val, in [0, 1), that only promotions look at, once each", "X", "0: none")
+    ] = 0.0
     minimum_gain: Annotated[float, command.option("least gain of top-1, in [0, 1]", "X", "0")] = 0.0
     recall_drop: Annotated[
         float, command.option("largest significant fall of any class's recall, in [0, 1]", "X", "0.02")
@@ -86,6 +94,13 @@ class GateArgs:
         0.1
     )
     latency_ratio: Annotated[float, command.option("largest ratio of the seconds per image", "X", "1.5")] = 1.5
+
+    def gate(self) -> "Gate":
+        """Returns the gate. Raises RecipeError for a value out of range."""
+        from pipeline.retraining.decision.promotion_gate import Gate
+
+        per_year = self.false_promotions_per_year
+        return Gate(**{**vars(self), "false_promotions_per_year": None if per_year == math.inf else per_year})
 
 
 @dataclass(frozen=True)
@@ -197,11 +212,10 @@ class Args(training.TrainingArgs):
     def retrain_options(self, train_options: "TrainOptions") -> "RetrainOptions":
         """Returns the options of the run. Raises RecipeError for a value out of range."""
         from pipeline.retraining.decision.drift import Thresholds
-        from pipeline.retraining.decision.promotion_gate import Gate
         from pipeline.retraining.plan import RetrainOptions
 
         return RetrainOptions(
-            gate=Gate(**vars(self.promotion)),
+            gate=self.promotion.gate(),
             drift=Thresholds(self.drift.drift_class_mix, self.drift.drift_brightness, self.drift.drift_features),
             on_drift=self.drift.on_drift,
             classes=self.classes.rules(),
@@ -280,7 +294,7 @@ def print_plan(plan: "Plan", options: "RetrainOptions") -> None:
             ("recipe", _recipe(plan)),
             ("champion", run.champion.version if run.champion else "none yet"),
             *([("classes", run.classes.text)] if run.classes and run.classes.text else []),
-            ("gate", f"level {run.gate.level:g}, gain of {100 * run.gate.minimum_gain:g} points or more, no class "
+            ("gate", f"{_level(run.gate)}, gain of {100 * run.gate.minimum_gain:g} points or more, no class "
                      f"more than {100 * run.gate.recall_drop:g} points down"),
             ("budget", "none" if hours is None else f"{hours:g} h"),
             ("the last run took", last),
@@ -310,6 +324,12 @@ def _recipe(plan: "Plan") -> str:
     return ", ".join(filter(None, (f"{name} ({origin})" if origin else name, weights)))
 
 
+def _level(gate: "Gate") -> str:
+    limit = gate.false_promotions_per_year
+    words = f" or less (false promotions limited to {limit:g} a year)" if limit else " every night"
+    return f"level {gate.level:g}{words}"
+
+
 def print_outcome(outcome: "Outcome") -> None:
     """Prints the decision and where its files are."""
     run, decision = outcome.run, outcome.decision
@@ -323,6 +343,7 @@ def print_outcome(outcome: "Outcome") -> None:
             *([("classes", decision["classes"]["text"])] if decision.get("classes", {}).get("text") else []),
             *([] if outcome.status == "stopped" else [("compared on", _compared_on(decision))]),
             *((check["name"], f"{'ok' if check['passed'] else 'NO'}  {check['text']}") for check in decision["checks"]),
+            *([("level", decision["sequential"]["text"])] if decision.get("sequential") else []),
             *(("drift", warning) for warning in (decision["drift"] or {}).get("warnings", ())),
             ("time", ", ".join(f"{name} {value:.0f} s" for name, value in decision["seconds"].items())),
             *_planned(decision),

@@ -57,6 +57,7 @@ class Stream(IntEnum):
     CUTOUT = 20
     NOISE = 21
     IMPULSES = 22
+    LOCK_BOX = 23
     OWN_SAMPLE = 30
     OWN_BATCH = 31
 

@@ -83,6 +83,7 @@ def trained_twin(source: Source | None, digest: str) -> str | None:
 
 def _target(source: Source, parent: str) -> str:
     splitting = "evaluation" if source.for_evaluation else f"{source.val_share:g}"
+    splitting += f" test {source.test_share:g}" if source.test_share else ""
     columns = [each for each in (source.image_column, source.label_column) if each]
     identity = "\n".join(
         [located.fingerprint(source.uri), source.layout, source.md5 or "", splitting, _RULES, *columns]

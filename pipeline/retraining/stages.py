@@ -39,6 +39,9 @@ from pipeline.retraining.classes import ClassRules, as_json, change_text
 from pipeline.retraining.decision import promotion
 from pipeline.retraining.decision.data_changes import data_changes
 from pipeline.retraining.decision.drift import Drift, data_drift
+from pipeline.retraining.decision.lock_box import Reading, read_lock_box, with_reading
+from pipeline.retraining.decision.promotion_gate import Decision
+from pipeline.retraining.decision.sequential import NightLevel, take_level
 from pipeline.retraining.decision.stop import publish_stop
 from pipeline.retraining.plan import Plan, RetrainOptions
 from pipeline.retraining.workspace import ACTIVE_NAME, RetrainingRun, publish, read_latest
@@ -62,7 +65,9 @@ def ingest_source(run: RetrainingRun, options: RetrainOptions, progress: Progres
     """
     if not is_dataset(run.dataset):
         columns = (options.image_column, options.label_column)
-        source = Source(run.source, options.layout, options.md5, options.val_share, *columns)
+        source = Source(
+            run.source, options.layout, options.md5, options.val_share, *columns, test_share=run.gate.lock_box
+        )
         onto = _parent_of(run)
         ingest(source, run.dataset, max_quarantined=options.max_quarantined, onto=onto, progress=progress)
     return manifest.load(run.dataset)
@@ -166,11 +171,16 @@ class Stages:
                     drift = self._measure_drift(earlier, job)
         unseen = promotion.unseen_rows(run.dataset, data, earlier)
         contest = promotion.Contest(champion, challenger, data.classes, unseen, self._class_map)
-        decision = promotion.decide_promotion(contest, run.gate, promotion.measure_latency(run), run.classes)
+        latency, night = promotion.measure_latency(run), self._night_level()
+        gate = replace(run.gate, night_level=night.level) if night else run.gate
+        decision = promotion.decide_promotion(contest, gate, latency, run.classes)
+        decision, reading = self._confirm(decision, data, earlier)
         details = {
             "fair_rows": int(contest.rows.sum()),
             "rows": len(unseen),
             "drift": drift and drift.as_json(),
+            "sequential": night and night.as_json(),
+            "lock_box": reading and reading.as_json(),
             "gain": _gain(contest),
             **self._details(data),
             **self._write_pages(data, challenger, values),
@@ -254,6 +264,21 @@ class Stages:
                 "resumed": plan.resumed,
             },
         }
+
+    def _night_level(self) -> NightLevel | None:
+        """Returns tonight's level of the test of the gain; None if it is the gate's, as for a first model."""
+        run = self._run
+        if run.champion is None or run.gate.false_promotions_per_year is None:
+            return None
+        return take_level(run.workspace, run.id, run.gate.false_promotions_per_year, run.gate.level)
+
+    def _confirm(self, decision: Decision, data: Manifest, earlier: list[str]) -> tuple[Decision, Reading | None]:
+        """Returns the decision and, if it replaces a champion and there is a lock-box, what that says of it."""
+        if not (decision.promote and self._run.champion and self._run.gate.lock_box):
+            return decision, None
+        with self._stage("lock-box"), self._evaluation_session() as job:
+            reading = read_lock_box(self._run, data, earlier, job, self._class_map)
+        return with_reading(decision, reading), reading
 
     def _train(self) -> None:
         """Trains the challenger; continues an interrupted training, and leaves a finished one as it is."""

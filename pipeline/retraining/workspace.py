@@ -33,6 +33,7 @@ from pipeline.storage.places import claim_folder
 LATEST_NAME, ACTIVE_NAME = "latest.json", "active.json"
 DECISION_NAME, PAGE_NAME = "decision.json", "decision.html"
 CANDIDATE = "candidate"  # `status` of a decision whose challenger waits for a review
+_LIMIT = "false_promotions_per_year"  # of the gate; runs that began before there was one have none
 _TRAINED_IN = "trained in night "  # begins the reason of the challenger's move; the ID of the run follows
 
 
@@ -53,12 +54,11 @@ class RetrainingRun:
 
     @property
     def id(self) -> str:
-        """The first 12 hex digits of a SHA-256 over all fields but the workspace, and but those of later versions that
-        are None.
+        """The first 12 hex digits of a SHA-256 over all fields but the workspace and newer ones that change nothing.
 
         So runs of workspaces that don't know these fields keep their IDs.
         """
-        values = {**self.as_json(), "workspace": ""}
+        values = {**self.as_json(), "workspace": "", "gate": self.gate.identity()}
         if self.pretrained is None:
             del values["pretrained"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
@@ -83,8 +83,12 @@ class RetrainingRun:
 
     @property
     def dataset(self) -> str:
-        """The URI of the ingested data set, which all retraining runs on the same state of the source share."""
-        return files.join(self.workspace, "datasets", self.fingerprint[:12])
+        """The URI of the ingested data set, which all retraining runs on the same state of the source share.
+
+        Those with a lock-box have other data sets: a part of val is test there.
+        """
+        part = f"-lock-box-{self.gate.lock_box:g}" if self.gate.lock_box else ""
+        return files.join(self.workspace, "datasets", f"{self.fingerprint[:12]}{part}")
 
     @property
     def registry(self) -> str:
@@ -112,11 +116,16 @@ def resume_or_start(planned: RetrainingRun) -> RetrainingRun:
     """Returns the interrupted run of `active.json` if its inputs are those planned, else writes `planned` there.
 
     The champions may differ: an interrupted run goes on with the champion that it began with if it has itself promoted
-    the one that is live now. If another process or a person has moved the champion, its comparison is of no use.
+    the one that is live now. If another process or a person has moved the champion, its comparison is of no use. The
+    limits of false promotions may differ if the run began before there was one.
     """
     place = files.join(planned.workspace, ACTIVE_NAME)
-    active = _run_of(claim_folder(place, planned.as_json(), end="\n"), planned.workspace)
-    is_same = replace(active, champion=planned.champion).as_json() == planned.as_json()
+    values = claim_folder(place, planned.as_json(), end="\n")
+    active = _run_of(values, planned.workspace)
+    wanted = replace(planned, champion=active.champion)
+    if _LIMIT not in values["gate"]:
+        wanted = replace(wanted, gate=replace(planned.gate, false_promotions_per_year=None))
+    is_same = active.as_json() == wanted.as_json()
     if is_same and (active.champion == planned.champion or _has_promoted(active, planned.champion)):
         return active
     files.write_json(place, planned.as_json(), pretty=True)
@@ -136,7 +145,8 @@ def _has_promoted(run: RetrainingRun, champion: registry.Move | None) -> bool:
 def _run_of(values: dict[str, Any], workspace: str) -> RetrainingRun:
     """Returns the run of `active.json`, in the workspace where the file lies now."""
     move, rules = values["champion"], values.get("classes")
-    values = {**values, "champion": move and registry.Move(**move), "gate": Gate(**values["gate"])}
+    gate = Gate(**{_LIMIT: None, **values["gate"]})
+    values = {**values, "champion": move and registry.Move(**move), "gate": gate}
     values["classes"] = rules and ClassRules(**{**rules, "removed": tuple(rules["removed"])})
     return RetrainingRun(**{**values, "workspace": workspace})
 

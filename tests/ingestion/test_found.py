@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.core.errors import DatasetError, PipelineError, SourceError
+from pipeline.core.keyed_random import Stream
 from pipeline.dataset.parquet import read_provenance, read_table
 from pipeline.ingestion.found import found_lines
 from pipeline.ingestion.sources import Index, Source, open_source
@@ -312,5 +313,6 @@ def test_the_share_is_kept_and_the_draw_is_pinned() -> None:
     assert abs(is_val.mean() - 0.1) < 0.01
     # Data sets that grow depend on these.
     assert np.flatnonzero(is_val)[:6].tolist() == [1, 12, 19, 44, 65, 72]
+    assert abs(is_val[below_share(keys, np.zeros(len(keys), np.int64), 0.5, Stream.LOCK_BOX)].mean() - 0.1) < 0.01
     larger = below_share(keys, np.zeros(len(keys), np.int64), 0.2)
     assert not (is_val & ~larger).any()

@@ -11,12 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import RecipeError
+from pipeline.dataset import manifest
+from pipeline.dataset.parquet import read_rows
+from pipeline.evaluation import verify as verify_evaluation
+from pipeline.evaluation.predictions import read_predictions
 from pipeline.retraining import registry
 from pipeline.retraining.decision.drift import Thresholds
+from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.plan import Plan, RetrainOptions, plan_retraining
 from pipeline.retraining.registry_check import verify
 from pipeline.retraining.run import Outcome, retrain
@@ -99,6 +105,48 @@ def drift_stops(source: Source, work: str, training: str) -> None:
     assert by_classes.decision["drift"]["features"] is None  # no model has looked at an image
     assert registry.history(f"{work}/registry", "champion") == history
     assert [path.parent.name for path in Path(work).glob("nights/*/run")] == [Path(training).parent.name]
+
+
+def keys_of(dataset: str, split: str) -> set[str]:
+    rows = manifest.load(dataset).split(split)
+    return set(read_rows(dataset, rows, np.arange(rows.rows), ("key",))["key"].to_pylist())
+
+
+@pytest.mark.long
+def test_only_a_promotion_reads_the_lock_box_and_each_night_spends_once(digits_dataset: str, tmp_path: Path) -> None:
+    """Switched on in the second night, which ingests onto the data set of the first; the third learns wrong labels."""
+    source, work = Source(digits_dataset, str(tmp_path / "source")), tmp_path / "work"
+    locked = options(gate=Gate(lock_box=0.3), changes={"epochs": 4})
+    source.add(0, 300)
+    assert retrain(source.uri, work, options=options(changes={"epochs": 4})).status == "promoted"
+    assert not (work / "levels.json").exists()
+    source.add(300, 1200)
+    second = retrain(source.uri, work, options=locked)
+    source.add(1200, 1797, wrong=0.5)
+    third = retrain(source.uri, work, options=locked)
+    assert [second.status, third.status] == ["promoted", "kept"]
+    for outcome, reads in ((second, 1), (third, 0)):
+        run = outcome.run
+        assert run is not None
+        test, val = (keys_of(run.dataset, name) for name in ("test", "val"))
+        assert test
+        assert not test & val
+        for folder in ("run", "champion", "challenger"):
+            assert set(read_predictions(f"{run.folder}/{folder}")[1]) == val
+        for page in (f"{run.folder}/challenger/evaluation.html", f"{run.folder}/compare.html"):
+            assert not [key for key in test if key in Path(page).read_text()]
+        assert os.path.exists(f"{run.folder}/lock-box") == bool(reads)
+        assert os.path.exists(f"{work}/lock-box/{run.id}.json") == bool(reads)
+        verify_evaluation(f"{run.folder}/challenger", run.dataset, run.training)
+        if reads:
+            assert set(read_predictions(f"{run.folder}/lock-box/challenger")[1]) == test
+            verify_evaluation(f"{run.folder}/lock-box/challenger", run.dataset, run.training)
+        assert "by the limit of 1 on the false promotions" in Path(f"{run.folder}/decision.html").read_text()
+    assert second.decision["lock_box"]["readings"] == 1
+    assert third.decision["lock_box"] is None
+    levels = [outcome.decision["sequential"]["level"] for outcome in (second, third)]
+    assert [each["level"] for each in json.loads((work / "levels.json").read_text())["nights"]] == levels
+    assert levels[1] == pytest.approx(levels[0] / 2, rel=0.01)
 
 
 def test_a_run_in_a_workspace_where_another_works_is_busy(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.core.progress import silent
@@ -11,8 +12,12 @@ from pipeline.dataset import manifest
 from pipeline.dataset.version import Changes
 from pipeline.ingestion.plan import SHARD_BYTES
 from pipeline.ingestion.sources import open_source
-from pipeline.retraining import stages
-from pipeline.retraining.plan import RetrainOptions
+from pipeline.retraining import registry, stages
+from pipeline.retraining.budget import Budget
+from pipeline.retraining.decision.promotion import Contest, decide_promotion
+from pipeline.retraining.decision.promotion_gate import Gate
+from pipeline.retraining.plan import Plan, RetrainOptions
+from pipeline.retraining.run_settings import given_settings
 from pipeline.retraining.stages import ingest_source
 from pipeline.retraining.workspace import LATEST_NAME, RetrainingRun
 from pipeline.storage import files
@@ -20,6 +25,7 @@ from pipeline.versions import drop_version
 from tests.support.pictures.datasets import ingest_here
 from tests.support.pictures.images import jpeg, make_tree
 from tests.support.pictures.versions import deletions, make_version
+from tests.support.trained.predictions import predictions
 from tests.support.trained.retraining import planned_run
 
 
@@ -111,3 +117,35 @@ def test_a_run_ingests_everything_where_that_is_better(
     shutil.rmtree(tuesday.dataset)
     shutil.rmtree(monday.dataset)  # the parent is gone
     assert ingest_source(tuesday, RetrainOptions(), silent).digest == whole.digest
+
+
+def night_of(run: RetrainingRun) -> stages.Stages:
+    plan = Plan(run, given_settings("digits", None), None)
+    return stages.Stages(plan, RetrainOptions(), None, Budget(None), silent)
+
+
+def test_two_nights_spend_as_said_and_the_second_refuses_what_the_first_had_promoted(tmp_path: Path) -> None:
+    """38 won and 22 lost: p = 0.026, and the levels are 0.042 and 0.021."""
+    numbers = np.arange(1000)
+    champion, challenger = (predictions(numbers >= 38), predictions((numbers < 38) | (numbers >= 60)))
+    contest, decisions = Contest(champion, challenger, tuple("abcdefghij"), np.ones(1000, bool)), []
+    for fingerprint in ("1" * 64, "2" * 64, "1" * 64):
+        move = registry.Move("champion", 1, "c" * 16, 0, "", 0.0)
+        run = planned_run(str(tmp_path), fingerprint=fingerprint, champion=move)
+        night = night_of(run)._night_level()
+        assert night is not None
+        gate = replace(run.gate, night_level=night.level)
+        decisions.append(decide_promotion(contest, gate))
+        expected = 1 / 24 if fingerprint[0] == "1" else 1 / 48
+        assert decisions[-1].checks[0].allowed == night.level == pytest.approx(expected, rel=1e-3)
+    assert [each.promote for each in decisions] == [True, False, True]  # the third is the first, resumed after a kill
+    assert "may be chance (level 0.0208)" in decisions[1].reason
+    assert decisions[0].changes == decisions[1].changes  # the other checks keep the gate's own level
+
+
+def test_a_first_model_and_a_gate_without_a_limit_spend_nothing(tmp_path: Path) -> None:
+    assert night_of(planned_run(str(tmp_path)))._night_level() is None
+    move = registry.Move("champion", 1, "c" * 16, 0, "", 0.0)
+    run = planned_run(str(tmp_path), champion=move, gate=Gate(false_promotions_per_year=None))
+    assert night_of(run)._night_level() is None
+    assert list(tmp_path.iterdir()) == []

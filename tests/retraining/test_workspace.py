@@ -1,10 +1,12 @@
 """A run in its workspace: resumption after a kill, and the test for changes."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipeline.retraining import registry
-from pipeline.retraining.workspace import is_unchanged, resume_or_start
+from pipeline.retraining.decision.promotion_gate import Gate
+from pipeline.retraining.workspace import ACTIVE_NAME, interrupted_run, is_unchanged, resume_or_start
+from pipeline.storage import files
 from tests.support.trained.live import make_version, promote
 from tests.support.trained.retraining import planned_run
 
@@ -27,7 +29,7 @@ def test_an_interrupted_run_continues_with_the_champion_that_it_began_with(tmp_p
 
 def test_the_id_of_a_run_is_that_of_before_candidates_were_known() -> None:
     """`Move.against` isn't part of it for champions: interrupted runs of earlier versions go on."""
-    run = planned_run("w")
+    run = planned_run("w", gate=Gate(false_promotions_per_year=None))
     assert run.id == "73bc117a84bb"
     move = registry.Move("champion", 3, "a" * 16, 2, "promoted", 1.0)
     assert replace(run, champion=move).id == "27c3f85a4c7f"
@@ -50,3 +52,35 @@ def test_nothing_has_changed_for_the_same_source_with_the_same_recipe() -> None:
     assert not is_unchanged(latest, "other", run.recipe)
     assert not is_unchanged(latest, run.fingerprint, {**run.recipe, "epochs": 3})
     assert not is_unchanged(None, run.fingerprint, run.recipe)
+
+
+# as computed before gates had a limit of false promotions and a lock-box
+OLD_ID = "7947f860bfcd"
+
+
+def test_runs_without_the_newer_limits_keep_their_ids() -> None:
+    run = planned_run("w", recipe={}, gate=Gate(false_promotions_per_year=None))
+    assert run.id == OLD_ID
+    assert replace(run, gate=replace(run.gate, night_level=0.01)).id == OLD_ID
+    others = [Gate(), Gate(false_promotions_per_year=2.0), Gate(false_promotions_per_year=None, lock_box=0.2)]
+    assert len({OLD_ID, *(replace(run, gate=each).id for each in others)}) == 4
+
+
+def test_a_run_that_was_interrupted_before_there_was_a_limit_goes_on_without_it(tmp_path: Path) -> None:
+    """Its folder, with the training in it, is found by its old ID."""
+    planned = planned_run(str(tmp_path), recipe={})
+    stored = asdict(planned)
+    for name in ("false_promotions_per_year", "lock_box", "night_level"):
+        del stored["gate"][name]
+    files.write_json(files.join(str(tmp_path), ACTIVE_NAME), stored)
+    resumed = resume_or_start(planned)
+    assert resumed.id == OLD_ID
+    assert resumed.gate.false_promotions_per_year is None
+    assert interrupted_run(str(tmp_path)) == resumed
+    stricter = replace(planned, gate=replace(planned.gate, level=0.01))
+    assert resume_or_start(stricter) == stricter
+
+
+def test_a_lock_box_has_data_sets_of_its_own() -> None:
+    run = planned_run("w")
+    assert replace(run, gate=Gate(lock_box=0.2)).dataset == f"{run.dataset}-lock-box-0.2"

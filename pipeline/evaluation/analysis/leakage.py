@@ -10,14 +10,14 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.evaluation.predictions import Predictions
 
 
-def leaked_rows(dataset: str, data: Manifest) -> npt.NDArray[np.int64]:
-    """Returns the rows of val, int64 [M], that have a duplicate or near duplicate in train according to the manifest.
+def leaked_rows(dataset: str, data: Manifest, name: str = "val") -> npt.NDArray[np.int64]:
+    """Returns the rows of a split, int64 [M], that have a duplicate or near duplicate in train by the manifest.
 
-    No rows if they are more than half of val: such simple images, handwritten digits for example, are alike by nature,
-    and leaving them out would leave an unrepresentative rest.
+    No rows if they are more than half of the split: such simple images, handwritten digits for example, are alike by
+    nature, and leaving them out would leave an unrepresentative rest.
     """
-    split = data.split("val")
-    rows = parquet.find_rows(dataset, split, data.leaked.get("val", ()))
+    split = data.split(name)
+    rows = parquet.find_rows(dataset, split, data.leaked.get(name, ()))
     return rows if 2 * len(rows) <= split.rows else rows[:0]
 
 

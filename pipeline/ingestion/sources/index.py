@@ -1,7 +1,7 @@
 """The index of a source: for each sample its key, its label, and where its bytes lie."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -134,6 +134,23 @@ def _first_repeated(keys: pa.ChunkedArray) -> str | None:
     return None
 
 
+def with_test(index: Index, share: float) -> Index:
+    """Returns an index in which a share of val, of each class, is the split test; as it is if the source has a test.
+
+    Which rows is decided as for val (`below_share`), by draws of their own: new images move hardly any. Raises
+    SourceError if no class has two rows in val.
+    """
+    if "test" in index.splits or not share:
+        return index
+    val = index.splits["val"]
+    is_test = below_share(val["key"], val["label"].to_numpy(), share, Stream.LOCK_BOX)
+    if not is_test.any():
+        raise SourceError(f"{index.name}: no class has two images in val, so none can be set aside as test; add some")
+    note = f"test: {is_test.sum():,} of the {val.num_rows:,} images of val are set aside by a hash of their keys"
+    splits = {**index.splits, "val": val.filter(pa.array(~is_test)), "test": val.filter(pa.array(is_test))}
+    return replace(index, splits=splits, notes=(*index.notes, note))
+
+
 def hold_out(table: pa.Table, fraction: float, seed: int = 0) -> tuple[pa.Table, pa.Table]:
     """Returns (train, val) of a source without splits: `fraction` of the rows of each class, at least one, become val.
 
@@ -153,15 +170,17 @@ def hold_out(table: pa.Table, fraction: float, seed: int = 0) -> tuple[pa.Table,
     return table.filter(pa.array(~is_val)), table.filter(pa.array(is_val))
 
 
-def below_share(keys: Sequence[str], labels: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.bool_]:
+def below_share(
+    keys: Sequence[str] | pa.ChunkedArray, labels: npt.NDArray[np.int64], share: float, stream: Stream = Stream.HOLD_OUT
+) -> npt.NDArray[np.bool_]:
     """Returns bool [N]: the rows that become val, `share` of each class on average, at least one and never all.
 
     A row is held out if a number in [0, 1) drawn by its key is below `share`, whatever other rows there are. So new
     images move no old one between the splits, with one exception, without which a class could lack val or train: if no
     row of a class is below the share, its lowest is held out, and if all are, its highest is not. The row of a class
-    that has one only stays in train. keys, labels: of N rows.
+    that has one only stays in train. keys, labels: of N rows. stream: of the draws.
     """
-    draws = uniform(0, 0, Stream.HOLD_OUT, key_hash(keys))[:, 0]
+    draws = uniform(0, 0, stream, key_hash(keys))[:, 0]
     is_val = draws < share
     order = np.lexsort((draws, labels))
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))

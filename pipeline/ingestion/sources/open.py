@@ -8,7 +8,7 @@ from pipeline.core.errors import SourceError
 from pipeline.core.progress import Progress, silent
 from pipeline.core.shares import counted
 from pipeline.ingestion.sources import cifar, digits, folders, imagenet, named, webdataset
-from pipeline.ingestion.sources.index import Index
+from pipeline.ingestion.sources.index import Index, with_test
 from pipeline.ingestion.sources.located import list_source
 from pipeline.ingestion.sources.members import Listing
 from pipeline.ingestion.sources.published import cifar100, tiny_imagenet
@@ -153,7 +153,7 @@ def open_source(source: Source | str, *, spool: str, progress: Progress = silent
     if source.layout not in ("auto", *LAYOUTS):
         raise SourceError(f"layout {source.layout!r} is unknown; use auto or one of {', '.join(LAYOUTS)}")
     if source.layout == "digits":
-        return digits.build_index(spool)
+        return with_test(digits.build_index(spool), source.test_share)
     found = list_source(source.uri, spool, progress)
     val_share = 1.0 if source.for_evaluation else source.val_share
     tables = TableOptions(found.table, source.image_column, source.label_column, val_share)
@@ -161,7 +161,8 @@ def open_source(source: Source | str, *, spool: str, progress: Progress = silent
     layout = _layout_of(found.listing, source.layout, by_column)
     options = _Options(found.name, source.md5, val_share, spool, progress, tables)
     build = _build_folders if layout is _LAYOUTS["folders"] else layout.build
-    return replace(build(found.listing, options), stamps=found.listing.stamps)
+    index = with_test(build(found.listing, options), source.test_share)
+    return replace(index, stamps=found.listing.stamps)
 
 
 def _build_folders(listing: Listing, options: _Options) -> Index:

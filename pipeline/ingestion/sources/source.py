@@ -46,7 +46,13 @@ class Source:
     for_evaluation: bool = False
     """Of a source with neither val nor test every image becomes val, and train may be missing."""
 
+    test_share: float = 0.0
+    """Share of val, of each class, that is set aside as test by a hash of the keys, from 0 (none) to below 1. Without
+    effect where the source has test beside val."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.test_share < 1:
+            raise PipelineError(f"test_share={self.test_share:g} must be 0 (none), or a share below 1 such as 0.2")
         if not 0 < self.val_share < 1:
             raise PipelineError(f"val_share={self.val_share:g} must lie above 0 and below 1, such as 0.1")
 

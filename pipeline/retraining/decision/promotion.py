@@ -37,13 +37,13 @@ _DRIFT_ROWS = 5000
 def evaluate_model(
     run: RetrainingRun, checkpoint: str, name: str, job: EvaluateJob, class_map: ClassMap | None = None
 ) -> tuple[Predictions, dict[str, Any]]:
-    """Returns the predictions of a model on the val split of the run's data set, and the content of its metrics.json.
+    """Returns the predictions of a model on a split of the run's data set, and the content of its metrics.json.
 
     An evaluation that a process before this one has finished is read, not repeated.
 
-    checkpoint: URI of a finished training run. name: of the evaluation's folder below the run's. job: workers and
-    progress of the evaluation. class_map: where the model's classes aren't the data set's; its answers are then named
-    as in `ClassMap.answers`.
+    checkpoint: URI of a finished training run. name: of the evaluation's folder below the run's. job: split, workers
+    and progress of the evaluation. class_map: where the model's classes aren't the data set's; its answers are then
+    named as in `ClassMap.answers`.
     """
     out = files.join(run.folder, name)
     data, model = manifest.load(run.dataset), find_model(checkpoint)
@@ -61,19 +61,19 @@ def evaluate_model(
     return read_predictions(out)[0], read_metrics(out)
 
 
-def unseen_rows(dataset: str, data: Manifest, others: list[str]) -> npt.NDArray[np.bool_]:
-    """Returns bool [rows of val]: True for the images that neither model can know from its training.
+def unseen_rows(dataset: str, data: Manifest, others: list[str], name: str = "val") -> npt.NDArray[np.bool_]:
+    """Returns bool [rows of the split]: True for the images that neither model can know from its training.
 
     False are the duplicates of training images (`leakage.leaked_rows`), and images whose source file, by its SHA-256,
     is in the train split of one of `others`, the data sets that the champion and its ancestors were trained on.
     """
-    split = data.split("val")
+    split = data.split(name)
     unseen = np.ones(split.rows, dtype=np.bool_)
-    unseen[leaked_rows(dataset, data)] = False
+    unseen[leaked_rows(dataset, data, name)] = False
     trained_on: set[bytes] = set()
     for uri in others:
         trained_on.update(_source_hashes(uri, manifest.load(uri), "train"))
-    hashes = _source_hashes(dataset, data, "val")
+    hashes = _source_hashes(dataset, data, name)
     return unseen & np.array([sha256 not in trained_on for sha256 in hashes], dtype=np.bool_)
 
 

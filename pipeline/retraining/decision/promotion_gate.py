@@ -4,6 +4,7 @@ Both models are compared on the same rows, which neither was trained on. The cha
 and may not get worse in any class, in calibration or in latency by more than the gate allows.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,6 +31,12 @@ class Gate:
     recall_drop: float = 0.02
     calibration_rise: float = 0.1  # largest rise of the expected calibration error, in [0, 1]
     latency_ratio: float = 1.5  # largest ratio of the seconds per image, if both were measured; 1 or more
+    # Limit of the expected number of false promotions a year, above 0: each night tests the gain at a level of its own,
+    # `level` at most (`sequential.py`). None tests each night at `level`, however many there are.
+    false_promotions_per_year: float | None = 1.0
+    # Share of val that is kept apart as the split test, in [0, 1): the lock-box, which only promotions read.
+    lock_box: float = 0.0
+    night_level: float | None = None  # of the test of the gain, tonight; None for `level`. Never part of the identity
 
     def __post_init__(self) -> None:
         if not 0 < self.level < 0.5:
@@ -39,6 +46,25 @@ class Gate:
                 raise RecipeError(f"gate {name}={getattr(self, name)} must lie in [0, 1]")
         if self.latency_ratio < 1:
             raise RecipeError(f"gate latency_ratio={self.latency_ratio} must be 1 or more")
+        per_year = self.false_promotions_per_year
+        if per_year is not None and not 0 < per_year < math.inf:
+            raise RecipeError(f"gate false_promotions_per_year={per_year} must be above 0, such as 1")
+        if not 0 <= self.lock_box < 1:
+            raise RecipeError(f"gate lock_box={self.lock_box} must be 0 (none), or a share below 1 such as 0.2")
+
+    @property
+    def gain_level(self) -> float:
+        """Significance level of the test of the gain."""
+        return self.level if self.night_level is None else self.night_level
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the fields, without the newer ones where they change nothing: old workspaces don't know them."""
+        values = asdict(self)
+        del values["night_level"]
+        for name, nothing in (("false_promotions_per_year", None), ("lock_box", 0.0)):
+            if values[name] == nothing:
+                del values[name]
+        return values
 
 
 @dataclass(frozen=True)
@@ -127,17 +153,17 @@ def check_gain(champion: Bools, challenger: Bools, gate: Gate) -> Check:
     test = mcnemar(champion, challenger, "greater")
     won, lost, p = test["only_second"], test["only_first"], test["p"]
     gain = (won - lost) / len(champion)
-    passed = p <= gate.level and gain >= gate.minimum_gain
+    passed = p <= gate.gain_level and gain >= gate.minimum_gain
     text = f"{100 * gain:+.2f} points on {len(champion):,} images ({won:,} won, {lost:,} lost, p = {p:.2g})"
     if won <= lost:
         text += ", no gain"
-    elif p > gate.level:
-        text += f", which may be chance (level {gate.level:g})"
+    elif p > gate.gain_level:
+        text += f", which may be chance (level {gate.gain_level:.3g})"
     elif gain < gate.minimum_gain:
         text += f", less than the {100 * gate.minimum_gain:g} points asked for"
-    rule = f"fails unless p is at most {gate.level:g}"
+    rule = f"fails unless p is at most {gate.gain_level:.3g}"
     rule += f" and the gain at least {100 * gate.minimum_gain:g} points" if gate.minimum_gain else ""
-    return Check("gain", passed, p, gate.level, text, rule)
+    return Check("gain", passed, p, gate.gain_level, text, rule)
 
 
 def check_recall(

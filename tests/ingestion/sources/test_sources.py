@@ -62,6 +62,38 @@ def test_a_third_split_is_kept(tmp_path: Path) -> None:
     assert set(open_here(tree, tmp_path).splits) == {"train", "val", "test"}
 
 
+def test_a_share_of_val_is_set_aside_as_test_and_stays_there_as_the_source_grows(tmp_path: Path) -> None:
+    def keys(per_class: int) -> dict[str, set[str]]:
+        tree = make_tree(tmp_path / str(per_class), per_class=per_class, splits=("train", "val"))
+        index = open_source(Source(str(tree), test_share=0.3), spool=str(tmp_path))
+        assert index.notes[-1].startswith(f"test: {index.splits['test'].num_rows} of the {3 * per_class} images of val")
+        return {split: set(table["key"].to_pylist()) for split, table in index.splits.items()}
+
+    few, many = keys(15), keys(30)
+    for found, number in ((few, 45), (many, 90)):
+        assert not found["test"] & found["val"]
+        assert len(found["test"] | found["val"]) == number
+        assert len({key.split("/")[-2] for key in found["test"]}) == 3
+        assert 0.15 < len(found["test"]) / number < 0.45
+    assert few["test"] <= many["test"]
+    assert few["val"] <= many["val"]
+
+
+def test_a_test_split_of_the_source_is_left_as_it_is(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "t", splits=("train", "val", "test"))
+    plain = open_here(tree, tmp_path)
+    assert open_source(Source(str(tree), test_share=0.3), spool=str(tmp_path)) == plain
+    assert open_source(Source(str(tree), test_share=0.0), spool=str(tmp_path)) == plain
+
+
+def test_a_test_split_that_cannot_be_set_aside_is_refused(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "t", per_class=1, splits=("train", "val"))
+    with pytest.raises(SourceError, match="no class has two images in val"):
+        open_source(Source(str(tree), test_share=0.3), spool=str(tmp_path))
+    with pytest.raises(PipelineError, match="test_share=1"):
+        Source("x", test_share=1.0)
+
+
 @pytest.mark.parametrize("below", ["", "train"])
 def test_without_val_about_a_tenth_of_every_class_is_held_out(tmp_path: Path, below: str) -> None:
     tree = make_tree(tmp_path / "t", per_class=20, splits=("train",))
