@@ -23,6 +23,7 @@ from pyarrow import fs
 from pipeline.core.errors import PipelineError, StorageError
 from pipeline.storage import object_store
 from pipeline.storage.listing import (
+    Entries,
     Entry,
     Tree,
     entry_of,
@@ -42,6 +43,7 @@ from pipeline.storage.system_errors import one_line_errors, raise_if_full
 from pipeline.storage.uris import absolute, basename, in_store, is_local, join, open_filesystem, relative, resolve
 
 __all__ = [
+    "Entries",
     "Entry",
     "MappedFile",
     "Tree",

@@ -5,12 +5,14 @@ import hashlib
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 from urllib.parse import urlsplit
 
+import numpy as np
 from pyarrow import fs
 
 from pipeline.core.errors import StorageError
@@ -23,7 +25,7 @@ LISTING_THREADS = 32
 _CLOSED = "folder not readable"
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)  # there may be millions
 class Entry:
     """A file below a directory: its name relative to it, size in bytes, time of the last change, and ETag."""
 
@@ -31,6 +33,29 @@ class Entry:
     size: int
     modified_ns: int
     etag: str = ""  # in stores: changes with the content; "" on disks
+
+
+class Entries(Sequence[Entry]):
+    """The files below a local directory, sorted by name, in columns: an `Entry` for each is made when it is read."""
+
+    def __init__(self, names: list[str], sizes: "array[int]", modified_ns: "array[int]") -> None:
+        order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
+        self.names = [names[row] for row in order]
+        self.sizes, self._modified_ns = (np.array(each, np.int64)[order] for each in (sizes, modified_ns))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, at: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Entry]: ...
+
+    def __getitem__(self, at: int | slice) -> Entry | list[Entry]:
+        if isinstance(at, slice):
+            return [self[row] for row in range(*at.indices(len(self)))]
+        return Entry(self.names[at], int(self.sizes[at]), int(self._modified_ns[at]))
 
 
 def kind(uri: str) -> Literal["file", "directory", "missing"]:
@@ -94,7 +119,7 @@ def size(uri: str) -> int:
 class Tree:
     """Everything below a directory. Names are relative to it; such that aren't UTF-8 are `file_names.escaped`."""
 
-    entries: list[Entry]  # files that can be read, sorted by name
+    entries: Sequence[Entry]  # files that can be read, sorted by name
     unreadable: dict[str, str]  # {name: KIND: DETAIL} of links to nothing, files and folders without permission, pipes
     empty_folders: list[str]  # on local disks: folders that hold neither files nor folders
 
@@ -126,11 +151,11 @@ def list_entries(uri: str) -> list[Entry]:
         place = join(uri, printable(closed))
         with one_line_errors(place):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), place)
-    return tree.entries
+    return list(tree.entries)
 
 
 def _list_local(root: str) -> Tree:
-    entries: list[Entry] = []
+    names, sizes, times = list[str](), array("q"), array("q")
     unreadable: dict[str, str] = {}
     empty: list[str] = []
     try:
@@ -168,8 +193,10 @@ def _list_local(root: str) -> Tree:
             elif reason := _no_readable_file(each.path, found):
                 unreadable[escaped(name)] = reason
             else:
-                entries.append(Entry(escaped(name), found.st_size, found.st_mtime_ns))
-    return Tree(sorted(entries), dict(sorted(unreadable.items())), sorted(empty))
+                names.append(escaped(name))
+                sizes.append(found.st_size)
+                times.append(found.st_mtime_ns)
+    return Tree(Entries(names, sizes, times), dict(sorted(unreadable.items())), sorted(empty))
 
 
 def why_unreadable(path: str) -> str | None:
@@ -246,11 +273,14 @@ def fingerprint(uri: str) -> str:
     return fingerprint_of(uri, tree.entries, tree.unreadable)
 
 
-def fingerprint_of(uri: str, entries: list[Entry], unreadable: Mapping[str, str] | None = None) -> str:
+def fingerprint_of(uri: str, entries: Sequence[Entry], unreadable: Mapping[str, str] | None = None) -> str:
     """Returns the fingerprint of `uri` from an existing listing of its files: fields of `Tree`."""
-    lines = [f"{entry.name} {entry.size} {entry.modified_ns}" for entry in sorted(entries)]
-    lines += [f"{name} {reason}" for name, reason in (unreadable or {}).items()]
-    return hashlib.sha256("\n".join([uri, *lines]).encode()).hexdigest()
+    digest = hashlib.sha256(uri.encode())
+    for entry in entries if isinstance(entries, Entries) else sorted(entries):
+        digest.update(f"\n{entry.name} {entry.size} {entry.modified_ns}".encode())
+    for name, reason in (unreadable or {}).items():
+        digest.update(f"\n{name} {reason}".encode())
+    return digest.hexdigest()
 
 
 def _of_object(name: str, found: Mapping[str, Any]) -> Entry:

@@ -31,13 +31,14 @@ def stamps_of(uri: str, entries: Sequence[files.Entry], listed_ns: int | None = 
     listed_ns: nanoseconds since the epoch at which the listing began; None for now.
     """
     listed_ns = time.time_ns() if listed_ns is None else listed_ns
-    modified = np.array([entry.modified_ns for entry in entries], dtype=np.int64)
-    has_etag = np.array([bool(entry.etag) for entry in entries], dtype=bool)
+    modified = np.fromiter((entry.modified_ns for entry in entries), dtype=np.int64, count=len(entries))
+    has_etag = np.fromiter((bool(entry.etag) for entry in entries), dtype=bool, count=len(entries))
     is_young = (modified > listed_ns - CLOCK_TICK_NS) & ~has_etag
+    objects = (files.join(uri, entry.name) if entry.name else uri for entry in entries)
     columns = [
-        pa.array([files.join(uri, entry.name) if entry.name else uri for entry in entries], pa.string()),
-        pa.array([entry.name for entry in entries], pa.string()),
+        pa.array(objects, pa.string(), size=len(entries)),
+        pa.array((entry.name for entry in entries), pa.string(), size=len(entries)),
         pa.array(modified, pa.int64(), mask=is_young),
-        pa.array([entry.etag for entry in entries], pa.string()),
+        pa.array((entry.etag for entry in entries), pa.string(), size=len(entries)),
     ]
     return pa.Table.from_arrays(columns, schema=STAMPS_SCHEMA)

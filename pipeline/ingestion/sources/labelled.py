@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.core.errors import SourceError
 from pipeline.core.shares import counted
 from pipeline.ingestion.sources.index import Index, Unusable, below_share, sample_table
-from pipeline.ingestion.sources.members import Listing, is_archive
+from pipeline.ingestion.sources.members import Listing, chosen_objects, is_archive
 from pipeline.ingestion.sources.recognise.file_kinds import kind_of
 from pipeline.ingestion.sources.source import VAL_SHARE
 
@@ -78,8 +78,8 @@ def labelled_index(
         members = np.array([labelled.rows[position] for position in chosen], dtype=np.int64)
         tables[split] = sample_table(
             [keys[position] for position in chosen],
-            labels[chosen].tolist(),
-            [listing.objects[row] for row in members],
+            labels[chosen],
+            chosen_objects(listing.objects, members),
             listing.offsets[members],
             listing.lengths[members],
         )

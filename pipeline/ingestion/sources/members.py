@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -55,12 +56,40 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Joined(Sequence[str]):
+    """URIs of files below a folder, made when they are read: a list of them would be a third of a listing's memory."""
+
+    folder: str
+    names: Sequence[str]  # relative to it
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        names = self.names[at]
+        return files.join(self.folder, names) if isinstance(names, str) else [files.join(self.folder, n) for n in names]
+
+
+def chosen_objects(objects: Sequence[str], rows: Sequence[int] | npt.NDArray[np.int64]) -> Sequence[str]:
+    """Returns some of the objects of a listing, by their indices."""
+    if isinstance(objects, Joined):
+        return Joined(objects.folder, [objects.names[row] for row in rows])
+    return [objects[row] for row in rows]
+
+
+@dataclass(frozen=True)
 class Listing:
     """The files of a source, sorted by name: columns of equal length rather than objects, for there may be millions."""
 
     uri: str
     names: list[str]
-    objects: list[str]  # absolute URIs
+    objects: Sequence[str]  # absolute URIs
     offsets: npt.NDArray[np.int64]  # of the first byte in the object
     lengths: npt.NDArray[np.int64]  # bytes
     fingerprint: str  # a hash that changes when the source does
@@ -103,7 +132,7 @@ class Listing:
         return replace(
             self,
             names=[self.names[row] for row in rows],
-            objects=[self.objects[row] for row in rows],
+            objects=chosen_objects(self.objects, rows),
             offsets=self.offsets[chosen],
             lengths=self.lengths[chosen],
             contents={},
@@ -135,22 +164,26 @@ def list_members(uri: str, spool: str, progress: Progress) -> Listing:
 def _list_folder(uri: str) -> Listing:
     listed_ns = time.time_ns()
     tree = files.list_tree(uri)
-    names = [*(entry.name for entry in tree.entries), *tree.unreadable]
-    sizes = [entry.size for entry in tree.entries] + [0] * len(tree.unreadable)
-    listing = _listing(
-        uri,
-        _Part(
-            list(map(printable, names)),
-            [files.join(uri, name) for name in names],
-            [0] * len(names),
-            sizes,
-            {},
-            {printable(name): reason for name, reason in tree.unreadable.items()},
-        ),
+    fingerprint, stamps = (
         files.fingerprint_of(uri, tree.entries, tree.unreadable),
-        empty_folders=[folder for each in tree.empty_folders if not left_behind(folder := printable(each))],
+        stamps_of(uri, tree.entries, listed_ns),
     )
-    return replace(listing, stamps=stamps_of(uri, tree.entries, listed_ns))
+    unreadable, empty_folders = tree.unreadable, tree.empty_folders
+    entries = tree.entries
+    names = [*(entries.names if isinstance(entries, files.Entries) else (each.name for each in entries)), *unreadable]
+    sizes = np.zeros(len(names), dtype=np.int64)
+    sizes[: len(entries)] = np.fromiter((entry.size for entry in entries), dtype=np.int64)
+    del tree, entries  # of many files they are half of the memory
+    part = _Part(
+        list(map(printable, names)),
+        Joined(uri, names),
+        np.zeros(len(names), dtype=np.int64),
+        sizes,
+        {},
+        {printable(name): reason for name, reason in unreadable.items()},
+    )
+    empty = [folder for each in empty_folders if not left_behind(folder := printable(each))]
+    return replace(_listing(uri, part, fingerprint, empty_folders=empty), stamps=stamps)
 
 
 def _list_archive(uri: str, spool: str, progress: Progress) -> Listing:
@@ -214,10 +247,10 @@ def open_tars(
 
 @dataclass(frozen=True)
 class _Part:
-    """The files of one archive: columns of equal length."""
+    """The files of a folder, or of one archive: columns of equal length."""
 
     names: list[str]
-    objects: list[str]
+    objects: Sequence[str]
     offsets: Sequence[int] | npt.NDArray[np.int64]
     lengths: Sequence[int] | npt.NDArray[np.int64]
     contents: dict[str, bytes]
@@ -293,7 +326,7 @@ def _listing(
     return Listing(
         uri,
         names,
-        [found.objects[row] for row in chosen],
+        chosen_objects(found.objects, chosen),
         np.asarray(found.offsets, np.int64)[index],
         np.asarray(found.lengths, np.int64)[index],
         fingerprint,

@@ -118,7 +118,7 @@ def _with_files_outside(inside: Listing, listing: Listing) -> Listing:
     return replace(
         inside,
         names=inside.names + beside.names,
-        objects=inside.objects + beside.objects,
+        objects=[*inside.objects, *beside.objects],
         offsets=np.concatenate([inside.offsets, beside.offsets]),
         lengths=np.concatenate([inside.lengths, beside.lengths]),
         ignored={kind: count for kind, count in _without_counts(inside.ignored, beside).items() if count},
