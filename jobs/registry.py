@@ -125,10 +125,11 @@ def _check_place(action: Action, place: str) -> None:
 def print_versions(args: Args, place: str) -> None:
     """Prints a table of all versions."""
     from pipeline.retraining import registry
+    from pipeline.retraining.live.candidates import pending_candidate
 
     aliases = registry.aliases(place)
-    if aliases.get(registry.CANDIDATE) == aliases.get(registry.CHAMPION):
-        aliases.pop(registry.CANDIDATE, None)  # none waits: the last one was promoted or dropped
+    if pending_candidate(place) is None:
+        aliases.pop(registry.CANDIDATE, None)  # the last one was promoted or dropped
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("version", "created", "recipe", "top-1", "images", "parent", "aliases"):
         table.add_column(name)

@@ -7,10 +7,14 @@ from pipeline.retraining import registry
 def pending_candidate(place: str) -> registry.Move | None:
     """Returns the newest move of `candidate` if it waits for a decision, None if there is none.
 
-    Where the alias names the champion's version it was promoted or dropped.
+    None waits where the version has been champion since it was nominated, or the newest move is none of a nomination: a
+    dropped candidate's alias names the champion.
     """
-    newest, champion = registry.current(place, registry.CANDIDATE), registry.current(place, registry.CHAMPION)
-    return newest if newest is not None and champion is not None and newest.version != champion.version else None
+    newest = registry.current(place, registry.CANDIDATE)
+    if newest is None or not newest.against:
+        return None
+    later = (move for move in registry.history(place) if move.number > newest.against)
+    return None if any(move.version == newest.version for move in later) else newest
 
 
 def sent_back(place: str) -> set[str]:

@@ -134,8 +134,10 @@ def _look_at_candidate(evidence: Evidence, rule: LiveRule) -> Finding | None:
     alone, certified = evidence.alone(candidate.version), _certified(place, candidate.version)
     numbers = {"alone": asdict(alone), "pair": asdict(pair), "certified": list(certified)}
     if candidate.against != champion.number:
-        was = f"the champion's move {candidate.against}" if candidate.against else "no champion"
-        verdict = Verdict("drop", f"it was compared with {was}, and the champion's move {champion.number} is live")
+        was, now = candidate.against, champion.number
+        verdict = Verdict(
+            "drop", f"it was compared with the champion's move {was}, and the champion's move {now} is live"
+        )
         content = _content("outdated", verdict, numbers, rule, champion, candidate) | _inputs(evidence, versions)
         _drop(place, candidate, champion, store.write_review(place, content), content)
         return Finding(registry.CANDIDATE, candidate.version, verdict, numbers)

@@ -106,6 +106,26 @@ def test_a_candidate_never_jumps_over_a_champion_that_changed_since(place: str, 
     assert verify(place) == []
 
 
+def test_a_candidate_that_was_decided_on_never_waits_again(place: str, pair: tuple[str, str]) -> None:
+    """Although its alias names another version than the champion once the champion has moved on."""
+    put_traffic(place, pair, A, A)
+    review(place, RULE)
+    promote(place, make_version(place, "three"))
+    assert pending_candidate(place) is None
+    registry.rollback(place)
+    registry.rollback(place)
+    assert live(place) == pair[0]
+    assert pending_candidate(place) is None
+    dropped = make_version(place, "four")
+    nominate(place, dropped)
+    put_traffic(place, (pair[0], dropped), A, B, name="later")
+    assert review(place, RULE).dropped
+    promote(place, make_version(place, "five"))
+    assert pending_candidate(place) is None
+    assert not review(place, RULE).decisions
+    assert verify(place) == []
+
+
 def put_back(place: str, versions: tuple[str, str]) -> None:
     """Stores 40 labelled images about which the first version is right and the second one wrong."""
     put_traffic(place, (versions[1], versions[0]), B, A, name=f"day-{versions[1]}")
