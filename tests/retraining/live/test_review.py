@@ -126,6 +126,22 @@ def test_a_candidate_that_was_decided_on_never_waits_again(place: str, pair: tup
     assert verify(place) == []
 
 
+def test_in_a_bucket_a_candidate_is_promoted_and_comes_back(s3: str, tmp_path: Path) -> None:
+    place = f"{s3}/live-{tmp_path.name}"
+    one, two = make_version(place, "one"), make_version(place, "two")
+    promote(place, one)
+    nominate(place, two)
+    put_traffic(place, (one, two), A, A)
+    assert review(place, RULE).decisions[0]["kind"] == "review"
+    assert live(place) == two
+    put_back(place, (one, two))
+    assert review(place, RULE).returned
+    assert live(place) == one
+    assert not review(place, RULE).decisions
+    assert verify(place) == []
+    files.delete_tree(place)
+
+
 def put_back(place: str, versions: tuple[str, str]) -> None:
     """Stores 40 labelled images about which the first version is right and the second one wrong."""
     put_traffic(place, (versions[1], versions[0]), B, A, name=f"day-{versions[1]}")
@@ -378,3 +394,13 @@ def test_labels_of_unknown_classes_and_keys_are_counted(place: str, pair: tuple[
     assert (labels.lines, labels.unknown, labels.unpredicted) == (3, 1, 1)
     assert labels.text() == "3 lines; 1 of an unknown class, left out; 1 of an image that wasn't predicted"
     assert store.read_review(place, registry.history(place)[-1].mark[1])["numbers"]["pair"]["labelled"] == 1
+
+
+def test_of_a_key_the_newest_answer_counts_and_of_decisions_the_first(place: str, pair: tuple[str, str]) -> None:
+    put_traffic(place, pair, A, A)
+    put_traffic(place, (pair[0], None), [*A[:30], *B[:10]], name="day")  # the same keys, later, by the champion alone
+    put_labels(place, {f"day/{row}": "a" for row in range(40)})
+    alone = review(place, LiveRule()).findings[0].numbers["alone"]
+    assert (alone["images"], alone["labelled"], alone["correct"]) == (40, 40, 30)
+    assert store.decide_once(place, "candidate", 7, "a" * 12) == "a" * 12
+    assert store.decide_once(place, "candidate", 7, "b" * 12) == "a" * 12

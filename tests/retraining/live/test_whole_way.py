@@ -59,7 +59,9 @@ def test_a_candidate_goes_live_and_a_bad_model_comes_back(digits_dataset: str, t
     second = registry.get(place, "candidate").id
     assert registry.get(place, "champion").id == first
     assert second in job(0, "predict", *answers, "monday", "--shadow", "candidate")
-    assert "waits, 359 of 1,000 images seen" in job(0, "registry", "review", "--registry", place, "--min-images", "1000")
+    assert "waits, 359 of 1,000 images seen" in job(
+        0, "registry", "review", "--registry", place, "--min-images", "1000"
+    )
     assert "nothing to do" in job(0, "retrain", *night, "--shadow", *easy)  # its review promotes
     assert registry.get(place, "champion").id == second
 
