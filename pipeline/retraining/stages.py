@@ -49,6 +49,7 @@ from pipeline.storage import files
 from pipeline.storage.lease import Lease
 from pipeline.training.job import Weights, weights_of
 from pipeline.training.workflow import make_job, train_job
+from pipeline.versions.compaction import compacted_beside
 from pipeline.versions.family import Member, read_member
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,10 @@ def ingest_source(run: RetrainingRun, options: RetrainOptions, progress: Progres
 
 
 def _parent_of(run: RetrainingRun) -> str | None:
-    """Returns the data set of the newest finished run, None if there is none or all is better written anew."""
+    """Returns the data set of the newest finished run, None if there is none or all is better written anew.
+
+    A version of many small steps is compacted first, beside it: that reads stored bytes and decodes nothing.
+    """
     latest = read_latest(run.workspace)
     uri = latest and files.join(run.workspace, "datasets", files.basename(latest["dataset"]))
     latest_data = read_member(uri) if uri and uri != run.dataset else None
@@ -87,7 +91,10 @@ def _parent_of(run: RetrainingRun) -> str | None:
     if stored.sources:
         return None
     is_like_new = stored.settings == json.loads(json.dumps(asdict(IngestSettings())))
-    return uri if (is_like_new and not why_compact(stored)) or edits_by_people(uri, stored) else None
+    is_edited = bool(edits_by_people(uri, stored))
+    if why_compact(stored) and (is_like_new or is_edited) and stored.version is not None and stored.version.parent:
+        return compacted_beside(uri)
+    return uri if (is_like_new and not why_compact(stored)) or is_edited else None
 
 
 def _as_corrected(latest: Member) -> str:

@@ -29,6 +29,7 @@ from pipeline.dataset.manifest import (
     Manifest,
     Shard,
     Split,
+    is_dataset,
     load_stored,
     parse_shard,
 )
@@ -36,6 +37,7 @@ from pipeline.dataset.parquet import read_split_provenance, stored_provenance
 from pipeline.dataset.records import Rows
 from pipeline.dataset.row_reader import load_index, read_images
 from pipeline.dataset.schema import PROVENANCE_SCHEMA
+from pipeline.dataset.version import folder_of_versions
 from pipeline.ingestion.changes.histogram import histogram_without
 from pipeline.ingestion.changes.onto import edits_by_people
 from pipeline.ingestion.changes.state import PixelState, read_pixels, read_state, write_pixels
@@ -75,6 +77,20 @@ def compact(version: str | os.PathLike[str], out: str | os.PathLike[str], *, pro
     check_target(target)
     with claim_target(target, progress) as held:
         return Dataset(target, _Compaction(uri, stored, target, held).run(progress))
+
+
+def compacted_beside(version: str | os.PathLike[str], *, progress: Progress = silent) -> str:
+    """Returns the URI of a version's compacted copy, NAME-compacted in its folder; writes it unless it is there.
+
+    Raises DatasetError as `compact` does, or if another data set has this name.
+    """
+    uri = files.absolute(os.fspath(version)).rstrip("/")
+    target = files.join(folder_of_versions(uri), f"{files.basename(uri)}-compacted")
+    if is_dataset(target):
+        found, stored = load_stored(target), load_stored(uri)
+        if (found.source_digest, found.rows) == (stored.source_digest, stored.rows):
+            return target
+    return compact(uri, target, progress=progress).uri
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 from pipeline.core.progress import silent
 from pipeline.dataset import manifest
 from pipeline.dataset.version import Changes
+from pipeline.ingestion.changes.onto import edits_by_people
 from pipeline.ingestion.plan import SHARD_BYTES
 from pipeline.ingestion.sources import open_source
 from pipeline.retraining import registry, stages
@@ -77,6 +78,21 @@ def test_a_run_goes_on_from_what_people_have_corrected(
     make_version(monday.dataset, f"{folder}/other", {"train": Changes(deletions({3: "corrected: removed"}))})
     assert ingest_source(tuesday, RetrainOptions(), silent).splits["train"].rows == 19
     assert "are corrections of one data set" in caplog.text
+
+
+def test_a_run_compacts_what_is_read_slowly_and_keeps_what_people_have_removed(
+    nights: tuple[RetrainingRun, RetrainingRun],
+) -> None:
+    monday, tuesday = nights
+    corrected = f"{files.resolve(monday.dataset, '../')}/corrected"
+    removed = dict.fromkeys((0, 1, 2, 3, 6, 7, 8, 12), "corrected: removed")  # of 36 rows: some of each class
+    make_version(monday.dataset, corrected, {"train": Changes(deletions(removed))})
+    assert stages._parent_of(tuesday) == f"{corrected}-compacted"
+    data = ingest_source(tuesday, RetrainOptions(), silent)
+    assert bases_of(data) == ["../corrected-compacted"]
+    assert data.splits["train"].rows == 11
+    assert len(edits_by_people(tuesday.dataset, manifest.load_stored(tuesday.dataset))) == 8
+    assert stages._parent_of(tuesday) == f"{corrected}-compacted"  # as it is
 
 
 def test_corrections_outlive_the_data_sets_that_they_were_made_of(
