@@ -79,6 +79,17 @@ def test_a_share_of_val_is_set_aside_as_test_and_stays_there_as_the_source_grows
     assert few["val"] <= many["val"]
 
 
+def test_a_share_of_the_val_that_ingest_has_held_out_is_set_aside_by_other_draws(tmp_path: Path) -> None:
+    """Drawn by the same numbers, all of val would lie below the share."""
+    tree = make_tree(tmp_path / "t", per_class=60, splits=("train",))
+    index = open_source(Source(str(tree), val_share=0.5, test_share=0.3), spool=str(tmp_path))
+    plain = open_source(Source(str(tree), val_share=0.5), spool=str(tmp_path))
+    keys = {split: set(table["key"].to_pylist()) for split, table in index.splits.items()}
+    assert keys["train"] == set(plain.splits["train"]["key"].to_pylist())
+    assert keys["val"] | keys["test"] == set(plain.splits["val"]["key"].to_pylist())
+    assert 0.15 < len(keys["test"]) / plain.splits["val"].num_rows < 0.45
+
+
 def test_a_test_split_of_the_source_is_left_as_it_is(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "t", splits=("train", "val", "test"))
     plain = open_here(tree, tmp_path)
