@@ -183,6 +183,10 @@ class RetrainArgs:
     wait: Annotated[bool, command.option("wait for a concurrent run to end instead of exiting", "")] = False
     dry_run: Annotated[bool, command.option("show the plan; do nothing", "")] = False
     from_champion: Annotated[bool, command.option("start training from the champion's weights", "")] = False
+    replay_share: Annotated[
+        float | None,
+        command.option("with --from-champion: share of old images in an epoch, beside all new ones", "X", "all images"),
+    ] = None
     new_recipe: Annotated[
         bool, command.option("choose a recipe for the images as they are now, instead of keeping the champion's", "")
     ] = False
@@ -222,6 +226,7 @@ class Args(training.TrainingArgs):
             training=train_options,
             workers=self.workers.workers,
             from_champion=self.retraining.from_champion,
+            replay_share=self.retraining.replay_share,
             new_recipe=self.retraining.new_recipe,
             changes={} if self.recipe.recipe else self.recipe.changes(),
             layout=self.raw.layout,

@@ -29,7 +29,7 @@ class Sampling:
 
     weights: str | None = None
     """Relative weight of each row: an expression of columns, such as "1 + 2 * (width < 100)", or a .csv file with the
-    columns key and weight. The epoch keeps its size. The default, None, weighs all rows equally."""
+    columns key and weights. The epoch keeps its size. The default, None, weighs all rows equally."""
 
     repeat: str | None = None
     """Expected number of times that each row comes in an epoch: an expression of columns, or a .csv file with the

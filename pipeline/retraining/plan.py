@@ -22,6 +22,7 @@ from pipeline.retraining.notices.webhook import Webhook, read_secret
 from pipeline.retraining.overview.estimate import Estimate, estimate_run
 from pipeline.retraining.overview.metrics import check_target
 from pipeline.retraining.overview.nights import read_nights
+from pipeline.retraining.replay import check_replay
 from pipeline.retraining.run_settings import RunSettings, check_start, given_settings, kept_settings
 from pipeline.retraining.workspace import RetrainingRun, interrupted_run, is_unchanged, read_latest, registry_uri
 from pipeline.storage import files
@@ -55,6 +56,10 @@ class RetrainOptions:
 
     classes: ClassRules = field(default_factory=ClassRules)
     """What is said of classes that are renamed, merged or removed, and what new ones must reach."""
+
+    replay_share: float | None = None
+    """With `from_champion`: an epoch holds the rows that are new since the champion's data set, and old ones as this
+    share of the whole, in [0, 1). So training takes as long as what is new. None: every epoch holds all rows."""
 
     new_recipe: bool = False
     """Whether a run that isn't given a recipe chooses one for the data as they are now, instead of keeping the
@@ -120,6 +125,7 @@ class RetrainOptions:
     def __post_init__(self) -> None:
         if self.metrics is not None:
             check_target(self.metrics)
+        check_replay(self.replay_share, self.from_champion)
         if self.from_champion and self.training.pretrained:
             raise RecipeError("from-champion and pretrained both name the first weights; give one of them")
         if self.from_champion and self.new_recipe:
@@ -174,7 +180,9 @@ class Plan:
 def _estimate(run: RetrainingRun) -> Estimate | None:
     data = manifest.load(run.dataset) if manifest.is_dataset(run.dataset) else None
     rows = {name: split.rows for name, split in data.splits.items()} if data else None
-    return estimate_run(read_nights(run.workspace), run.recipe["name"], run.recipe["epochs"], rows)
+    return estimate_run(
+        read_nights(run.workspace), run.recipe["name"], run.recipe["epochs"], rows, run.replay_share is not None
+    )
 
 
 def resolve_uris(source: StrPath, workspace: StrPath) -> tuple[str, str]:
@@ -198,6 +206,7 @@ def plan_retraining(
     source, workspace = resolve_uris(source, workspace)
     fingerprint, champion = located.fingerprint(source), registry.current(registry_uri(workspace), registry.CHAMPION)
     run = RetrainingRun(workspace, source, fingerprint, {}, champion, options.gate, options.from_champion)
+    run = replace(run, replay_share=options.replay_share)
     latest = read_latest(workspace)
     rules = options.classes.remembering(latest and latest.get("classes"))
     run = replace(run, classes=None if rules.is_default else rules)

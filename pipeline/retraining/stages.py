@@ -44,6 +44,7 @@ from pipeline.retraining.decision.promotion_gate import Decision
 from pipeline.retraining.decision.sequential import NightLevel, take_level
 from pipeline.retraining.decision.stop import publish_stop
 from pipeline.retraining.plan import Plan, RetrainOptions
+from pipeline.retraining.replay import with_replay
 from pipeline.retraining.workspace import ACTIVE_NAME, RetrainingRun, publish, read_latest
 from pipeline.storage import files
 from pipeline.storage.lease import Lease
@@ -152,6 +153,7 @@ class Stages:
         self._plan, self._run, self._settings, self._options = plan, plan.run, plan.settings, options
         self._lease, self._budget, self._progress = held, budget, progress
         self._seconds = dict(plan.seconds)
+        self._replay: dict[str, Any] | None = None  # the rows of an epoch, where old ones are a share of it
         self._class_map: ClassMap | None = None  # the champion's classes in the data set, once that is there
 
     def run(self) -> dict[str, Any]:
@@ -169,7 +171,7 @@ class Stages:
         if drift and drift.warnings and not self._options.force:
             return self._stop(drift, data)
         with self._stage("train"):
-            self._train()
+            self._train(earlier)
         with self._evaluation_session() as job:
             with self._stage("evaluate"):
                 champion, challenger, values = self._evaluate(job)
@@ -265,6 +267,7 @@ class Stages:
             "seconds": self._seconds,
             "finished": time.time(),
             "data": data_changes(self._run.dataset, data, before),
+            **({"replay": self._replay} if self._replay else {}),
             "plan": {
                 "estimate": plan.estimate and plan.estimate.as_json(),
                 "cost_per_hour": self._options.cost_per_hour,
@@ -287,13 +290,18 @@ class Stages:
             reading = read_lock_box(self._run, data, earlier, job, self._class_map)
         return with_reading(decision, reading), reading
 
-    def _train(self) -> None:
-        """Trains the challenger; continues an interrupted training, and leaves a finished one as it is."""
+    def _train(self, earlier: list[str]) -> None:
+        """Trains the challenger; continues an interrupted training, and leaves a finished one as it is.
+
+        earlier: as from `promotion.earlier_datasets`.
+        """
         run, training, recipe = self._run, self._options.training, self._settings.recipe
         champion = run.champion_uri if run.champion and run.from_champion else None
         if champion:
             known = find_model(champion).recipe  # its weights expect its normalisation
             recipe = replace(recipe, pixel_mean=known.pixel_mean, pixel_std=known.pixel_std)
+            if earlier and run.replay_share is not None:
+                recipe, self._replay = with_replay(recipe, run.dataset, earlier[0], run.replay_share, run.folder)
         start = self._champion_weights(recipe) if champion else None
         options = replace(training, pretrained=run.pretrained)
         job = make_job(run.dataset, run.training, recipe, self._options.workers, options, start)

@@ -51,6 +51,7 @@ class RetrainingRun:
     attempt: int = 0  # counts runs that were forced on the same source and recipe
     pretrained: str | None = None  # weights that training begins with, as `TrainOptions.pretrained`
     classes: ClassRules | None = None  # what is said of classes that change; None for nothing
+    replay_share: float | None = None  # of old rows in an epoch, as `RetrainOptions.replay_share`
 
     @property
     def id(self) -> str:
@@ -64,10 +65,11 @@ class RetrainingRun:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the content of `active.json`: all fields, but `classes` if it is None."""
+        """Returns the content of `active.json`: all fields, but those of later programs that are None."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # as it is read back: lists for tuples
-        if self.classes is None:
-            del values["classes"]
+        for name in ("classes", "replay_share"):
+            if values[name] is None:
+                del values[name]
         values["champion"] = self.champion and self.champion.as_json()
         return values
 

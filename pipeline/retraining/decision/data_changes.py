@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -56,13 +57,31 @@ def _rows(uri: str, data: Manifest, split: str) -> pa.Table:
     return pa.table({"key": table["key"], "class": names, "sha": table["source_sha256"]}).cast(_EMPTY.schema)
 
 
+def new_rows(uri: str, data: Manifest, before: str) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """Returns the keys of train, and bool [N]: True for rows that aren't in train of `before`, of that class and bytes.
+
+    uri, before: of the data sets; `data` is the manifest of the first. Both in the order of the rows.
+    """
+    new = _rows(uri, data, "train")
+    stayed, same = _stayed(_rows(before, manifest.load(before), "train"), new)
+    is_new = np.ones(len(new), dtype=np.bool_)
+    is_new[np.flatnonzero(stayed)[same]] = False
+    return new["key"].combine_chunks(), is_new
+
+
 def _counts(old: pa.Table, new: pa.Table) -> tuple[int, int, int]:
     """Returns the number of rows that were added, removed and changed."""
+    stayed, same = _stayed(old, new)
+    kept = int(stayed.sum())
+    return len(new) - kept, len(old) - kept, int(kept - same.sum())
+
+
+def _stayed(old: pa.Table, new: pa.Table) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Returns which rows of `new` have a key of `old`, and, of these alone, which have the same class and bytes."""
     places = pc.index_in(new["key"], value_set=old["key"].combine_chunks())
-    stayed = pc.is_valid(places)
-    kept = int(pc.sum(stayed).as_py() or 0)
-    before, after = old.take(places.drop_null()), new.filter(stayed)
-    same = np.ones(kept, dtype=np.bool_)
+    stayed = np.asarray(pc.is_valid(places))
+    before, after = old.take(places.drop_null()), new.filter(pa.array(stayed))
+    same = np.ones(len(after), dtype=np.bool_)
     for name in ("class", "sha"):
         same &= np.asarray(pc.equal(before[name], after[name]))
-    return len(new) - kept, len(old) - kept, int(kept - same.sum())
+    return stayed, same

@@ -30,15 +30,21 @@ class Estimate:
         return {"seconds": self.seconds, "basis": self.basis}
 
 
-def estimate_run(nights: Sequence[Night], recipe: str, epochs: float, rows: dict[str, int] | None) -> Estimate | None:
+def estimate_run(
+    nights: Sequence[Night], recipe: str, epochs: float, rows: dict[str, int] | None, has_replay: bool = False
+) -> Estimate | None:
     """Returns what a run will take: the median of each stage over the newest runs of the same recipe; None without one.
 
     Training is scaled by training images times epochs, evaluation by validation images; ingest and drift are as they
-    were. nights: all finished runs. recipe: name of the recipe. epochs: of the run. rows: of each split, None as long
-    as the source isn't ingested: then as many as the newest run had. Runs that were stopped by drift, resumed after a
-    kill, or made by a program that counted no rows, are left out.
+    were. Runs with and without a replay of old rows tell nothing of each other; with one, training takes as long as it
+    did, since what is new isn't known yet.
+
+    nights: all finished runs. recipe: name of the recipe. epochs: of the run. rows: of each split, None as long as the
+    source isn't ingested: then as many as the newest run had. has_replay: whether the run replays. Runs that were
+    stopped by drift, resumed after a kill, or made by a program that counted no rows, are left out.
     """
-    known = [each for each in nights if _is_whole(each) and each.recipe == recipe][-_RUNS:]
+    known = [each for each in nights if _is_whole(each) and each.recipe == recipe and has_replay == bool(each.replay)]
+    known = known[-_RUNS:]
     if not known:
         return None
     expected = rows or known[-1].data["rows"]  # type: ignore[index]
@@ -59,6 +65,8 @@ def _is_whole(night: Night) -> bool:
 
 def _scaled(night: Night, stage: str, epochs: float, rows: dict[str, int]) -> float:
     seconds, had = night.seconds[stage], night.data["rows"]  # type: ignore[index]
+    if stage == "train" and night.replay:
+        return seconds * epochs / night.epochs
     if stage == "train":
         return seconds * rows["train"] * epochs / max(1, had["train"] * night.epochs)
     return seconds * rows["val"] / max(1, had["val"]) if stage == "evaluate" else seconds

@@ -114,6 +114,11 @@ def _add_night(gauges: _Gauges, night: Night) -> None:
     gauges.set("gain", "Gain of top-1, challenger minus champion", gain.get("gain"))
     gauges.set("gain_low", "Lower end of the gain's 95 % interval", gain.get("low"))
     gauges.set("gain_high", "Upper end of the gain's 95 % interval", gain.get("high"))
+    account = night.sequential or {}
+    gauges.set("level", "Level of the newest promotion test", account.get("level"))
+    gauges.set("false_promotions_limit", "False promotions a year, at most", account.get("per_year"))
+    meaning = "Part of the limit that the levels of the last 365 days have spent"
+    gauges.set("false_promotions_spent", meaning, account.get("spent"))
 
 
 def _add_data(gauges: _Gauges, night: Night) -> None:

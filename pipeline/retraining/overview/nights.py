@@ -42,6 +42,10 @@ class Night:
     """What each stage took."""
     plan: dict[str, Any] | None = None
     """What was expected (`Estimate.as_json`), cost_per_hour, and whether the run was resumed."""
+    replay: dict[str, Any] | None = None
+    """Rows of an epoch, where old ones are a share of it (`replay.with_replay`)."""
+    sequential: dict[str, Any] | None = None
+    """Level of the promotion test, and the yearly limit of false promotions that it is a part of."""
     recipe: str = ""
     """Name of the recipe."""
     epochs: float = 0
@@ -112,6 +116,8 @@ def summary(decision: dict[str, Any], known: Night | None = None, written: float
         drift=get("drift"),
         seconds=get("seconds") or {},
         plan=get("plan"),
+        replay=get("replay"),
+        sequential=get("sequential"),
         recipe=recipe.get("name") or "",
         epochs=recipe.get("epochs") or 0,
         report=_below_night(decision, get("report")),

@@ -75,6 +75,14 @@ def test_the_metrics_are_those_of_the_newest_run() -> None:
     assert found["champion_top1_low",] < found["champion_top1",] < found["champion_top1_high",]
 
 
+def test_the_account_of_false_promotions_is_told_where_a_run_has_one() -> None:
+    assert ("level",) not in values(exposed(overview()))
+    night = replace(many_nights(2)[-1], sequential={"level": 0.01, "per_year": 0.5, "spent": 0.2, "left": 0.1})
+    found = values(exposed(overview(nights=[night])))
+    names = ("level", "false_promotions_limit", "false_promotions_spent")
+    assert [found[name,] for name in names] == [0.01, 0.5, 0.2]
+
+
 @pytest.mark.parametrize("count", [0, 1, 400])
 def test_any_number_of_runs_is_parsed(count: int) -> None:
     assert values(exposed(overview(count)))["undelivered_messages",] == 0
