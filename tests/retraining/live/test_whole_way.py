@@ -10,7 +10,7 @@ from pipeline.dataset.manifest import load
 from pipeline.dataset.parquet import read_rows
 from pipeline.retraining import registry
 from pipeline.retraining.registry_check import verify
-from tests.support.jobs import run_job
+from tests.support.jobs import call_job
 from tests.support.pictures.datasets import Source
 
 SWAPPED = (("3", "5"), ("4", "9"), ("1", "7"))
@@ -38,12 +38,14 @@ def swap_classes(source: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_candidate_goes_live_and_a_bad_model_comes_back(digits_dataset: str, tmp_path: Path) -> None:
+def test_a_candidate_goes_live_and_a_bad_model_comes_back(
+    digits_dataset: str, ray_cluster: None, tmp_path: Path
+) -> None:
     source, place = Source(digits_dataset, str(tmp_path / "photos")), str(tmp_path / "work" / "registry")
     put_incoming(digits_dataset, tmp_path / "incoming")
 
     def job(expected: int, name: str, *arguments: str) -> str:
-        finished = run_job(name, *arguments, cwd=tmp_path)
+        finished = call_job(name, *arguments, cwd=tmp_path)
         assert finished.returncode == expected, finished.stdout + finished.stderr
         return finished.stdout
 
