@@ -48,11 +48,11 @@ def said(capsys: Capture, line: str) -> tuple[int, str, str]:
         ("train --learning-rate=x", "--learning-rate x: must be a number"),
         ("train --device gpuu", "--device gpuu: did you mean gpu? there are auto, gpu, cpu"),
         ("evaluate --compare a", "--compare a: give 2 values, each a text"),
-        ("registry lst", "ACTION lst: did you mean list? there are list, show, add, promote, rollback, verify"),
+        ("registry lst", "ACTION lst: did you mean list? there are list, show, add, promote, rollback, review, verify"),
         # a value that is missing, or too many
         ("train --epochs", "--epochs: its value is missing; give --epochs N"),
         ("verify", "--data is missing; give --data URI"),
-        ("predict", "--checkpoint and --input and --out are missing; give --checkpoint URI --input URI"),
+        ("predict", "--input and --out are missing; give --input URI"),
         ("train photos/", "photos/: belongs to no flag; did you mean --data photos/?"),
         ("train --trace-rows true", "--trace-rows true: --trace-rows takes no value; leave true out"),
         ("train --epochs 3 momentum=0.8", "momentum=0.8: belongs to no flag; did you mean --set momentum=0.8?"),
