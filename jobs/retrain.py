@@ -9,8 +9,8 @@ review`), which may promote or drop the one, and take back the other.
 
 Exit status: 0 if a model was promoted or became candidate, or there was nothing to do, 3 if the gate kept the champion
 (0 with --kept-is-ok), 4 if drift stopped the run before it trained (--on-drift stop), 5 if the review took the champion
-back, whatever came after, 2 for a user error, 1 if a storage failed or the budget is used up. The same command
-continues an interrupted run.
+back, whatever came after but a signal, 2 for a user error, 1 if a storage failed or the budget is used up. The same
+command continues an interrupted run.
 
 Examples:
     uv run jobs/retrain.py --source photos/ --workspace work/
@@ -22,7 +22,7 @@ import jobs  # noqa: F401 - first: from here on a signal ends the program in one
 # isort: split
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from jobs.arguments import training
@@ -36,6 +36,7 @@ from pipeline.storage.places import check_folder
 if TYPE_CHECKING:  # they load torch, which takes seconds, and not every error needs it
     from pipeline.retraining.classes import ClassRules
     from pipeline.retraining.decision.promotion_gate import Gate
+    from pipeline.retraining.live.review import Review
     from pipeline.retraining.plan import Plan, RetrainOptions
     from pipeline.retraining.run import Outcome
     from pipeline.training.workflow import TrainOptions
@@ -266,9 +267,16 @@ def main(args: Args) -> None:
     if args.retraining.dry_run:
         print_plan(plan_retraining(source, workspace, recipe, options), options)
         return
-    with command.Display() as display:
-        outcome = retrain(source, workspace, recipe, options, display, lambda plan: print_plan(plan, options))
-    print_review(outcome)
+    reviews: list[Review] = []
+    options = replace(options, on_review=lambda review: reviews.append(print_review(review)))
+    try:
+        with command.Display() as display:
+            outcome = retrain(source, workspace, recipe, options, display, lambda plan: print_plan(plan, options))
+    except Exception as error:
+        if not any(each.returned for each in reviews):
+            raise
+        command.print_failure(error)
+        sys.exit(RETURNED)
     if outcome.run is None:
         hint = "; leaving (--wait waits for it)" if outcome.status == "busy" else ""
         command.console.print(f"{outcome.message}{hint}")
@@ -282,10 +290,11 @@ def main(args: Args) -> None:
         sys.exit(STOPPED_BY_DRIFT)
 
 
-def print_review(outcome: "Outcome") -> None:
-    """Prints what the review before the run found and did, if there was anything to look at."""
-    if not outcome.review.unused:
-        command.print_table("\nreview of the models in use", review_lines(outcome.review))
+def print_review(review: "Review") -> "Review":
+    """Prints what the review before the run found and did, if there was anything to look at, and returns the review."""
+    if not review.unused:
+        command.print_table("\nreview of the models in use", review_lines(review))
+    return review
 
 
 def print_plan(plan: "Plan", options: "RetrainOptions") -> None:

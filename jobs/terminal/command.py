@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -20,8 +21,8 @@ from pipeline.core.interrupts import ENDING_SIGNALS, deliver_again, ended_by, ex
 from pipeline.core.user_folders import account_variables
 
 __all__ = [
-    "Display", "call", "console", "examples", "goes_on_with", "group", "loading", "option", "parse", "print_table",
-    "run", "run_process",
+    "Display", "call", "console", "examples", "goes_on_with", "group", "loading", "option", "parse",
+    "print_failure", "print_table", "run", "run_process",
 ]  # fmt: skip
 Args = TypeVar("Args")
 _CTRL_C = 130
@@ -181,6 +182,12 @@ def _status(error: BaseException, resume_hint: str) -> int | None:
         return None
     print(f"error: {user_message(known)}", file=sys.stderr)
     return 1 if isinstance(known, UnavailableError) else 2
+
+
+def print_failure(error: Exception) -> None:
+    """Prints an error as `run` does, for a command that chooses the status: in one line, or a defect's traceback."""
+    if _status(error, "") is None:
+        traceback.print_exception(error)
 
 
 def say_interrupted(resume_hint: str) -> None:

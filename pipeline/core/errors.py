@@ -47,6 +47,10 @@ class RegistryError(PipelineError):
     """A registry of models lacks what was asked for, or another process has changed it meanwhile."""
 
 
+class MovedError(RegistryError):
+    """Another process has moved an alias of a registry meanwhile, or is about to. Nothing was changed."""
+
+
 class DivergedError(PipelineError):
     """A loss or a gradient isn't finite."""
 

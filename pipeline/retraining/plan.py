@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline.retraining.classes import ClassRules
 from pipeline.retraining.decision.drift import OnDrift, Thresholds
 from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.live.limits import LiveRule
+from pipeline.retraining.live.review import Review
 from pipeline.retraining.notices.notifier import Channels
 from pipeline.retraining.notices.webhook import Webhook, read_secret
 from pipeline.retraining.overview.estimate import Estimate, estimate_run
@@ -92,6 +93,9 @@ class RetrainOptions:
 
     live: LiveRule = field(default_factory=LiveRule)
     """Limits of the review of candidate and champion, with which each run begins."""
+
+    on_review: Callable[[Review], None] | None = None
+    """Called with the result of that review, which holds whatever becomes of the run; None for nobody."""
 
     force: bool = False
     """Whether to run although source and recipe are those of the newest finished run, or drift would stop the run."""

@@ -22,7 +22,7 @@ import shlex
 import time
 from dataclasses import asdict, dataclass, replace
 
-from pipeline.core.errors import RegistryError
+from pipeline.core.errors import MovedError, RegistryError
 from pipeline.evaluation.output_files import METRICS_NAME
 from pipeline.evaluation.predictions import PREDICTIONS_NAME
 from pipeline.models import checkpoint
@@ -279,14 +279,14 @@ def _swap(registry: str, new: Move, expected: Move | None, fence: int | None = N
     return new
 
 
-def _refusal(registry: str, alias: str, expected: Move | None) -> RegistryError:
+def _refusal(registry: str, alias: str, expected: Move | None) -> MovedError:
     """Returns the error of a caller that expected another newest move, or has an old fencing token."""
     newest = current(registry, alias)
     if newest == expected:
         cause = "another process is about to move it (it took a later fencing token)"
     else:
         cause = f"another process has moved it meanwhile, to {newest.version if newest else 'nothing'}"
-    return RegistryError(f"{alias}: {cause}; nothing was changed; look at the history and decide again")
+    return MovedError(f"{alias}: {cause}; nothing was changed; look at the history and decide again")
 
 
 def history(registry: str, alias: str = CHAMPION) -> list[Move]:

@@ -7,9 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from pipeline.cluster.ray_errors import pipeline_error
 from pipeline.config.presets import make_recipe
 from pipeline.config.recipe import Recipe
-from pipeline.core.errors import DatasetError, PipelineError, UnavailableError
+from pipeline.core.errors import DatasetError, MovedError, UnavailableError
 from pipeline.core.progress import Progress, silent
 from pipeline.retraining.budget import time_budget
 from pipeline.retraining.decision.stop import STOPPED
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 Status = Literal["promoted", "candidate", "kept", "stopped", "unchanged", "busy"]
 _LEASE_NAME = "lease.json"
 _SECONDS_BETWEEN_TRIES = 2.0
+_REVIEWS = 3  # each that another review has forestalled finds less to do
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ def retrain(
     called with the plan once it is known, before anything is trained, if there is something to do.
 
     Joins the cluster of RAY_ADDRESS, or starts Ray on this machine, for the stages that need it. Raises SourceError,
-    DatasetError, RecipeError, ClusterError or StorageError for what can't work, RegistryError if another process moved
-    the champion meanwhile, and BudgetError once `options.max_hours` are over.
+    DatasetError, RecipeError, ClusterError or StorageError for what can't work, MovedError if another process moved the
+    champion meanwhile, and BudgetError once `options.max_hours` are over.
     """
     options = options or RetrainOptions()
     # Bad arguments fail here, before anything is written.
@@ -92,7 +94,7 @@ def retrain(
         try:
             with time_budget(options.max_hours) as budget:
                 # Only now: no other run can change the workspace any more.
-                reviewed = review(registry_uri(workspace), options.live, notifier.reviewed)
+                reviewed = _reviewed(workspace, options, notifier)
                 plan = _settled(plan_retraining(source, workspace, recipe, options), options, progress)
                 if plan.latest and not plan.has_work and not options.force:
                     outcome = _unchanged(plan)
@@ -101,11 +103,26 @@ def retrain(
                     if on_start is not None:
                         on_start(plan)
                     outcome = _decided(plan, Stages(plan, options, held, budget, progress).run())
-        except (PipelineError, OSError) as error:
+        except Exception as error:  # a defect or a dead worker, too: nobody else tells of it at night
             _tell_failure(notifier, error, workspace, options.metrics)
             raise
         _tell(notifier, outcome, workspace, options.metrics)  # here no budget can end a run that has decided
     return replace(outcome, review=reviewed)
+
+
+def _reviewed(workspace: str, options: RetrainOptions, notifier: Notifier) -> Review:
+    """Reviews the models in use, again if a concurrent review has moved an alias meanwhile: it holds no lease."""
+    for last in (*[False] * (_REVIEWS - 1), True):
+        try:
+            reviewed = review(registry_uri(workspace), options.live, notifier.reviewed)
+            break
+        except MovedError as error:
+            if last:
+                raise
+            log.info("%s; the review is repeated", error)
+    if options.on_review is not None:
+        options.on_review(reviewed)
+    return reviewed
 
 
 def _started(plan: Plan) -> Plan:
@@ -124,7 +141,7 @@ def _tell(notifier: Notifier, outcome: Outcome, workspace: str, metrics: str | N
 
 def _tell_failure(notifier: Notifier, error: Exception, workspace: str, metrics: str | None) -> None:
     notifier.failed(error)
-    if not isinstance(error, UnavailableError):  # the workspace may be away, too
+    if not isinstance(pipeline_error(error), UnavailableError):  # the workspace may be away, too
         report_nights(workspace, metrics)
 
 

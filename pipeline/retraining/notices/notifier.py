@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.cluster.ray_errors import pipeline_error, unwrap, user_message
 from pipeline.core.errors import PipelineError, UnavailableError
 from pipeline.core.shares import counted
 from pipeline.retraining.mlflow_mirror import mirror
@@ -20,6 +21,7 @@ from pipeline.retraining.workspace import read_latest, registry_uri
 from pipeline.training.trackers.mlflow import check_mlflow
 
 log = logging.getLogger(__name__)
+_MOST_CHARACTERS = 500  # of a defect's message, which may be a page of CUDA's
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ class Notifier:
 
     def failed(self, error: Exception) -> None:
         """Writes that a call failed, and tells the webhook."""
-        now, text = time.time(), str(error)
+        now, text = time.time(), _reason(error)
         body = message_body("retraining.failed", {"reason": text})
-        if isinstance(error, UnavailableError):  # the workspace may be away, too: nothing is written there
+        if isinstance(pipeline_error(error), UnavailableError):  # the workspace may be away, too: nothing is written
             if self._channels.webhook is not None:
                 self._channels.webhook.post(f"failed_{int(now)}", json.dumps(body).encode())
             return
@@ -172,6 +174,12 @@ def message_body(kind: str, values: dict[str, Any]) -> dict[str, Any]:
     """Returns the content of a message: its type, the time as ISO 8601, and `values` without the recipe."""
     body = {name: value for name, value in values.items() if name != "recipe"}
     return {"type": kind, "timestamp": datetime.now(UTC).isoformat(timespec="seconds"), **body}
+
+
+def _reason(error: Exception) -> str:
+    """Returns why a call failed, as its command prints it; of a defect, class and message of what Ray wraps."""
+    cause = next(unwrap(error), error)
+    return user_message(error) or f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:_MOST_CHARACTERS]
 
 
 @contextmanager
