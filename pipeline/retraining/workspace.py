@@ -18,6 +18,7 @@ the same when they are repeated.
 
 import hashlib
 import json
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,7 +27,8 @@ from pipeline.retraining import registry
 from pipeline.retraining.classes import ClassRules
 from pipeline.retraining.decision.page import render_decision
 from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate
-from pipeline.retraining.live.candidates import pending_candidate, sent_back
+from pipeline.retraining.live.candidates import DAYS_OF_A_CANDIDATE, needs_labels, pending_candidate, sent_back
+from pipeline.retraining.live.limits import LABELS_AFTER_RETURN
 from pipeline.storage import files
 from pipeline.storage.places import claim_folder
 
@@ -220,18 +222,19 @@ def publish(
     challenger: ID of the new version. fence: the champion's fencing token, taken when this process began
     (`registry.take_fence`). details: the values of `decision.json` that aren't known here: fair_rows, rows, drift,
     seconds, report and comparison (URIs or None). alias: the one that moves, `champion` or `candidate`; a first model
-    becomes champion at once. Weights that a review has sent back aren't promoted again (`candidates.sent_back`).
+    becomes champion at once, and none does after a return (`candidates.needs_labels`). Weights that a review has sent
+    back aren't promoted again (`candidates.sent_back`), and a candidate that waits isn't replaced for a while.
 
     Raises RegistryError if the champion is no longer the one that the run was planned with, or another process has
     taken a fencing token since.
     """
     newest = registry.current(run.registry, registry.CHALLENGER)
     registry.move(run.registry, registry.CHALLENGER, challenger, f"{_TRAINED_IN}{run.id}", newest)
-    alias = alias if run.champion else registry.CHAMPION
-    reason = decision.reason
+    alias = _alias(run, challenger, alias)
     if decision.promote and not _is_published(run, alias, challenger):
         decision = _without_sent_back(run.registry, challenger, decision)
-        reason = decision.reason
+        decision = _without_waiting(run, challenger, decision) if alias == registry.CANDIDATE else decision
+    reason = decision.reason
     if decision.promote:
         reason = _point(run, alias, challenger, reason, fence)
     values = {
@@ -256,6 +259,14 @@ def publish(
     return values
 
 
+def _alias(run: RetrainingRun, challenger: str, wanted: str) -> str:
+    """Returns the alias that the run may move."""
+    if run.champion is None or _is_published(run, registry.CHAMPION, challenger):
+        return registry.CHAMPION
+    is_nominated = _is_published(run, registry.CANDIDATE, challenger)  # a review may have promoted it since
+    return registry.CANDIDATE if is_nominated or needs_labels(run.registry) else wanted
+
+
 def _is_published(run: RetrainingRun, alias: str, challenger: str) -> bool:
     """Whether this run has moved the alias before: it was killed before its last line."""
     newest = registry.current(run.registry, alias)
@@ -271,6 +282,8 @@ def _point(run: RetrainingRun, alias: str, challenger: str, reason: str, fence: 
         return reason
     assert run.champion is not None
     reason = f"candidate: {reason.removeprefix('promoted: ')}"
+    if needs_labels(run.registry):
+        reason += f"; since a champion went back, it needs {LABELS_AFTER_RETURN} labels, or a person who promotes it"
     waiting = pending_candidate(run.registry)
     if _is_published(run, alias, challenger):
         return reason
@@ -278,6 +291,20 @@ def _point(run: RetrainingRun, alias: str, challenger: str, reason: str, fence: 
         reason += f"; takes the place of {waiting.version}, on which nothing was decided"
     registry.nominate(run.registry, challenger, f"{reason} {mark}", run.champion, fence)
     return reason
+
+
+def _without_waiting(run: RetrainingRun, challenger: str, decision: Decision) -> Decision:
+    """Returns the decision, which promotes, with one more check that fails if another candidate waits."""
+    waiting = pending_candidate(run.registry)
+    if waiting is None or waiting.version == challenger or run.champion is None:
+        return decision
+    days = (time.time() - waiting.time) / 86_400
+    if waiting.against != run.champion.number or days >= DAYS_OF_A_CANDIDATE:
+        return decision
+    text = f"{waiting.version} waits as candidate for {days:.0f} of {DAYS_OF_A_CANDIDATE} days; a review decides on it"
+    rule = f"fails while another candidate waits, for {DAYS_OF_A_CANDIDATE} days"
+    check = Check("candidate waits", False, days, DAYS_OF_A_CANDIDATE, text, rule)
+    return replace(decision, promote=False, checks=(*decision.checks, check))
 
 
 def _without_sent_back(place: str, challenger: str, decision: Decision) -> Decision:

@@ -1,6 +1,7 @@
 """The last steps of a retraining run: champion or candidate, once, whatever is killed and whoever else moves."""
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ import pytest
 from pipeline.core.errors import RegistryError
 from pipeline.retraining import registry
 from pipeline.retraining.decision.promotion_gate import Check, Decision
-from pipeline.retraining.live.candidates import pending_candidate
+from pipeline.retraining.live.candidates import needs_labels, pending_candidate
 from pipeline.retraining.live.limits import LiveRule
 from pipeline.retraining.live.review import review
 from pipeline.retraining.registry_check import verify
 from pipeline.retraining.workspace import RetrainingRun, publish, resume_or_start
 from pipeline.storage import files
 from tests.support.kills import killed_at_write
-from tests.support.trained.live import make_version, promote, put_traffic
+from tests.support.trained.live import make_version, promote, put_labels, put_traffic
 from tests.support.trained.retraining import planned_run
 
 BETTER = Decision(True, (Check("gain", True, 0.01, 0.05, "+3 points"),), {"champion": 5, "challenger": 8})
@@ -45,8 +46,8 @@ def place(tmp_path: Path) -> str:
     return uri
 
 
-def test_a_model_that_passed_the_gate_waits_as_candidate_and_the_next_one_takes_its_place(
-    place: str, tmp_path: Path
+def test_a_model_that_passed_the_gate_waits_as_candidate_and_the_next_one_takes_its_place_after_a_while(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two, three = (make_version(place, name) for name in ("one", "two", "three"))
     run, fence = started(str(tmp_path))
@@ -57,6 +58,13 @@ def test_a_model_that_passed_the_gate_waits_as_candidate_and_the_next_one_takes_
     assert moved is not None
     assert (moved.against, moved.reason) == (1, f"candidate: +3 points (night {run.id})")
     assert "Candidate: it answers" in files.read_bytes(f"{run.folder}/decision.html").decode()
+    again, fence = started(str(tmp_path), "d" * 64)
+    values = published(again, three, fence)
+    assert (values["promote"], values.get("status")) == (False, None)
+    assert f"{two} waits as candidate for 0 of 30 days" in values["reason"]
+    assert registry.aliases(place)["candidate"] == two
+    month_later = time.time() + 30 * 86_400
+    monkeypatch.setattr("time.time", lambda: month_later)
     later, fence = started(str(tmp_path), "e" * 64)
     values = published(later, three, fence)
     assert values["reason"] == f"candidate: +3 points; takes the place of {two}, on which nothing was decided"
@@ -130,3 +138,65 @@ def test_killed_at_any_write_the_same_call_ends_the_same_way(alias: str, tmp_pat
         if not killed:
             break
     assert n > 5
+
+
+def test_nights_whose_labels_are_wrong_end_with_one_return(place: str, tmp_path: Path) -> None:
+    """Each trains other weights, which are right about the source's wrong labels, and wrong in use."""
+    rule, good = LiveRule(min_images=20), registry.get(place, "champion").id
+
+    def night(number: int, answer: str) -> dict[str, Any]:
+        review(place, rule)
+        bad = make_version(place, f"night {number}")
+        run, fence = started(str(tmp_path), f"{number:064x}")
+        values = published(run, bad, fence, "champion")
+        live, other = registry.get(place, "champion").id, good
+        if pending := pending_candidate(place):
+            other = pending.version
+        answers = {good: ["a"] * 60}
+        put_traffic(
+            place, (live, other), *(answers.get(each, [answer] * 60) for each in (live, other)), name=f"{number}"
+        )
+        put_labels(place, {f"{number}/{row}": "a" for row in range(60)})
+        return values
+
+    statuses = [night(number, "b").get("status") for number in range(10)]
+    assert [move.mark[0] for move in registry.history(place)] == ["night", "night", "return"]
+    assert statuses == [None, *["candidate"] * 9]
+    values = night(10, "a")  # the labels in the source are corrected
+    assert "since a champion went back, it needs 100 labels, or a person who promotes it" in values["reason"]
+    assert "60 of 100 labels known" in review(place, rule).findings[1].verdict.reason
+    assert night(11, "a")["promote"] is False  # the candidate waits for more labels
+    review(place, rule)
+    assert registry.history(place)[-1].mark[0] == "review"
+    assert "status" not in night(12, "a")  # and nights promote again
+    assert registry.history(place)[-1].mark[0] == "night"
+    assert verify(place) == []
+
+
+@pytest.mark.parametrize("since", ["person", "rollback"])
+def test_a_person_ends_the_time_after_a_return(place: str, tmp_path: Path, since: str) -> None:
+    promote(place, make_version(place, "two"))
+    promote(place, make_version(place, "one"), "return")
+    assert needs_labels(place)
+    promote(place, make_version(place, "three"))  # by a program of before
+    assert needs_labels(place)
+    if since == "person":
+        promote(place, make_version(place, "four"), "")
+    else:
+        registry.rollback(place)
+    run, fence = started(str(tmp_path))
+    assert "status" not in published(run, make_version(place, "five"), fence, "champion")
+
+
+def test_a_run_that_was_killed_goes_on_though_its_candidate_was_promoted(place: str, tmp_path: Path) -> None:
+    promote(place, make_version(place, "two"))
+    promote(place, make_version(place, "one"), "return")
+    run, fence = started(str(tmp_path))
+    three = make_version(place, "three")
+    assert published(run, three, fence, "champion")["status"] == "candidate"
+    files.write_json(f"{tmp_path}/active.json", run.as_json())  # as if killed before it was deleted
+    promote(place, three, "review")
+    again, fence = started(str(tmp_path))
+    assert again.id == run.id
+    assert published(again, three, fence, "champion")["status"] == "candidate"
+    assert registry.get(place, "champion").id == three

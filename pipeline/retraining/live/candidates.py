@@ -3,6 +3,9 @@
 from pipeline.models import checkpoint
 from pipeline.retraining import registry
 
+DAYS_OF_A_CANDIDATE = 30
+"""Days for which no retraining run replaces a candidate that waits: else the evidence on each would begin anew."""
+
 
 def pending_candidate(place: str) -> registry.Move | None:
     """Returns the newest move of `candidate` if it waits for a decision, None if there is none.
@@ -15,6 +18,16 @@ def pending_candidate(place: str) -> registry.Move | None:
         return None
     later = (move for move in registry.history(place) if move.number > newest.against)
     return None if any(move.version == newest.version for move in later) else newest
+
+
+def needs_labels(place: str) -> bool:
+    """Whether a program may promote on labels alone: a champion has gone back, and neither a review nor a person has
+    made one live since.
+
+    What made the gate wrong may still be there, such as wrong labels in the source, and each run trains other weights.
+    """
+    kinds = (move.mark[0] for move in reversed(registry.history(place)))
+    return next((kind for kind in kinds if kind != "night"), "") == "return"
 
 
 def sent_back(place: str) -> set[str]:

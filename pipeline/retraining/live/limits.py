@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from pipeline.core.errors import RecipeError
 
+LABELS_AFTER_RETURN = 100
+"""Least number of labelled images before a candidate is promoted after a return. A guess, not measured."""
+
 
 @dataclass(frozen=True)
 class LiveRule:

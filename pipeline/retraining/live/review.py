@@ -5,7 +5,8 @@ by a conditional write of the alias, then told. Each step can be repeated: the n
 carries out and tells what is left. The reason of each move ends with its kind and the ID of the review.
 
 It can't flap. Only what a program promoted goes back by itself, so a champion that has come back by a return stays
-until the next promotion; and what was sent back or dropped no program promotes again (`candidates.sent_back`).
+until the next promotion; that takes labels or a person (`candidates.needs_labels`); and what was sent back or dropped
+no program promotes again (`candidates.sent_back`).
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 from pipeline.retraining import registry
 from pipeline.retraining.alias_file import AliasState, Move, read_alias
 from pipeline.retraining.live import store
-from pipeline.retraining.live.candidates import pending_candidate
+from pipeline.retraining.live.candidates import needs_labels, pending_candidate
 from pipeline.retraining.live.evidence import Evidence
 from pipeline.retraining.live.labels import LabelCounts
 from pipeline.retraining.live.limits import LiveRule
@@ -141,7 +142,7 @@ def _look_at_candidate(evidence: Evidence, rule: LiveRule) -> Finding | None:
         content = _content("outdated", verdict, numbers, rule, champion, candidate) | _inputs(evidence, versions)
         _drop(place, candidate, champion, store.write_review(place, content), content)
         return Finding(registry.CANDIDATE, candidate.version, verdict, numbers)
-    verdict = judge_candidate(alone, certified, pair, rule)
+    verdict = judge_candidate(alone, certified, pair, rule, needs_labels(place))
     if verdict.action != "wait" or store.decided(place, registry.CANDIDATE, candidate.number):
         kind = "review" if verdict.action == "promote" else "dropped"
         content = _content(kind, verdict, numbers, rule, champion, candidate) | _inputs(evidence, versions)

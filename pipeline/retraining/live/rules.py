@@ -7,7 +7,7 @@ from pipeline.core.shares import percent_text, wilson_interval
 from pipeline.evaluation.significance import mcnemar_p
 from pipeline.retraining.decision.promotion_gate import Check
 from pipeline.retraining.live.anytime import below_p, paired_p
-from pipeline.retraining.live.limits import LiveRule
+from pipeline.retraining.live.limits import LABELS_AFTER_RETURN, LiveRule
 
 Action = Literal["wait", "promote", "drop", "keep", "return"]
 
@@ -47,12 +47,15 @@ class Verdict:
     checks: tuple[Check, ...] = ()
 
 
-def judge_candidate(alone: Alone, certified: tuple[int, int], pair: Pair, rule: LiveRule) -> Verdict:
+def judge_candidate(
+    alone: Alone, certified: tuple[int, int], pair: Pair, rule: LiveRule, after_return: bool = False
+) -> Verdict:
     """Returns whether a candidate is promoted, dropped or waits for more images or labels.
 
     alone: the candidate. certified: (correct, rows) of its certified evaluation. pair: champion and candidate.
     Failures, disagreement and latency count from `min_images` on, labels always. A candidate that would go back as soon
-    as it was champion is dropped.
+    as it was champion is dropped. after_return: whether labels must speak for it (`candidates.needs_labels`): on
+    LABELS_AFTER_RETURN of them or more it must be right as often as the champion.
     """
     seen = pair.images >= rule.min_images
     checks = [*_checks_in_use(pair, rule, rule.max_disagreement), *_latency(pair, rule)] if seen else []
@@ -66,8 +69,12 @@ def judge_candidate(alone: Alone, certified: tuple[int, int], pair: Pair, rule: 
         return Verdict("drop", "; ".join(failed), tuple(checks))
     if not seen:
         return Verdict("wait", f"{pair.images:,} of {rule.min_images:,} images seen", tuple(checks))
-    if pair.labelled < rule.min_labels:
-        return Verdict("wait", f"{pair.labelled:,} of {rule.min_labels:,} labels known", tuple(checks))
+    least = max(rule.min_labels, LABELS_AFTER_RETURN) if after_return else rule.min_labels
+    if pair.labelled < least:
+        return Verdict("wait", f"{pair.labelled:,} of {least:,} labels known", tuple(checks))
+    if after_return and pair.correct[1] < pair.correct[0]:
+        text = f"{pair.correct[1]:,} right of {pair.labelled:,} labelled images, the champion {pair.correct[0]:,}"
+        return Verdict("wait", f"{text}; after a return it must be no worse", tuple(checks))
     return Verdict("promote", "; ".join(check.text for check in checks), tuple(checks))
 
 

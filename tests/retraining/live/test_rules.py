@@ -49,6 +49,24 @@ def test_a_candidate_waits_for_labels_if_asked_to() -> None:
     assert judge_candidate(Alone(), (900, 1000), enough, rule).action == "promote"
 
 
+@pytest.mark.parametrize(
+    ("labelled", "correct", "action", "words"),
+    [
+        (99, (90, 90), "wait", "99 of 100 labels known"),
+        (100, (90, 90), "promote", ""),
+        (100, (90, 89), "wait", "89 right of 100 labelled images, the champion 90; after a return it must be no worse"),
+    ],
+)
+def test_after_a_return_a_candidate_needs_labels(
+    labelled: int, correct: tuple[int, int], action: str, words: str
+) -> None:
+    pair = replace(GOOD, labelled=labelled, correct=correct)
+    verdict = judge_candidate(Alone(), (900, 1000), pair, RULE, after_return=True)
+    assert verdict.action == action
+    assert words in verdict.reason
+    assert judge_candidate(Alone(), (900, 1000), pair, RULE).action == "promote"
+
+
 def test_a_candidate_that_would_go_back_at_once_is_dropped() -> None:
     """Labels of images that the champion hasn't seen speak against it."""
     verdict = judge_candidate(Alone(500, 0, 200, 120), (900, 1000), GOOD, RULE)
