@@ -136,8 +136,8 @@ def compare_classes(
     data set, None if it isn't another one. find_moved: called with the names of missing
     classes; returns {name: class where its images are now}, for the message.
 
-    Raises DatasetError, with the names and the remedy, if a class of the champion is missing or has no training image
-    left, and for a line of the mapping that contradicts the source.
+    Raises DatasetError, with the names and the remedy, if a class of the champion is missing or has no training or no
+    validation image left, and for a line of the mapping that contradicts the source.
     """
     _check_lines(known, data.classes, given)
     renamed = {old: new for old, new in rules.renamed.items() if old not in data.classes}
@@ -146,12 +146,12 @@ def compare_classes(
     missing = [name for name in missing if name not in rules.removed]
     if missing:
         raise DatasetError(_message(missing, found, data.name, find_moved(missing)))
-    emptied = _emptied(found, data, before)
-    if emptied:
-        raise DatasetError(
-            f"{data.name}: no training image is left of {_named(emptied)}, which the champion knows; bring the images "
-            "back, or take away all images of the class and give --allow-removed"
-        )
+    for split, kind in (("train", "training"), ("val", "validation")):
+        if emptied := _emptied(found, data, before, split):
+            raise DatasetError(
+                f"{data.name}: no {kind} image is left of {_named(emptied)}, which the champion knows; bring the "
+                "images back, or take away all images of the class and give --allow-removed"
+            )
     return found
 
 
@@ -220,19 +220,21 @@ def _spelling(name: str) -> str:
     return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
 
 
-def _emptied(found: ClassMap, data: Manifest, before: Manifest | None) -> list[str]:
-    """Returns the shared classes that had training images in the data set before, and have none now."""
+def _emptied(found: ClassMap, data: Manifest, before: Manifest | None, split: str) -> list[str]:
+    """Returns the shared classes that had images in a split of the data set before, and have none there now."""
     if before is None:
         return []
-    had = {found.name_since(name) for name, rows in _train_rows(before).items() if rows}
-    has = _train_rows(data)
-    return [
-        data.classes[label] for label in found.shared if data.classes[label] in had and not has[data.classes[label]]
-    ]
+    had = {found.name_since(name) for name in _present(before, split)}
+    has = _present(data, split)
+    shared = [data.classes[label] for label in found.shared]
+    return [name for name in shared if name in had and name not in has]
 
 
-def _train_rows(data: Manifest) -> dict[str, int]:
-    return dict(zip(data.classes, data.split("train").rows_per_class, strict=True))
+def _present(data: Manifest, split: str) -> set[str]:
+    """Returns the classes that have rows in a split; none if the data set lacks it."""
+    if split not in data.splits:
+        return set()
+    return {name for name, rows in zip(data.classes, data.splits[split].rows_per_class, strict=True) if rows}
 
 
 def _message(missing: list[str], found: ClassMap, source: str, moved: Mapping[str, str]) -> str:

@@ -14,9 +14,9 @@ from pipeline.retraining.workspace import resume_or_start
 from tests.support.trained.retraining import planned_run
 
 
-def data_of(*classes: str, rows: tuple[int, ...] = ()) -> Manifest:
-    counts = rows or (5,) * len(classes)
-    return Manifest("photos", classes, 0, {"train": Split(sum(counts), counts, ())})
+def data_of(*classes: str, rows: tuple[int, ...] = (), val: tuple[int, ...] = ()) -> Manifest:
+    counts = {"train": rows or (5,) * len(classes), "val": val or (2,) * len(classes)}
+    return Manifest("photos", classes, 0, {name: Split(sum(each), each, ()) for name, each in counts.items()})
 
 
 def compared(known: str, now: str, rules: ClassRules | None = None) -> dict[str, object]:
@@ -78,6 +78,13 @@ def test_a_class_whose_last_training_image_is_gone_stops_the_run() -> None:
     with pytest.raises(DatasetError, match="no training image is left of 'bee'"):
         compare_classes(("ant", "bee"), now, rules, rules, before)
     compare_classes(("ant", "bee"), now, rules, rules, now)  # there was none before, either
+
+
+def test_a_class_whose_last_validation_image_is_gone_stops_the_run() -> None:
+    before, now = data_of("ant", "bee"), data_of("ant", "wasp", val=(3, 0))
+    with pytest.raises(DatasetError, match="no validation image is left of 'wasp'"):
+        compare_classes(("ant", "bee"), now, RENAMED, RENAMED, before)
+    compare_classes(("ant", "wasp"), now, RENAMED, RENAMED, now)
 
 
 def test_what_was_said_is_remembered_until_the_name_is_back() -> None:

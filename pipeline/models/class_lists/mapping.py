@@ -50,7 +50,12 @@ class ClassMap:
     @property
     def has_changed(self) -> bool:
         """Whether any class was added, removed, renamed or merged; the order alone doesn't count."""
-        return bool(self.added or self.removed or self.other_names or self.merged)
+        return bool(self.other_names or self.has_other_classes)
+
+    @property
+    def has_other_classes(self) -> bool:
+        """Whether any class was added, removed or merged; other names and another order alone don't count."""
+        return bool(self.added or self.removed or self.merged)
 
     @property
     def shared(self) -> npt.NDArray[np.int64]:

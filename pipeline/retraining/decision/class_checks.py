@@ -1,4 +1,4 @@
-"""Checks of the promotion gate where classes have changed: no loss on those that both models know, recall of new ones.
+"""Checks of the promotion gate where classes were added, removed or merged: no loss on those that both models know, recall of new ones.
 
 Each check holds for itself at the gate's level. No correction for their number is needed: the challenger must pass all
 of them (intersection-union test, Berger, Technometrics 24, 1982).
@@ -23,7 +23,7 @@ def with_changed_classes(
     decision: Decision, shared: tuple[Predictions, Predictions] | None, challenger: Predictions,
     class_map: ClassMap, rules: ClassRules, gate: Gate,
 ) -> Decision:  # fmt: skip
-    """Returns the decision of a run whose classes aren't the champion's.
+    """Returns the decision of a run in which classes were added, removed or merged since the champion.
 
     A gain isn't asked for, since a challenger that knows more has more ways to be wrong: on the classes that both know
     it may not lose more than `rules.shared_drop`. Each new class must reach its recall.

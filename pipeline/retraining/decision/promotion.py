@@ -234,7 +234,8 @@ def decide_promotion(
     """Returns the decision on the rows that neither model was trained on.
 
     latency_seconds: per image, of champion and challenger. rules: of classes that have changed; None for the defaults.
-    Where they have, the tests of champion against challenger are on the classes that both know.
+    Where they have, the tests of champion against challenger are on the classes that both know. A gain is asked for
+    unless a class was added, removed or merged: another name alone changes no answer.
     """
     pair, class_map = contest.pair, contest.class_map
     challenger = contest.challenger.take(contest.unseen[contest.challenger.row])
@@ -244,5 +245,6 @@ def decide_promotion(
         decision = decide(*pair, contest.classes, gate, latency_seconds)
     if class_map is None or not class_map.has_changed:
         return decision
-    decision = with_changed_classes(decision, pair, challenger, class_map, rules or ClassRules(), gate)
+    if class_map.has_other_classes:
+        decision = with_changed_classes(decision, pair, challenger, class_map, rules or ClassRules(), gate)
     return replace(decision, remark=change_text(class_map))

@@ -103,7 +103,10 @@ TABLE = [
     # at the cost of dog
     ((("cat", "dog"), {}, [0, 1, 0], [0, 2, 2]), False, 120, ["no loss", "recall of each class", "calibration"]),
     ((("cat", "dog"), {}, [0, 0, 0], [0, 1, 2]), True, 120, []),  # better on what both know
-    ((("cat", "dog", "eule"), {"eule": "owl"}, [0, 1, 2], [0, 1, 2]), True, 180, []),  # renamed, and as good
+    # another name alone: a gain is asked
+    ((("cat", "dog", "eule"), {"eule": "owl"}, [0, 1, 2], [0, 1, 2]), False, 180, ["gain"]),
+    ((("cat", "dog", "eule"), {"eule": "owl"}, [0, 1, 0], [0, 1, 2]), True, 180, []),
+    ((("cat", "tabby", "dog", "owl"), {"tabby": "cat"}, [0, 1, 2], [0, 1, 2]), True, 180, []),  # merged, and as good
     ((("cat", "dog", "owl", "yak"), {}, [0, 1, 3], [0, 1, 2]), True, 180, []),  # the champion answers a removed class
     ((("cat", "tabby", "dog", "owl"), {"tabby": "cat"}, [0, 1, 2], [0, 1, 1]), False, 180,
      ["no loss", "recall of each class", "calibration"]),
