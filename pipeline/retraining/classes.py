@@ -7,6 +7,7 @@ trained, unless its removal is allowed: its folder may be gone by accident.
 
 import difflib
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -238,17 +239,20 @@ def _present(data: Manifest, split: str) -> set[str]:
 
 
 def _message(missing: list[str], found: ClassMap, source: str, moved: Mapping[str, str]) -> str:
-    names = " ".join(f'"{name}"' if not re.fullmatch(r"[\w.-]+", name) else name for name in missing[:_SHOWN])
-    more = " ..." if len(missing) > _SHOWN else ""
+    shown = missing[:_SHOWN]
+    names = " ".join(map(shlex.quote, shown)) + (" ..." if len(missing) > _SHOWN else "")
+    # a shell or an option takes these names for something else
+    is_plain = all(name.isprintable() and not name.startswith("-") for name in shown)
+    removal = f"--allow-removed {names} if that is meant, or " if is_plain else ""
     renames = f", which has the new {_named(found.added)}" if found.added else ""
     lines = "one for each that has another name"
     if moved:
         lines = " ".join(f"{old},{new}" for old, new in list(moved.items())[:_SHOWN]) + ", where the images are now"
+    lines += "" if is_plain else ", and nothing after the comma for one that is meant to be removed"
     are = "is" if len(missing) == 1 else "are"
     return (
         f"{counted(len(missing), 'class', 'classes')} of the champion {are} missing in {source}{renames}: "
-        f"{_named(missing)}; bring the images back, or give --allow-removed {names}{more} if that is meant, or "
-        f"--classes FILE with the line old,new and {lines}"
+        f"{_named(missing)}; bring the images back, or give {removal}--classes FILE with the line old,new and {lines}"
     )
 
 

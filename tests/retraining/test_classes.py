@@ -64,6 +64,27 @@ STOPS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("b ee", "--allow-removed 'b ee' if that is meant"),
+        ("$(rm x)`y`", "--allow-removed '$(rm x)`y`' if"),
+        ('b"e', "--allow-removed 'b\"e' if"),
+        ("b'e", "--allow-removed 'b'\"'\"'e' if"),
+        (
+            "-bee",
+            "or give --classes FILE with the line old,new and one for each that has another name, and nothing after",
+        ),
+        ("b\nee", "or give --classes FILE with"),
+    ],
+)
+def test_the_command_in_the_message_can_be_pasted(name: str, text: str) -> None:
+    with pytest.raises(DatasetError) as raised:
+        compare_classes(("ant", name), data_of("ant"), ClassRules(), ClassRules())
+    assert text in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(("known", "now", "rules", "message"), STOPS)
 def test_a_class_that_vanished_stops_the_run(known: str, now: str, rules: ClassRules, message: str) -> None:
     with pytest.raises(DatasetError) as raised:

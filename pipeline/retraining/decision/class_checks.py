@@ -1,4 +1,4 @@
-"""Checks of the promotion gate where classes were added, removed or merged: no loss on those that both models know, recall of new ones.
+"""Checks of the gate where classes were added, removed or merged: no loss on shared ones, and recall of new ones.
 
 Each check holds for itself at the gate's level. No correction for their number is needed: the challenger must pass all
 of them (intersection-union test, Berger, Technometrics 24, 1982).
@@ -54,14 +54,25 @@ def check_no_loss(champion: Bools, challenger: Bools, level: float, drop: float)
     won, lost = int((~champion & challenger).sum()), int((champion & ~challenger).sum())
     rows, change = len(champion), (won - lost) / len(champion)
     low = min(change, paired_bounds(won, lost, rows, level)[0])
-    passed = low > -drop
+    passed, needed = low > -drop, least_rows_without_loss(level, drop)
     text = f"{'no' if passed else 'a'} loss of {100 * drop:g} points or more on the classes that both know"
     text += "" if passed else " isn't ruled out"
     text += f": {100 * change:+.2f} on {counted(rows, 'image')} ({won:,} won, {lost:,} lost), at worst {100 * low:+.2f}"
+    text += f"; too few images to judge, {needed:,} or more are needed" if not passed and rows < needed else ""
     rule = (
         f"classes have changed, so no gain is asked for: fails unless the lower bound is above {-100 * drop:+g} points"
     )
     return Check("no loss", passed, -low, drop, text, rule)
+
+
+def least_rows_without_loss(level: float, drop: float) -> int:
+    """Returns the fewest images with which no loss can be certain, if the models agree about all of them.
+
+    drop: the largest loss allowed, in (0, 1). The lower bound of `paired_bounds` is -z / (N + 2) then.
+    """
+    from scipy.special import ndtri
+
+    return max(1, int(np.floor(-float(ndtri(level)) / drop - 2)) + 1)
 
 
 def check_new_class(name: str, right: Bools, level: float, minimum: float, is_chance: bool) -> Check:
@@ -78,7 +89,9 @@ def check_new_class(name: str, right: Bools, level: float, minimum: float, is_ch
     passed = low > minimum
     text = f"{correct:,} of {counted(rows, 'validation image')} of {name} right, "
     text += f"recall {100 * correct / rows:.1f} %, at least {100 * low:.1f} %" if rows else "no recall can be measured"
-    if not passed and rows < (needed := least_rows(level, minimum)):
+    if minimum >= 1:
+        text += ": the only class is always right, so that is no more than a guess; give --new-class-recall"
+    elif not passed and rows < (needed := least_rows(level, minimum)):
         text += f": too few images to judge, {needed:,} or more are needed"
     elif not passed:
         text += f": not above {asked}, for certain"
@@ -86,7 +99,10 @@ def check_new_class(name: str, right: Bools, level: float, minimum: float, is_ch
 
 
 def least_rows(level: float, minimum: float) -> int:
-    """Returns the fewest images of a class with which it can pass: all right, the lower bound is `level` ** (1/N)."""
+    """Returns the fewest images of a class with which it can pass: all right, the lower bound is `level` ** (1/N).
+
+    minimum: in [0, 1).
+    """
     rows = 1
     while exact_bounds(rows, rows, level)[0] <= minimum:
         rows = max(rows + 1, int(np.log(level) / np.log(minimum)))

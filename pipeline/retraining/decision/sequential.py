@@ -22,6 +22,7 @@ the `decision.json` of its night, and if the file is lost, it is made again from
 """
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +36,8 @@ LEVELS_NAME = "levels.json"
 _YEAR_SECONDS = 365 * 86_400.0
 _CAPACITY = 1 / 12  # of the account, as a share of the yearly limit; what flows in during a year is the rest
 _SPENT = 0.5  # share of the account that a night spends
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def _read(workspace: str) -> tuple[list[Spent], str]:
     if found is None:
         return _from_decisions(workspace), ""
     try:
-        return [Spent(**each) for each in json.loads(found[0])["nights"]], found[1]
+        return [_line(each) for each in json.loads(found[0])["nights"]], found[1]
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{place}: damaged ({error}); remove it: it is made again from the decisions") from error
 
@@ -139,9 +142,23 @@ def _write(workspace: str, spent: list[Spent], version: str) -> bool:
 
 
 def _from_decisions(workspace: str) -> list[Spent]:
-    """Returns the lines of the nights that have published a decision with a level, oldest first."""
-    nights = files.join(workspace, "nights")
-    places = [files.join(nights, name, "decision.json") for name in files.list_directories(nights)]
-    values = [files.read_json(place).get("sequential") for place in places if files.exists(place)]
-    lines = [Spent(each["night"], each["time"], each["level"]) for each in values if each]
+    """Returns the lines of the nights that have published a decision with a level, oldest first.
+
+    A decision that can't be read is left out, with a warning.
+    """
+    nights, lines = files.join(workspace, "nights"), list[Spent]()
+    for name in files.list_directories(nights):
+        place = files.join(nights, name, "decision.json")
+        if not files.exists(place):
+            continue
+        try:
+            values = files.read_json(place).get("sequential")
+            lines += [_line(values)] if values else []
+        except (StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s: can't be read (%s); the level of this night isn't counted", place, error)
     return sorted(lines, key=lambda each: each.time)
+
+
+def _line(values: Any) -> Spent:
+    """Returns a line of JSON values. Raises ValueError, KeyError or TypeError if it isn't one."""
+    return Spent(str(values["night"]), float(values["time"]), float(values["level"]))

@@ -10,7 +10,12 @@ from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.significance import exact_bounds
 from pipeline.models.class_lists.mapping import ClassMap
 from pipeline.retraining.classes import ClassRules
-from pipeline.retraining.decision.class_checks import check_new_class, check_no_loss, least_rows
+from pipeline.retraining.decision.class_checks import (
+    check_new_class,
+    check_no_loss,
+    least_rows,
+    least_rows_without_loss,
+)
 from pipeline.retraining.decision.promotion import Contest, decide_promotion
 from pipeline.retraining.decision.promotion_gate import Decision, Gate
 
@@ -35,6 +40,25 @@ def test_bounds_are_scipys_and_the_least_rows_are_enough() -> None:
         rows = least_rows(0.05, minimum)
         assert exact_bounds(rows, rows, 0.05)[0] > minimum
         assert rows == 1 or exact_bounds(rows - 1, rows - 1, 0.05)[0] <= minimum
+
+
+@pytest.mark.parametrize(("level", "drop"), [(0.05, 0.02), (0.05, 0.3), (0.01, 0.02), (0.05, 0.5), (0.05, 0.9)])
+def test_no_loss_says_how_many_images_it_needs_and_they_are_enough(level: float, drop: float) -> None:
+    rows = least_rows_without_loss(level, drop)
+    right = np.ones(rows, bool)
+    assert check_no_loss(right, right, level, drop).passed
+    if rows > 1:
+        check = check_no_loss(right[1:], right[1:], level, drop)
+        assert not check.passed
+        assert check.text.endswith(f"too few images to judge, {rows:,} or more are needed")
+    lost = check_no_loss(np.ones(500, bool), np.arange(500) >= 100, level, 0.02)
+    assert "too few" not in lost.text
+
+
+def test_one_class_that_is_new_is_refused_without_an_error() -> None:
+    check = check_new_class("owl", np.ones(50, bool), 0.05, 1.0, is_chance=True)
+    assert not check.passed
+    assert "no more than a guess; give --new-class-recall" in check.text
 
 
 @pytest.mark.parametrize(

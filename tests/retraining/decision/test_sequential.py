@@ -104,9 +104,26 @@ def test_a_lost_list_is_made_again_from_the_decisions(tmp_path: Path) -> None:
     assert take_level(work, "c", 1.0, 0.05) == known
     whole = take_level(work, "d", 1.0, 0.05, NOW + 3 * DAY)
     assert whole.nights == 4
-    (tmp_path / "levels.json").write_text("[")
-    with pytest.raises(StorageError, match="remove it"):
-        take_level(work, "d", 1.0, 0.05)
+    for damaged in ("[", "[]", '{"nights": [3]}', '{"nights": [{"night": "a", "time": null, "level": 0.1}]}'):
+        (tmp_path / "levels.json").write_text(damaged)
+        with pytest.raises(StorageError, match="remove it"):
+            take_level(work, "d", 1.0, 0.05)
+
+
+@pytest.mark.parametrize(
+    "damaged", ["", "[]", "3", '{"sequential": 3}', '{"sequential": {"night": "b", "time": null}}']
+)
+def test_a_damaged_decision_is_left_out_with_a_warning(
+    damaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = str(tmp_path)
+    level = take_level(work, "a", 1.0, 0.05, NOW)
+    files.write_json(f"{work}/nights/a/decision.json", {"sequential": level.as_json()})
+    (tmp_path / "nights" / "b").mkdir()
+    (tmp_path / "nights" / "b" / "decision.json").write_text(damaged)
+    (tmp_path / "levels.json").unlink()
+    assert take_level(work, "c", 1.0, 0.05, NOW).nights == 2
+    assert "nights/b/decision.json: can't be read" in caplog.text
 
 
 def test_of_two_processes_that_spend_at_a_time_both_lines_are_kept(
