@@ -24,6 +24,7 @@ from pipeline.retraining.live.rules import Pair, Verdict, judge_candidate, judge
 from pipeline.storage import files
 
 _PROMOTIONS = ("night", "review")  # kinds of moves that a return undoes
+_SUPERSEDED = f"{registry.CANDIDATE}-superseded"  # in `live/decided`: drops after a recorded promotion
 _KINDS = ("review", "return", "dropped", "outdated")  # those of reviews
 
 
@@ -47,7 +48,8 @@ class Review:
 
     findings: tuple[Finding, ...] = ()
     decisions: tuple[dict[str, Any], ...] = ()
-    """The content of each decision that was carried out, those that a killed review left included."""
+    """The content of each decision that was carried out, those that a killed review left included. Once only: one that
+    the receiver refuses is told again by each later review, and is none of that review's."""
     labels: LabelCounts = field(default_factory=LabelCounts)
     """What was found in the files of labels."""
     unused: bool = False
@@ -146,7 +148,7 @@ def _look_at_candidate(evidence: Evidence, rule: LiveRule) -> Finding | None:
     if verdict.action != "wait" or store.decided(place, registry.CANDIDATE, candidate.number):
         kind = "review" if verdict.action == "promote" else "dropped"
         content = _content(kind, verdict, numbers, rule, champion, candidate) | _inputs(evidence, versions)
-        identifier, content = _decide(place, registry.CANDIDATE, candidate.number, content)
+        identifier, content = _decide_candidate(place, candidate.number, content, verdict.action == "drop")
         if content["kind"] == "review":
             _promote(place, candidate, state, f"candidate promoted: {content['reason']} (review {identifier})")
         else:
@@ -162,6 +164,20 @@ def _drop(place: str, candidate: Move, champion: Move, identifier: str, content:
     """Points the alias `candidate` at the champion: no candidate is left."""
     reason = f"dropped {candidate.version}: {content['reason']} ({content['kind']} {identifier})"
     registry.move(place, registry.CANDIDATE, champion.version, reason, candidate)
+
+
+def _decide_candidate(place: str, number: int, content: dict[str, Any], is_drop: bool) -> tuple[str, dict[str, Any]]:
+    """Returns the ID and the content of the decision that counts on a candidate, as `_decide`. is_drop: what the rule
+    says now; the content is of no drop, whatever its kind, if a candidate would wait.
+
+    A promotion that was recorded and not carried out (its review was killed, or a run began meanwhile) gives way to a
+    drop by what is known now. That is recorded under a name of its own, so that it, too, is carried out after a kill.
+    """
+    known = store.decided(place, registry.CANDIDATE, number)
+    is_promotion = known is not None and store.read_review(place, known)["kind"] == "review"
+    if is_promotion and (is_drop or store.decided(place, _SUPERSEDED, number)):
+        return _decide(place, _SUPERSEDED, number, content)
+    return _decide(place, registry.CANDIDATE, number, content)
 
 
 def _decide(place: str, alias: str, number: int, content: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -199,14 +215,16 @@ def _inputs(evidence: Evidence, versions: list[str]) -> dict[str, Any]:
 
 
 def _tell(place: str, tell: Callable[[dict[str, Any]], bool] | None) -> list[dict[str, Any]]:
-    """Tells every decision that was carried out and isn't told yet, and returns their contents."""
+    """Tells every decision that was carried out and isn't told yet, and returns those that no review has returned."""
     told, new = store.told_ids(place), list[dict[str, Any]]()
     for alias in (registry.CHAMPION, registry.CANDIDATE):
         for move in registry.history(place, alias):
             kind, identifier = move.mark
-            if kind in _KINDS and identifier not in told:
-                content = {**store.read_review(place, identifier), "review": identifier, "move": move.as_json()}
-                if tell is None or tell(content):
-                    store.write_told(place, identifier)
+            if kind not in _KINDS or identifier in told:
+                continue
+            content = {**store.read_review(place, identifier), "review": identifier, "move": move.as_json()}
+            refused = f"{identifier}{store.REFUSED}"
+            store.write_told(place, identifier if tell is None or tell(content) else refused)
+            if refused not in told:
                 new.append(content)
     return new

@@ -4,7 +4,9 @@
     live/labels/N-HASH.csv                labels as they came, N counting from 1
     live/reviews/ID.json                  a decision with all its numbers
     live/decided/ALIAS-N                  ID of the decision on the alias's move N: of several processes one writes it
+    live/decided/candidate-superseded-N   ID of the drop that counts in place of a promotion that wasn't carried out
     live/told/ID                          that others were told of it
+    live/told/ID.refused                  that they couldn't be told of it at first
 
 No file is ever changed. The ID of a record follows from what was predicted with which versions, that of a review from
 all that it rests on: who repeats a step after a kill writes the same file, or finds it.
@@ -36,6 +38,7 @@ SCHEMA = pa.schema(
     ]
 )
 _META = b"image_pipeline.live"
+REFUSED = ".refused"  # ends the name of a file in `live/told`
 _LABELS = re.compile(r"^(\d{6})-([0-9a-f]{16})\.csv$")
 
 
@@ -172,10 +175,10 @@ def read_review(registry: str, identifier: str) -> dict[str, Any]:
 
 
 def told_ids(registry: str) -> set[str]:
-    """Returns the IDs of the reviews that others were told of."""
+    """Returns the IDs of the reviews that others were told of, and those with REFUSED of what they refused first."""
     return {name for name, _ in files.list_files(files.join(registry, "live", "told"))}
 
 
 def write_told(registry: str, identifier: str) -> None:
-    """Records that others were told of a review."""
+    """Records that others were told of a review. identifier: its ID, with REFUSED if they couldn't be told yet."""
     files.write_once(files.join(registry, "live", "told", identifier), b"\n")

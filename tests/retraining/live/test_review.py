@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,8 +285,11 @@ def test_of_reviews_at_once_exactly_one_moves_the_champion(place: str, back: boo
     assert verify(place) == []
 
 
-def test_of_two_different_decisions_the_first_one_counts(place: str, pair: tuple[str, str]) -> None:
-    """One review saw no failures and was suspended before it moved anything; another one saw them all."""
+@pytest.mark.parametrize("later", [[None] * 40, A[:10]])
+def test_a_recorded_promotion_gives_way_to_a_drop_by_what_is_known_now(
+    place: str, pair: tuple[str, str], later: list[str | None]
+) -> None:
+    """One review saw no failures and was killed before it moved anything; the next one sees them all."""
     put_traffic(place, pair, A, A)
     candidate = pending_candidate(place)
     assert candidate is not None
@@ -293,11 +297,45 @@ def test_of_two_different_decisions_the_first_one_counts(place: str, pair: tuple
         patch.setattr(registry, "move", stop)
         with pytest.raises(KeyboardInterrupt):
             review(place, RULE)
-    put_traffic(place, pair, A, [None] * 40, name="later")
-    done = review(place, RULE)
-    assert [each["kind"] for each in done.decisions] == ["review"]
-    assert live(place) == pair[1]
+    put_traffic(place, pair, A[: len(later)], later, name="later")
+    if None in later:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(registry, "move", stop)
+            with pytest.raises(KeyboardInterrupt):
+                review(place, RULE)  # it is killed, too
+        put_traffic(place, pair, A * 200, A * 200, name="latest")  # by now it would pass again
+    done = review(place, RULE if None in later else replace(RULE, min_images=1000))  # to wait contradicts nothing
+    assert [each["kind"] for each in done.decisions] == ["dropped" if None in later else "review"]
+    assert live(place) == pair[0 if None in later else 1]
+    assert pending_candidate(place) is None
+    assert not review(place, RULE).decisions
     assert verify(place) == []
+
+
+@pytest.mark.parametrize("case", ["return", "drop"])
+def test_what_the_receiver_refuses_is_told_again_and_counts_once(case: str, place: str) -> None:
+    one, two = make_version(place, "one"), make_version(place, "two")
+    promote(place, one)
+    if case == "return":
+        promote(place, two)
+        put_back(place, (one, two))
+    else:
+        nominate(place, two)
+        put_traffic(place, (one, two), A, B)
+    told, accepts = list[str](), False
+
+    def tell(content: dict[str, Any]) -> bool:
+        told.append(content["review"])
+        return accepts
+
+    first, second = review(place, RULE, tell), review(place, RULE, tell)
+    assert (first.returned, first.dropped) == (case == "return", case == "drop")
+    assert (second.returned, second.dropped, second.decisions) == (False, False, ())
+    accepts = True
+    assert not review(place, RULE, tell).decisions
+    assert not review(place, RULE, tell).decisions
+    assert len(told) == 3
+    assert len(set(told)) == 1
 
 
 def stop(*_: Any, **__: Any) -> Any:
