@@ -29,13 +29,16 @@ Action = Literal["list", "page", "metrics", "send"]
 
 @dataclass(frozen=True)
 class SendArgs:
-    """For `send`: where to."""
+    """For `send`: where to, and what becomes of messages that no webhook wants."""
 
     webhook: Annotated[str | None, command.option("URL that gets the messages, by POST", "URL")] = None
     webhook_secret_file: Annotated[
         str | None,
         command.option("file with the key of their signatures", "FILE", "the variable IMAGE_PIPELINE_WEBHOOK_SECRET"),
     ] = None
+    discard: Annotated[bool, command.option("delete the messages that were given up and are refused once more", "")] = (
+        False
+    )
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Args:
     action: Annotated[tyro.conf.Positional[Action], command.option("list, page, metrics or send", "ACTION")]
     workspace: Annotated[str | None, command.option("workspace of jobs/retrain.py", "URI")] = None
     metrics: Annotated[
-        str | None, command.option("for `metrics`: file NAME.prom of node-exporter, or Pushgateway", "FILE|URL")
+        str | None,
+        command.option("for `metrics` and `send`: file NAME.prom of node-exporter, or Pushgateway", "FILE|URL"),
     ] = None
     send: Annotated[SendArgs, command.group("send")] = SendArgs()
 
@@ -101,16 +105,25 @@ def write(args: Args, workspace: str) -> None:
 
 
 def send(args: Args, workspace: str) -> None:
-    """Sends the messages that no webhook has accepted; status 1 if one is left."""
+    """Sends the messages that no webhook has accepted, then writes page and metrics; status 1 if a message is left."""
     from pipeline.retraining.notices import outbox
     from pipeline.retraining.notices.webhook import Webhook, read_secret
+    from pipeline.retraining.overview.metrics import check_target
+    from pipeline.retraining.overview.report import report_nights
 
     if args.send.webhook is None:
         raise RecipeError("--webhook URL is missing")
-    sent, left = outbox.send(workspace, Webhook(args.send.webhook, read_secret(args.send.webhook_secret_file)))
-    command.console.print(f"{counted(sent, 'message')} accepted, {len(left)} left")
+    if args.metrics is not None:
+        check_target(args.metrics)
+    webhook = Webhook(args.send.webhook, read_secret(args.send.webhook_secret_file))
+    sent = outbox.send_given_up(workspace, webhook) + outbox.send(workspace, webhook)[0]
+    discarded = outbox.discard_given_up(workspace) if args.send.discard else 0
+    left = [*outbox.undelivered(workspace), *outbox.given_up(workspace)]
+    gone = f", {discarded} discarded" if discarded else ""
+    command.console.print(f"{counted(sent, 'message')} accepted, {len(left)} left{gone}")
     for message in left:
         command.console.print(f"{message.id}: {message.reason or 'not sent: the receiver did not answer before'}")
+    report_nights(workspace, args.metrics)
     if left:
         sys.exit(1)
 

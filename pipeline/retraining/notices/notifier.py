@@ -21,6 +21,8 @@ from pipeline.retraining.workspace import read_latest, registry_uri
 from pipeline.training.trackers.mlflow import check_mlflow
 
 log = logging.getLogger(__name__)
+SECONDS_FOR_MESSAGES = 120.0
+"""After so many seconds of sending, a run sends one message more for each notice of its own, within 47 s."""
 _MOST_CHARACTERS = 500  # of a defect's message, which may be a page of CUDA's
 
 
@@ -52,6 +54,8 @@ class Notifier:
     def __init__(self, workspace: str, channels: Channels) -> None:
         self._workspace, self._channels = workspace, channels
         self._status = Status()
+        self._refused = set[str]()  # IDs of messages that this run doesn't send again
+        self._seconds_left = SECONDS_FOR_MESSAGES
 
     def begin(self) -> None:
         """Tells the decision that a killed process has published and not told, and sends what is undelivered."""
@@ -70,22 +74,15 @@ class Notifier:
         """Tells a decision. decision: the content of `decision.json`."""
         status = "promoted" if decision["promote"] else "kept"
         body = message_body(f"retraining.{decision.get('status', status)}", decision)
-        with _as_warning("the notice of the decision"):
-            self._put(message_id(decision), body)
-            self._send()
-            self._call_command(body)
-            self._update_mlflow()
+        if not self._tell(message_id(decision), body):
+            return
+        with _as_warning("the status"):
             self._status = replace(self._status, told=message_id(decision))
             write_status(self._workspace, self._status)
 
     def reviewed(self, content: dict[str, Any]) -> bool:
-        """Tells the decision of a review of models in use. Returns True: what isn't delivered waits in the outbox."""
-        name, body = review_message(content)
-        self._put(name, body)
-        self._send()
-        self._call_command(body)
-        self._update_mlflow()
-        return True
+        """Tells the decision of a review of models in use. Returns whether it is told, or waits in the outbox."""
+        return self._tell(*review_message(content))
 
     def ended(self, status: str, message: str) -> None:
         """Writes how a call without an error ended. status, message: as in `Status`."""
@@ -110,6 +107,19 @@ class Notifier:
         with _as_warning("the status"):
             write_status(self._workspace, self._status)
 
+    def _tell(self, name: str, body: dict[str, Any]) -> bool:
+        """Tells each channel, whatever becomes of the others. Returns whether the webhook's message can't be lost."""
+        is_kept = False
+        with _as_warning("the notice of the decision"):
+            self._put(name, body)
+            is_kept = True
+            self._send()
+        with _as_warning(f"on-decision {self._channels.command}"):
+            self._call_command(body)
+        with _as_warning(f"mlflow={self._channels.mlflow}"):
+            self._update_mlflow()
+        return is_kept
+
     def _put(self, name: str, body: dict[str, Any]) -> None:
         if self._channels.webhook is not None:
             outbox.put(self._workspace, name, body)
@@ -117,7 +127,10 @@ class Notifier:
     def _send(self) -> None:
         if self._channels.webhook is None:
             return
-        _, left = outbox.send(self._workspace, self._channels.webhook)
+        start = time.monotonic()
+        _, left = outbox.send(self._workspace, self._channels.webhook, self._refused, self._seconds_left)
+        self._seconds_left = max(0.0, self._seconds_left - (time.monotonic() - start))
+        self._refused |= {each.id for each in left if each.refusals}
         if left:
             log.warning(
                 "the webhook accepted all but %s (%s); the next run sends again, or: image-pipeline nights send",
@@ -184,8 +197,9 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _as_warning(what: str) -> Iterator[None]:
-    """Logs a storage's refusal instead of raising: a notice must not fail a run that has decided."""
+    """Logs an error instead of raising it, a defect with its traceback: no notice fails a run that has decided."""
     try:
         yield
-    except (PipelineError, OSError) as error:
-        log.warning("%s: %s; the run goes on", what, error)
+    except Exception as error:
+        is_known = isinstance(error, (PipelineError, OSError))
+        log.warning("%s: %s; the run goes on", what, error if is_known else repr(error), exc_info=not is_known)

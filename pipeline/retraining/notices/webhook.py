@@ -28,6 +28,7 @@ SECRET_VARIABLE = "IMAGE_PIPELINE_WEBHOOK_SECRET"
 _SECRET_PREFIX = "whsec_"
 _LEAST_SECRET, _MOST_SECRET = 24, 64  # bytes, by the specification
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_GONE = 410
 _LONGEST_WAIT_SECONDS = 10.0
 
 
@@ -43,6 +44,8 @@ class Answer:
     """Whether the same message may be accepted later: the receiver was unreachable, busy or failed."""
     retry_after_seconds: float = 0.0
     """The wait that the receiver asked for."""
+    is_gone: bool = False
+    """Whether the receiver wants no message any more: HTTP 410."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,9 @@ class Webhook:
         except urllib.error.HTTPError as error:
             error.close()
             wait = _seconds(error.headers.get("Retry-After"))
-            return Answer(False, f"HTTP {error.code} {error.reason}", error.code in _TRANSIENT, wait)
+            return Answer(
+                False, f"HTTP {error.code} {error.reason}", error.code in _TRANSIENT, wait, error.code == _GONE
+            )
         except (OSError, http.client.HTTPException) as error:
             return Answer(False, str(getattr(error, "reason", error)) or type(error).__name__, may_pass=True)
         return Answer(True)

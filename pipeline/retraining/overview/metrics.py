@@ -90,6 +90,7 @@ def metrics_of(overview: Overview) -> CollectorRegistry:
 
 def _add_status(gauges: _Gauges, overview: Overview) -> None:
     gauges.set("undelivered_messages", "Messages that no webhook has accepted yet", overview.waiting)
+    gauges.set("given_up_messages", "Messages that no webhook wants, and no run sends again", overview.given_up)
     status = overview.status
     if status is None or not status.status:
         return

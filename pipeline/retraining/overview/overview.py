@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.retraining import registry
-from pipeline.retraining.notices.outbox import undelivered
+from pipeline.retraining.notices.outbox import given_up, undelivered
 from pipeline.retraining.notices.status_file import Status, read_status
 from pipeline.retraining.overview.nights import Night, read_nights
 from pipeline.retraining.workspace import interrupted_run, registry_uri
@@ -25,7 +25,9 @@ class Overview:
     interrupted: str | None = None
     """ID of the run that is at work, or was interrupted."""
     waiting: int = 0
-    """Messages that no webhook has accepted."""
+    """Messages that no webhook has accepted yet."""
+    given_up: int = 0
+    """Messages that no webhook wants, and that no run sends again."""
 
     @property
     def name(self) -> str:
@@ -48,4 +50,5 @@ def read_overview(workspace: str) -> Overview:
         read_status(workspace),
         interrupted.id if interrupted else None,
         len(undelivered(workspace)),
+        len(given_up(workspace)),
     )

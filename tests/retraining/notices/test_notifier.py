@@ -111,10 +111,96 @@ def test_a_receiver_that_is_down_gets_everything_later_in_order(
 def test_a_message_that_is_refused_for_good_holds_up_no_other(work: str, there: Receiver) -> None:
     there.answers = [400]
     night(work, there, DECISION)
-    there.answers = [400, 400]  # before the run and after it
+    there.answers = [400]  # before the run, and not again after it
     night(work, there, {**DECISION, "night": "b2"})
     assert [each.id for each in outbox.undelivered(work)] == ["night_a1_7"]
-    assert there.messages[-1]["night"] == "b2"
+    assert [each["night"] for each in there.messages] == ["a1", "a1", "b2"]
+
+
+@pytest.mark.parametrize(("status", "runs"), [(400, outbox.MOST_REFUSALS), (410, 1), (500, 9)])
+def test_a_message_that_nobody_wants_is_given_up(
+    status: int, runs: int, work: str, there: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox.put(work, "old", {})
+    for run in range(4):
+        there.answers = [status] * 2
+        night(work, there)
+        assert bool(outbox.given_up(work)) == (run + 1 >= runs)
+        assert bool(outbox.undelivered(work)) == (run + 1 < runs)
+    assert len(there.requests) == (8 if status == 500 else runs)  # two attempts each, where it may pass
+    assert ("the message old was given up (HTTP 4" in caplog.text) == (status != 500)
+
+
+def test_a_message_that_is_too_old_is_given_up_and_sent_or_discarded_by_a_person(work: str, there: Receiver) -> None:
+    for name in ("a", "b"):
+        files.write_json(f"{work}/notices/{name}.json", {"id": name, "body": {"name": name}, "since": 1.0})
+    there.answers = [503] * 2
+    night(work, there)  # the receiver is asked once
+    assert [each.id for each in outbox.given_up(work)] == ["a"]
+    there.answers = [400]
+    night(work, there)
+    there.answers = [204, 400]
+    person = channels(there).webhook
+    assert person is not None
+    assert outbox.send_given_up(work, person) == 1
+    assert [(each.id, each.reason) for each in outbox.given_up(work)] == [("b", "HTTP 400 Bad Request")]
+    assert outbox.discard_given_up(work) == 1
+    assert files.list_files(f"{work}/notices") == []
+
+
+def test_messages_that_are_refused_for_good_cost_a_run_little(
+    work: str, there: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own message comes first, each of the others once, and none once the seconds are used up."""
+    for number in range(20):
+        outbox.put(work, f"dead_{number:02}", {})
+    told = Notifier(work, channels(there))
+    there.answers = [400] * 20
+    told.begin()
+    told.decided(DECISION)
+    told.failed(StorageError("x"))
+    assert len(there.requests) == 22
+    there.requests.clear()
+    there.answers = [400]
+    monkeypatch.setattr(notifier, "SECONDS_FOR_MESSAGES", 0.0)
+    night(work, there, {**DECISION, "night": "b2"})
+    assert [headers["webhook-id"] for _, headers, _ in there.requests] == ["dead_00", "night_b2_7"]
+    assert len(outbox.undelivered(work)) == 20
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"id": "m"}', '{"id": "m", "body": 1, "since": "x"}'])
+def test_a_damaged_message_ends_no_run_and_holds_up_no_other(
+    text: str, work: str, there: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox.put(work, "whole", {"later": 1})
+    whole = files.read_json(f"{work}/notices/whole.json")
+    files.write_json(f"{work}/notices/whole.json", {**whole, "of_a_later_program": 1})
+    files.write_bytes(f"{work}/notices/bad.json", text.encode())
+    night(work, there, DECISION)
+    assert [each.get("later") for each in there.messages] == [1, None]
+    assert "bad.json: is no message (" in caplog.text
+    status = read_status(work)
+    assert status is not None
+    assert (status.status, status.told) == ("promoted", "night_a1_7")
+
+
+@pytest.mark.parametrize("error", [StorageError("x"), TypeError("a defect")])
+def test_a_channel_that_fails_silences_no_other(
+    error: Exception, work: str, there: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(outbox, "send", fail)
+    out = tmp_path / "out.json"
+    told = Notifier(work, channels(there, hook(tmp_path, f"import sys; open({str(out)!r}, 'a').write('told ')")))
+    told.begin()
+    told.decided(DECISION)
+    assert told.reviewed({"kind": "return", "review": "r1"})
+    assert out.read_text() == "told told "
+    assert [each.id for each in outbox.undelivered(work)] == ["night_a1_7", "review_r1"]
+    monkeypatch.setattr(outbox, "put", fail)
+    assert not told.reviewed({"kind": "return", "review": "r2"})  # the next review tells it
 
 
 def test_a_failure_is_told_and_keeps_the_time_of_the_last_success(work: str, there: Receiver) -> None:

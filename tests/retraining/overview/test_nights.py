@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -20,7 +21,7 @@ from pipeline.retraining.overview.times import planned_text, taken_text, time_an
 from pipeline.storage import files
 from tests.support.jobs import call_job, one_line_error
 from tests.support.trained.overview import many_nights
-from tests.support.webhooks import receiver
+from tests.support.webhooks import Receiver, receiver
 
 OLD = {  # as the programs before this one have written it
     "night": "0" * 12, "promote": False, "reason": "kept the champion: no gain", "checks": [], "challenger": "c" * 16,
@@ -168,7 +169,7 @@ def test_time_and_money_are_planned_and_taken() -> None:
 
 def test_the_command_lists_runs_writes_the_page_and_sends_what_is_left(tmp_path: Path) -> None:
     decided(tmp_path, finished=1e9)
-    files.write_json(f"{tmp_path}/notices/m1.json", {"id": "m1", "body": {"type": "x"}, "since": 1.0})
+    files.write_json(f"{tmp_path}/notices/m1.json", {"id": "m1", "body": {"type": "x"}, "since": time.time()})
 
     def nights(action: str, *flags: str) -> CompletedProcess[str]:
         return call_job("workspaces.nights", action, "--workspace", str(tmp_path), *flags, cwd=tmp_path)
@@ -180,20 +181,32 @@ def test_the_command_lists_runs_writes_the_page_and_sends_what_is_left(tmp_path:
     assert "1 message waits for a webhook" in (tmp_path / "index.html").read_text()
     with receiver() as there:
         there.answers = [400]
-        refused = call_job(
-            "workspaces.nights", "send", "--workspace", str(tmp_path), "--webhook", there.url, cwd=tmp_path
-        )
+        refused = nights("send", "--webhook", there.url)
         assert refused.returncode == 1
         assert "m1: HTTP 400 Bad Request" in refused.stdout
-        accepted = call_job(
-            "workspaces.nights", "send", "--workspace", str(tmp_path), "--webhook", there.url, cwd=tmp_path
-        )
+        accepted = nights("send", "--webhook", there.url, "--metrics", str(tmp_path / "sent.prom"))
         assert accepted.returncode == 0
         assert there.messages == [{"type": "x"}] * 2
-    assert list((tmp_path / "notices").iterdir()) == []
+        assert "waits for a webhook" not in (tmp_path / "index.html").read_text()
+        assert "undelivered_messages{" in (tmp_path / "sent.prom").read_text()
+        assert list((tmp_path / "notices").iterdir()) == []
+        given_up_and_discarded(tmp_path, there)
     target = tmp_path / "nights.prom"
     nights("metrics", "--metrics", str(target))
     assert 'runs{decision="kept"' in target.read_text()
+
+
+def given_up_and_discarded(work: Path, there: Receiver) -> None:
+    """A message that is given up is left, and gone once a person discards it."""
+    files.write_json(f"{work}/notices/dead/m2.json", {"id": "m2", "body": {}, "since": 1.0, "refusals": 3})
+    send = ("workspaces.nights", "send", "--workspace", str(work), "--webhook", there.url)
+    there.answers = [400, 400]
+    left = call_job(*send, cwd=work)
+    assert left.returncode == 1
+    assert "0 messages accepted, 1 left" in left.stdout
+    assert "1 message was given up" in (work / "index.html").read_text()
+    done = call_job(*send, "--discard", cwd=work)
+    assert (done.returncode, done.stdout) == (0, "0 messages accepted, 0 left, 1 discarded\n")
 
 
 @pytest.mark.parametrize(
