@@ -45,7 +45,7 @@ from pipeline.retraining.decision.sequential import NightLevel, take_level
 from pipeline.retraining.decision.stop import publish_stop
 from pipeline.retraining.plan import Plan, RetrainOptions
 from pipeline.retraining.replay import with_replay
-from pipeline.retraining.workspace import ACTIVE_NAME, RetrainingRun, publish, read_latest
+from pipeline.retraining.workspace import ACTIVE_NAME, RetrainingRun, publish, read_latest, with_registry
 from pipeline.storage import files
 from pipeline.storage.lease import Lease
 from pipeline.training.job import Weights, weights_of
@@ -56,6 +56,8 @@ from pipeline.versions.family import Member, read_member
 log = logging.getLogger(__name__)
 
 CHAMPION_FOLDER, CHALLENGER_FOLDER = "champion", "challenger"
+LATENCY_NAME = "latency.json"
+"""File in a run's folder: the seconds per image by which it decides."""
 START_NAME = "start.safetensors"
 """File in the folder of a run's training: the champion's weights with a last layer for other classes."""
 
@@ -180,10 +182,11 @@ class Stages:
                     drift = self._measure_drift(earlier, job)
         unseen = promotion.unseen_rows(run.dataset, data, earlier)
         contest = promotion.Contest(champion, challenger, data.classes, unseen, self._class_map)
-        latency, night = promotion.measure_latency(run), self._night_level()
+        latency, night = self._latency(), self._night_level()
         gate = replace(run.gate, night_level=night.level) if night else run.gate
         decision = promotion.decide_promotion(contest, gate, latency, run.classes)
-        decision, reading = self._confirm(decision, data, earlier)
+        version = self._add_version()
+        decision, reading = self._confirm(decision, version.id, data, earlier)
         details = {
             "fair_rows": int(contest.rows.sum()),
             "rows": len(unseen),
@@ -194,10 +197,13 @@ class Stages:
             **self._details(data),
             **self._write_pages(data, challenger, values),
         }
-        version = self._add_version()
         self._lease.check()
-        alias = registry.CANDIDATE if self._options.shadow else registry.CHAMPION
-        return publish(run, decision, version.id, fence, details, alias)
+        return publish(run, decision, version.id, fence, details, self._alias)
+
+    @property
+    def _alias(self) -> str:
+        """The alias that a challenger gets which passes."""
+        return registry.CANDIDATE if self._options.shadow else registry.CHAMPION
 
     def _compare_classes(self, data: Manifest, earlier: list[str]) -> None:
         """Finds the champion's classes in the data set.
@@ -275,6 +281,20 @@ class Stages:
             },
         }
 
+    def _latency(self) -> tuple[float, float] | None:
+        """Returns the seconds per image of champion and challenger, None without a champion.
+
+        A run measures them once: after a kill, a machine that is busy now would decide otherwise.
+        """
+        place = files.join(self._run.folder, LATENCY_NAME)
+        if not files.exists(place):
+            measured = promotion.measure_latency(self._run)
+            if measured is None:
+                return None
+            files.write_json(place, {"champion": measured[0], "challenger": measured[1]})
+        seconds = files.read_json(place)
+        return seconds["champion"], seconds["challenger"]
+
     def _night_level(self) -> NightLevel | None:
         """Returns tonight's level of the test of the gain; None if it is the gate's, as for a first model."""
         run = self._run
@@ -282,8 +302,15 @@ class Stages:
             return None
         return take_level(run.workspace, run.id, run.gate.false_promotions_per_year, run.gate.level)
 
-    def _confirm(self, decision: Decision, data: Manifest, earlier: list[str]) -> tuple[Decision, Reading | None]:
-        """Returns the decision and, if it replaces a champion and there is a lock-box, what that says of it."""
+    def _confirm(
+        self, decision: Decision, challenger: str, data: Manifest, earlier: list[str]
+    ) -> tuple[Decision, Reading | None]:
+        """Returns the decision with what the registry says and, if it still promotes, with the lock-box's check.
+
+        The lock-box is read for a challenger that would replace a champion. With `RetrainOptions.shadow` that is when
+        it becomes candidate, whatever a review decides on it. challenger: ID of its version.
+        """
+        decision = with_registry(self._run, decision, challenger, self._alias)
         if not (decision.promote and self._run.champion and self._run.gate.lock_box):
             return decision, None
         with self._stage("lock-box"), self._evaluation_session() as job:

@@ -223,17 +223,15 @@ def publish(
     (`registry.take_fence`). details: the values of `decision.json` that aren't known here: fair_rows, rows, drift,
     seconds, report and comparison (URIs or None). alias: the one that moves, `champion` or `candidate`; a first model
     becomes champion at once, and none does after a return (`candidates.needs_labels`). Weights that a review has sent
-    back aren't promoted again (`candidates.sent_back`), and a candidate that waits isn't replaced for a while.
+    back aren't promoted again (`candidates.sent_back`), and a candidate that waits isn't replaced for a while. What
+    this run has moved before it was killed stays: the alias, and the decision.
 
     Raises RegistryError if the champion is no longer the one that the run was planned with, or another process has
     taken a fencing token since.
     """
     newest = registry.current(run.registry, registry.CHALLENGER)
     registry.move(run.registry, registry.CHALLENGER, challenger, f"{_TRAINED_IN}{run.id}", newest)
-    alias = _alias(run, challenger, alias)
-    if decision.promote and not _is_published(run, alias, challenger):
-        decision = _without_sent_back(run.registry, challenger, decision)
-        decision = _without_waiting(run, challenger, decision) if alias == registry.CANDIDATE else decision
+    alias, decision = _alias(run, challenger, alias), with_registry(run, decision, challenger, alias)
     reason = decision.reason
     if decision.promote:
         reason = _point(run, alias, challenger, reason, fence)
@@ -259,8 +257,22 @@ def publish(
     return values
 
 
+def with_registry(run: RetrainingRun, decision: Decision, challenger: str, alias: str) -> Decision:
+    """Returns the decision with what the registry says: weights that were sent back, or a candidate that waits.
+
+    A run that was killed after it had moved an alias has decided: it promotes. challenger, alias: as in `publish`.
+    """
+    alias = _alias(run, challenger, alias)
+    if _is_published(run, alias, challenger):
+        return replace(decision, promote=True)
+    if not decision.promote:
+        return decision
+    decision = _without_sent_back(run.registry, challenger, decision)
+    return _without_waiting(run, challenger, decision) if alias == registry.CANDIDATE else decision
+
+
 def _alias(run: RetrainingRun, challenger: str, wanted: str) -> str:
-    """Returns the alias that the run may move."""
+    """Returns the alias that the run moves: the one that it has moved before it was killed, else the wanted one."""
     if run.champion is None or _is_published(run, registry.CHAMPION, challenger):
         return registry.CHAMPION
     is_nominated = _is_published(run, registry.CANDIDATE, challenger)  # a review may have promoted it since
@@ -275,18 +287,17 @@ def _is_published(run: RetrainingRun, alias: str, challenger: str) -> bool:
 
 def _point(run: RetrainingRun, alias: str, challenger: str, reason: str, fence: int) -> str:
     """Points the alias at the challenger, once, and returns the reason without its mark."""
-    mark = f"(night {run.id})"
+    mark, newest = f"(night {run.id})", registry.current(run.registry, alias)
+    if newest is not None and _is_published(run, alias, challenger):
+        return newest.reason.removesuffix(f" {mark}")
     if alias == registry.CHAMPION:
-        if not _is_published(run, alias, challenger):
-            registry.move(run.registry, alias, challenger, f"{reason} {mark}", run.champion, fence)
+        registry.move(run.registry, alias, challenger, f"{reason} {mark}", run.champion, fence)
         return reason
     assert run.champion is not None
     reason = f"candidate: {reason.removeprefix('promoted: ')}"
     if needs_labels(run.registry):
         reason += f"; since a champion went back, it needs {LABELS_AFTER_RETURN} labels, or a person who promotes it"
     waiting = pending_candidate(run.registry)
-    if _is_published(run, alias, challenger):
-        return reason
     if waiting is not None and waiting.version != challenger:
         reason += f"; takes the place of {waiting.version}, on which nothing was decided"
     registry.nominate(run.registry, challenger, f"{reason} {mark}", run.champion, fence)

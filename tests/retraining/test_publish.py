@@ -2,12 +2,13 @@
 
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.core.errors import RegistryError
+from pipeline.core.errors import RegistryError, StorageError
 from pipeline.retraining import registry
 from pipeline.retraining.decision.promotion_gate import Check, Decision
 from pipeline.retraining.live.candidates import needs_labels, pending_candidate
@@ -21,6 +22,7 @@ from tests.support.trained.live import make_version, promote, put_labels, put_tr
 from tests.support.trained.retraining import planned_run
 
 BETTER = Decision(True, (Check("gain", True, 0.01, 0.05, "+3 points"),), {"champion": 5, "challenger": 8})
+SLOW = Decision(False, (*BETTER.checks, Check("latency", False, 1.7, 1.5, "slower")), BETTER.correct)
 DETAILS: dict[str, Any] = {
     "fair_rows": 10, "rows": 10, "drift": None, "seconds": {"train": 1.0}, "report": None, "comparison": None,
     "finished": 1.0,
@@ -36,6 +38,13 @@ def started(workspace: str, fingerprint: str = "f" * 64) -> tuple[RetrainingRun,
 
 def published(run: RetrainingRun, version: str, fence: int, alias: str = "candidate") -> dict[str, Any]:
     return publish(run, BETTER, version, fence, DETAILS, alias)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def call(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    return call
 
 
 @pytest.fixture
@@ -200,3 +209,24 @@ def test_a_run_that_was_killed_goes_on_though_its_candidate_was_promoted(place: 
     assert again.id == run.id
     assert published(again, three, fence, "champion")["status"] == "candidate"
     assert registry.get(place, "champion").id == three
+
+
+@pytest.mark.parametrize(("first", "then"), [("champion", "candidate"), ("candidate", "champion")])
+def test_a_run_that_was_killed_after_its_move_has_decided_whatever_it_finds_on_resumption(
+    first: str, then: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine would keep the champion now, and the flag --shadow was added, or left out."""
+    two = make_version(place, "two")
+    run, fence = started(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_json", raising(StorageError("killed")))
+        with pytest.raises(StorageError):
+            published(run, two, fence, first)
+    again, fence = started(str(tmp_path))
+    values = publish(again, SLOW, two, fence, DETAILS, then)
+    assert again == run
+    assert values["promote"] is True
+    assert values["reason"] == ("promoted: +3 points" if first == "champion" else "candidate: +3 points")
+    assert values.get("status") == (None if first == "champion" else "candidate")
+    assert registry.get(place, first).id == two
+    assert verify(place) == []

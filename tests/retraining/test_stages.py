@@ -1,6 +1,7 @@
 """The ingest of a retraining run: what is new since the run before."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from pipeline.ingestion.plan import SHARD_BYTES
 from pipeline.ingestion.sources import open_source
 from pipeline.retraining import registry, stages
 from pipeline.retraining.budget import Budget
+from pipeline.retraining.decision import promotion
+from pipeline.retraining.decision.lock_box import Reading
 from pipeline.retraining.decision.promotion import Contest, decide_promotion
-from pipeline.retraining.decision.promotion_gate import Gate
+from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate
 from pipeline.retraining.plan import Plan, RetrainOptions
 from pipeline.retraining.run_settings import given_settings
 from pipeline.retraining.stages import ingest_source
@@ -26,6 +29,8 @@ from pipeline.versions import drop_version
 from tests.support.pictures.datasets import ingest_here
 from tests.support.pictures.images import jpeg, make_tree
 from tests.support.pictures.versions import deletions, make_version
+from tests.support.trained.live import make_version as trained_version
+from tests.support.trained.live import promote
 from tests.support.trained.predictions import predictions
 from tests.support.trained.retraining import planned_run
 
@@ -165,3 +170,36 @@ def test_a_first_model_and_a_gate_without_a_limit_spend_nothing(tmp_path: Path) 
     run = planned_run(str(tmp_path), champion=move, gate=Gate(false_promotions_per_year=None))
     assert night_of(run)._night_level() is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_latency_by_which_a_run_decides_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([(1.0, 1.2), (1.0, 9.9)])  # the machine is busy when the run is resumed
+    monkeypatch.setattr(promotion, "measure_latency", lambda run: next(measured))
+    run = planned_run(str(tmp_path))
+    assert [night_of(run)._latency() for _ in range(2)] == [(1.0, 1.2)] * 2
+
+
+def test_the_lock_box_is_not_read_for_weights_that_were_sent_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, readings = f"{tmp_path}/registry", list[str]()
+    champion = promote(place, trained_version(place, "one"))
+    run = planned_run(str(tmp_path), champion=champion, gate=Gate(lock_box=0.2))
+    sent_back, fresh = trained_version(place, "two"), trained_version(place, "three")
+    promote(place, sent_back)
+    registry.rollback(place, reason=f"worse (return {0:012x})")
+    reading = Reading(Check("lock-box", True, 1.0, 0.05, "+1 point"), 10, {}, 1)
+
+    def read(*_: object) -> Reading:
+        readings.append("read")
+        return reading
+
+    monkeypatch.setattr(stages, "read_lock_box", read)
+    monkeypatch.setattr(stages.Stages, "_stage", lambda *_: nullcontext())
+    monkeypatch.setattr(stages.Stages, "_evaluation_session", lambda _: nullcontext())
+    better = Decision(True, (Check("gain", True, 0.01, 0.05, "+3 points"),))
+    data = manifest.Manifest("data", ("a", "b"), 0, {})
+    for version, promoted in ((sent_back, False), (fresh, True)):
+        decision, found = night_of(run)._confirm(better, version, data, [])
+        assert decision.promote is promoted
+        assert (found, len(readings)) == ((reading, 1) if promoted else (None, 0))
