@@ -23,6 +23,10 @@ class UnavailableError(StorageError):
     """A storage hasn't answered within the time limit. The same command may work later."""
 
 
+class DamagedError(StorageError):
+    """A stored file was read, and its content is damaged."""
+
+
 class MissingPackageError(PipelineError):
     """A feature needs a package that isn't installed."""
 
@@ -65,6 +69,10 @@ class ClusterError(PipelineError):
 
 class BudgetError(PipelineError):
     """A limit of time or money is used up. The message says how to continue."""
+
+
+class ModelFailedError(RuntimeError):
+    """The code of a trained model failed: its network can't be built, or not be applied to images."""
 
 
 class ExactnessError(AssertionError):

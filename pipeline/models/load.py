@@ -47,6 +47,8 @@ def find_model(uri: str, field_name: str = "checkpoint") -> TrainedModel:
     uri = uri.rstrip("/")
     try:
         return _find_model(uri, field_name)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{field_name}={uri}: a file is missing ({error}); give another run") from error
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{field_name}={uri}: {checkpoint.OUTPUT_NAME} or {checkpoint.STATE_NAME} is damaged, or no file of this "

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 from pyarrow import fs
 
-from pipeline.core.errors import PipelineError, StorageError
+from pipeline.core.errors import DamagedError, PipelineError
 from pipeline.storage import object_store
 from pipeline.storage.listing import (
     Entries,
@@ -94,19 +94,19 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """Returns the value of a JSON file. Raises FileNotFoundError, or StorageError if it isn't JSON."""
+    """Returns the value of a JSON file. Raises FileNotFoundError, or DamagedError if it isn't JSON."""
     data = read_bytes(uri)
     try:
         return json.loads(data)
     except ValueError as error:
         what = f"not JSON ({error})" if data else "empty"
-        raise StorageError(f"{uri}: damaged: {what}; restore the file, or give another folder") from error
+        raise DamagedError(f"{uri}: damaged: {what}; restore the file, or give another folder") from error
 
 
 def parse_record(data: bytes, uri: str, form: type[_Form], remedy: str) -> _Form:
     """Returns a JSON text as a value of `form`: a msgspec.Struct, a dataclass, dict[str, int] and the like.
 
-    uri, remedy: of the file, for the message. Raises StorageError if the text is no JSON or of another form.
+    uri, remedy: of the file, for the message. Raises DamagedError if the text is no JSON or of another form.
     """
     try:
         return msgspec.json.decode(data, type=form)
@@ -114,7 +114,7 @@ def parse_record(data: bytes, uri: str, form: type[_Form], remedy: str) -> _Form
         what = f"damaged: not JSON ({error})" if data else "damaged: empty"
         if isinstance(error, msgspec.ValidationError):
             what = f"damaged, or written by another release ({error})"
-        raise StorageError(f"{uri}: {what}; {remedy}") from error
+        raise DamagedError(f"{uri}: {what}; {remedy}") from error
 
 
 def read_record(uri: str, form: type[_Form], remedy: str) -> _Form:

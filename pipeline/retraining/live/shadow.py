@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline.cluster.ray_errors import user_error
 from pipeline.config.choices import TestViews
-from pipeline.core.errors import ClusterError, ExactnessError, RegistryError, SourceError, StorageError
+from pipeline.core.errors import RegistryError
 from pipeline.core.progress import Progress, silent
 from pipeline.dataset.parquet import read_table
 from pipeline.evaluation.batch_predict.job import PredictJob
+from pipeline.evaluation.batch_predict.model_failures import model_failure, tagged
 from pipeline.evaluation.batch_predict.results import PredictResult
-from pipeline.evaluation.batch_predict.run import prepared_job, run_prediction
+from pipeline.evaluation.batch_predict.run import claim, prepared_job, run_prediction
 from pipeline.evaluation.inputs import StrPath, Workers
 from pipeline.models.load import find_model
 from pipeline.retraining import registry
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 PREVIOUS = "previous"
 SHADOW_FOLDER = "_shadow"  # readers of Parquet folders leave out names that begin with _
-_NOT_OF_THE_MODEL = (StorageError, ClusterError, SourceError, ExactnessError)
 
 
 @dataclass(frozen=True)
@@ -73,34 +72,38 @@ def predict_live(
 ) -> LivePrediction:
     """Predicts as `predict`, with the version that an alias names; then with the one in its shadow, and records both.
 
-    The answers at `out` are complete before the other version begins. Its own go to OUT/_shadow and into the record.
-    What it fails in is recorded and fails nothing. The same call continues an interrupted one, as long as the alias
-    names the same version.
+    The answers at `out` are complete before the other version begins. Its own go to OUT/_shadow/VERSION and into the
+    record. A failure of the version itself is recorded and raises nothing: its files are damaged, or its network fails.
+    The same call continues an interrupted one, as long as the alias names the same version.
 
     Raises what `predict` raises, and RegistryError if there is no such version. If the first version fails by itself,
-    that is recorded, too.
+    that is recorded, too. What the machine, the cluster or a storage fails in says nothing of a version: it is raised,
+    and never recorded.
     """
     first, second = _versions(models)
     with prepared_job(registry.version_uri(models.registry, first), input, out, views, workers, progress) as job:
         job = replace(job, timed=models.record)
         name = record_name(job, first, second)
         head = store.Traffic(first, second or store.ALONE, time.time())
+        claim(job)  # before the block: other predictions at `out` aren't the model's failure
         try:
             result = run_prediction(job, progress)
         except Exception as error:
-            if models.record and user_error(error) is None and not isinstance(error, ExactnessError):
-                failed = replace(head, second=store.ALONE, first_failure=_text(error))
+            failure = model_failure(error)
+            if models.record and failure is not None:
+                failed = replace(head, second=store.ALONE, first_failure=_text(failure))
                 store.write_traffic(models.registry, f"{name}-failed", failed, _unanswered(job))
             raise
         if not models.record:
             return LivePrediction(result, first)
         place = store.traffic_uri(models.registry, head.first, head.second, name)
         if not files.exists(place):
-            shadow_out = files.join(job.out, SHADOW_FOLDER)
+            shadow = None
             if second:
                 uri = registry.version_uri(models.registry, second)
-                head = replace(head, second_failure=_answer_in_shadow(job, uri, shadow_out, views, progress))
-            store.write_traffic(models.registry, name, head, _parts(job, shadow_out if second else None))
+                shadow, failure_text = _answer_in_shadow(job, uri, views, progress)
+                head = replace(head, second_failure=failure_text)
+            store.write_traffic(models.registry, name, head, _parts(job, shadow))
         return LivePrediction(result, first, second, store.read_traffic(place)[0].second_failure, place)
 
 
@@ -129,36 +132,49 @@ def _versions(models: LiveModels) -> tuple[str, str | None]:
     return first, move.version if move is not None and move.version != first else None
 
 
-def _answer_in_shadow(job: PredictJob, uri: str, out: str, views: TestViews | None, progress: Progress) -> str:
-    """Predicts the job's images with another version, and returns why it failed, "" if it didn't.
+def _answer_in_shadow(
+    job: PredictJob, uri: str, views: TestViews | None, progress: Progress
+) -> tuple[PredictJob | None, str]:
+    """Predicts the job's images with another version, and returns (its job, why it failed).
 
-    Raises the errors of storages and clusters: they say nothing of the model, and the same call continues.
+    The job is None if there is no model to be loaded; the reason is "" if nothing failed. Each version has a folder of
+    its own, whose plan is that of the job. Raises what isn't the version's failure; the same call continues then.
     """
     try:
-        model = find_model(uri)
+        with tagged():
+            model = find_model(uri)
+        out = files.join(job.out, SHADOW_FOLDER, files.basename(uri))
         shadow = replace(job, model=model, out=out, views=views or model.recipe.test_views, skipped={})
+    except Exception as error:
+        return None, _failed(error)
+    claim(shadow)
+    try:
         run_prediction(shadow, lambda stage, *rest: progress(f"shadow: {stage}", *rest))
-    except Exception as error:  # recorded: a model that isn't live may fail in any way
-        known = user_error(error)
-        if isinstance(known or error, _NOT_OF_THE_MODEL):
-            raise
-        log.warning("warning: the version in the shadow failed (%s); the answers are complete", _text(error))
-        return _text(known or error)
-    return ""
+    except Exception as error:
+        return shadow, _failed(error)
+    return shadow, ""
+
+
+def _failed(error: Exception) -> str:
+    """Returns the text of a failure of the version in the shadow. Raises `error` if it isn't one."""
+    failure = model_failure(error)
+    if failure is None:
+        log.warning("warning: the answers are complete; no answer in the shadow, by no fault of that version")
+        raise error
+    log.warning("warning: the version in the shadow failed (%s); the answers are complete", _text(failure))
+    return _text(failure)
 
 
 def _text(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
-def _parts(job: PredictJob, shadow_out: str | None) -> Iterator[pa.Table]:
-    """Yields the rows of a record, part by part of the answers. shadow_out: folder of the other version's answers."""
-    shadow = shadow_out and replace(job, out=shadow_out)
+def _parts(job: PredictJob, shadow: PredictJob | None) -> Iterator[pa.Table]:
+    """Yields the rows of a record, part by part of the answers. shadow: the other version's job, claimed."""
     for part in job.parts:
         first = _answers(job.part_uri(part))
         columns = {"key": first["key"], "first": first["class"], "first_seconds": first["seconds"]}
-        uri = shadow.part_uri(part) if isinstance(shadow, PredictJob) else ""
-        second = _answers(uri) if uri and files.exists(uri) else None
+        second = _answers(shadow.part_uri(part)) if shadow and files.exists(shadow.part_uri(part)) else None
         columns["second"] = second["class"] if second else pa.nulls(first.num_rows, pa.string())
         columns["second_seconds"] = second["seconds"] if second else pa.nulls(first.num_rows, pa.float32())
         columns["error"] = first["error"]

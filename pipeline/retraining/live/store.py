@@ -102,12 +102,14 @@ def relative(registry: str, uri: str) -> str:
 
 
 def add_labels(registry: str, data: bytes) -> str:
-    """Keeps the bytes of a CSV of labels, once, and returns the URI. Later files go before earlier ones."""
+    """Keeps the bytes of a CSV of labels, and returns the URI. Later files go before earlier ones.
+
+    The newest file isn't kept twice. An earlier one is: it may take back a correction that came after it.
+    """
     digest = hashlib.sha256(data).hexdigest()[:16]
     known = label_uris(registry)
-    for uri in known:
-        if uri.split("?")[0].endswith(f"-{digest}.csv"):
-            return uri
+    if known and known[-1].split("?")[0].endswith(f"-{digest}.csv"):
+        return known[-1]
     last = int(files.basename(known[-1])[:6]) if known else 0
     place = files.join(registry, "live", "labels", f"{last + 1:06d}-{digest}.csv")
     files.write_once(place, data)

@@ -48,11 +48,19 @@ def test_a_file_of_no_use_is_refused_in_one_line(data: bytes | None, message: st
     assert str(error.value).startswith("labels=")
 
 
+def test_a_correction_that_is_taken_back_is_out_of_force(tmp_path: Path) -> None:
+    place = str(tmp_path)
+    for label in ("a", "b", "a", "a"):
+        store.add_labels(place, f"key,label\nx,{label}\n".encode())
+    assert stored_labels(place)[0] == {"x": "a"}
+    assert len(store.label_uris(place)) == 3
+
+
 def test_files_are_kept_once_and_later_ones_go_first(tmp_path: Path) -> None:
     place = str(tmp_path)
     first = store.add_labels(place, b"key,label\nx,a\ny,a\n")
     second = store.add_labels(place, b"key,label\nx,b\n")
-    assert store.add_labels(place, b"key,label\nx,a\ny,a\n") == first
+    assert store.add_labels(place, b"key,label\nx,b\n") == second
     assert store.label_uris(place) == [first, second]
     assert stored_labels(place) == ({"x": "b", "y": "a"}, LabelCounts(3))
     assert store.is_labels_intact(first)
