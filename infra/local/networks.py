@@ -15,8 +15,13 @@ def address(node: str) -> str:
 
 
 def make_bridge() -> str:
-    """Makes the bridge and returns this machine's address on it."""
+    """Makes the bridge and returns this machine's address on it. A machine has one such cluster at a time."""
     here = f"{_NETWORK}.1"
+    if subprocess.run(["ip", "link", "show", _BRIDGE], capture_output=True).returncode == 0:
+        fail(
+            f"another cluster has --namespaces here, or was left behind: the bridge {_BRIDGE} exists; end it with "
+            f"infra/local/down.sh --name NAME, or remove the bridge with: ip link delete {_BRIDGE}"
+        )
     _run("ip", "link", "add", _BRIDGE, "type", "bridge")
     _run("ip", "address", "add", f"{here}/24", "dev", _BRIDGE)
     _run("ip", "link", "set", _BRIDGE, "up")

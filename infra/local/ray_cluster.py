@@ -95,6 +95,8 @@ class Cluster:
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         here = networks.make_bridge() if options.namespaces else "127.0.0.1"
+        self.state["has_bridge"] = options.namespaces
+        self._save()
         print("S3 ...", flush=True)
         process, variables = start_s3(BUCKET, self.folder / "s3", here)
         self._add("s3", process.pid)
@@ -255,7 +257,7 @@ class Cluster:
             time.sleep(0.1)
         if (self.folder / "s3" / "ports.json").exists():
             remove_s3(self.folder / "s3")
-        if self.state["namespaces"]:
+        if self.state.get("has_bridge"):  # or it is another cluster's
             for each in self.state["processes"]:
                 networks.remove_namespace(each["name"])
             networks.remove_bridge()

@@ -237,6 +237,8 @@ def test_a_node_that_trains_is_cut_off_and_the_job_succeeds_in_exact_order(
     client: Client, storage_of: Any, away_seconds: float | None
 ) -> None:
     """For a minute, after which it is back, or for good. Each node has a network and an address of its own."""
+    with pytest.raises(AssertionError, match="another cluster has --namespaces here"):
+        Client(f"{client.name}-second", "--nodes", "1", "--cpu-only", "0", "--namespaces")  # leaves the first as it is
     storage_of(client)
     files.write_bytes(f"{WORK}/raw/imagenette-mini.tar", Path(shared("imagenette-mini.tar")).read_bytes())
     process = client.submit(*train_flags(3, client.cluster))
