@@ -109,7 +109,7 @@ def test_threads_and_tasks_together_make_the_batches_of_threads_alone(
     split = manifest.load(tree_dataset).split("train")
     order = Order(split.row_group_rows, 3, 12, 2)
     view = Transform(24, 24, AUGMENT, seed=3, decoder=best_decoder())
-    plan = StreamPlan(tree_dataset, split, TrainSampler(order, 400), view)
+    plan = StreamPlan(tree_dataset, split, TrainSampler(order, 4000), view)
     arrived: list[int] = []
 
     class Noting(RayHelpers):
@@ -135,7 +135,7 @@ def test_threads_and_tasks_together_make_the_batches_of_threads_alone(
             break
     batches.close()
     monkeypatch.undo()
-    assert len(streamed) < 400
+    assert len(streamed) < 4000
     assert streamed == [digest(reference(tree_dataset, plan.sampler, view, unit)) for unit in range(len(streamed))]
 
 

@@ -246,10 +246,11 @@ def test_of_two_ingest_processes_into_one_target_the_second_is_refused(tmp_path:
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     while not (tmp_path / "out" / "_ingest" / "lease.json").exists():
+        assert first.poll() is None
         time.sleep(0.01)
     second = call_job("ingest", "--source", str(tree), "--out", "out", "--shard-mib", "0.01", cwd=tmp_path)
     assert "another process is writing there now" in one_line_error(second)
-    assert first.wait(timeout=120) == 0
+    assert first.wait(timeout=300) == 0
     assert (tmp_path / "out" / "manifest.json").exists()
 
 

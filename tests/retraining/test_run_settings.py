@@ -17,6 +17,7 @@ from pipeline.ingestion.sources import located
 from pipeline.models.checkpoint import OUTPUT_NAME
 from pipeline.retraining import registry
 from pipeline.retraining.alias_file import encode
+from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.plan import RetrainOptions, plan_retraining
 from pipeline.retraining.run_settings import RunSettings, absolute_weights, chosen_settings, kept_settings
 from pipeline.storage import files
@@ -170,10 +171,11 @@ def test_a_file_of_weights_is_recorded_by_its_absolute_path(tmp_path: Path, monk
 
 
 def test_weights_are_part_of_a_runs_identity_and_runs_of_older_versions_keep_theirs() -> None:
-    run = planned_run("w")
+    run = planned_run("w", gate=Gate(false_promotions_per_year=None))
     assert replace(run, pretrained="timm").id != run.id
-    values = {**asdict(run), "workspace": ""}
-    del values["pretrained"], values["classes"]
+    gate = {"level": 0.05, "minimum_gain": 0.0, "recall_drop": 0.02, "calibration_rise": 0.1, "latency_ratio": 1.5}
+    known = ("source", "fingerprint", "recipe", "champion", "from_champion", "attempt")
+    values = {**{name: asdict(run)[name] for name in known}, "workspace": "", "gate": gate}
     assert run.id == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
