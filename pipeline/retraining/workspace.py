@@ -22,6 +22,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pipeline.core.errors import StorageError
 from pipeline.models import checkpoint
 from pipeline.retraining import registry
 from pipeline.retraining.classes import ClassRules
@@ -147,12 +148,16 @@ def _has_promoted(run: RetrainingRun, champion: registry.Move | None) -> bool:
 
 
 def _run_of(values: dict[str, Any], workspace: str) -> RetrainingRun:
-    """Returns the run of `active.json`, in the workspace where the file lies now."""
-    move, rules = values["champion"], values.get("classes")
-    gate = Gate(**{_LIMIT: None, **values["gate"]})
-    values = {**values, "champion": move and registry.Move(**move), "gate": gate}
-    values["classes"] = rules and ClassRules(**{**rules, "removed": tuple(rules["removed"])})
-    return RetrainingRun(**{**values, "workspace": workspace})
+    """Returns the run of `active.json`, in the workspace where the file lies now. Raises StorageError if it is none."""
+    try:
+        move, rules = values["champion"], values.get("classes")
+        gate = Gate(**{_LIMIT: None, **values["gate"]})
+        values = {**values, "champion": move and registry.Move(**move), "gate": gate}
+        values["classes"] = rules and ClassRules(**{**rules, "removed": tuple(rules["removed"])})
+        return RetrainingRun(**{**values, "workspace": workspace})
+    except (AttributeError, KeyError, TypeError) as error:
+        place = files.join(workspace, ACTIVE_NAME)
+        raise StorageError(f"{place}: damaged ({error!r}); remove it: the interrupted run starts anew") from error
 
 
 def interrupted_run(workspace: str) -> RetrainingRun | None:

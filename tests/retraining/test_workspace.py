@@ -3,6 +3,9 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
+
+from pipeline.core.errors import StorageError
 from pipeline.retraining import registry
 from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.workspace import ACTIVE_NAME, interrupted_run, is_unchanged, resume_or_start
@@ -25,6 +28,15 @@ def test_an_interrupted_run_continues_with_the_champion_that_it_began_with(tmp_p
     other = replace(first, champion=moved, fingerprint="e" * 64)
     assert resume_or_start(other) == other
     assert resume_or_start(replace(other, champion=replace(moved, number=2))) != other
+
+
+@pytest.mark.parametrize(
+    "damaged", ["{}", "[]", '{"champion": {"alias": "champion"}, "gate": {}}', '{"champion": null}']
+)
+def test_a_damaged_active_file_is_named_with_the_remedy(damaged: str, tmp_path: Path) -> None:
+    (tmp_path / ACTIVE_NAME).write_text(damaged)
+    with pytest.raises(StorageError, match=r"active\.json: damaged .* remove it: the interrupted run starts anew"):
+        interrupted_run(str(tmp_path))
 
 
 def test_the_id_of_a_run_is_that_of_before_candidates_were_known() -> None:
