@@ -139,7 +139,7 @@ class ClassArgs:
     ] = None
     shared_drop: Annotated[
         float,
-        command.option("with changed classes, most that top-1 may fall on those that both models know", "X", "0.02"),
+        command.option("with other classes, most that top-1 may fall on those that both models know", "X", "0.02"),
     ] = 0.02
 
     def rules(self) -> "ClassRules":

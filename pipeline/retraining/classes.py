@@ -42,8 +42,8 @@ class ClassRules:
     above. None is chance, 1 / number of classes, as the first model must beat a guess."""
 
     shared_drop: float = 0.02
-    """Where classes have changed, the most that top-1 may fall on the classes that both models know, in [0, 1): the
-    whole interval of the difference must lie above. 0 asks for a gain, as where no class has changed."""
+    """Where classes were added, removed or merged, the most that top-1 may fall on those that both models know, in
+    [0, 1): the whole interval of the difference must lie above. 0 asks for a gain, as everywhere else."""
 
     def __post_init__(self) -> None:
         for name in ("new_class_recall", "shared_drop"):

@@ -17,6 +17,7 @@ import pyarrow.csv
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
+from pipeline.models.class_lists.mapping import ClassMap
 from pipeline.retraining.decision.data_changes import new_rows
 from pipeline.storage import files
 
@@ -50,19 +51,21 @@ def replay_weights(is_new: npt.NDArray[np.bool_], share: float, least: int) -> t
 
 
 def with_replay(
-    recipe: Recipe, dataset: str, champions: str, share: float, folder: str
+    recipe: Recipe, dataset: str, champions: str, share: float, folder: str, class_map: ClassMap | None = None
 ) -> tuple[Recipe, dict[str, Any]]:
     """Returns the recipe that trains on new rows and a share of old ones, and `replay` of `decision.json`.
 
     dataset: URI of the data set. champions: URI of the one that the champion was trained on: the rows of train that are
     not in its train split, of the same class and bytes, are new. folder: URI where the table of weights is written, the
-    same bytes each time. The recipe is `recipe` itself if no row is new, or if all rows are needed.
+    same bytes each time. class_map: the champion's classes in the data set; a class with another name isn't a new one,
+    None if none has another name. The recipe is `recipe` itself if no row is new, or if all rows are needed.
 
     Raises RecipeError if the recipe samples already.
     """
     if recipe.sampling.is_active:
         raise RecipeError("replay-share and a recipe with sampling both say what an epoch holds; leave one of them out")
-    keys, is_new = new_rows(dataset, manifest.load(dataset), champions)
+    name_since = class_map.name_since if class_map else str
+    keys, is_new = new_rows(dataset, manifest.load(dataset), champions, name_since)
     found = replay_weights(is_new, share, recipe.global_batch_size)
     details = {"share": share, "new_rows": int(is_new.sum()), "epoch_rows": len(is_new)}
     if found is None:

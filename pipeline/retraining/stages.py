@@ -39,7 +39,7 @@ from pipeline.retraining.classes import ClassRules, as_json, change_text
 from pipeline.retraining.decision import promotion
 from pipeline.retraining.decision.data_changes import data_changes
 from pipeline.retraining.decision.drift import Drift, data_drift
-from pipeline.retraining.decision.lock_box import Reading, read_lock_box, with_reading
+from pipeline.retraining.decision.lock_box import Reading, read_lock_box, warn_of_empty, with_reading
 from pipeline.retraining.decision.promotion_gate import Decision
 from pipeline.retraining.decision.sequential import NightLevel, take_level
 from pipeline.retraining.decision.stop import publish_stop
@@ -172,6 +172,7 @@ class Stages:
         drift = self._drift_before_training(earlier)
         if drift and drift.warnings and not self._options.force:
             return self._stop(drift, data)
+        warn_of_empty(run, data, earlier, self._class_map)
         with self._stage("train"):
             self._train(earlier)
         with self._evaluation_session() as job:
@@ -328,7 +329,9 @@ class Stages:
             known = find_model(champion).recipe  # its weights expect its normalisation
             recipe = replace(recipe, pixel_mean=known.pixel_mean, pixel_std=known.pixel_std)
             if earlier and run.replay_share is not None:
-                recipe, self._replay = with_replay(recipe, run.dataset, earlier[0], run.replay_share, run.folder)
+                recipe, self._replay = with_replay(
+                    recipe, run.dataset, earlier[0], run.replay_share, run.folder, self._class_map
+                )
         start = self._champion_weights(recipe) if champion else None
         options = replace(training, pretrained=run.pretrained)
         job = make_job(run.dataset, run.training, recipe, self._options.workers, options, start)
@@ -380,12 +383,11 @@ class Stages:
 def _gain(contest: promotion.Contest) -> dict[str, float] | None:
     """Returns the gain of top-1 on the rows that count, with low and high of its 95 % interval, as shares.
 
-    None without a champion, or without a row.
+    None without a champion, or without a row of a class that both models know.
     """
-    champion, challenger, rows = contest.champion, contest.challenger, contest.rows
-    if champion is None or not rows.any():
+    if contest.pair is None:
         return None
-    first, second = (each.take(rows[each.row]).correct for each in (champion, challenger))
+    first, second = (each.correct for each in contest.pair)
     won, lost = int((~first & second).sum()), int((first & ~second).sum())
     low, high = paired_bounds(won, lost, len(first), (1 - CONFIDENCE) / 2)
     return {"gain": (won - lost) / len(first), "low": low, "high": high}

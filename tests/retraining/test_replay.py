@@ -13,6 +13,8 @@ from pipeline.dataset import manifest
 from pipeline.ingestion.plan import SHARD_BYTES
 from pipeline.ingestion.sources import open_source
 from pipeline.loader.sampling.plan import expected_counts
+from pipeline.models.class_lists.mapping import ClassMap
+from pipeline.retraining.decision.data_changes import new_rows
 from pipeline.retraining.plan import RetrainOptions
 from pipeline.retraining.replay import replay_weights, with_replay
 from pipeline.training.job import TrainJob
@@ -102,6 +104,27 @@ def test_without_new_rows_every_epoch_holds_all(grown: tuple[str, str, set[str]]
     old, _, _ = grown
     recipe = make_recipe("digits")
     assert with_replay(recipe, old, old, 0.5, str(tmp_path))[0] == recipe
+
+
+def test_a_renamed_class_and_a_renamed_file_are_not_new(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree")
+    ingest_here(open_source(str(tree), spool=str(tmp_path / "s1")), str(tmp_path / "old"), shard_size=SHARD_BYTES)
+    for split in ("train", "val"):
+        (tree / split / "bee").rename(tree / split / "wasp")
+    ant = sorted((tree / "train" / "ant").iterdir())[0]
+    ant.rename(ant.with_name("renamed.jpg"))
+    cow = sorted((tree / "train" / "cow").iterdir())[0]
+    cow.rename(tree / "train" / "ant" / "moved.jpg")  # another class
+    ingest_here(open_source(str(tree), spool=str(tmp_path / "s2")), str(tmp_path / "new"), shard_size=SHARD_BYTES)
+    new = str(tmp_path / "new")
+    data = manifest.load(new)
+    class_map = ClassMap(("ant", "bee", "cow"), data.classes, {"bee": "wasp"})
+    keys, is_new = new_rows(new, data, str(tmp_path / "old"), class_map.name_since)
+    assert [key for key, found in zip(keys.to_pylist(), is_new, strict=True) if found] == ["train/ant/moved.jpg"]
+    recipe = replace(make_recipe("digits"), global_batch_size=2)
+    _, details = with_replay(recipe, new, str(tmp_path / "old"), 0.5, str(tmp_path), class_map)
+    assert details["new_rows"] == 1
+    assert new_rows(new, data, str(tmp_path / "old"))[1].sum() == 7  # without the name
 
 
 def test_what_cannot_be_replayed_is_an_error(grown: tuple[str, str, set[str]], tmp_path: Path) -> None:

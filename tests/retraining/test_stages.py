@@ -14,6 +14,7 @@ from pipeline.dataset.version import Changes
 from pipeline.ingestion.changes.onto import edits_by_people
 from pipeline.ingestion.plan import SHARD_BYTES
 from pipeline.ingestion.sources import open_source
+from pipeline.models.class_lists.mapping import ClassMap
 from pipeline.retraining import registry, stages
 from pipeline.retraining.budget import Budget
 from pipeline.retraining.decision import promotion
@@ -143,6 +144,17 @@ def test_a_run_ingests_everything_where_that_is_better(
 def night_of(run: RetrainingRun) -> stages.Stages:
     plan = Plan(run, given_settings("digits", None), None)
     return stages.Stages(plan, RetrainOptions(), None, Budget(None), silent)
+
+
+def test_no_gain_is_stated_where_the_models_have_no_class_in_common() -> None:
+    right = np.arange(100) >= 40
+    contest = Contest(predictions(right), predictions(~right), tuple("abcdefghij"), np.ones(100, bool))
+    gain = stages._gain(contest)
+    assert gain is not None
+    assert gain["gain"] == -0.2
+    strange = ClassMap(("x", "y"), contest.classes)
+    assert stages._gain(replace(contest, class_map=strange)) is None
+    assert stages._gain(replace(contest, champion=None)) is None
 
 
 def test_two_nights_spend_as_said_and_the_second_refuses_what_the_first_had_promoted(tmp_path: Path) -> None:

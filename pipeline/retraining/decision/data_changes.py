@@ -1,5 +1,6 @@
 """What has changed in the data of a retraining run since the run before: rows and classes, counted."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,16 +58,25 @@ def _rows(uri: str, data: Manifest, split: str) -> pa.Table:
     return pa.table({"key": table["key"], "class": names, "sha": table["source_sha256"]}).cast(_EMPTY.schema)
 
 
-def new_rows(uri: str, data: Manifest, before: str) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+def new_rows(
+    uri: str, data: Manifest, before: str, name_since: Callable[[str], str] = str
+) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
     """Returns the keys of train, and bool [N]: True for rows that aren't in train of `before`, of that class and bytes.
 
-    uri, before: of the data sets; `data` is the manifest of the first. Both in the order of the rows.
+    Keys don't count: those of a class folder change with its name. uri, before: of the data sets; `data` is the
+    manifest of the first. name_since: returns the name that a class of `before` has now. Both in the order of the rows.
     """
-    new = _rows(uri, data, "train")
-    stayed, same = _stayed(_rows(before, manifest.load(before), "train"), new)
-    is_new = np.ones(len(new), dtype=np.bool_)
-    is_new[np.flatnonzero(stayed)[same]] = False
-    return new["key"].combine_chunks(), is_new
+    new, old = _rows(uri, data, "train"), _rows(before, manifest.load(before), "train")
+    names = old["class"].combine_chunks().dictionary_encode()
+    since = pa.array(list(map(name_since, names.dictionary.to_pylist())), pa.string()).take(names.indices)
+    known = _contents(since, old["sha"].combine_chunks())
+    is_known = pc.is_in(_contents(new["class"].combine_chunks(), new["sha"].combine_chunks()), value_set=known)
+    return new["key"].combine_chunks(), ~np.asarray(is_known)
+
+
+def _contents(classes: pa.Array, hashes: pa.Array) -> pa.Array:
+    """Returns the SHA-256 of each row with its class behind, as bytes."""
+    return pc.binary_join_element_wise(hashes, classes.cast(pa.binary()), pa.scalar(b"", pa.binary()))
 
 
 def _counts(old: pa.Table, new: pa.Table) -> tuple[int, int, int]:

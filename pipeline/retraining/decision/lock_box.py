@@ -9,14 +9,17 @@ Each reading leaves a file in `WORKSPACE/lock-box`, before it begins, that is ne
 """
 
 import json
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pipeline.core.shares import counted
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.parquet import read_split_provenance
 from pipeline.evaluation.runner import EvaluateJob
 from pipeline.evaluation.significance import mcnemar
 from pipeline.models.class_lists.mapping import ClassMap
@@ -27,6 +30,8 @@ from pipeline.storage import files
 
 LOCK_BOX_SPLIT = "test"
 READINGS_FOLDER = "lock-box"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,20 +54,56 @@ def read_lock_box(
     """Returns the comparison of champion and challenger on the lock-box, and leaves a record that it was read.
 
     A night that is resumed reads the same predictions again. data: of the run's data set. earlier: as from
-    `promotion.earlier_datasets`. job: workers and progress. class_map: the champion's classes in the data set. Raises
-    RecipeError if no row is left that neither was trained on.
+    `promotion.earlier_datasets`. job: workers and progress. class_map: the champion's classes in the data set. Without
+    a row that counts (`rows_that_count`) the check fails, and nothing is read.
     """
+    rows = rows_that_count(run, data, earlier, class_map)
+    if not rows.any():
+        check = Check("lock-box", False, 0.0, run.gate.level, _nothing_left(data), "fails if no image is left")
+        return Reading(check, 0, {"champion": 0, "challenger": 0}, _count_readings(run))
     readings = _note_reading(run, data)
-    unseen = promotion.unseen_rows(run.dataset, data, earlier, LOCK_BOX_SPLIT)
     job = replace(job, split=LOCK_BOX_SPLIT)
     folders = [files.join(READINGS_FOLDER, name) for name in ("champion", "challenger")]
     champion, _ = promotion.evaluate_model(run, run.champion_uri, folders[0], job, class_map)
     challenger, _ = promotion.evaluate_model(run, run.training, folders[1], job)
-    contest = promotion.Contest(champion, challenger, data.classes, unseen, class_map)
-    rights = [each.correct for each in contest.pair or ()] or [np.zeros(0, np.bool_)] * 2
+    pair = promotion.Contest(champion, challenger, data.classes, rows, class_map).pair
+    assert pair is not None  # there is a row that counts
+    rights = [each.correct for each in pair]
     check = check_locked(rights[0], rights[1], run.gate.level, readings)
     correct = {"champion": int(rights[0].sum()), "challenger": int(rights[1].sum())}
     return Reading(check, len(rights[0]), correct, readings)
+
+
+def rows_that_count(run: RetrainingRun, data: Manifest, earlier: list[str], class_map: ClassMap | None) -> Bools:
+    """Returns bool [rows of the lock-box]: True for those that champion and challenger are compared on.
+
+    Neither model was trained on them (`promotion.unseen_rows`), no image of val has the same file, by its SHA-256, and
+    both models know their class. Arguments: as for `read_lock_box`.
+    """
+    table = read_split_provenance(run.dataset, data.split(LOCK_BOX_SPLIT), ["label", "source_sha256"])
+    in_val = read_split_provenance(run.dataset, data.split("val"), ["source_sha256"])["source_sha256"]
+    counts = promotion.unseen_rows(run.dataset, data, earlier, LOCK_BOX_SPLIT)
+    counts &= ~np.asarray(pc.is_in(table["source_sha256"], value_set=in_val.combine_chunks()))
+    if class_map is not None and not class_map.is_same:
+        counts &= np.isin(np.asarray(table["label"]), class_map.shared)
+    return counts
+
+
+def warn_of_empty(run: RetrainingRun, data: Manifest, earlier: list[str], class_map: ClassMap | None) -> None:
+    """Logs a warning, before anything is trained, if there is a lock-box without a row that counts.
+
+    Arguments: as for `read_lock_box`.
+    """
+    is_read = run.champion is not None and bool(run.gate.lock_box)
+    if is_read and not rows_that_count(run, data, earlier, class_map).any():
+        log.warning("warning: %s, so nothing can be promoted", _nothing_left(data))
+
+
+def _nothing_left(data: Manifest) -> str:
+    return (
+        f"of {counted(data.split(LOCK_BOX_SPLIT).rows, 'image')} of the lock-box none is left that neither model was "
+        "trained on, that isn't in val, and whose class both know; add images to the source, or leave out --lock-box"
+    )
 
 
 def check_locked(champion: Bools, challenger: Bools, level: float, readings: int = 1) -> Check:
@@ -100,4 +141,9 @@ def _note_reading(run: RetrainingRun, data: Manifest) -> int:
         "time": time.time(),
     }
     files.write_once(files.join(folder, f"{run.id}.json"), json.dumps(record, indent=1).encode() + b"\n")
+    return _count_readings(run)
+
+
+def _count_readings(run: RetrainingRun) -> int:
+    folder = files.join(run.workspace, READINGS_FOLDER)
     return sum(name.endswith(".json") for name, _ in files.list_files(folder))

@@ -8,13 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.core.errors import RecipeError
+from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest, Split
+from pipeline.dataset.parquet import read_split_provenance
 from pipeline.evaluation.runner import EvaluateJob
+from pipeline.ingestion.plan import SHARD_BYTES
+from pipeline.ingestion.sources import open_source
+from pipeline.models.class_lists.mapping import ClassMap
 from pipeline.retraining import registry
-from pipeline.retraining.decision import promotion
-from pipeline.retraining.decision.lock_box import check_locked, read_lock_box, with_reading
+from pipeline.retraining.decision import lock_box, promotion
+from pipeline.retraining.decision.lock_box import (
+    check_locked,
+    read_lock_box,
+    rows_that_count,
+    warn_of_empty,
+    with_reading,
+)
 from pipeline.retraining.decision.promotion_gate import Gate, decide
+from tests.support.pictures.datasets import ingest_here
+from tests.support.pictures.images import make_tree
 from tests.support.trained.predictions import predictions
 from tests.support.trained.retraining import planned_run
 
@@ -56,7 +68,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         return (champion if "champion" in name else challenger), {}
 
     monkeypatch.setattr(promotion, "evaluate_model", evaluate)
-    monkeypatch.setattr(promotion, "unseen_rows", lambda *given: np.ones(400, bool))
+    monkeypatch.setattr(lock_box, "rows_that_count", lambda *given: np.ones(400, bool))
     return found
 
 
@@ -81,9 +93,40 @@ def test_each_reading_leaves_one_record_that_never_changes(
     assert after.reason.startswith("kept the champion: -2.50 points on 400 images that no night looks at")
 
 
-def test_a_lock_box_that_was_trained_on_is_refused(
-    data: Manifest, evaluated: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(promotion, "unseen_rows", lambda *given: np.zeros(400, bool))
-    with pytest.raises(RecipeError, match="no validation image is left"):
-        read_lock_box(planned_run(str(tmp_path), champion=CHAMPION), data, [], JOB, None)
+def test_a_lock_box_without_a_row_that_counts_fails_the_check_and_is_not_read(
+    data: Manifest, evaluated: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(lock_box, "rows_that_count", lambda *given: np.zeros(400, bool))
+    run = planned_run(str(tmp_path), champion=CHAMPION, gate=Gate(lock_box=0.2))
+    reading = read_lock_box(run, data, [], JOB, None)
+    assert not reading.check.passed
+    assert reading.check.text.startswith("of 400 images of the lock-box none is left that neither model was trained on")
+    assert reading.as_json() == {"rows": 0, "correct": {"champion": 0, "challenger": 0}, "readings": 0}
+    assert evaluated == []
+    assert list(tmp_path.iterdir()) == []
+    warn_of_empty(run, data, [], None)
+    assert "so nothing can be promoted" in caplog.text
+    caplog.clear()
+    for other in (replace(run, champion=None), replace(run, gate=Gate())):  # no reading, no warning
+        warn_of_empty(other, data, [], None)
+    assert not caplog.text
+
+
+def test_rows_that_count_are_unseen_not_in_val_and_of_a_class_that_both_know(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", splits=("train", "val", "test"))
+    for split, number in (("val", 1), ("train", 2)):
+        (tree / "test" / "ant" / f"00{number}.jpg").write_bytes((tree / split / "ant" / "000.jpg").read_bytes())
+    run = planned_run(str(tmp_path / "work"), champion=CHAMPION, gate=Gate(lock_box=0.2))
+    ingest_here(open_source(str(tree), spool=str(tmp_path / "spool")), run.dataset, shard_size=SHARD_BYTES)
+    data = manifest.load(run.dataset)
+    keys = read_split_provenance(run.dataset, data.split("test"), ["key"])["key"].to_pylist()
+
+    def left(class_map: ClassMap | None) -> set[str]:
+        rows = rows_that_count(run, data, [], class_map)
+        return {key for key, counts in zip(keys, rows, strict=True) if counts}
+
+    assert set(keys) - left(None) == {"test/ant/001.jpg", "test/ant/002.jpg"}
+    known = ClassMap(("ant", "cow"), data.classes)
+    assert {key.split("/")[1] for key in left(known)} == {"ant", "cow"}
+    assert left(ClassMap(("fly",), data.classes)) == set()
