@@ -23,6 +23,13 @@ def test_a_page_names_files_that_exist(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_table_of_a_page_has_rows(page: Path) -> None:
+    lines = [*page.read_text().splitlines(), ""]
+    rules = [number for number, line in enumerate(lines) if re.fullmatch(r"\|(\s*:?-+:?\s*\|)+", line)]
+    assert [lines[number - 1] for number in rules if not lines[number + 1].startswith("|")] == []
+
+
 def test_architecture_has_a_line_for_every_module() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     for folder in [*(path for path in (ROOT / "pipeline").iterdir() if path.is_dir()), ROOT / "jobs"]:
