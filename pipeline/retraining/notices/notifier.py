@@ -63,6 +63,8 @@ class Notifier:
             latest, status = read_latest(self._workspace), read_status(self._workspace)
             if status is None:  # a new workspace, or one of an earlier program, whose decisions are known
                 status = Status(told=message_id(latest) if latest else None)
+            if status.first_run is None:
+                status = replace(status, first_run=status.last_success or status.last_run or time.time())
                 write_status(self._workspace, status)
             self._status = status
             if latest and message_id(latest) != status.told:

@@ -13,13 +13,15 @@ class Status:
     """How the last call of a retraining run in a workspace ended."""
 
     status: str = ""
-    """"promoted", "kept", "stopped", "unchanged" or "failed"; empty if none has ended yet."""
+    """"promoted", "candidate", "kept", "stopped", "unchanged" or "failed"; empty if none has ended yet."""
     message: str = ""
     """The reason, in one sentence."""
     last_run: float | None = None
     """When the last call ended, in seconds since 1970."""
     last_success: float | None = None
     """When the last call that didn't fail ended, in seconds since 1970."""
+    first_run: float | None = None
+    """When the first call began, in seconds since 1970; of workspaces of earlier programs, a later call."""
     told: str | None = None
     """ID of the message of the newest decision that was told."""
 

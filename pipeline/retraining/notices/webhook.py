@@ -16,6 +16,7 @@ import random
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
 from email.message import Message as Headers
@@ -29,6 +30,7 @@ _SECRET_PREFIX = "whsec_"
 _LEAST_SECRET, _MOST_SECRET = 24, 64  # bytes, by the specification
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GONE = 410
+_SAFE = "%/:=&?~+!$,;'@()*[]"  # left as they are in path and query
 _LONGEST_WAIT_SECONDS = 10.0
 
 
@@ -64,8 +66,7 @@ class Webhook:
     """Limit of one attempt, from the connection to the answer's headers."""
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise RecipeError(f"webhook={self.url} must begin with http:// or https://")
+        object.__setattr__(self, "url", http_url("webhook", self.url))
 
     def post(self, message_id: str, body: bytes) -> Answer:
         """Posts a message until it is accepted, and returns the last answer.
@@ -113,6 +114,25 @@ class Webhook:
         except (OSError, http.client.HTTPException) as error:
             return Answer(False, str(getattr(error, "reason", error)) or type(error).__name__, may_pass=True)
         return Answer(True)
+
+
+def http_url(field: str, url: str) -> str:
+    """Returns a URL as HTTP sends it: other characters than ASCII are encoded. Raises RecipeError, naming `field`, for
+    what is no URL of HTTP, and for one with a user, which Python's client doesn't send."""
+    if not url.startswith(("http://", "https://")):
+        raise RecipeError(f"{field}={url} must begin with http:// or https://")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+        if not host or any(character <= " " for character in host):
+            raise ValueError("it names no host")
+    except ValueError as error:
+        raise RecipeError(f"{field}={url}: no URL of HTTP ({error}); give one such as http://HOST:PORT/PATH") from error
+    if "@" in parts.netloc:
+        raise RecipeError(f"{field}: the URL holds a user or a password, which isn't sent; leave it out")
+    host = f"[{host}]" if ":" in host else host
+    path, query = (urllib.parse.quote(each, safe=_SAFE) for each in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, host if port is None else f"{host}:{port}", path, query, ""))
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -6,6 +6,7 @@ collector, or in a Pushgateway. All of them are made from the workspace, so `ima
 any machine.
 """
 
+import http.client
 import os
 
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
@@ -13,12 +14,14 @@ from prometheus_client.exposition import write_to_textfile
 
 from pipeline.core.errors import RecipeError
 from pipeline.core.shares import wilson_interval
+from pipeline.retraining.notices.webhook import http_url
 from pipeline.retraining.overview.nights import Night
 from pipeline.retraining.overview.overview import Overview
 
 PREFIX = "image_pipeline_retraining_"
 JOB = "image-pipeline-retraining"
 _SUFFIX = ".prom"
+_SCHEMES = ("http://", "https://")
 _TIMEOUT_SECONDS = 10
 _STATUSES = ("promoted", "candidate", "kept", "stopped", "unchanged", "failed")
 _DECISIONS = ("promoted", "candidate", "kept", "stopped")
@@ -27,7 +30,8 @@ _DISTANCES = ("class_mix", "brightness", "features")
 
 def check_target(target: str) -> None:
     """Raises RecipeError unless `target` is the URL of a Pushgateway, or a file NAME.prom in a folder that exists."""
-    if target.startswith(("http://", "https://")):
+    if target.startswith(_SCHEMES):
+        http_url("metrics", target)
         return
     if not target.endswith(_SUFFIX):
         raise RecipeError(
@@ -43,8 +47,12 @@ def write_metrics(target: str, overview: Overview) -> None:
     target: as `check_target` allows.
     """
     metrics = metrics_of(overview)
-    if target.startswith(("http://", "https://")):
-        push_to_gateway(target, JOB, metrics, {"workspace": overview.name}, timeout=_TIMEOUT_SECONDS)
+    if target.startswith(_SCHEMES):
+        group, url = {"workspace": overview.name}, http_url("metrics", target)
+        try:
+            push_to_gateway(url, JOB, metrics, group, timeout=_TIMEOUT_SECONDS)
+        except http.client.HTTPException as error:
+            raise OSError(f"no Pushgateway answers there ({error!r})") from error
     else:
         write_to_textfile(target, metrics)
 
@@ -92,7 +100,10 @@ def _add_status(gauges: _Gauges, overview: Overview) -> None:
     gauges.set("undelivered_messages", "Messages that no webhook has accepted yet", overview.waiting)
     gauges.set("given_up_messages", "Messages that no webhook wants, and no run sends again", overview.given_up)
     status = overview.status
-    if status is None or not status.status:
+    if status is None:
+        return
+    gauges.set("first_run_timestamp_seconds", "When the first call began, in seconds since 1970", status.first_run)
+    if not status.status:  # the first call is at work, or was killed
         return
     gauges.set("last_run_timestamp_seconds", "When the last call ended, in seconds since 1970", status.last_run)
     meaning = "When the last call that didn't fail ended, in seconds since 1970"

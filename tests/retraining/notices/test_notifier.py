@@ -238,6 +238,23 @@ def test_a_workspace_that_refuses_notices_fails_nothing(
     assert "the notice of the decision: the disk is full; the run goes on" in caplog.text
 
 
+def test_the_time_of_the_first_call_is_kept(work: str, there: Receiver) -> None:
+    start = time.time()
+    Notifier(work, channels(there)).begin()  # killed here
+    first = read_status(work)
+    assert first is not None
+    assert start <= (first.first_run or 0) <= time.time()
+    night(work, there)
+    later = read_status(work)
+    assert later is not None
+    assert later.first_run == first.first_run
+    files.write_json(files.join(work, "status.json"), {"status": "kept", "last_run": 9.0, "last_success": 8.0})
+    night(work, there)
+    of_earlier_program = read_status(work)
+    assert of_earlier_program is not None
+    assert of_earlier_program.first_run == 8.0
+
+
 def test_a_status_file_of_a_later_program_is_read(work: str) -> None:
     files.write_json(files.join(work, "status.json"), {"status": "kept", "told": "m", "later": 1})
     assert read_status(work) == Status(status="kept", told="m")

@@ -73,6 +73,35 @@ def test_a_receiver_that_is_not_there_may_be_later() -> None:
     assert "refused" in answer.reason
 
 
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("http://host:80/a%20b?c=d&e", "http://host:80/a%20b?c=d&e"),
+        ("https://höst.example/hök?å b", "https://xn--hst-sna.example/h%C3%B6k?%C3%A5%20b"),
+        ("http://[::1]:9/x#part", "http://[::1]:9/x"),
+    ],
+)
+def test_a_url_is_sent_as_http_wants_it(url: str, sent: str) -> None:
+    assert Webhook(url).url == sent == Webhook(sent).url
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("file:///x", "must begin with http://"),
+        ("http://[::1", "no URL of HTTP"),
+        ("http://host:nine/", "no URL of HTTP"),
+        ("http:///path", "names no host"),
+        ("http://ho st/", "names no host"),
+        ("http://me:hunter2@host/", "holds a user or a password"),
+    ],
+)
+def test_what_is_no_url_is_an_error_at_the_start(url: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as error:
+        Webhook(url)
+    assert "hunter2" not in str(error.value)
+
+
 def signed(at: int, body: bytes = b"{}", key: bytes = KEY) -> dict[str, str]:
     return {
         "Webhook-Id": "m", "Webhook-Timestamp": str(at), "Webhook-Signature": signature(key, "m", at, body)

@@ -4,6 +4,7 @@ import http.server
 import json
 import re
 import shutil
+import socketserver
 import subprocess
 import threading
 import time
@@ -38,7 +39,7 @@ needs_promtool = pytest.mark.skipif(
 def overview(count: int = 30, **changes: Any) -> Overview:
     nights = many_nights(count)
     moves = [Move("champion", 1, "a" * 16, 0, "promoted", nights[0].finished)] if nights else []
-    status = Status("kept", "no gain", last_run=2e9, last_success=2e9) if nights else None
+    status = Status("kept", "no gain", last_run=2e9, last_success=2e9, first_run=1e9) if nights else None
     return replace(Overview("s3://bucket/work?region=x", nights, moves, status), **changes)
 
 
@@ -195,7 +196,13 @@ def test_metrics_are_pushed_to_a_gateway_in_a_group_of_the_workspace(
 
 
 @pytest.mark.parametrize(
-    ("target", "message"), [("nights.txt", "NAME.prom alone"), ("nowhere/nights.prom", "no such folder")]
+    ("target", "message"),
+    [
+        ("nights.txt", "NAME.prom alone"),
+        ("nowhere/nights.prom", "no such folder"),
+        ("http://gateway:99999", "no URL of HTTP"),
+        ("http://", "names no host"),
+    ],
 )
 def test_a_target_that_nobody_reads_is_an_error(target: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
@@ -206,6 +213,21 @@ def test_a_gateway_that_is_away_is_a_warning(tmp_path: Path, caplog: pytest.LogC
     report.report_nights(str(tmp_path), "http://127.0.0.1:9")
     assert "metrics=http://127.0.0.1:9: " in caplog.text
     assert (tmp_path / "index.html").exists()
+
+
+def test_a_server_that_is_no_gateway_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Mail(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            size = 0
+            while line := self.rfile.readline().strip().lower():
+                size = int(line.split()[1]) if line.startswith(b"content-length:") else size
+            self.rfile.read(size)
+            self.wfile.write(b"220 mail.example.org ESMTP\r\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Mail) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        report.report_nights(str(tmp_path), f"http://127.0.0.1:{server.server_address[1]}")
+    assert "no Pushgateway answers there (BadStatusLine(" in caplog.text
 
 
 DAY, NOW = 86_400, 7_200.0  # promtool's clock begins at 0; the alerts are looked at two hours later
@@ -245,9 +267,17 @@ def series(given: Overview) -> list[dict[str, str]]:
 
 
 @needs_promtool
-@pytest.mark.parametrize("firing", [None, *ALERT_CASES])
-def test_each_alert_fires_for_its_reason_alone(firing: str | None, tmp_path: Path) -> None:
-    given = with_changes(ALERT_CASES[firing]) if firing else quiet()
+@pytest.mark.parametrize(
+    ("firing", "changes"),
+    [
+        (None, {}),
+        *ALERT_CASES.items(),
+        ("RetrainingOverdue", {"status": Status(first_run=NOW - 2 * DAY)}),  # its first run was killed
+        ("NoticesWait", {"given_up": 1}),
+    ],
+)
+def test_each_alert_fires_for_its_reason_alone(firing: str | None, changes: dict[str, Any], tmp_path: Path) -> None:
+    given = with_changes(changes)
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())
     rules["groups"] = [
         {**group, "rules": [{k: v for k, v in rule.items() if k != "annotations"} for rule in group["rules"]]}
