@@ -4,6 +4,7 @@
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -69,6 +70,18 @@ class Night:
     def cost(self) -> float | None:
         """What the run cost; None if the machines had no price."""
         return self.total_seconds / 3600 * price(self.plan) or None
+
+
+def accuracy_of(nights: Sequence[Night], version: str) -> tuple[int, int] | None:
+    """Returns (correct, rows) of a version in the newest run that has looked at it; None if none has.
+
+    nights: the oldest first.
+    """
+    for night in reversed(nights):
+        for name, found in (("challenger", night.challenger), ("champion", night.champion_before)):
+            if found == version and night.fair_rows and name in night.correct:
+                return night.correct[name], night.fair_rows
+    return None
 
 
 def read_nights(workspace: str, update: bool = False) -> list[Night]:

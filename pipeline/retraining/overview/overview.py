@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.retraining import registry
 from pipeline.retraining.notices.outbox import given_up, undelivered
 from pipeline.retraining.notices.status_file import Status, read_status
-from pipeline.retraining.overview.nights import Night, read_nights
+from pipeline.retraining.overview.nights import Night, accuracy_of, read_nights
 from pipeline.retraining.workspace import interrupted_run, registry_uri
 
 
@@ -36,8 +36,8 @@ class Overview:
 
     @property
     def live(self) -> tuple[int, int] | None:
-        """(correct, rows) of the model that was live after the newest run that has looked at it; None without one."""
-        return next((each.champion for each in reversed(self.nights) if each.champion), None)
+        """(correct, rows) of the champion in the newest run that has looked at it; None if none has, or without one."""
+        return accuracy_of(self.nights, self.moves[-1].version) if self.moves else None
 
 
 def read_overview(workspace: str) -> Overview:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core.shares import wilson_interval
 from pipeline.reporting.charts import BLUE, ORANGE, chart_style, new_axes, render_page, svg_data_uri
 from pipeline.retraining import registry
-from pipeline.retraining.overview.nights import Night
+from pipeline.retraining.overview.nights import Night, accuracy_of
 from pipeline.retraining.overview.overview import Overview
 from pipeline.retraining.overview.times import planned_text, taken_text
 from pipeline.storage import files
@@ -45,7 +45,7 @@ def render_overview(overview: Overview) -> str:
         "nights.html", overview.workspace,
         title=files.basename(overview.workspace), overview=overview, nights=nights, status=overview.status,
         shown=lines[:_SHOWN], folded=lines[_SHOWN:], champion=moves[-1] if moves else None,
-        chart=_champion_chart(nights), when=_when, data_text=data_text, planned=planned_text, taken=taken_text,
+        chart=_champion_chart(nights, moves), when=_when, data_text=data_text, planned=planned_text, taken=taken_text,
         link=lambda name: files.join(overview.workspace, name), counts=_counts(nights),
         cost=sum(each.cost or 0 for each in nights),
     )  # fmt: skip
@@ -87,19 +87,31 @@ def _some(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
+def champion_points(nights: Sequence[Night], moves: Sequence[registry.Move]) -> list[tuple[float, int, int, bool]]:
+    """Returns (time, correct, rows, whether it is new) of the champion after each run, and after each move without one.
+
+    A move by a person or a review, such as a return, has the accuracy of its version in the newest run before it.
+    """
+    points = [(each.finished, *each.champion, each.status == "promoted") for each in nights if each.champion]
+    for move in moves:
+        found = accuracy_of([each for each in nights if each.finished <= move.time], move.version)
+        points += [(move.time, *found, True)] if found and move.mark[0] != "night" else []
+    return sorted(each for each in points if each[0])
+
+
 @chart_style()
-def _champion_chart(nights: Sequence[Night]) -> tuple[str, str] | None:
+def _champion_chart(nights: Sequence[Night], moves: Sequence[registry.Move]) -> tuple[str, str] | None:
     """Returns (chart, caption) of the champion's accuracy over time; None before two runs have looked at one."""
-    points = [(each, each.champion) for each in nights if each.champion and each.finished]
+    points = champion_points(nights, moves)
     if len(points) < 2:
         return None
-    times: list[Any] = [datetime.fromtimestamp(night.finished, UTC) for night, _ in points]
-    shares = [100 * found[0] / found[1] for _, found in points if found]
-    low, high = zip(*(wilson_interval(*found) for _, found in points if found), strict=True)
+    times: list[Any] = [datetime.fromtimestamp(time, UTC) for time, *_ in points]
+    shares = [100 * correct / rows for _, correct, rows, _ in points]
+    low, high = zip(*(wilson_interval(correct, rows) for _, correct, rows, _ in points), strict=True)
     figure, plot = new_axes(7.0, 2.8)
     plot.fill_between(times, [100 * each for each in low], [100 * each for each in high], color=BLUE, alpha=0.2, lw=0)
     plot.plot(times, shares, color=BLUE, linewidth=1.5)
-    new = [place for place, (night, _) in enumerate(points) if night.status == "promoted"]
+    new = [place for place, (*_, is_new) in enumerate(points) if is_new]
     plot.plot(
         [times[i] for i in new], [shares[i] for i in new], "o", color=ORANGE, markersize=4, label="a new champion"
     )

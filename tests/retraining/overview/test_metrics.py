@@ -38,7 +38,8 @@ needs_promtool = pytest.mark.skipif(
 
 def overview(count: int = 30, **changes: Any) -> Overview:
     nights = many_nights(count)
-    moves = [Move("champion", 1, "a" * 16, 0, "promoted", nights[0].finished)] if nights else []
+    live = next((each.challenger for each in reversed(nights) if each.status == "promoted"), None)
+    moves = [Move("champion", 1, live, 0, "promoted", nights[0].finished)] if live else []
     status = Status("kept", "no gain", last_run=2e9, last_success=2e9, first_run=1e9) if nights else None
     return replace(Overview("s3://bucket/work?region=x", nights, moves, status), **changes)
 

@@ -16,7 +16,7 @@ from pipeline.retraining.overview import nights as nights_module
 from pipeline.retraining.overview.estimate import estimate_run
 from pipeline.retraining.overview.nights import Night, read_nights, summary
 from pipeline.retraining.overview.overview import Overview, read_overview
-from pipeline.retraining.overview.page import data_text, render_overview, write_page
+from pipeline.retraining.overview.page import champion_points, data_text, render_overview, write_page
 from pipeline.retraining.overview.times import planned_text, taken_text, time_and_money
 from pipeline.storage import files
 from tests.support.jobs import call_job, one_line_error
@@ -109,6 +109,27 @@ def test_the_page_tells_failures_rollbacks_and_what_waits() -> None:
     assert "Run abc is at work" in page
     assert "2 messages wait for a webhook" in page
     assert re.search(r"since 2\d{3}-\d\d-\d\d", page)
+
+
+def test_the_accuracy_is_that_of_the_model_that_is_live_whoever_made_it_so() -> None:
+    """A first model; a better one; another that is promoted and comes back by itself, or by hand."""
+    a, b, c = ("a" * 16, "b" * 16, "c" * 16)
+    nights = [
+        Night("1", 1.0, "promoted", "", a, None, {"challenger": 50}, 100),
+        Night("2", 2.0, "promoted", "", b, a, {"champion": 55, "challenger": 80}, 100),
+        Night("3", 3.0, "promoted", "", c, b, {"champion": 81, "challenger": 95}, 100),
+    ]
+    moves = [Move("champion", at, each, at - 1, f"promoted (night {at:012x})", at) for at, each in enumerate((a, b, c), 1)]
+    assert Overview("/w", nights, moves).live == (95, 100)
+    back = Move("champion", 4, b, 1, "back to b: worse in use (return 0123456789abcdef)", 4.0)
+    assert Overview("/w", nights, [*moves, back]).live == (81, 100)
+    by_hand = Move("champion", 5, a, 0, "the camera is the old one again", 5.0)
+    moves = [*moves, back, by_hand]
+    assert Overview("/w", nights, moves).live == (55, 100)
+    assert champion_points(nights, moves) == [
+        (1.0, 50, 100, True), (2.0, 80, 100, True), (3.0, 95, 100, True), (4.0, 81, 100, True), (5.0, 55, 100, True),
+    ]  # fmt: skip
+    assert Overview("/w", nights, [*moves, Move("champion", 6, "d" * 16, 0, "from elsewhere", 6.0)]).live is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ _DAY = 86_400.0
 def many_nights(count: int) -> list[Night]:
     """Returns so many runs, one each day: most keep, some promote, a few are stopped by drift."""
     random, correct, nights = np.random.default_rng(0), 7000, list[Night]()
+    champion: str | None = None
     for index in range(count):
         status = ("promoted", "kept", "kept", "kept", "kept", "stopped")[index % 6]
         challenger = correct + int(random.integers(-150, 200 if status == "promoted" else 60))
@@ -26,6 +27,8 @@ def many_nights(count: int) -> list[Night]:
                 finished=1.76e9 + _DAY * index,
                 status=status,
                 reason="the reason",
+                challenger=None if stopped else f"{index:016x}",
+                champion_before=champion,
                 correct={} if stopped else {"champion": correct, "challenger": challenger},
                 fair_rows=0 if stopped else 10_000,
                 gain=None if stopped else {"gain": gain, "low": gain - 0.005, "high": gain + 0.005},
@@ -37,5 +40,6 @@ def many_nights(count: int) -> list[Night]:
                 comparison=None if stopped else f"nights/{index:012x}/comparison.html",
             )
         )
+        champion = f"{index:016x}" if status == "promoted" else champion
         correct = challenger if status == "promoted" else correct
     return nights
