@@ -27,6 +27,7 @@ class LiveArgs:
     max_disagreement: Annotated[float, _option("max_disagreement", "X")] = _DEFAULT.max_disagreement
     max_latency_ratio: Annotated[float, _option("max_latency_ratio", "X")] = _DEFAULT.max_latency_ratio
     max_failures: Annotated[float, _option("max_failures", "X")] = _DEFAULT.max_failures
+    window_images: Annotated[int, _option("window_images", "N")] = _DEFAULT.window_images
     min_labels: Annotated[int, _option("min_labels", "N")] = _DEFAULT.min_labels
     live_level: Annotated[float, _option("live_level", "P")] = _DEFAULT.live_level
     max_fall: Annotated[float, _option("max_fall", "X")] = _DEFAULT.max_fall

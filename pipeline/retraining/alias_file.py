@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,10 +85,15 @@ def write_history(registry: str, move: Move) -> None:
 
 def read_history(registry: str, alias: str) -> list[Move]:
     """Returns the moves that have a history file, oldest first."""
+    return list(read_backwards(registry, alias))[::-1]
+
+
+def read_backwards(registry: str, alias: str) -> Iterator[Move]:
+    """Yields the moves that have a history file, newest first. Each file is read when its move is asked for."""
     folder = files.join(registry, "history", alias)
     # Another process may write one now: a local folder then holds it under a passing name, too.
     names = sorted(name for name, _ in files.list_files(folder) if name.endswith(".json"))
-    return [Move(**files.read_json(files.join(folder, name))) for name in names]
+    return (Move(**files.read_json(files.join(folder, name))) for name in reversed(names))
 
 
 def encode(value: object) -> bytes:

@@ -17,6 +17,7 @@ the same when they are repeated.
 """
 
 import hashlib
+import itertools
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,7 @@ from typing import Any
 from pipeline.core.errors import StorageError
 from pipeline.models import checkpoint
 from pipeline.retraining import registry
+from pipeline.retraining.alias_file import read_backwards
 from pipeline.retraining.classes import ClassRules
 from pipeline.retraining.decision.page import render_decision
 from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate
@@ -168,9 +170,13 @@ def interrupted_run(workspace: str) -> RetrainingRun | None:
 
 def night_of(workspace: str, version: str) -> str | None:
     """Returns the ID of the retraining run that trained a version; None for a version that was added otherwise."""
-    for move in reversed(registry.history(registry_uri(workspace), registry.CHALLENGER)):
+    place = registry_uri(workspace)
+    newest, created = registry.current(place, registry.CHALLENGER), registry.read_version(place, version).created
+    for move in itertools.chain([newest] if newest else [], read_backwards(place, registry.CHALLENGER)):
         if move.version == version and move.reason.startswith(_TRAINED_IN):
             return move.reason.removeprefix(_TRAINED_IN)
+        if move.time < created - 86_400:  # a run names a version after it has added it; a day for clocks that differ
+            break
     return None
 
 

@@ -20,6 +20,8 @@ from pipeline.storage import files
 
 log = logging.getLogger(__name__)
 
+DAYS = 30  # of a month in use
+_TIME = pa.field("time", pa.float64())
 Bools = npt.NDArray[np.bool_]
 
 
@@ -27,15 +29,22 @@ Bools = npt.NDArray[np.bool_]
 class Evidence:
     """Counts of what a registry's models answered. A key that was predicted several times counts once, the newest time.
 
-    place: URI of the registry.
+    place: URI of the registry. window: number of newest images that count for failures, disagreement and seconds; None
+    for all. Labels count for all images, and once more for the newest DAYS of the version that have some.
     """
 
     place: str
+    window: int | None = None
 
     @cached_property
     def labels(self) -> tuple[dict[str, str], LabelCounts]:
         """{key: label} of the files of labels, and what was found there."""
         return stored_labels(self.place)
+
+    @cached_property
+    def _uris(self) -> list[str]:
+        """The URIs of all records, listed once."""
+        return store.traffic_uris(self.place)
 
     @cached_property
     def _records(self) -> dict[str, tuple[store.Traffic, pa.Table]]:
@@ -54,27 +63,30 @@ class Evidence:
 
     def inputs(self, versions: list[str]) -> dict[str, list[str]]:
         """Returns the places, below the registry, of all files that the counts of these versions rest on."""
-        uris = store.traffic_uris(self.place)
-        mine = [uri for uri in uris if any(f"/{version}/" in uri for version in versions)]
+        mine = [uri for uri in self._uris if any(f"/{version}/" in uri for version in versions)]
         found = {"traffic": mine, "labels": store.label_uris(self.place)}
         return {name: [store.relative(self.place, uri) for uri in each] for name, each in found.items()}
 
     def alone(self, version: str) -> Alone:
         """Returns the counts of one version, whichever role it had."""
-        tables = [self._swapped(uri, version) for uri in store.traffic_uris(self.place) if f"/{version}/" in uri]
-        table = _newest(tables)
+        table = _newest([self._swapped(uri, version) for uri in self._uris if f"/{version}/" in uri])
         labels, answered = self._known(table, (version,)), _valid(table["first"])
         labelled = answered & _valid(labels)
         right = labelled & _same(table["first"], labels)
-        return Alone(len(answered), int((~answered).sum()), int(labelled.sum()), int(right.sum()))
+        month, newest = self._month(table, labelled, version)
+        recent = answered[self._first(table) :]
+        return Alone(
+            len(recent), int((~recent).sum()), int(labelled.sum()), int(right.sum()),
+            (month, int(newest.sum()), int((newest & right).sum())),
+        )  # fmt: skip
 
     def pair(self, first: str, second: str) -> Pair:
         """Returns the counts of two versions on the same images, whichever of them gave the answers out.
 
         A class that was renamed or merged between them is the same one.
         """
-        uris = [*store.traffic_uris(self.place, first, second), *store.traffic_uris(self.place, second, first)]
-        table = _newest([self._swapped(uri, first) for uri in uris])
+        folders = f"/{first}/{second}/", f"/{second}/{first}/"
+        table = _newest([self._swapped(uri, first) for uri in self._uris if any(each in uri for each in folders)])
         renamed = self._renamed(first, second)
         labels = _under(self._known(table, (first, second)), renamed)
         answers = [_under(table[name], renamed) for name in ("first", "second")]
@@ -82,21 +94,40 @@ class Evidence:
         both = answered[0] & answered[1]
         labelled = both & _valid(labels)
         one, other = (labelled & _same(each, labels) for each in answers)
-        failures = int((~answered[0]).sum()), int((~answered[1]).sum())
+        month, newest = self._month(table, labelled, first, second)
+        recent = slice(self._first(table), None)
+        failures = int((~answered[0][recent]).sum()), int((~answered[1][recent]).sum())
         return Pair(
-            len(both), failures, int(both.sum()), int((both & ~_same(*answers)).sum()), _seconds(table),
-            int(labelled.sum()), (int(one.sum()), int(other.sum())), int((one & ~other).sum()),
-            int((other & ~one).sum()), max(0.0, self._top1(second) - self._top1(first)),
+            len(both[recent]), failures, int(both[recent].sum()), int((both & ~_same(*answers))[recent].sum()),
+            _seconds(table.slice(recent.start)), int(labelled.sum()), (int(one.sum()), int(other.sum())),
+            int((one & ~other).sum()), int((other & ~one).sum()), max(0.0, self._top1(second) - self._top1(first)),
+            (month, int((newest & one & ~other).sum()), int((newest & other & ~one).sum())),
         )  # fmt: skip
 
+    def _first(self, table: pa.Table) -> int:
+        """Returns the first row of the window."""
+        return 0 if self.window is None else max(0, len(table) - self.window)
+
+    def _month(self, table: pa.Table, labelled: Bools, *versions: str) -> tuple[int, Bools]:
+        """Returns the newest month with a label, and its labelled rows; 0 if there is none.
+
+        Months of DAYS count from 1, from the creation of the newest version on: nothing that is measured moves them.
+        """
+        begin = max(registry.read_version(self.place, version).created for version in versions)
+        months = 1 + np.maximum(0, (table["time"].to_numpy() - begin) // (DAYS * 86_400)).astype(np.int64)
+        newest = int(months[labelled].max(initial=0))
+        return newest, labelled & (months == newest)
+
     def label_counts(self, versions: list[str]) -> LabelCounts:
-        """Returns what was found in the files of labels, with the labels that none of these versions has as a class."""
+        """Returns what was found in the files of labels, with the labels that none of these versions has as a class, or
+        of images that none of them was asked about.
+        """
         labels, counts = self.labels
         if not labels:
             return counts
         names, keys = self._classes(tuple(versions)), pa.array(labels, pa.string())
         predicted = np.zeros(len(labels), dtype=np.bool_)
-        for uri in store.traffic_uris(self.place):
+        for uri in (each for each in self._uris if any(f"/{version}/" in each for version in versions)):
             predicted |= pa.compute.is_in(keys, value_set=self._record(uri)[1]["key"]).to_numpy(zero_copy_only=False)
         unknown = sum(label not in names for label in labels.values())
         return replace(counts, unknown=unknown, unpredicted=int((~predicted).sum()))
@@ -108,6 +139,7 @@ class Evidence:
         if head.first != first:
             names = ["key", "second", "first", "second_seconds", "first_seconds", "error"]
             table = table.select(names).rename_columns(store.SCHEMA.names)
+        table = table.append_column(_TIME, pa.array(np.full(len(table), head.time)))
         return head.time, table.replace_schema_metadata(None)
 
     def _top1(self, version: str) -> float:
@@ -140,7 +172,7 @@ class Evidence:
 def _newest(tables: list[tuple[float, pa.Table]]) -> pa.Table:
     """Returns the rows of all tables, of each key the newest one."""
     if not tables:
-        return store.SCHEMA.empty_table()
+        return store.SCHEMA.append(_TIME).empty_table()
     table = pa.concat_tables([each for _, each in sorted(tables, key=lambda each: each[0])])
     codes = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()
     _, from_the_end = np.unique(codes[::-1], return_index=True)

@@ -25,7 +25,7 @@ class LabelCounts:
     contradicting: int = 0  # keys that one file gives several labels: they don't count
     incomplete: int = 0  # lines without a key or a label
     unknown: int = 0  # labels that no model of the review has as a class: they don't count
-    unpredicted: int = 0  # keys for which no prediction is stored
+    unpredicted: int = 0  # keys that no model of the review was asked about
 
     def as_json(self) -> dict[str, Any]:
         """Returns the counts as JSON values."""
@@ -38,7 +38,7 @@ class LabelCounts:
             (self.contradicting, "with several labels for one key, left out"),
             (self.incomplete, "without key or label"),
             (self.unknown, "of an unknown class, left out"),
-            (self.unpredicted, "of an image that wasn't predicted"),
+            (self.unpredicted, "of an image that these models weren't asked about"),
         )
         return "; ".join([counted(self.lines, "line"), *(f"{number:,} {text}" for number, text in words if number)])
 

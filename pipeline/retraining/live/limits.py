@@ -30,11 +30,17 @@ class LiveRule:
     max_failures: float = 0.01
     """Largest share of usable images, in [0, 1], for which a model gives no answer."""
 
+    window_images: int = 5000
+    """Number of the newest images by which failures, disagreement and latency are judged; `min_images` if that is more.
+    """
+
     min_labels: int = 0
     """Least number of labelled images before a candidate is promoted; 0 promotes without labels."""
 
     live_level: float = 0.05
-    """Significance level, in (0, 0.5), at which live accuracy speaks against a model, over all reviews together."""
+    """Significance level, in (0, 0.5), at which live accuracy speaks against a model: of all tests and reviews
+    together.
+    """
 
     max_fall: float = 0.05
     """Largest fall of the champion's live accuracy below its certified accuracy, in [0, 1]. The champion goes back if
@@ -50,6 +56,8 @@ class LiveRule:
                 raise RecipeError(f"{_flag(name)}={getattr(self, name):g} must lie in [0, 1]")
         if not 0 < self.live_level < 0.5:
             raise RecipeError(f"live-level={self.live_level:g} must lie in (0, 0.5)")
+        if self.window_images < 1:
+            raise RecipeError(f"window-images={self.window_images} must be 1 or more")
         if self.min_images < 1 or self.min_labels < 0:
             name = "min_images" if self.min_images < 1 else "min_labels"
             raise RecipeError(f"{_flag(name)}={getattr(self, name)} must be {int(name == 'min_images')} or more")

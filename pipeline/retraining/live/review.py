@@ -76,7 +76,7 @@ def review(place: str, rule: LiveRule | None = None, tell: Callable[[dict[str, A
     if not is_used(place):
         return Review(unused=True)
     rule = rule or LiveRule()
-    evidence = Evidence(place)
+    evidence = Evidence(place, max(rule.window_images, rule.min_images))
     looks = (_look_at_champion, _look_at_candidate)
     findings = [each for look in looks if (each := look(evidence, rule))]
     labels = evidence.label_counts(sorted({each.version for each in findings}))

@@ -1,6 +1,6 @@
 """The rules by which a candidate is promoted or dropped, and by which a champion goes back to the version before."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.core.shares import percent_text, wilson_interval
@@ -14,19 +14,20 @@ Action = Literal["wait", "promote", "drop", "keep", "return"]
 
 @dataclass(frozen=True)
 class Alone:
-    """One version in use. images: different usable ones that it was asked about; failures: those without an answer."""
+    """One version in use."""
 
-    images: int = 0
-    failures: int = 0
+    images: int = 0  # different usable ones, of the window, that it was asked about
+    failures: int = 0  # of them, those without an answer
     labelled: int = 0  # of those that it answered
     correct: int = 0
+    month: tuple[int, int, int] = (0, 0, 0)  # the newest with labels, counting from 1; labelled; correct
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two versions on the same images: the first is or was live, the second may follow or has followed it."""
 
-    images: int = 0  # different usable ones
+    images: int = 0  # different usable ones of the window, as failures, answers and seconds
     failures: tuple[int, int] = (0, 0)  # of them, those without an answer of each
     answered: int = 0  # by both
     disagreements: int = 0  # of those that both answered
@@ -36,6 +37,7 @@ class Pair:
     only_first: int = 0  # labelled images about which only the first is right
     only_second: int = 0
     certified_gain: float = 0.0  # of the second's certified accuracy over the first's, 0 or more
+    month: tuple[int, int, int] = (0, 0, 0)  # the newest with labels, counting from 1; only_first; only_second
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def judge_candidate(
     """
     seen = pair.images >= rule.min_images
     checks = [*_checks_in_use(pair, rule, rule.max_disagreement), *_latency(pair, rule)] if seen else []
-    checks += _paired(pair, rule.live_level, "the champion", "the candidate")
+    checks += _paired(pair, _level(rule), "the champion", "the candidate")
     failed = [check.text for check in checks if not check.passed]
     as_champion = judge_champion(alone, certified, pair, rule)
     if not failed and as_champion.action == "return":
@@ -85,16 +87,48 @@ def judge_champion(alone: Alone, certified: tuple[int, int], pair: Pair, rule: L
     champion. Where the labels say for certain that the champion is the better one of the pair, its accuracy is no
     reason to go back: the images have become harder.
     """
-    level = rule.live_level / 2  # two tests of accuracy: together they hold at `live_level`
+    level = _level(rule)
     checks = [] if alone.images < rule.min_images else [_failures(alone.failures, alone.images, "the champion", rule)]
     if pair.images >= rule.min_images:
         checks.append(_disagreement(pair, rule.return_disagreement, "the version before"))
     checks += _paired(pair, level, "the version before", "the champion")
-    checks += _fall(alone, certified, rule.max_fall, level, paired_p(pair.only_second, pair.only_first) <= level)
+    is_better = paired_p(pair.only_second, pair.only_first) <= level
+    checks += _fall((alone.correct, alone.labelled), certified, rule.max_fall, level, is_better)
+    checks += _newest_month(alone, certified, pair, rule.max_fall, level)
     failed = [check.text for check in checks if not check.passed]
     if failed:
         return Verdict("return", "; ".join(failed), tuple(checks))
     return Verdict("keep", "; ".join(check.text for check in checks) or "too little is known", tuple(checks))
+
+
+def _level(rule: LiveRule) -> float:
+    """Returns the level of each of four parts, which together hold at `live_level`: two tests, the paired one and that
+    of the accuracy, each once for all labels, and once for the months from the second one on.
+    """
+    return rule.live_level / 4
+
+
+def _newest_month(alone: Alone, certified: tuple[int, int], pair: Pair, most: float, level: float) -> list[Check]:
+    """Returns both tests on the newest month's labels alone, so that years of good ones hide no fall.
+
+    Month k >= 2 has the level `level / (k (k - 1))`. Each month's test is always valid, and these levels add up to
+    `level`, whatever the months have to do with each other (Bonferroni).
+    """
+    checks = list[Check]()
+    month, lost, won = pair.month
+    if month >= 2:
+        p, least = paired_p(lost, won), level / (month * (month - 1))
+        text = f"in month {month} {won:,} won, {lost:,} lost, sequential p = {p:.2g}"
+        text += "" if p > least else f": worse than the version before for certain (level {least:.2g})"
+        rule = f"fails if the sequential p is at most {least:.2g}"
+        checks.append(Check("newest month, paired", p > least, p, least, text, rule))
+    month, labelled, correct = alone.month
+    if month >= 2:
+        least = level / (month * (month - 1))
+        is_better = pair.month[0] == month and paired_p(won, lost) <= level
+        found = _fall((correct, labelled), certified, most, least, is_better)
+        checks += [replace(each, name="newest month", text=f"in month {month} {each.text}") for each in found]
+    return checks
 
 
 def _checks_in_use(pair: Pair, rule: LiveRule, most: float) -> list[Check]:
@@ -144,17 +178,22 @@ def _paired(pair: Pair, level: float, first: str, second: str) -> list[Check]:
     ]
 
 
-def _fall(alone: Alone, certified: tuple[int, int], most: float, level: float, is_better: bool) -> list[Check]:
-    """Returns the test of the champion's accuracy against its certified one, of which the interval's low end counts."""
-    if not alone.labelled:
+def _fall(
+    counts: tuple[int, int], certified: tuple[int, int], most: float, level: float, is_better: bool
+) -> list[Check]:
+    """Returns the test of the champion's accuracy against its certified one, of which the interval's low end counts.
+
+    counts: (correct, labelled images).
+    """
+    if not counts[1]:
         return []
     least = wilson_interval(*certified)[0] - most
-    p = below_p(alone.correct, alone.labelled, least)
+    p = below_p(*counts, least)
     passed = p > level or is_better
-    text = f"live accuracy {percent_text(alone.correct, alone.labelled)} of {alone.labelled:,} labelled images, "
+    text = f"live accuracy {percent_text(*counts)} of {counts[1]:,} labelled images, "
     text += f"certified {percent_text(*certified)}"
     if p <= level:
         text += f": below {100 * least:.1f} % for certain (sequential p = {p:.2g})"
         text += ", but ahead of the version before" if is_better else ""
-    rule = f"fails if it is more than {100 * most:g} points below the certified interval, with p at most {level:g}"
+    rule = f"fails if it is more than {100 * most:g} points below the certified interval, with p at most {level:.2g}"
     return [Check("live accuracy", passed, p, level, text, rule)]

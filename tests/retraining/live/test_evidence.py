@@ -1,12 +1,19 @@
 """What two models answered, whose classes a night has renamed and merged."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from pipeline.retraining import registry
+from pipeline.retraining.live import store
 from pipeline.retraining.live.evidence import Evidence
-from pipeline.retraining.workspace import renames_of
+from pipeline.retraining.live.review import review
+from pipeline.retraining.workspace import night_of, renames_of
 from pipeline.storage import files
-from tests.support.trained.live import make_version, put_labels, put_traffic
+from tests.support.trained.live import make_version, promote, put_labels, put_traffic
 
 
 def test_a_class_that_was_renamed_or_merged_is_no_disagreement(tmp_path: Path) -> None:
@@ -25,3 +32,74 @@ def test_a_class_that_was_renamed_or_merged_is_no_disagreement(tmp_path: Path) -
     for one, other, rights in ((old, new, (4, 3)), (new, old, (3, 4))):
         found = Evidence(place).pair(one, other)
         assert (found.disagreements, found.labelled, found.correct) == (1, 4, rights)
+
+
+def at_time(head: type[store.Traffic], time: float, first: str, second: str, _: float) -> store.Traffic:
+    return head(first, second, time)
+
+
+def test_failures_and_disagreement_are_those_of_the_newest_images_and_labels_count_by_month(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"{tmp_path}/registry"
+    one, two = make_version(place, "one"), make_version(place, "two")  # created in 1970
+    for day, answers in ((3, "a" * 30), (29, "a" * 10), (31, "aaaaaabb-b")):
+        monkeypatch.setattr(store, "Traffic", partial(at_time, store.Traffic, day * 86_400.0))
+        put_traffic(
+            place, (one, two), ["a"] * len(answers), [None if each == "-" else each for each in answers], f"{day}"
+        )
+        monkeypatch.undo()
+        put_labels(place, {f"{day}/{row}": "a" for row in range(len(answers))})
+    recent, ever = Evidence(place, 10), Evidence(place)
+    for evidence, images in ((recent, 10), (ever, 50)):
+        alone, pair = evidence.alone(two), evidence.pair(one, two)
+        assert (alone.images, alone.failures, alone.labelled, alone.correct) == (images, 1, 49, 46)
+        assert alone.month == (2, 9, 6)
+        assert (pair.images, pair.failures, pair.answered, pair.disagreements) == (images, (0, 1), images - 1, 3)
+        assert (pair.labelled, pair.month) == (49, (2, 3, 0))
+    assert Evidence(place, 5).pair(one, two).answered == 4
+
+
+def counted(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments)
+
+    return call
+
+
+def test_a_review_lists_once_and_reads_the_records_of_its_versions_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"{tmp_path}/registry"
+    for name in ("old", "older", "now"):
+        promote(place, make_version(place, name))
+        put_traffic(place, (make_version(place, name), None), ["a"] * 3, name=name)
+    put_labels(place, {"now/0": "a", "old/0": "a", "nothere": "a"})
+    read, listed = list[Any](), list[Any]()
+    monkeypatch.setattr(store, "read_traffic", counted(store.read_traffic, read))
+    monkeypatch.setattr(store, "traffic_uris", counted(store.traffic_uris, listed))
+    labels = review(place).labels
+    assert len(read) == len(listed) == 1
+    assert labels.text() == "3 lines; 2 of an image that these models weren't asked about"
+
+
+def test_the_night_of_a_version_is_found_without_reading_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, moved = f"{tmp_path}/registry", None
+    versions = [make_version(place, name) for name in "abcdefgh"]
+    for number, version in enumerate(versions):
+        moved = registry.move(place, "challenger", version, f"trained in night {number}", moved)
+    read = list[Any]()
+    monkeypatch.setattr(files, "read_json", counted(files.read_json, read))
+    assert night_of(str(tmp_path), versions[-2]) == "6"
+    assert len([uri for (uri,) in read if "/history/" in uri]) <= 2
+    assert night_of(str(tmp_path), versions[0]) == "0"
+    added = make_version(place, "added")
+    assert night_of(str(tmp_path), added) is None
+    later = files.read_json(f"{place}/versions/{added}/version.json")
+    files.write_json(f"{place}/versions/{added}/version.json", {**later, "created": moved.time + 1e6})
+    read.clear()
+    assert night_of(str(tmp_path), added) is None
+    assert len([uri for (uri,) in read if "/history/" in uri]) == 0

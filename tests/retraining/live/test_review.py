@@ -430,7 +430,9 @@ def test_labels_of_unknown_classes_and_keys_are_counted(place: str, pair: tuple[
     put_labels(place, {"day/1": "b", "day/2": "z", "nothere": "a"})
     labels = review(place, RULE).labels
     assert (labels.lines, labels.unknown, labels.unpredicted) == (3, 1, 1)
-    assert labels.text() == "3 lines; 1 of an unknown class, left out; 1 of an image that wasn't predicted"
+    assert (
+        labels.text() == "3 lines; 1 of an unknown class, left out; 1 of an image that these models weren't asked about"
+    )
     assert store.read_review(place, registry.history(place)[-1].mark[1])["numbers"]["pair"]["labelled"] == 1
 
 

@@ -31,8 +31,8 @@ GOOD = Pair(100, (0, 0), 100, 20, (0.001, 0.001))
         ({"seconds": (0.001, 0.002)}, "promote", "1.00 -> 2.00 ms an image"),
         ({"seconds": (0.001, 0.0021)}, "drop", "2.10 times as long, more than 2"),
         ({"seconds": None}, "promote", ""),
-        ({"labelled": 60, "correct": (50, 38), "only_first": 15, "only_second": 3}, "drop", "worse for certain"),
-        ({"labelled": 60, "correct": (50, 38), "only_first": 15, "only_second": 3, "images": 60}, "drop", "15 lost"),
+        ({"labelled": 60, "correct": (50, 35), "only_first": 17, "only_second": 2}, "drop", "worse for certain"),
+        ({"labelled": 60, "correct": (50, 35), "only_first": 17, "only_second": 2, "images": 60}, "drop", "17 lost"),
         ({"labelled": 60, "correct": (50, 46), "only_first": 6, "only_second": 2}, "promote", "6 lost"),  # chance
     ],
 )  # fmt: skip
@@ -99,9 +99,47 @@ def test_a_champion(alone: Alone, pair: Pair, action: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("alone", "pair", "action", "words"),
+    [  # after 100,000 labels at 95 % a fall to 50 % needs 18,000 more of the whole
+        ((1, 400, 200), (0, 0, 0), "keep", ""),  # the first month is judged by the whole alone
+        ((2, 100, 50), (0, 0, 0), "return", "in month 2 live accuracy 50.0 %"),
+        ((2, 100, 88), (0, 0, 0), "keep", "in month 2 live accuracy 88.0 %"),
+        ((36, 100, 50), (0, 0, 0), "return", "in month 36 live accuracy"),
+        ((36, 40, 25), (0, 0, 0), "keep", ""),  # enough in month 2 alone
+        ((2, 40, 25), (0, 0, 0), "return", ""),
+        ((3, 100, 50), (3, 2, 40), "keep", "but ahead of the version before"),
+        ((3, 100, 50), (2, 2, 40), "return", ""),  # it was ahead in another month
+        ((0, 0, 0), (2, 40, 5), "return", "in month 2 5 won, 40 lost"),
+        ((0, 0, 0), (2, 20, 15), "keep", "in month 2 15 won, 20 lost"),
+        ((0, 0, 0), (1, 40, 5), "keep", ""),
+    ],
+)
+def test_years_of_good_labels_hide_no_fall(
+    alone: tuple[int, int, int], pair: tuple[int, int, int], action: str, words: str
+) -> None:
+    years = Alone(5000, 0, 100_400, 95_200, alone), Pair(month=pair)
+    verdict = judge_champion(years[0], (940, 1000), years[1], RULE)
+    assert verdict.action == action, verdict
+    assert words in verdict.reason
+
+
+def test_all_tests_together_hold_at_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the limits on p that reviews of a candidate and of a champion have, in 10,000 months, the sum is the level."""
+    monkeypatch.setattr("pipeline.retraining.live.rules.paired_p", lambda lost, won: 0.5)
+    limits = dict[str, float]()
+    for month in range(1, 10_001):
+        alone, pair = Alone(0, 0, 10, 9, (month, 10, 9)), replace(GOOD, images=0, labelled=10, month=(month, 1, 1))
+        verdicts = judge_champion(alone, (9, 10), pair, RULE), judge_candidate(alone, (9, 10), pair, RULE)
+        for check in [*verdicts[0].checks, *verdicts[1].checks]:
+            limits[check.name + (str(month) if "month" in check.name else "")] = check.allowed
+    assert sum(limits.values()) == pytest.approx(RULE.live_level, rel=1e-3)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"min_images": 0}, "min-images=0 must be 1 or more"),
+        ({"window_images": 0}, "window-images=0 must be 1 or more"),
         ({"min_labels": -1}, "min-labels=-1 must be 0 or more"),
         ({"max_disagreement": 1.5}, r"max-disagreement=1.5 must lie in \[0, 1\]"),
         ({"live_level": 0.5}, "live-level=0.5 must lie in"),
