@@ -119,7 +119,9 @@ def test_the_accuracy_is_that_of_the_model_that_is_live_whoever_made_it_so() -> 
         Night("2", 2.0, "promoted", "", b, a, {"champion": 55, "challenger": 80}, 100),
         Night("3", 3.0, "promoted", "", c, b, {"champion": 81, "challenger": 95}, 100),
     ]
-    moves = [Move("champion", at, each, at - 1, f"promoted (night {at:012x})", at) for at, each in enumerate((a, b, c), 1)]
+    moves = [
+        Move("champion", at, each, at - 1, f"promoted (night {at:012x})", at) for at, each in enumerate((a, b, c), 1)
+    ]
     assert Overview("/w", nights, moves).live == (95, 100)
     back = Move("champion", 4, b, 1, "back to b: worse in use (return 0123456789abcdef)", 4.0)
     assert Overview("/w", nights, [*moves, back]).live == (81, 100)
