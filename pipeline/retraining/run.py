@@ -20,7 +20,14 @@ from pipeline.retraining.overview.report import report_nights
 from pipeline.retraining.plan import Plan, RetrainOptions, StrPath, plan_retraining, resolve_uris
 from pipeline.retraining.run_settings import chosen_settings
 from pipeline.retraining.stages import Stages, ingest_source
-from pipeline.retraining.workspace import CANDIDATE, RetrainingRun, interrupted_run, registry_uri, resume_or_start
+from pipeline.retraining.workspace import (
+    CANDIDATE,
+    RetrainingRun,
+    delete_finished,
+    interrupted_run,
+    registry_uri,
+    resume_or_start,
+)
 from pipeline.storage import files, lease
 from pipeline.storage.places import check_folder
 
@@ -94,6 +101,7 @@ def retrain(
         try:
             with time_budget(options.max_hours) as budget:
                 # Only now: no other run can change the workspace any more.
+                delete_finished(workspace)
                 reviewed = _reviewed(workspace, options, notifier)
                 plan = _settled(plan_retraining(source, workspace, recipe, options), options, progress)
                 if plan.latest and not plan.has_work and not options.force:

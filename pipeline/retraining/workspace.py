@@ -165,7 +165,17 @@ def _run_of(values: dict[str, Any], workspace: str) -> RetrainingRun:
 def interrupted_run(workspace: str) -> RetrainingRun | None:
     """Returns the retraining run that was started and hasn't published its decision, None if there is none."""
     place = files.join(workspace, ACTIVE_NAME)
-    return _run_of(files.read_json(place), workspace) if files.exists(place) else None
+    if not files.exists(place):
+        return None
+    run, latest = _run_of(files.read_json(place), workspace), read_latest(workspace)
+    is_finished = latest is not None and latest.get("night") == run.id  # it was killed before its last step
+    return None if is_finished else run
+
+
+def delete_finished(workspace: str) -> None:
+    """Deletes `active.json` if its run has published its decision, as that run does in its last step."""
+    if interrupted_run(workspace) is None:
+        files.delete_files(workspace, [ACTIVE_NAME])
 
 
 def night_of(workspace: str, version: str) -> str | None:

@@ -7,9 +7,14 @@ import pytest
 
 from pipeline.core.errors import StorageError
 from pipeline.retraining import registry
+from pipeline.retraining.decision.drift import Thresholds, assess
 from pipeline.retraining.decision.promotion_gate import Gate
-from pipeline.retraining.workspace import ACTIVE_NAME, interrupted_run, is_unchanged, resume_or_start
+from pipeline.retraining.decision.stop import publish_stop
+from pipeline.retraining.plan import plan_retraining
+from pipeline.retraining.run import retrain
+from pipeline.retraining.workspace import ACTIVE_NAME, interrupted_run, is_unchanged, read_latest, resume_or_start
 from pipeline.storage import files
+from tests.support.kills import killed_at_write
 from tests.support.trained.live import make_version, promote
 from tests.support.trained.retraining import planned_run
 
@@ -96,3 +101,18 @@ def test_a_run_that_was_interrupted_before_there_was_a_limit_goes_on_without_it(
 def test_a_lock_box_has_data_sets_of_its_own() -> None:
     run = planned_run("w")
     assert replace(run, gate=Gate(lock_box=0.2)).dataset == f"{run.dataset}-lock-box-0.2"
+
+
+def test_a_run_that_was_killed_after_its_decision_was_published_is_finished(tmp_path: Path) -> None:
+    source, workspace = tmp_path / "source", str(tmp_path / "work")
+    source.mkdir()
+    (source / "a.jpg").write_bytes(b"a")
+    run = resume_or_start(plan_retraining(source, workspace, "digits").run)
+    details, drift = {"rows": 10, "seconds": {}, "finished": 5.0}, assess(0.3, 0.0, None, Thresholds())
+    writes = 4  # decision, page, latest.json; then active.json is deleted
+    assert killed_at_write(writes, lambda: publish_stop(run, drift, details))
+    assert read_latest(workspace) is not None
+    assert files.exists(f"{workspace}/{ACTIVE_NAME}")
+    assert not plan_retraining(source, workspace, "digits").has_work
+    assert retrain(source, workspace, "digits").status == "unchanged"
+    assert not files.exists(f"{workspace}/{ACTIVE_NAME}")
