@@ -1,5 +1,6 @@
 """Reads and decodes a unit of images, in a Ray task on any CPU. Images that cannot be used are reported, not raised."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -26,16 +27,20 @@ UNIT_IMAGES = 128  # that are read, decoded and predicted together
 
 @dataclass(frozen=True)
 class DecodeTask:
-    """A Ray Data function that decodes units. images: an ObjectRef of the table of `find_images`."""
+    """A Ray Data function that decodes units.
+
+    images: an ObjectRef of the table of `find_images`. hashed: whether the rows say which contents the images have.
+    """
 
     images: Any
     view: Transform
+    hashed: bool = False
 
     def __call__(self, batch: Arrays) -> Arrays:
         """Returns one row for one unit, so that Ray cannot split it.
 
         batch: {"id": int64 [1]}. The row: unit: int64 [1]; image: uint8 [1, N, S, S, 3]; error: str [1], a JSON list
-        of N messages, "" for a usable image.
+        of N messages, "" for a usable image; content: str [1], a JSON list of N contents as of `content_of`, or "[]".
         """
         import ray
 
@@ -43,8 +48,16 @@ class DecodeTask:
         check_decoder(self.view.decoder)
         rows = ray.get(self.images).slice(unit * UNIT_IMAGES, UNIT_IMAGES)
         # A task whose process has died is tried again by Ray. It may have died of an image: find out which.
-        images, errors = decode_unit(rows, self.view, is_isolated=task_attempt() > 0)
-        return {"unit": np.array([unit]), "image": images[None], "error": np.array([json.dumps(errors)])}
+        encoded, errors = read_unit(rows)
+        contents = [content_of(data) for data in encoded] if self.hashed else []
+        images, errors = _decode(encoded, rows, self.view, errors, is_isolated=task_attempt() > 0)
+        texts = {"error": np.array([json.dumps(errors)]), "content": np.array([json.dumps(contents)])}
+        return {"unit": np.array([unit]), "image": images[None], **texts}
+
+
+def content_of(data: Any) -> str | None:
+    """Returns 16 hex digits that tell the bytes of an image from those of others, None for no bytes (BLAKE2b)."""
+    return None if data is None else hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def decode_unit(
@@ -55,13 +68,24 @@ def decode_unit(
     images: some rows of the table of `find_images`. is_isolated: decodes in child processes; an image on which two die
     is unusable. The pixels are the same.
     """
+    encoded, errors = read_unit(images)
+    return _decode(encoded, images, view, errors, is_isolated)
+
+
+def read_unit(images: pa.Table) -> tuple[list[Any], list[str]]:
+    """Returns (bytes, errors) of some rows of the table of `find_images`; None and a message for an unusable one."""
     encoded: list[Any] = [None] * images.num_rows
     known = zip(images["error"].to_pylist(), images["length"].to_pylist(), strict=True)
     errors = [error or ("" if length else "empty: zero bytes") for error, length in known]
     for position, data in _read(images, errors):
         encoded[position] = data
-    names = images["name"].to_pylist()
-    return (_decode_isolated if is_isolated else decode_images)(encoded, names, view, errors)
+    return encoded, errors
+
+
+def _decode(
+    encoded: list[Any], images: pa.Table, view: Transform, errors: list[str], is_isolated: bool
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    return (_decode_isolated if is_isolated else decode_images)(encoded, images["name"].to_pylist(), view, errors)
 
 
 def decode_images(

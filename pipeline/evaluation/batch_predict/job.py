@@ -28,7 +28,7 @@ class PredictJob:
     use_gpu: bool = False  # one GPU for each actor
     threads: int = 1  # torch threads of each actor on a CPU
     skipped: dict[str, int] = field(default_factory=dict)  # other files of the input by kind, for the summary
-    timed: bool = False  # whether the result files have the column `seconds`
+    recorded: bool = False  # whether the result files have the columns `seconds` and `content`
 
     @property
     def num_units(self) -> int:

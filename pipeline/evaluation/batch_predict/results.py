@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
     ]
 )
 SECONDS = pa.field("seconds", pa.float32())  # of the network, for an image of its unit; only where the job is timed
+CONTENT = pa.field("content", pa.string())  # hash of the image's bytes, null for none; only where the job is recorded
 _FIRST_ERRORS = 5
 
 
@@ -46,7 +47,10 @@ class PredictResult:
 
 
 def unit_table(job: PredictJob, unit: int, row: dict[str, npt.NDArray[Any]]) -> pa.Table:
-    """Returns the lines of a unit with the columns of SCHEMA and, if asked for, SECONDS. row: of `PredictWorker`."""
+    """Returns the lines of a unit with the columns of SCHEMA and, if asked for, SECONDS and CONTENT.
+
+    row: of `PredictWorker`.
+    """
     errors: list[str] = json.loads(row["error"][0])
     classes = np.array(job.model.classes, dtype=object)[row["classes"][0]].tolist()
     probabilities = row["probabilities"][0].tolist()
@@ -63,10 +67,10 @@ def unit_table(job: PredictJob, unit: int, row: dict[str, npt.NDArray[Any]]) -> 
         "error": [error or None for error in errors],
     }
     table = pa.table(columns, schema=SCHEMA)
-    if job.timed:
-        table = table.append_column(
-            SECONDS, pa.array([float(row["seconds"][0]) / len(errors)] * len(errors), SECONDS.type)
-        )
+    if job.recorded:
+        seconds = [float(row["seconds"][0]) / len(errors)] * len(errors)
+        table = table.append_column(SECONDS, pa.array(seconds, SECONDS.type))
+        table = table.append_column(CONTENT, pa.array(json.loads(row["content"][0]), CONTENT.type))
     return table
 
 

@@ -136,7 +136,7 @@ def _execute(job: PredictJob, units: list[int]) -> Iterator[Arrays]:
 
     if not units:
         return
-    decode = DecodeTask(ray.put(job.images), evaluation_transform(job.model.recipe, job.decoder))
+    decode = DecodeTask(ray.put(job.images), evaluation_transform(job.model.recipe, job.decoder), job.recorded)
 
     def stages(source: Any) -> Any:
         with thread_warnings("ignore"):  # Ray calls `max_restarts` deprecated, and has nothing in its place yet

@@ -39,8 +39,8 @@ class PredictWorker:
         self._normalise = Normalise(model.recipe.pixel_mean, model.recipe.pixel_std).to(self._device)
 
     def __call__(self, batch: Arrays) -> Arrays:
-        """Returns one row: unit and error as they came; classes int64 and probabilities float32 [1, N, K], best first;
-        seconds float64 [1] that the network took for the N images.
+        """Returns one row: unit, error and content as they came; classes int64 and probabilities float32 [1, N, K],
+        best first; seconds float64 [1] that the network took for the N images.
 
         batch: a row of `DecodeTask`. Raises what loading the network raised, and ModelFailedError if it can't be
         applied to the images.
@@ -60,4 +60,4 @@ class PredictWorker:
             probabilities, classes = logits.softmax(dim=1).topk(self._top, dim=1)
         found = {"classes": classes.cpu().numpy()[None], "probabilities": probabilities.cpu().numpy()[None]}
         seconds = np.array([time.perf_counter() - start])  # after the copies, which wait for the device
-        return {"unit": batch["unit"], "error": batch["error"], "seconds": seconds, **found}
+        return {**{name: batch[name] for name in ("unit", "error", "content")}, "seconds": seconds, **found}

@@ -1,6 +1,7 @@
 """What is known of models in use: stored answers of one or two versions, joined to late labels and counted."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,7 +28,8 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Counts of what a registry's models answered. A key that was predicted several times counts once, the newest time.
+    """Counts of what a registry's models answered. An image that was predicted several times under a key counts once,
+    the newest time. Labels of keys that name several images don't count.
 
     place: URI of the registry. window: number of newest images that count for failures, disagreement and seconds; None
     for all. Labels count for all images, and once more for the newest DAYS of the version that have some.
@@ -130,14 +132,16 @@ class Evidence:
         for uri in (each for each in self._uris if any(f"/{version}/" in each for version in versions)):
             predicted |= pa.compute.is_in(keys, value_set=self._record(uri)[1]["key"]).to_numpy(zero_copy_only=False)
         unknown = sum(label not in names for label in labels.values())
-        return replace(counts, unknown=unknown, unpredicted=int((~predicted).sum()))
+        return replace(
+            counts, unknown=unknown, unpredicted=int((~predicted).sum()), ambiguous=len(self._ambiguous(versions))
+        )
 
     def _swapped(self, uri: str, first: str) -> tuple[float, pa.Table]:
         """Returns time and usable rows of a record, with the version `first` in the columns of the first one."""
         head, table = self._record(uri)
         table = table.filter(pa.compute.is_null(table["error"]))
         if head.first != first:
-            names = ["key", "second", "first", "second_seconds", "first_seconds", "error"]
+            names = ["key", "second", "first", "second_seconds", "first_seconds", "error", "content"]
             table = table.select(names).rename_columns(store.SCHEMA.names)
         table = table.append_column(_TIME, pa.array(np.full(len(table), head.time)))
         return head.time, table.replace_schema_metadata(None)
@@ -147,10 +151,21 @@ class Evidence:
 
     def _known(self, table: pa.Table, versions: tuple[str, ...]) -> pa.ChunkedArray:
         """Returns the label of each row, null where there is none that one of the versions has as a class."""
-        names = self._classes(versions)
-        labels = {key: label for key, label in self.labels[0].items() if label in names}
+        names, ambiguous = self._classes(versions), self._ambiguous(versions) if len(table) else ()
+        labels = {key: label for key, label in self.labels[0].items() if label in names and key not in ambiguous}
         rows = pa.compute.index_in(table["key"], value_set=pa.array(labels, pa.string()))
         return pa.chunked_array([pa.array(labels.values(), pa.string())]).take(rows)
+
+    def _ambiguous(self, versions: Iterable[str]) -> set[str]:
+        """Returns the labelled keys under which these versions, or one of them, were given several images."""
+        uris = [uri for uri in self._uris if any(f"/{version}/" in uri for version in versions)]
+        if not uris or not self.labels[0]:
+            return set()
+        rows = pa.concat_tables([self._record(uri)[1].select(["key", "content"]) for uri in uris])
+        rows = rows.replace_schema_metadata(None).filter(rows["content"].is_valid())
+        rows = rows.filter(pa.compute.is_in(rows["key"], value_set=pa.array(self.labels[0], pa.string())))
+        images = rows.group_by(["key", "content"]).aggregate([]).group_by("key").aggregate([("content", "count")])
+        return set(images.filter(pa.compute.greater(images["content_count"], 1))["key"].to_pylist())
 
     def _renamed(self, first: str, second: str) -> dict[str, str]:
         """Returns {name of a class that one of the versions knows: the name that both have for it}."""
@@ -170,11 +185,18 @@ class Evidence:
 
 
 def _newest(tables: list[tuple[float, pa.Table]]) -> pa.Table:
-    """Returns the rows of all tables, of each key the newest one."""
+    """Returns the rows of all tables, of each image, a key and a content, the newest one.
+
+    Rows without a content, of records of before, count as the newest image of their key.
+    """
     if not tables:
         return store.SCHEMA.append(_TIME).empty_table()
     table = pa.concat_tables([each for _, each in sorted(tables, key=lambda each: each[0])])
-    codes = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()
+    keys = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()
+    contents = table["content"].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+    newest, known = np.full(len(table), -1, np.int64), contents >= 0
+    newest[keys[known]] = contents[known]  # of several the last one
+    codes = keys * np.int64(len(table) + 1) + np.where(known, contents, newest[keys])
     _, from_the_end = np.unique(codes[::-1], return_index=True)
     return table.take(pa.array(np.sort(len(codes) - 1 - from_the_end)))
 

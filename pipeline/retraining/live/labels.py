@@ -26,6 +26,7 @@ class LabelCounts:
     incomplete: int = 0  # lines without a key or a label
     unknown: int = 0  # labels that no model of the review has as a class: they don't count
     unpredicted: int = 0  # keys that no model of the review was asked about
+    ambiguous: int = 0  # keys that name several images: their labels don't count
 
     def as_json(self) -> dict[str, Any]:
         """Returns the counts as JSON values."""
@@ -39,6 +40,7 @@ class LabelCounts:
             (self.incomplete, "without key or label"),
             (self.unknown, "of an unknown class, left out"),
             (self.unpredicted, "of an image that these models weren't asked about"),
+            (self.ambiguous, "with a key that names several images, left out"),
         )
         return "; ".join([counted(self.lines, "line"), *(f"{number:,} {text}" for number, text in words if number)])
 

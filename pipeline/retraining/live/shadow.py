@@ -16,7 +16,7 @@ from pipeline.core.progress import Progress, silent
 from pipeline.dataset.parquet import read_table
 from pipeline.evaluation.batch_predict.job import PredictJob
 from pipeline.evaluation.batch_predict.model_failures import model_failure, tagged
-from pipeline.evaluation.batch_predict.results import PredictResult
+from pipeline.evaluation.batch_predict.results import CONTENT, SECONDS, PredictResult
 from pipeline.evaluation.batch_predict.run import claim, prepared_job, run_prediction
 from pipeline.evaluation.inputs import StrPath, Workers
 from pipeline.models.load import find_model
@@ -82,7 +82,7 @@ def predict_live(
     """
     first, second = _versions(models)
     with prepared_job(registry.version_uri(models.registry, first), input, out, views, workers, progress) as job:
-        job = replace(job, timed=models.record)
+        job = replace(job, recorded=models.record)
         name = record_name(job, first, second)
         head = store.Traffic(first, second or store.ALONE, time.time())
         claim(job)  # before the block: other predictions at `out` aren't the model's failure
@@ -177,20 +177,23 @@ def _parts(job: PredictJob, shadow: PredictJob | None) -> Iterator[pa.Table]:
         second = _answers(shadow.part_uri(part)) if shadow and files.exists(shadow.part_uri(part)) else None
         columns["second"] = second["class"] if second else pa.nulls(first.num_rows, pa.string())
         columns["second_seconds"] = second["seconds"] if second else pa.nulls(first.num_rows, pa.float32())
-        columns["error"] = first["error"]
+        columns |= {"error": first["error"], "content": first["content"]}
         yield pa.table(columns).select(store.SCHEMA.names)
 
 
 def _answers(uri: str) -> pa.Table:
-    """Returns the columns key, class, seconds and error of a part.
+    """Returns the columns key, class, seconds, error and content of a part; nulls for those that a part hasn't.
 
     A class whose probability isn't finite is no answer.
     """
     table = read_table(uri)
     finite = np.isfinite(table["probability"].fill_null(0.0).to_numpy())
     classes = pa.compute.if_else(pa.array(finite), table["class"], pa.scalar(None, pa.string()))
-    seconds = table["seconds"] if "seconds" in table.column_names else pa.nulls(table.num_rows, pa.float32())
-    return pa.table({"key": table["key"], "class": classes, "seconds": seconds, "error": table["error"]})
+    for field in (SECONDS, CONTENT):
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    same = {name: table[name] for name in ("key", "seconds", "error", "content")}
+    return pa.table({**same, "class": classes})
 
 
 def _unanswered(job: PredictJob) -> Iterator[pa.Table]:

@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("first_seconds", pa.float32()),  # of the network, for an image; null if not measured
         ("second_seconds", pa.float32()),
         ("error", pa.string()),  # why the image can't be used by any model, or null
+        ("content", pa.string()),  # hash of the image's bytes; null where it isn't known, as in records of before
     ]
 )
 _META = b"image_pipeline.live"
@@ -80,6 +81,8 @@ def read_traffic(uri: str) -> tuple[Traffic, pa.Table]:
         head = Traffic(**json.loads(table.schema.metadata[_META]))
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
         raise RegistryError(f"{uri}: no record of predictions, or damaged; remove it") from error
+    if table.schema.names == SCHEMA.names[:-1]:  # written before records said which image a key named
+        table = table.append_column(SCHEMA.field("content"), pa.nulls(table.num_rows, pa.string()))
     if table.schema.names != SCHEMA.names:
         raise RegistryError(f"{uri}: has other columns than a record of predictions; remove it")
     return head, table

@@ -1,12 +1,14 @@
-"""What two models answered, whose classes a night has renamed and merged."""
+"""What two models answered: under other names of classes, and for other images under the same keys."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from pipeline.dataset.parquet import parquet_bytes
 from pipeline.retraining import registry
 from pipeline.retraining.live import store
 from pipeline.retraining.live.evidence import Evidence
@@ -103,3 +105,42 @@ def test_the_night_of_a_version_is_found_without_reading_the_history(
     read.clear()
     assert night_of(str(tmp_path), added) is None
     assert len([uri for (uri,) in read if "/history/" in uri]) == 0
+
+
+def _put(place: str, name: str, versions: tuple[str, str], answer: str, contents: list[str | None] | None) -> None:
+    """Stores answers of two versions for three images of the keys 0, 1 and 2; contents: None for a record of before."""
+    columns: dict[str, object] = {"key": ["0", "1", "2"], "first": [answer] * 3, "second": [answer] * 3}
+    columns |= {"first_seconds": [0.1] * 3, "second_seconds": [0.1] * 3, "error": [None] * 3, "content": contents}
+    schema = store.SCHEMA if contents else pa.schema(list(store.SCHEMA)[:-1])
+    head = store.Traffic(*versions, time=float(name))
+    table = pa.table({each: columns[each] for each in schema.names}, schema=schema)
+    if contents:
+        store.write_traffic(place, name, head, iter([table]))
+        return
+    table = table.replace_schema_metadata(store._with_head(head).metadata)
+    files.write_bytes(store.traffic_uri(place, *versions, name), parquet_bytes(table))
+
+
+@pytest.mark.parametrize(
+    ("contents", "images", "labelled", "ambiguous"),
+    [
+        ([["a", "b", "c"], ["d", "b", "e"]], 5, 1, 2),  # two inputs, whose images have the same names
+        ([["a", "b", "c"], ["a", "b", "c"]], 3, 3, 0),  # the same images, predicted twice
+        ([None, ["a", "b", "c"]], 3, 3, 0),  # the first record is of before: it may be the same images
+        ([["a", "b", "c"], None], 3, 3, 0),
+        ([None, None], 3, 3, 0),
+        ([None, [None, "b", "c"]], 3, 3, 0),  # one that couldn't be read
+    ],
+)
+def test_labels_count_for_images_and_not_for_keys(
+    contents: list[list[str | None] | None], images: int, labelled: int, ambiguous: int, tmp_path: Path
+) -> None:
+    place = f"{tmp_path}/registry"
+    pair = make_version(place, "one"), make_version(place, "two")
+    for number, each in enumerate(contents):
+        _put(place, str(number), pair, "ab"[number], each)
+    put_labels(place, {"0": "b", "1": "b", "2": "b"})
+    found, alone = Evidence(place).pair(*pair), Evidence(place).alone(pair[1])
+    assert (found.images, found.labelled, found.correct) == (images, labelled, (labelled, labelled))
+    assert (alone.images, alone.labelled, alone.correct) == (images, labelled, labelled)
+    assert Evidence(place).label_counts(list(pair)).ambiguous == ambiguous

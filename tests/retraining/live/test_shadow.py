@@ -24,7 +24,7 @@ from pipeline.evaluation import Workers, predict
 from pipeline.evaluation.batch_predict.images import image_table
 from pipeline.evaluation.batch_predict.job import PredictJob
 from pipeline.evaluation.batch_predict.model_failures import model_failure
-from pipeline.evaluation.batch_predict.results import SCHEMA, SECONDS
+from pipeline.evaluation.batch_predict.results import CONTENT, SCHEMA, SECONDS
 from pipeline.evaluation.batch_predict.run import claim
 from pipeline.models import checkpoint
 from pipeline.models.load import find_model
@@ -62,7 +62,7 @@ def test_a_record_has_the_answers_of_both(trained: str, tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(3)]
     out, other = str(tmp_path / "out"), str(tmp_path / "shadow")
     images = image_table(names, [f"/{name}" for name in names], [0] * 3, [9] * 3)
-    job = PredictJob(find_model(trained), images, out, "none", "simplejpeg", timed=True)
+    job = PredictJob(find_model(trained), images, out, "none", "simplejpeg", recorded=True)
     columns = {
         "key": names, "class": ["a", "b", None], "probability": [0.9, float("nan"), None],
         "classes": [["a"], ["b"], None], "probabilities": [[0.9], [float("nan")], None],
@@ -71,6 +71,7 @@ def test_a_record_has_the_answers_of_both(trained: str, tmp_path: Path) -> None:
     first = pa.table(columns, schema=SCHEMA)
     second = pa.table({**columns, "class": ["b", "b", None], "probability": [0.9, 0.9, None]}, schema=SCHEMA)
     second = second.append_column(SECONDS, pa.array([0.5] * 3, SECONDS.type))
+    first = first.append_column(CONTENT, pa.array(["1f", "2e", None], CONTENT.type))
     files.write_bytes(job.part_uri(job.parts[0]), parquet_bytes(first))
     (alone,) = shadow._parts(job, None)
     shadow_job = replace(job, out=other)
@@ -84,6 +85,7 @@ def test_a_record_has_the_answers_of_both(trained: str, tmp_path: Path) -> None:
     assert both["first_seconds"].to_pylist() == [None] * 3  # a part of a call that wasn't timed
     assert both["second_seconds"].to_pylist() == [0.5] * 3
     assert both["error"].to_pylist() == [None, None, "empty: zero bytes"]
+    assert both["content"].to_pylist() == ["1f", "2e", None]
     assert both.schema.names == store.SCHEMA.names
 
 
@@ -227,13 +229,14 @@ def test_the_answers_are_the_champions_whatever_its_shadow_does(
         assert (done.version, done.shadow) == (champion, candidate)
         assert bool(done.failure) == damaged
         found = pq.read_table(out / "part-000000.parquet")
-        assert found.drop_columns(["seconds"]).equals(expected)
+        assert found.drop_columns(["seconds", "content"]).equals(expected)
         assert (done.result.images, done.result.unusable) == (41, 1)
         assert done.record is not None
         head, table = store.read_traffic(done.record)
         assert (head.first, head.second) == (champion, candidate)
         usable = table.filter(pa.compute.is_null(table["error"]))
         assert usable.num_rows == 40
+        assert len(set(usable["content"].to_pylist()) - {None}) == 40
         assert usable["second"].to_pylist() == ([None] * 40 if damaged else usable["first"].to_pylist())
         assert min(usable["first_seconds"].to_pylist()) > 0
         before = files.read_bytes(done.record)

@@ -74,6 +74,7 @@ def put_traffic(
             "first_seconds": [seconds[0]] * rows,
             "second_seconds": [seconds[1]] * rows if second else [None] * rows,
             "error": [None] * rows,
+            "content": [None] * rows,
         },
         schema=store.SCHEMA,
     )
