@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.core.progress import silent
 from pipeline.dataset import manifest
+from pipeline.dataset.parquet import read_split_provenance
 from pipeline.dataset.version import Changes
 from pipeline.ingestion.changes.onto import edits_by_people
 from pipeline.ingestion.plan import SHARD_BYTES
@@ -215,3 +216,25 @@ def test_the_lock_box_is_not_read_for_weights_that_were_sent_back(
         decision, found = night_of(run)._confirm(better, version, data, [])
         assert decision.promote is promoted
         assert (found, len(readings)) == ((reading, 1) if promoted else (None, 0))
+
+
+def test_what_people_have_removed_from_val_does_not_come_back_in_the_lock_box(
+    nights: tuple[RetrainingRun, RetrainingRun],
+) -> None:
+    monday, tuesday = nights
+    tuesday = replace(tuesday, gate=Gate(lock_box=0.5))
+
+    def keys(uri: str, split: str) -> list[str]:
+        found: list[str] = read_split_provenance(uri, manifest.load(uri).split(split), ["key"])["key"].to_pylist()
+        return found
+
+    before = ingest_source(tuesday, RetrainOptions(), silent)
+    moved = keys(tuesday.dataset, "test")
+    row = keys(monday.dataset, "val").index(moved[0])
+    shutil.rmtree(tuesday.dataset)
+    corrected = f"{files.resolve(monday.dataset, '../')}/corrected"
+    make_version(monday.dataset, corrected, {"val": Changes(deletions({row: "corrected: removed"}))})
+    data = ingest_source(tuesday, RetrainOptions(), silent)
+    assert keys(tuesday.dataset, "test") == moved[1:]
+    assert moved[0] not in keys(tuesday.dataset, "val")
+    assert data.source_digest == before.source_digest  # it is of the source, whatever people say

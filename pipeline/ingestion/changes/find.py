@@ -43,6 +43,12 @@ class Earlier:
     state: pa.Table  # of STATE_SCHEMA
     refused: Mapping[str, pa.Array] = field(default_factory=dict)  # keys of files that couldn't be stored
 
+    def removed_from(self, split: str) -> pa.Table:
+        """Returns `left_out` of all splits, this one first: an image that has moved between splits stays removed."""
+        own = [self.left_out[split]] if split in self.left_out else []
+        others = [table for name, table in sorted(self.left_out.items()) if name != split]
+        return pa.concat_tables([*own, *others, EARLIER_SCHEMA.empty_table()])
+
 
 @dataclass(frozen=True)
 class SplitChanges:
@@ -51,7 +57,7 @@ class SplitChanges:
     changes: Changes  # of the data set's rows
     new: Rows  # rows of the index that are new or have other bytes, ascending
     kept: Rows  # [N]: for each row of the index the row of the data set with the same bytes, -1 for none
-    removed: Rows  # [N]: for each row of the index the row of `Earlier.left_out` with the same bytes, -1 for none
+    removed: Rows  # [N]: for each row of the index that of `Earlier.removed_from` with the same bytes, -1 for none
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,8 @@ def find_changes(index: Index, earlier: Earlier, read: Read, recheck: bool = Fal
         same = same_state(now.filter(pc.equal(now["split"], split)), before) & (not recheck)
         kept, read_for_live = _same_bytes(rows, earlier.live.get(split), same, read)
         without = kept < 0
-        left_out = earlier.left_out.get(split)
-        known = same & ~_has_several(rows["key"], left_out)
+        left_out = earlier.removed_from(split)
+        known = same & ~_has_several(rows["key"], left_out) & _is_in(rows["key"], earlier.left_out.get(split))
         removed, read_for_removed = _same_bytes(rows, left_out, known, read, without)
         num_read += read_for_live + read_for_removed
         unusable = {each.key for each in index.unusable if each.split == split}
@@ -133,13 +139,18 @@ def _aligned(state: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
     )
 
 
-def _has_several(keys: pa.ChunkedArray, left_out: pa.Table | None) -> npt.NDArray[np.bool_]:
+def _has_several(keys: pa.ChunkedArray, left_out: pa.Table) -> npt.NDArray[np.bool_]:
     """Returns bool [N]: the keys under which people have removed several images, one after the other."""
-    if left_out is None:
-        return np.zeros(len(keys), dtype=bool)
     counts = left_out["key"].value_counts()
     several = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     return np.asarray(pc.is_in(keys, value_set=several).to_numpy(), dtype=bool)
+
+
+def _is_in(keys: pa.ChunkedArray, left_out: pa.Table | None) -> npt.NDArray[np.bool_]:
+    """Returns bool [N]: the keys of a split under which people have removed an image there."""
+    if left_out is None:
+        return np.zeros(len(keys), dtype=bool)
+    return np.asarray(pc.is_in(keys, value_set=left_out["key"].combine_chunks()).to_numpy(), dtype=bool)
 
 
 def _same_bytes(

@@ -74,11 +74,14 @@ class Onto:
         """Yields the lines of `source_digest` for the rows of an index that are stored, or were removed by a person."""
         for split, table in index.splits.items():
             found = self.found.splits[split]
-            for rows, earlier in ((found.kept, self.earlier.live), (found.removed, self.earlier.left_out)):
+            for rows, earlier in (
+                (found.kept, self.earlier.live.get(split, EARLIER_SCHEMA.empty_table())),
+                (found.removed, self.earlier.removed_from(split)),
+            ):
                 at = np.flatnonzero(rows >= 0)
                 for start in range(0, len(at), _LINES_AT_ONCE):
                     part = at[start : start + _LINES_AT_ONCE]
-                    hashes = take_rows(earlier[split].select(["source_sha256"]), rows[part])["source_sha256"]
+                    hashes = take_rows(earlier.select(["source_sha256"]), rows[part])["source_sha256"]
                     chosen = take_rows(table.select(["key", "label"]), part)
                     yield stored_lines(split, chosen.append_column("source_sha256", hashes))
 

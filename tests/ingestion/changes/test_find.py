@@ -180,6 +180,20 @@ def test_an_image_that_a_person_removed_stays_out_while_its_bytes_are_the_same()
         assert found.counts().gone == found.counts().changed == 0
 
 
+def test_an_image_that_a_person_removed_stays_out_when_it_moves_to_another_split() -> None:
+    rest = {("val", "y"): File("bee", 9), ("test", "z"): File("bee", 9)}
+    left_out = {("val", "a"): File("ant", 1)}
+    state = state_of(index_of({**rest, **left_out}))
+    earlier = Earlier(rows_of(rest), rows_of(left_out, frozenset({("val", "a")})), state)
+    for content, stays_out in ((1, True), (2, False)):
+        after = {**rest, ("test", "a"): File("ant", content)}
+        state_of_next = state_of(index_of(after))  # as the version after this one finds it
+        for each in (earlier, Earlier(earlier.live, earlier.left_out, state_of_next)):
+            found = find_changes(index_of(after), each, Reader(after))
+            assert found.splits["test"].removed.tolist() == ([0, -1] if stays_out else [-1, -1])
+            assert found.splits["test"].new.tolist() == ([] if stays_out else [0])
+
+
 def test_of_several_images_that_people_removed_under_one_key_each_stays_out() -> None:
     rest = {("train", "y"): File("bee", 9)}
     removed = [rows_of({("train", "a"): File("ant", content)}) for content in (1, 2)]  # first 1, then what came, 2
