@@ -14,6 +14,7 @@ from pipeline.evaluation.workflow import verify as verify_evaluation
 from pipeline.models.tensor_file import read_tensors
 from pipeline.retraining import registry
 from pipeline.retraining.classes import ClassRules
+from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.plan import RetrainOptions
 from pipeline.retraining.registry_check import verify
 from pipeline.retraining.run import Outcome, retrain
@@ -47,9 +48,9 @@ class Nights:
             shutil.rmtree(self.source / split / name)
 
     def run(self, rules: ClassRules | None = None, from_champion: bool = True, epochs: int = 5, **rest: Any) -> Outcome:
-        options = RetrainOptions(
-            workers=0, from_champion=from_champion, classes=replace(rules or ClassRules(), shared_drop=0.1), **rest
-        )
+        classes = replace(rules or ClassRules(), shared_drop=0.1)
+        gate = Gate(latency_ratio=1000)  # other processes on the machine decide nothing
+        options = RetrainOptions(workers=0, from_champion=from_champion, classes=classes, gate=gate, **rest)
         return retrain(self.source, self.work, make_recipe("digits", epochs=epochs, global_batch_size=32), options)
 
 
