@@ -272,7 +272,7 @@ def main(args: Args) -> None:
     try:
         with command.Display() as display:
             outcome = retrain(source, workspace, recipe, options, display, lambda plan: print_plan(plan, options))
-    except Exception as error:
+    except Exception as error:  # whatever it was, the status must say that the champion went back
         if not any(each.returned for each in reviews):
             raise
         command.print_failure(error)

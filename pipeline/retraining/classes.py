@@ -196,8 +196,9 @@ def change_text(found: ClassMap) -> str:
 
 
 def _check_lines(known: tuple[str, ...], classes: tuple[str, ...], given: ClassRules) -> None:
+    found = ClassMap(known, classes, given.renamed)
     for old in [name for name in known if name in given.renamed]:
-        new = ClassMap(known, classes, given.renamed).name_since(old)
+        new = found.name_since(old)
         if old in classes:
             raise DatasetError(
                 f"classes: {old!r} is to be called {given.renamed[old]!r} and is still a class of the source; rename "

@@ -209,11 +209,12 @@ def plan_retraining(
         raise RecipeError("recipe and new-recipe both say what to train; give one of them")
     source, workspace = resolve_uris(source, workspace)
     fingerprint, champion = located.fingerprint(source), registry.current(registry_uri(workspace), registry.CHAMPION)
-    run = RetrainingRun(workspace, source, fingerprint, {}, champion, options.gate, options.from_champion)
-    run = replace(run, replay_share=options.replay_share)
     latest = read_latest(workspace)
     rules = options.classes.remembering(latest and latest.get("classes"))
-    run = replace(run, classes=None if rules.is_default else rules)
+    run = RetrainingRun(
+        workspace, source, fingerprint, {}, champion, options.gate, options.from_champion,
+        classes=None if rules.is_default else rules, replay_share=options.replay_share,
+    )  # fmt: skip
     plan, pretrained = Plan(run, None, latest), options.training.pretrained
     if recipe is not None:
         return plan.with_settings(given_settings(recipe, pretrained))

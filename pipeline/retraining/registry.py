@@ -20,6 +20,7 @@ import hashlib
 import json
 import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from pipeline.core.errors import MovedError, RegistryError
@@ -31,6 +32,7 @@ from pipeline.retraining.alias_file import (
     alias_names,
     encode,
     read_alias,
+    read_backwards,
     read_history,
     write_alias,
     write_history,
@@ -50,6 +52,7 @@ __all__ = [
     "get",
     "history",
     "move",
+    "newest_first",
     "nominate",
     "previous",
     "read_version",
@@ -265,7 +268,8 @@ def roll_back_from(registry: str, expected: Move, reason: str, fence: int | None
 
 def previous(registry: str, move: Move) -> Move | None:
     """Returns the move that a rollback of `move` goes back to; None if there is none."""
-    return next((each for each in history(registry, move.alias) if each.number == move.before), None)
+    moves = newest_first(registry, move.alias) if move.before else ()
+    return next((each for each in moves if each.number == move.before), None)
 
 
 def _swap(registry: str, new: Move, expected: Move | None, fence: int | None = None) -> Move:
@@ -293,6 +297,14 @@ def history(registry: str, alias: str = CHAMPION) -> list[Move]:
     """Returns all moves of an alias, oldest first, also a newest one whose history file is still missing."""
     moves, newest = read_history(registry, alias), current(registry, alias)
     return moves if newest is None or newest in moves else [*moves, newest]
+
+
+def newest_first(registry: str, alias: str = CHAMPION) -> Iterator[Move]:
+    """Yields all moves of an alias, newest first. Each is read when it is asked for: each history file is a request."""
+    newest = current(registry, alias)
+    if newest is not None:
+        yield newest
+    yield from (move for move in read_backwards(registry, alias) if move != newest)
 
 
 def aliases(registry: str) -> dict[str, str]:

@@ -86,12 +86,13 @@ def _alias_problems(registry: str) -> Iterator[str]:
 
 
 def _live_problems(registry: str) -> Iterator[str]:
-    known, champions = set(version_ids(registry)), {move.number for move in history(registry, CHAMPION)}
-    for move in history(registry, CANDIDATE):
+    histories = {alias: history(registry, alias) for alias in (CHAMPION, CANDIDATE)}
+    known, champions = set(version_ids(registry)), {move.number for move in histories[CHAMPION]}
+    for move in histories[CANDIDATE]:
         if move.against and move.against not in champions:
             yield f"alias {CANDIDATE}: move {move.number}: the champion's move {move.against} is missing"
-    for alias in (CHAMPION, CANDIDATE):
-        for move in history(registry, alias):
+    for alias, moves in histories.items():
+        for move in moves:
             kind, identifier = move.mark
             if kind and kind != "night":
                 try:

@@ -21,7 +21,6 @@ from pipeline.retraining.plan import Plan, RetrainOptions, StrPath, plan_retrain
 from pipeline.retraining.run_settings import chosen_settings
 from pipeline.retraining.stages import Stages, ingest_source
 from pipeline.retraining.workspace import (
-    CANDIDATE,
     RetrainingRun,
     delete_finished,
     interrupted_run,
@@ -120,12 +119,12 @@ def retrain(
 
 def _reviewed(workspace: str, options: RetrainOptions, notifier: Notifier) -> Review:
     """Reviews the models in use, again if a concurrent review has moved an alias meanwhile: it holds no lease."""
-    for last in (*[False] * (_REVIEWS - 1), True):
+    for number in range(1, _REVIEWS + 1):
         try:
             reviewed = review(registry_uri(workspace), options.live, notifier.reviewed)
             break
         except MovedError as error:
-            if last:
+            if number == _REVIEWS:
                 raise
             log.info("%s; the review is repeated", error)
     if options.on_review is not None:
@@ -161,9 +160,7 @@ def _unchanged(plan: Plan) -> Outcome:
 
 
 def _decided(plan: Plan, decision: dict[str, Any]) -> Outcome:
-    status: Status = "promoted" if decision["promote"] else "kept"
-    status = "stopped" if decision.get("status") == STOPPED else status
-    status = "candidate" if decision.get("status") == CANDIDATE else status
+    status: Status = decision.get("status") or ("promoted" if decision["promote"] else "kept")
     return Outcome(status, decision["reason"], plan.run, decision)
 
 

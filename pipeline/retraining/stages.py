@@ -45,7 +45,14 @@ from pipeline.retraining.decision.sequential import NightLevel, take_level
 from pipeline.retraining.decision.stop import publish_stop
 from pipeline.retraining.plan import Plan, RetrainOptions
 from pipeline.retraining.replay import with_replay
-from pipeline.retraining.workspace import ACTIVE_NAME, RetrainingRun, publish, read_latest, with_registry
+from pipeline.retraining.workspace import (
+    ACTIVE_NAME,
+    RetrainingRun,
+    latest_dataset,
+    publish,
+    read_latest,
+    with_registry,
+)
 from pipeline.storage import files
 from pipeline.storage.lease import Lease
 from pipeline.training.job import Weights, weights_of
@@ -82,8 +89,7 @@ def _parent_of(run: RetrainingRun) -> str | None:
 
     A version of many small steps is compacted first, beside it: that reads stored bytes and decodes nothing.
     """
-    latest = read_latest(run.workspace)
-    uri = latest and files.join(run.workspace, "datasets", files.basename(latest["dataset"]))
+    uri = latest_dataset(run.workspace, read_latest(run.workspace))
     latest_data = read_member(uri) if uri and uri != run.dataset else None
     if latest_data is None:
         return None
@@ -253,11 +259,16 @@ class Stages:
             if drift.warnings and not self._options.force:
                 return drift
             with self._evaluation_session() as job:
-                return self._measure_drift(earlier, job)
+                return promotion.measure_drift(self._run, earlier[0], job, drift, self._known_classes())
 
     def _measure_drift(self, earlier: list[str], job: EvaluateJob) -> Drift:
+        class_map = self._known_classes()
+        drift = data_drift(earlier[0], self._run.dataset, self._options.drift, class_map)
+        return promotion.measure_drift(self._run, earlier[0], job, drift, class_map)
+
+    def _known_classes(self) -> ClassMap:
         assert self._class_map is not None  # there is a champion
-        return promotion.measure_drift(self._run, earlier[0], job, self._options.drift, self._class_map)
+        return self._class_map
 
     def _stop(self, drift: Drift, data: Manifest) -> dict[str, Any]:
         """Publishes that drift has stopped the run, and returns the content of `decision.json`."""
@@ -267,8 +278,7 @@ class Stages:
     def _details(self, data: Manifest) -> dict[str, Any]:
         """Returns the values of `decision.json` that every run has: its time, its data, and what was expected of it."""
         plan = self._plan
-        latest = files.basename(plan.latest["dataset"]) if plan.latest else None
-        before = files.join(self._run.workspace, "datasets", latest) if latest else None
+        before = latest_dataset(self._run.workspace, plan.latest)
         return {
             **self._class_details(),
             "seconds": self._seconds,

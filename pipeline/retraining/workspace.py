@@ -17,7 +17,6 @@ the same when they are repeated.
 """
 
 import hashlib
-import itertools
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -26,10 +25,9 @@ from typing import Any
 from pipeline.core.errors import StorageError
 from pipeline.models import checkpoint
 from pipeline.retraining import registry
-from pipeline.retraining.alias_file import read_backwards
 from pipeline.retraining.classes import ClassRules
 from pipeline.retraining.decision.page import render_decision
-from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate
+from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate, RecallChange
 from pipeline.retraining.live.candidates import DAYS_OF_A_CANDIDATE, needs_labels, pending_candidate, sent_back
 from pipeline.retraining.live.limits import LABELS_AFTER_RETURN
 from pipeline.storage import files
@@ -181,8 +179,8 @@ def delete_finished(workspace: str) -> None:
 def night_of(workspace: str, version: str) -> str | None:
     """Returns the ID of the retraining run that trained a version; None for a version that was added otherwise."""
     place = registry_uri(workspace)
-    newest, created = registry.current(place, registry.CHALLENGER), registry.read_version(place, version).created
-    for move in itertools.chain([newest] if newest else [], read_backwards(place, registry.CHALLENGER)):
+    created = registry.read_version(place, version).created
+    for move in registry.newest_first(place, registry.CHALLENGER):
         if move.version == version and move.reason.startswith(_TRAINED_IN):
             return move.reason.removeprefix(_TRAINED_IN)
         if move.time < created - 86_400:  # a run names a version after it has added it; a day for clocks that differ
@@ -218,6 +216,11 @@ def read_latest(workspace: str) -> dict[str, Any] | None:
         return None
     latest: dict[str, Any] = files.read_json(place)
     return latest
+
+
+def latest_dataset(workspace: str, latest: dict[str, Any] | None) -> str | None:
+    """Returns the URI of the newest finished run's data set, where the workspace lies now; None without a run."""
+    return files.join(workspace, "datasets", files.basename(latest["dataset"])) if latest else None
 
 
 def is_unchanged(latest: dict[str, Any] | None, fingerprint: str, recipe: dict[str, Any]) -> bool:
@@ -256,12 +259,21 @@ def publish(
     reason = decision.reason
     if decision.promote:
         reason = _point(run, alias, challenger, reason, fence)
+    status = {"status": CANDIDATE} if decision.promote and alias == registry.CANDIDATE else {}
+    head = {**decision.as_json(), "reason": reason, **status, "challenger": challenger}
+    return finish(run, head, details, decision.changes)
+
+
+def finish(
+    run: RetrainingRun, head: dict[str, Any], details: dict[str, Any], changes: tuple[RecallChange, ...] = ()
+) -> dict[str, Any]:
+    """Writes the decision of a run, its page and, last, `latest.json`; returns the content of `decision.json`.
+
+    head, details: values before and after those of the run's inputs. changes: of each class's recall, for the page.
+    """
     values = {
         "night": run.id,
-        **decision.as_json(),
-        "reason": reason,
-        **({"status": CANDIDATE} if decision.promote and alias == registry.CANDIDATE else {}),
-        "challenger": challenger,
+        **head,
         "champion_before": run.champion.version if run.champion else None,
         "fingerprint": run.fingerprint,
         "recipe": run.recipe,
@@ -271,7 +283,7 @@ def publish(
         **details,
     }
     files.write_json(files.join(run.folder, DECISION_NAME), values, pretty=True)
-    page = render_decision(run.folder, values, decision.changes)
+    page = render_decision(run.folder, values, changes)
     files.write_bytes(files.join(run.folder, PAGE_NAME), page.encode())
     files.write_json(files.join(run.workspace, LATEST_NAME), values, pretty=True)
     files.delete_files(run.workspace, [ACTIVE_NAME])

@@ -78,15 +78,15 @@ def _kept(uri: str, stored: Manifest, removed: pa.Table, state: pa.Table) -> pa.
     """Returns the removals of people, of DELETIONS_SCHEMA, whose images the copy can hold: one for each key."""
     parts = [removed.slice(0, 0)]
     for name, split in stored.resolved.splits.items() if removed.num_rows else ():
-        known = state.filter(pc.equal(state["split"].cast(pa.string()), name))["key"]
-        live = read_split_provenance(uri, split, ["key"])["key"]
+        known = state.filter(pc.equal(state["split"].cast(pa.string()), name))["key"].combine_chunks()
+        live = read_split_provenance(uri, split, ["key"])["key"].combine_chunks()
         taken = set[str]()
         for shard, resolved in reversed(list(zip(stored.splits[name].shards, split.shards, strict=True))):
             mine = removed.filter(pc.equal(removed["shard"], edit_name(shard)))
             usable = _has_class(uri, resolved, mine["row"].to_numpy())
-            usable &= ~pc.is_in(mine["key"], value_set=live.combine_chunks()).to_numpy()
+            usable &= ~pc.is_in(mine["key"], value_set=live).to_numpy()
             if state.num_rows:
-                usable &= pc.is_in(mine["key"], value_set=known.combine_chunks()).to_numpy()
+                usable &= pc.is_in(mine["key"], value_set=known).to_numpy()
             usable &= np.array([key not in taken for key in mine["key"].to_pylist()], dtype=bool)
             parts.append(mine.filter(pa.array(usable, pa.bool_())))
             taken |= set(parts[-1]["key"].to_pylist())

@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
         ("error", pa.string()),  # why the image cannot be used, or null
     ]
 )
-SECONDS = pa.field("seconds", pa.float32())  # of the network, for an image of its unit; only where the job is timed
+SECONDS = pa.field("seconds", pa.float32())  # of the network, for an image of its unit; only where the job is recorded
 CONTENT = pa.field("content", pa.string())  # hash of the image's bytes, null for none; only where the job is recorded
 _FIRST_ERRORS = 5
 

@@ -27,13 +27,16 @@ class ClassMap:
     @cached_property
     def places(self) -> npt.NDArray[np.int64]:
         """int64 [len(known)]: the label of each of the network's classes, NONE for one that the data set lacks."""
-        labels = {name: label for label, name in enumerate(self.classes)}
-        return np.array([labels.get(self.name_since(name), NONE) for name in self.known], dtype=np.int64)
+        return np.array([self._labels.get(self.name_since(name), NONE) for name in self.known], dtype=np.int64)
+
+    @cached_property
+    def _labels(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.classes)}
 
     def name_since(self, name: str) -> str:
         """Returns the name that a class has now, the same one if it wasn't renamed."""
         passed = set[str]()
-        while name not in self.classes and name in self.renamed and name not in passed:
+        while name not in self._labels and name in self.renamed and name not in passed:
             passed.add(name)
             name = self.renamed[name]
         return name

@@ -7,16 +7,13 @@ of them (intersection-union test, Berger, Technometrics 24, 1982).
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.core.shares import counted
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.significance import exact_bounds, paired_bounds
 from pipeline.models.class_lists.mapping import ClassMap
 from pipeline.retraining.classes import ClassRules
-from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate
-
-Bools = npt.NDArray[np.bool_]
+from pipeline.retraining.decision.promotion_gate import Bools, Check, Decision, Gate
 
 
 def with_changed_classes(

@@ -81,17 +81,10 @@ def _contents(classes: pa.Array, hashes: pa.Array) -> pa.Array:
 
 def _counts(old: pa.Table, new: pa.Table) -> tuple[int, int, int]:
     """Returns the number of rows that were added, removed and changed."""
-    stayed, same = _stayed(old, new)
-    kept = int(stayed.sum())
-    return len(new) - kept, len(old) - kept, int(kept - same.sum())
-
-
-def _stayed(old: pa.Table, new: pa.Table) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Returns which rows of `new` have a key of `old`, and, of these alone, which have the same class and bytes."""
     places = pc.index_in(new["key"], value_set=old["key"].combine_chunks())
-    stayed = np.asarray(pc.is_valid(places))
-    before, after = old.take(places.drop_null()), new.filter(pa.array(stayed))
+    before, after = old.take(places.drop_null()), new.filter(pc.is_valid(places))
     same = np.ones(len(after), dtype=np.bool_)
     for name in ("class", "sha"):
         same &= np.asarray(pc.equal(before[name], after[name]))
-    return stayed, same
+    kept = len(after)
+    return len(new) - kept, len(old) - kept, int(kept - same.sum())

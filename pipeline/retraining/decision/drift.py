@@ -15,11 +15,8 @@ import numpy.typing as npt
 from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.parquet import read_provenance
+from pipeline.dataset.parquet import read_split_provenance
 from pipeline.models.class_lists.mapping import ClassMap
-
-Floats = npt.NDArray[np.float64]
-
 
 OnDrift = Literal["warn", "stop"]
 """What a distance above its threshold does: "warn" reports it, "stop" ends the run before it trains, too."""
@@ -81,8 +78,7 @@ def brightness(before: str, old: Manifest, after: str, new: Manifest) -> float |
 
     values = []
     for uri, data in ((before, old), (after, new)):
-        table = read_provenance(uri, data, ["brightness"])
-        of_train = table.filter(np.array(table["split"].to_pylist()) == "train")["brightness"]
+        of_train = read_split_provenance(uri, data.split("train"), ["brightness"])["brightness"]
         if of_train.null_count:
             return None
         values.append(of_train.to_numpy())

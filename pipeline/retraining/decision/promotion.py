@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pipeline.core.errors import RecipeError
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.parquet import read_provenance
+from pipeline.dataset.parquet import read_provenance, read_split_provenance
 from pipeline.evaluation.analysis.latency import prediction_seconds
 from pipeline.evaluation.analysis.leakage import leaked_rows
 from pipeline.evaluation.certificate import certify
@@ -25,7 +25,7 @@ from pipeline.models.load import check_classes, find_model
 from pipeline.retraining import registry
 from pipeline.retraining.classes import ClassRules, change_text, compare_classes
 from pipeline.retraining.decision.class_checks import with_changed_classes
-from pipeline.retraining.decision.drift import Drift, Thresholds, assess, brightness, class_mix, feature_distance
+from pipeline.retraining.decision.drift import Drift, assess, feature_distance
 from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate, decide
 from pipeline.retraining.workspace import RetrainingRun
 from pipeline.storage import files
@@ -79,9 +79,7 @@ def unseen_rows(dataset: str, data: Manifest, others: list[str], name: str = "va
 
 def _source_hashes(uri: str, data: Manifest, split: str) -> list[bytes]:
     """Returns the SHA-256 of each row's source file."""
-    table = read_provenance(uri, data, ["source_sha256"])
-    of_split = table.filter(np.array(table["split"].to_pylist()) == split)
-    hashes: list[bytes] = of_split["source_sha256"].to_pylist()
+    hashes: list[bytes] = read_split_provenance(uri, data.split(split), ["source_sha256"])["source_sha256"].to_pylist()
     return hashes
 
 
@@ -144,23 +142,21 @@ def _classes_of_images(uri: str, data: Manifest) -> Iterator[tuple[bytes, str]]:
         yield sha256, data.classes[label]
 
 
-def measure_drift(
-    run: RetrainingRun, before: str, job: EvaluateJob, thresholds: Thresholds, class_map: ClassMap
-) -> Drift:
-    """Returns the drift of the run's data set from the one at `before`: classes, brightness, the champion's features.
+def measure_drift(run: RetrainingRun, before: str, job: EvaluateJob, known: Drift, class_map: ClassMap) -> Drift:
+    """Returns the drift of the run's data set from the one at `before`: `known`, with the champion's features.
 
-    The features are those of the first 5,000 training images of each. job: workers and progress. class_map:
-    the champion's classes in the run's data set; a renamed class is the same one.
+    The features are those of the first 5,000 training images of each. job: workers and progress. known: as from
+    `data_drift`. class_map: the champion's classes in the run's data set; a renamed class is the same one.
     """
-    old, new, features = manifest.load(before), manifest.load(run.dataset), []
-    for name, uri, data in (("before", before, old), ("after", run.dataset, new)):
+    features = []
+    for name, uri in (("before", before), ("after", run.dataset)):
+        data = manifest.load(uri)
         rows = min(_DRIFT_ROWS, data.split("train").rows)
         out, of_data = files.join(run.folder, "drift", name), replace(class_map, classes=data.classes)
         part = replace(job, checkpoint=run.champion_uri, dataset=uri, out=out, split="train", rows=rows)
         run_evaluation(replace(part, keep="features", class_map=None if of_data.is_same else of_data))
         features.append(read_kept(out))
-    mix = class_mix(old, new, class_map.name_since)
-    return assess(mix, brightness(before, old, run.dataset, new), feature_distance(*features), thresholds)
+    return assess(known.class_mix, known.brightness, feature_distance(*features), known.thresholds)
 
 
 def decide_without_champion(challenger: Predictions, num_classes: int, gate: Gate) -> Decision:

@@ -1,5 +1,7 @@
 """The candidate that waits for a decision, and the models that no program may promote again."""
 
+from itertools import takewhile
+
 from pipeline.models import checkpoint
 from pipeline.retraining import registry
 
@@ -16,7 +18,7 @@ def pending_candidate(place: str) -> registry.Move | None:
     newest = registry.current(place, registry.CANDIDATE)
     if newest is None or not newest.against:
         return None
-    later = (move for move in registry.history(place) if move.number > newest.against)
+    later = takewhile(lambda move: move.number > newest.against, registry.newest_first(place))
     return None if any(move.version == newest.version for move in later) else newest
 
 
@@ -26,7 +28,7 @@ def needs_labels(place: str) -> bool:
 
     What made the gate wrong may still be there, such as wrong labels in the source, and each run trains other weights.
     """
-    kinds = (move.mark[0] for move in reversed(registry.history(place)))
+    kinds = (move.mark[0] for move in registry.newest_first(place))
     return next((kind for kind in kinds if kind != "night"), "") == "return"
 
 

@@ -1,7 +1,7 @@
 """What is known of models in use: stored answers of one or two versions, joined to late labels and counted."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -48,6 +48,10 @@ class Evidence:
         """The URIs of all records, listed once."""
         return store.traffic_uris(self.place)
 
+    def _uris_of(self, versions: Sequence[str]) -> list[str]:
+        """Returns the URIs of the records in which one of these versions has a part."""
+        return [uri for uri in self._uris if any(f"/{version}/" in uri for version in versions)]
+
     @cached_property
     def _records(self) -> dict[str, tuple[store.Traffic, pa.Table]]:
         """{URI: record}, each read once."""
@@ -65,13 +69,12 @@ class Evidence:
 
     def inputs(self, versions: list[str]) -> dict[str, list[str]]:
         """Returns the places, below the registry, of all files that the counts of these versions rest on."""
-        mine = [uri for uri in self._uris if any(f"/{version}/" in uri for version in versions)]
-        found = {"traffic": mine, "labels": store.label_uris(self.place)}
-        return {name: [store.relative(self.place, uri) for uri in each] for name, each in found.items()}
+        found = {"traffic": self._uris_of(versions), "labels": store.label_uris(self.place)}
+        return {name: [files.relative(uri, self.place) for uri in each] for name, each in found.items()}
 
     def alone(self, version: str) -> Alone:
         """Returns the counts of one version, whichever role it had."""
-        table = _newest([self._swapped(uri, version) for uri in self._uris if f"/{version}/" in uri])
+        table = _newest([self._swapped(uri, version) for uri in self._uris_of([version])])
         labels, answered = self._known(table, (version,)), _valid(table["first"])
         labelled = answered & _valid(labels)
         right = labelled & _same(table["first"], labels)
@@ -129,7 +132,7 @@ class Evidence:
             return counts
         names, keys = self._classes(tuple(versions)), pa.array(labels, pa.string())
         predicted = np.zeros(len(labels), dtype=np.bool_)
-        for uri in (each for each in self._uris if any(f"/{version}/" in each for version in versions)):
+        for uri in self._uris_of(versions):
             predicted |= pa.compute.is_in(keys, value_set=self._record(uri)[1]["key"]).to_numpy(zero_copy_only=False)
         unknown = sum(label not in names for label in labels.values())
         return replace(
@@ -156,9 +159,9 @@ class Evidence:
         rows = pa.compute.index_in(table["key"], value_set=pa.array(labels, pa.string()))
         return pa.chunked_array([pa.array(labels.values(), pa.string())]).take(rows)
 
-    def _ambiguous(self, versions: Iterable[str]) -> set[str]:
+    def _ambiguous(self, versions: Sequence[str]) -> set[str]:
         """Returns the labelled keys under which these versions, or one of them, were given several images."""
-        uris = [uri for uri in self._uris if any(f"/{version}/" in uri for version in versions)]
+        uris = self._uris_of(versions)
         if not uris or not self.labels[0]:
             return set()
         rows = pa.concat_tables([self._record(uri)[1].select(["key", "content"]) for uri in uris])

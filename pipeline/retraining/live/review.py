@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.retraining import registry
-from pipeline.retraining.alias_file import AliasState, Move, read_alias
+from pipeline.retraining.alias_file import Move, read_alias
 from pipeline.retraining.live import store
 from pipeline.retraining.live.candidates import needs_labels, pending_candidate
 from pipeline.retraining.live.evidence import Evidence
@@ -150,14 +150,11 @@ def _look_at_candidate(evidence: Evidence, rule: LiveRule) -> Finding | None:
         content = _content(kind, verdict, numbers, rule, champion, candidate) | _inputs(evidence, versions)
         identifier, content = _decide_candidate(place, candidate.number, content, verdict.action == "drop")
         if content["kind"] == "review":
-            _promote(place, candidate, state, f"candidate promoted: {content['reason']} (review {identifier})")
+            reason = f"candidate promoted: {content['reason']} (review {identifier})"
+            registry.move(place, registry.CHAMPION, candidate.version, reason, champion, state.fence)
         else:
             _drop(place, candidate, champion, identifier, content)
     return Finding(registry.CANDIDATE, candidate.version, verdict, numbers)
-
-
-def _promote(place: str, candidate: Move, state: AliasState, reason: str) -> None:
-    registry.move(place, registry.CHAMPION, candidate.version, reason, state.move, state.fence)
 
 
 def _drop(place: str, candidate: Move, champion: Move, identifier: str, content: dict[str, Any]) -> None:
@@ -190,24 +187,18 @@ def _decide(place: str, alias: str, number: int, content: dict[str, Any]) -> tup
 def _content(
     kind: str, verdict: Verdict, numbers: dict[str, Any], rule: LiveRule, champion: Move, candidate: Move | None
 ) -> dict[str, Any]:
-    """Returns the content of a review, but for its inputs, as it is read back from JSON: lists for tuples."""
+    """Returns the content of a review, but for its inputs."""
     checks = [asdict(check) for check in verdict.checks]
     return {
         "kind": kind,
         "version": (candidate or champion).version,
         "reason": verdict.reason,
         "checks": checks,
-        "numbers": {name: _listed(each) for name, each in numbers.items()},
+        "numbers": numbers,
         "rule": asdict(rule),
         "champion": champion.as_json(),
         "candidate": candidate and candidate.as_json(),
     }
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _listed(each) for name, each in value.items()}
-    return [_listed(each) for each in value] if isinstance(value, (tuple, list)) else value
 
 
 def _inputs(evidence: Evidence, versions: list[str]) -> dict[str, Any]:

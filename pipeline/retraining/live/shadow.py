@@ -88,7 +88,7 @@ def predict_live(
         claim(job)  # before the block: other predictions at `out` aren't the model's failure
         try:
             result = run_prediction(job, progress)
-        except Exception as error:
+        except Exception as error:  # raised again: a failure of the model itself is recorded first
             failure = model_failure(error)
             if models.record and failure is not None:
                 failed = replace(head, second=store.ALONE, first_failure=_text(failure))

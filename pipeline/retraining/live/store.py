@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import RegistryError
+from pipeline.retraining.alias_file import encode
 from pipeline.storage import files
 
 ALONE = "none"  # stands for a second version
@@ -88,20 +89,10 @@ def read_traffic(uri: str) -> tuple[Traffic, pa.Table]:
     return head, table
 
 
-def traffic_uris(registry: str, first: str | None = None, second: str | None = None) -> list[str]:
-    """Returns the sorted URIs of records. first, second: of these versions alone; None for any."""
+def traffic_uris(registry: str) -> list[str]:
+    """Returns the sorted URIs of all records, by one listing."""
     folder = files.join(registry, "live", "traffic")
-    found = []
-    for one in [first] if first else files.list_directories(folder):
-        for other in [second] if second else files.list_directories(files.join(folder, one)):
-            place = files.join(folder, one, other)
-            found += [files.join(place, name) for name, _ in files.list_files(place) if name.endswith(".parquet")]
-    return sorted(found)
-
-
-def relative(registry: str, uri: str) -> str:
-    """Returns the place of a file below the registry."""
-    return uri.split("?")[0].removeprefix(registry.split("?")[0].rstrip("/") + "/")
+    return sorted(files.join(folder, name) for name, _ in files.list_files(folder) if name.endswith(".parquet"))
 
 
 def add_labels(registry: str, data: bytes) -> str:
@@ -142,7 +133,7 @@ def review_id(content: dict[str, Any]) -> str:
 def write_review(registry: str, content: dict[str, Any]) -> str:
     """Writes a review unless it is there, and returns its ID."""
     identifier = review_id(content)
-    files.write_once(review_uri(registry, identifier), (json.dumps(content, indent=1) + "\n").encode())
+    files.write_once(review_uri(registry, identifier), encode(content))
     return identifier
 
 
@@ -157,15 +148,18 @@ def decide_once(registry: str, alias: str, number: int, identifier: str) -> str:
     Of several processes with different decisions one succeeds; the others, and whoever comes after a kill, carry out
     that one's.
     """
-    place = files.join(registry, "live", "decided", f"{alias}-{number:06d}")
-    files.write_once(place, identifier.encode())
+    files.write_once(_decided_uri(registry, alias, number), identifier.encode())
     return decided(registry, alias, number) or identifier
 
 
 def decided(registry: str, alias: str, number: int) -> str | None:
     """Returns the ID of the review that decides on an alias's move, None if there is none."""
-    place = files.join(registry, "live", "decided", f"{alias}-{number:06d}")
+    place = _decided_uri(registry, alias, number)
     return bytes(files.read_bytes(place)).decode() if files.exists(place) else None
+
+
+def _decided_uri(registry: str, alias: str, number: int) -> str:
+    return files.join(registry, "live", "decided", f"{alias}-{number:06d}")
 
 
 def read_review(registry: str, identifier: str) -> dict[str, Any]:

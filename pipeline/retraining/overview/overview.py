@@ -46,7 +46,7 @@ def read_overview(workspace: str) -> Overview:
     return Overview(
         workspace,
         read_nights(workspace, update=True),
-        registry.history(place, registry.CHAMPION) if registry.current(place, registry.CHAMPION) else (),
+        registry.history(place),
         read_status(workspace),
         interrupted.id if interrupted else None,
         len(undelivered(workspace)),

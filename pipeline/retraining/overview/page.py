@@ -71,9 +71,7 @@ def data_text(data: dict[str, Any] | None) -> str:
         return rows
     parts = []
     for split in data["rows"]:
-        counts = [
-            (sign, data[name].get(split, 0)) for sign, name in (("+", "added"), ("-", "removed"), ("~", "changed"))
-        ]
+        counts = [(sign, data[name].get(split, 0)) for sign, name in _SIGNS.items()]
         text = " ".join(f"{sign}{count:,}" for sign, count in counts if count)
         parts += [f"{split} {text}"] if text else []
     said = [", ".join(parts) or "the same rows"]
@@ -93,9 +91,9 @@ def champion_points(nights: Sequence[Night], moves: Sequence[registry.Move]) -> 
     A move by a person or a review, such as a return, has the accuracy of its version in the newest run before it.
     """
     points = [(each.finished, *each.champion, each.status == "promoted") for each in nights if each.champion]
-    for move in moves:
+    for move in (each for each in moves if each.mark[0] != "night"):
         found = accuracy_of([each for each in nights if each.finished <= move.time], move.version)
-        points += [(move.time, *found, True)] if found and move.mark[0] != "night" else []
+        points += [(move.time, *found, True)] if found else []
     return sorted(each for each in points if each[0])
 
 

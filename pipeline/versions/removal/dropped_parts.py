@@ -45,8 +45,9 @@ def dropped_part(mixture: Member, name: str) -> Member:
             labels = table["label"].to_numpy()
             per_class = np.bincount(labels, minlength=len(data.classes)).tolist()
             splits[split] = Split(len(labels), tuple(per_class), stored)
-    others = [load_stored(each.uri).quarantined for each in data.sources.values() if is_there(each)]
-    gone = [each for each, source in data.sources.items() if not is_there(source)]
+    there = {each: other for each, other in data.sources.items() if is_there(other)}
+    others = [load_stored(each.uri).quarantined for each in there.values()]
+    first = next(each for each in data.sources if each not in there)
     leaked = {
         split: tuple(key.removeprefix(f"{name}/") for key in keys if key.startswith(f"{name}/"))
         for split, keys in data.leaked.items()
@@ -56,7 +57,7 @@ def dropped_part(mixture: Member, name: str) -> Member:
         data.classes,
         data.plan_seed,
         splits,
-        quarantined=_without(data.quarantined, others) if name == gone[0] else {},
+        quarantined=_without(data.quarantined, others) if name == first else {},
         repaired=dict(sorted(repaired.items())),
         leaked={split: keys for split, keys in leaked.items() if keys},
         version=source.version,

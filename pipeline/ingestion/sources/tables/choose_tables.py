@@ -1,6 +1,7 @@
 """Finds the tables of a source that name its files, and their columns."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.core.errors import SourceError
@@ -101,10 +102,9 @@ def _is_list(listing: Listing, row: int, finder: Finder) -> bool:
         except SourceError:  # it may be anything
             return False
         return any(finder.naming(values)[1] for values in columns.values())
-    try:
-        data = as_utf8(member.read())
-    except UnicodeDecodeError:  # the text is refused, and said so, where the names in it are ASCII
-        data = member.read()
+    data = member.read()
+    with suppress(UnicodeDecodeError):  # the text is refused, and said so, where the names in it are ASCII
+        data = as_utf8(data)
     words = data.split(b"\n", 1)[0].decode("utf-8", "replace").rsplit(None, 1)
     return len(words) == 2 and finder.names_file(words[0])
 
