@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.core.errors import DatasetError, RecipeError
+from pipeline.core.errors import DamagedError, DatasetError, RecipeError
 from pipeline.core.shares import counted
 from pipeline.dataset.manifest import Manifest
 from pipeline.ingestion.corrections.cells import from_cell
@@ -116,7 +116,7 @@ def _csv_pairs(uri: str) -> list[tuple[str, str, str]]:
 def _json_pairs(uri: str) -> list[tuple[str, str, str]]:
     try:
         values = files.read_json(uri)
-    except ValueError as error:
+    except DamagedError as error:
         raise RecipeError(f"classes={uri}: not JSON ({error.__cause__ or error}); give {{OLD: NEW}}") from error
     if not isinstance(values, dict) or not all(new is None or isinstance(new, str) for new in values.values()):
         raise RecipeError(f'classes={uri}: must be {{"OLD": "NEW", "REMOVED": null}}')

@@ -3,14 +3,16 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.core.errors import DatasetError, PipelineError, RecipeError
+from pipeline.core.errors import DatasetError, PipelineError, RecipeError, UnavailableError
 from pipeline.dataset.manifest import Manifest, Split
 from pipeline.retraining.classes import ClassRules, as_json, change_text, compare_classes, read_class_file
 from pipeline.retraining.decision.promotion_gate import Gate
 from pipeline.retraining.workspace import resume_or_start
+from pipeline.storage import files
 from tests.support.trained.retraining import planned_run
 
 
@@ -173,3 +175,16 @@ def test_rules_are_part_of_a_runs_identity_and_none_changes_nothing(tmp_path: Pa
     assert resume_or_start(told) == told
     assert resume_or_start(told).id == told.id  # read back
     assert resume_or_start(run) == run
+
+
+def test_a_mapping_that_the_storage_does_not_give_is_no_fault_of_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text('{"bee": "wasp"}')
+
+    def away(uri: str) -> Any:
+        raise UnavailableError(f"{uri}: no answer")
+
+    monkeypatch.setattr(files, "read_json", away)
+    with pytest.raises(UnavailableError):
+        read_class_file(str(tmp_path / "a.json"))

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.core.errors import StorageError
+from pipeline.core.errors import StorageError, UnavailableError
 from pipeline.core.shares import counted
 from pipeline.storage import files
 
@@ -154,6 +154,8 @@ def _from_decisions(workspace: str) -> list[Spent]:
         try:
             values = files.read_json(place).get("sequential")
             lines += [_line(values)] if values else []
+        except UnavailableError:  # it may be whole, and the levels are written for good without it
+            raise
         except (StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s: can't be read (%s); the level of this night isn't counted", place, error)
     return sorted(lines, key=lambda each: each.time)

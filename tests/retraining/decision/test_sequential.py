@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.errors import StorageError
+from pipeline.core.errors import StorageError, UnavailableError
 from pipeline.retraining.decision import sequential
 from pipeline.retraining.decision.sequential import Spent, account, next_level, take_level
 from pipeline.storage import files
@@ -124,6 +125,23 @@ def test_a_damaged_decision_is_left_out_with_a_warning(
     (tmp_path / "levels.json").unlink()
     assert take_level(work, "c", 1.0, 0.05, NOW).nights == 2
     assert "nights/b/decision.json: can't be read" in caplog.text
+
+
+def test_levels_are_not_made_again_without_a_decision_that_the_storage_does_not_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be written without it, and the year would allow more than its limit."""
+    work = str(tmp_path)
+    files.write_json(f"{work}/nights/a/decision.json", {"sequential": take_level(work, "a", 1.0, 0.05, NOW).as_json()})
+    (tmp_path / "levels.json").unlink()
+
+    def away(uri: str) -> Any:
+        raise UnavailableError(f"{uri}: no answer")
+
+    monkeypatch.setattr(files, "read_json", away)
+    with pytest.raises(UnavailableError):
+        take_level(work, "b", 1.0, 0.05, NOW)
+    assert not (tmp_path / "levels.json").exists()
 
 
 def test_of_two_processes_that_spend_at_a_time_both_lines_are_kept(
