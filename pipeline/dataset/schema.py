@@ -61,9 +61,10 @@ def parse_table(data: bytes, uri: str, remedy: str, columns: Sequence[str] | Non
     """
     try:
         table = pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
-    except (pa.ArrowException, OSError) as error:
+        names = table.column_names  # of a damaged file they may be no text
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{uri}: damaged: no Parquet file that can be read ({_line(error)}); {remedy}") from error
-    if missing := [name for name in columns or () if name not in table.column_names]:
+    if missing := [name for name in columns or () if name not in names]:
         raise DatasetError(f"{uri}: has no column {missing[0]!r}: written by another release, or damaged; {remedy}")
     return table
 

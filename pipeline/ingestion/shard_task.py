@@ -141,6 +141,8 @@ class ShardContext:
             receipt = Receipt(**json.loads(data))
             if receipt.plan != self.plan or receipt.path != plan.path:
                 return None
+            if not 0 <= receipt.shard["rows"] == len(plan.rows) - len(receipt.quarantined):
+                return None
             for path, expected in (
                 (plan.path, receipt.shard["sha256"]),
                 (plan.provenance_path, receipt.shard["provenance_sha256"]),

@@ -109,7 +109,9 @@ def read_state(uri: str) -> pa.Table:
         table = read_table(place, remedy=_READ_AGAIN)
     except FileNotFoundError:
         return STATE_SCHEMA.empty_table()
-    return as_schema(table, STATE_SCHEMA, place, _READ_AGAIN, ("class", "object", "modified_ns", "etag"))
+    table = as_schema(table, STATE_SCHEMA, place, _READ_AGAIN, ("class", "object", "modified_ns", "etag"))
+    etag = table["etag"].fill_null("")  # an unknown one says as little as none
+    return table.set_column(STATE_SCHEMA.get_field_index("etag"), STATE_SCHEMA.field("etag"), etag)
 
 
 @dataclass(frozen=True)

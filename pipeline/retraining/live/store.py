@@ -79,12 +79,12 @@ def read_traffic(uri: str) -> tuple[Traffic, pa.Table]:
     """Returns a record. Raises RegistryError if it is damaged."""
     try:
         table = pq.read_table(pa.BufferReader(files.read_bytes(uri)))
-        head = Traffic(**json.loads(table.schema.metadata[_META]))
+        head, names = Traffic(**json.loads(table.schema.metadata[_META])), table.schema.names
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
         raise RegistryError(f"{uri}: no record of predictions, or damaged; remove it") from error
-    if table.schema.names == SCHEMA.names[:-1]:  # written before records said which image a key named
+    if names == SCHEMA.names[:-1]:  # written before records said which image a key named
         table = table.append_column(SCHEMA.field("content"), pa.nulls(table.num_rows, pa.string()))
-    if table.schema.names != SCHEMA.names:
+    elif names != SCHEMA.names:
         raise RegistryError(f"{uri}: has other columns than a record of predictions; remove it")
     return head, table
 

@@ -40,7 +40,7 @@ def open_parquet(place: Place) -> Iterator[Any]:
         with pa.PythonFile(RangedFile(place), "r") as stream:
             # Without these, a whole row group would be read before its first row.
             yield pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = re.sub(r"\s+", " ", str(error))[:200]
