@@ -41,6 +41,7 @@ class WorkerArgs:
     cache: Annotated[str | None, _option("cache", "DIR", "none")] = None
     cache_size: Annotated[str | None, _option("cache_size", "SIZE", "what fits")] = None
     compile: Annotated[bool, _option("compile", "")] = False
+    fsdp: Annotated[bool, _option("fsdp", "")] = False
     deterministic: Annotated[bool, _option("deterministic", "")] = False
 
 

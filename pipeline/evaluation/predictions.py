@@ -12,13 +12,25 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.core.errors import CheckpointError, ExactnessError
+from pipeline.core.errors import CheckpointError, DatasetError, ExactnessError
 from pipeline.dataset.manifest import Split
 from pipeline.dataset.parquet import parquet_bytes, read_rows, read_table
+from pipeline.dataset.schema import as_schema
 from pipeline.storage import files
 from pipeline.storage.places import nearest
 
 PREDICTIONS_NAME = "predictions.parquet"
+_AGAIN = "evaluate once more, into another folder"
+_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("key", pa.string()),
+        ("label", pa.int64()),
+        ("classes", pa.list_(pa.int64())),
+        ("probabilities", pa.list_(pa.float32())),
+        ("loss", pa.float64()),
+    ]
+)
 Keep = Literal["nothing", "logits", "features"]
 TOP = 5  # classes that are kept of each row, best first
 # Rows in a batch. Fixed, because the kernels' rounding may depend on the size of a batch.
@@ -100,15 +112,22 @@ def check_predictions(folder: str) -> None:
         )
 
 
+def _lengths(column: pa.ListArray) -> set[int]:
+    return set(np.unique(np.diff(column.offsets.to_numpy())).tolist())
+
+
 def read_predictions(folder: str) -> tuple[Predictions, list[str]]:
     """Returns the predictions in the folder of a run or an evaluation, and the key of each row.
 
-    Raises CheckpointError if there are none.
+    Raises CheckpointError if there are none, DatasetError if they are damaged.
     """
     check_predictions(folder)
-    table = read_table(files.join(folder, PREDICTIONS_NAME))
+    place = files.join(folder, PREDICTIONS_NAME)
+    table = as_schema(read_table(place, remedy=_AGAIN), _SCHEMA, place, _AGAIN)
     lists = {name: table[name].combine_chunks() for name in ("classes", "probabilities")}
     shape = (-1, len(table["classes"][0])) if table.num_rows else (0, TOP)
+    if any(_lengths(each) - {shape[1]} or each.flatten().null_count for each in lists.values()):
+        raise DatasetError(f"{place}: damaged: its rows have different numbers of classes; {_AGAIN}")
     predictions = Predictions(
         row=table["row"].to_numpy(),
         label=table["label"].to_numpy(),

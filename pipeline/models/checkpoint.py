@@ -7,9 +7,11 @@ them.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pipeline.core.errors import CheckpointError
+import msgspec
+
+from pipeline.core.errors import CheckpointError, DamagedError
 from pipeline.models.tensor_file import Tensors, read_tensors
 from pipeline.storage import files
 
@@ -57,12 +59,32 @@ def steps(run: str) -> list[int]:
     return sorted(int(name) for name in files.list_directories(files.join(run, FOLDER)) if name.isdecimal())
 
 
+class _StateFile(msgspec.Struct):
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    parts: list[str]
+    state: dict[str, Any]
+
+
+class Output(msgspec.Struct):
+    """What a finished run says of its model, as far as others read it."""
+
+    recipe: dict[str, Any]
+    classes: tuple[str, ...]
+    dataset_digest: str
+    hold_out: float
+
+
 def read_state(uri: str) -> dict[str, Any]:
     """Returns the content of the `state.json` of the checkpoint at `uri`: step, parts, score and state.
 
     Raises CheckpointError if the file is missing or damaged.
     """
-    return _read_json(files.join(uri, STATE_NAME))
+    return _read_json(files.join(uri, STATE_NAME), _StateFile)
+
+
+def read_output(run: str) -> Output:
+    """Returns what the `model.json` of a finished run says. Raises CheckpointError if it is missing or damaged."""
+    return msgspec.convert(_read_json(files.join(run, OUTPUT_NAME), Output), Output)
 
 
 def load(uri: str) -> Checkpoint:
@@ -78,14 +100,20 @@ def _pointed_at(run: str, pointer_name: str) -> str | None:
     pointer = files.join(run, pointer_name)
     if not files.exists(pointer):
         return None
-    return folder(run, int(_read_json(pointer)["step"]))
+    return folder(run, _read_json(pointer, _Pointer)["step"])
 
 
-def _read_json(uri: str) -> dict[str, Any]:
+class _Pointer(msgspec.Struct):
+    step: Annotated[int, msgspec.Meta(ge=0)]
+
+
+def _read_json(uri: str, form: type[msgspec.Struct]) -> dict[str, Any]:
+    """Returns the content of a JSON file with the fields of `form`, and those that it has besides."""
     if not files.exists(uri):
         raise CheckpointError(f"{uri}: no such checkpoint; give a folder below RUN/checkpoints/, or RUN")
     try:
         values: dict[str, Any] = files.read_json(uri)
-    except ValueError as error:
+        msgspec.convert(values, form)
+    except (DamagedError, msgspec.ValidationError) as error:
         raise CheckpointError(f"{uri}: damaged ({error.__cause__ or error}); remove it") from error
     return values

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.core.errors import PipelineError, StorageError
 from pipeline.models.checkpoint import BEST_NAME, LATEST_NAME, SALVAGE_NAME, STATE_NAME, best, folder, latest, steps
+from pipeline.models.device.sharding import is_sharded, whole
 from pipeline.models.tensor_file import Tensors, serialize_tensors
 from pipeline.storage import files
 
@@ -57,11 +58,14 @@ class CheckpointWriter:
 
         state: JSON values; rank 0's are written. score: of the evaluation after this step, higher is better.
         is_rank_local: whether a tensor, given by its name, differs between ranks; rank 0 writes those. alone: this rank
-        writes all tensors, because the others may be gone. Raises StorageError if three checkpoints in a row failed.
+        writes all tensors, because the others may be gone; none of them may be spread over ranks. Tensors that are come
+        whole into the file; then all ranks together. Raises StorageError if three checkpoints in a row failed.
         """
         self.wait()
         world_size, rank = (1, 0) if alone else (self._world_size, self._rank)
-        copies = self._copy_to_cpu(assign_tensors(tensors, world_size, rank, is_rank_local))
+        mine = assign_tensors(tensors, world_size, rank, is_rank_local)
+        copies = self._copy_to_cpu({name: each for name, each in mine.items() if not is_sharded(each)})
+        copies |= _gathered(tensors, mine)
         parts = [f"part-{number}-of-{world_size}-{self._token}.safetensors" for number in range(world_size)]
         meta = {"format": _FORMAT, "step": step, "parts": parts, "score": score, "written": time.time(), "state": state}
         self._start("write-checkpoint", self._write, step, copies, parts, rank, json.dumps(meta).encode())
@@ -151,6 +155,17 @@ class CheckpointWriter:
         if score is not None:
             _move_pointer(self._run, BEST_NAME, {"step": step, "score": score}, lambda old: score > old["score"])
         prune(self._run)
+
+
+def _gathered(tensors: Tensors, mine: Tensors) -> Tensors:
+    """Returns those of this rank's tensors that are spread over ranks, whole and on the CPU. All ranks together."""
+    copies: Tensors = {}
+    for name, tensor in tensors.items():
+        if is_sharded(tensor):  # one after the other: the device holds one of them whole
+            gathered = whole(tensor)
+            if name in mine:
+                copies[name] = gathered.detach().to("cpu", copy=True).contiguous()
+    return copies
 
 
 def assign_tensors(tensors: Tensors, world_size: int, rank: int, is_rank_local: Callable[[str], bool]) -> Tensors:

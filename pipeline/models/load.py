@@ -2,14 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.recipe_json import recipe_from_json
-from pipeline.core.errors import CheckpointError
+from pipeline.core.errors import CheckpointError, RecipeError
 from pipeline.models import checkpoint
 from pipeline.models.device.architecture import check_architecture
 from pipeline.models.factory import recipe_model
@@ -49,23 +49,23 @@ def find_model(uri: str, field_name: str = "checkpoint") -> TrainedModel:
         return _find_model(uri, field_name)
     except FileNotFoundError as error:
         raise CheckpointError(f"{field_name}={uri}: a file is missing ({error}); give another run") from error
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{field_name}={uri}: {checkpoint.OUTPUT_NAME} or {checkpoint.STATE_NAME} is damaged, or no file of this "
-            f"project (lacks {error}); give another run"
-        ) from error
 
 
 def _find_model(uri: str, field_name: str) -> TrainedModel:
-    identity: dict[str, Any]
     if checkpoint.is_checkpoint(uri):
         if not files.exists(files.join(uri, checkpoint.STATE_NAME)):
             raise CheckpointError(
                 f"{field_name}={uri}: no such checkpoint; give RUN or one of RUN/checkpoints/{nearest(uri)}"
             )
         meta = checkpoint.read_state(uri)
-        identity, classes = meta["state"]["identity"], meta["state"]["classes"]
-        names = meta["parts"]
+        state, names = meta["state"], meta["parts"]
+        try:
+            found = msgspec.convert({**state["identity"], "classes": state["classes"]}, checkpoint.Output)
+        except (KeyError, TypeError, msgspec.ValidationError) as error:
+            raise CheckpointError(
+                f"{field_name}={uri}: {checkpoint.STATE_NAME} is damaged, or no file of this project ({error!r}); give "
+                "another checkpoint"
+            ) from error
     else:
         output = files.join(uri, checkpoint.OUTPUT_NAME)
         if not files.exists(output):
@@ -73,15 +73,15 @@ def _find_model(uri: str, field_name: str) -> TrainedModel:
                 f"{field_name}={uri}: no finished run ({checkpoint.OUTPUT_NAME}); give the folder of one, or "
                 f"RUN/checkpoints/STEP{nearest(uri)}"
             )
-        identity = files.read_json(output)
-        classes, names = identity["classes"], [checkpoint.MODEL_NAME]
+        found, names = checkpoint.read_output(uri), [checkpoint.MODEL_NAME]
     sha256 = hashlib.sha256()
     for name in names:
         sha256.update(files.read_bytes(files.join(uri, name)))
-    recipe = recipe_from_json(identity["recipe"])
-    return TrainedModel(
-        uri, recipe, tuple(classes), sha256.hexdigest(), identity["dataset_digest"], identity["hold_out"]
-    )
+    try:
+        recipe = recipe_from_json(found.recipe)
+    except RecipeError as error:
+        raise CheckpointError(f"{field_name}={uri}: its recipe can't be read: {error}") from error
+    return TrainedModel(uri, recipe, found.classes, sha256.hexdigest(), found.dataset_digest, found.hold_out)
 
 
 def check_classes(model: TrainedModel, classes: tuple[str, ...], field_name: str = "checkpoint") -> None:
@@ -111,5 +111,8 @@ def load_net(model: TrainedModel, device: torch.device = _CPU) -> nn.Module:
             weights |= select_prefix(tensors, AVERAGE)
     else:
         weights = read_tensors(files.join(model.uri, checkpoint.MODEL_NAME))
-    net.load_state_dict(weights)
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:  # lists every tensor
+        raise CheckpointError(f"{model.uri}: its weights don't fit its recipe; give another run") from error
     return net.eval().to(device).to(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.device.sharding import load_weights, spread_like
 from pipeline.models.tensor_file import Tensors
 from pipeline.models.weight_averages import LookAhead, WeightAverage
 
@@ -87,10 +88,7 @@ def restore(
 
     loss_scale: state of the scale of losses, in float16, which is loaded, too, where the checkpoint has it.
     """
-    net.load_state_dict(select_prefix(saved.tensors, MODEL))
-    if average is not None:
-        for name, tensor in select_prefix(saved.tensors, AVERAGE).items():
-            average.values[name].copy_(tensor)
+    load_state(saved.tensors, net, average)
     parameters = dict(net.named_parameters())
     for number, optimizer in enumerate(optimizers):
         _restore_optimizer(optimizer, parameters, select_prefix(saved.tensors, f"{_OPTIMIZER}{number}/"))
@@ -101,13 +99,22 @@ def restore(
     return RunState(**values, losses=saved.tensors[_LOSSES].tolist())
 
 
+def load_state(tensors: Tensors, net: nn.Module, average: Average | None) -> None:
+    """Loads the weights of a checkpoint into a network, and its average."""
+    load_weights(net, select_prefix(tensors, MODEL))
+    if average is not None:
+        for name, tensor in select_prefix(tensors, AVERAGE).items():
+            average.values[name].copy_(spread_like(tensor, average.values[name]))
+
+
 def _restore_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], tensors: Tensors) -> None:
     by_parameter: dict[int, dict[str, Any]] = {}
     for path, tensor in tensors.items():
         name, key = path.rsplit("/", 1)
         parameter = parameters[name]
         # In the parameter's memory format (channels_last); a saved tensor is contiguous.
-        value = torch.zeros_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
+        is_like_it = tensor.shape == parameter.shape
+        value = torch.zeros_like(parameter).copy_(spread_like(tensor, parameter)) if is_like_it else tensor.clone()
         by_parameter.setdefault(id(parameter), {})[key] = value
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     packed = optimizer.state_dict()

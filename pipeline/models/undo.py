@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pipeline.models.device.sharding import own_part
+
 # Integers of the same size. A number times 1 or 0 as an integer is its own bits or +0.0, NaN and infinity included.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -13,12 +15,13 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Undo:
     """A copy of what tensors hold, from which an update is taken back bit for bit, without a wait of the host.
 
-    tensors: real, all on one device. The copy needs as much memory as they do.
+    tensors: real, all on one device; of those that are spread over ranks, this rank's parts count. The copy needs as
+    much memory as they do.
     """
 
     @torch.no_grad()
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._tensors = list(tensors)
+        self._tensors = [own_part(tensor) for tensor in tensors]
         self._before = [torch.empty_like(tensor) for tensor in self._tensors]
         if self._tensors:
             torch._foreach_copy_(self._before, self._tensors)
@@ -31,7 +34,7 @@ class Undo:
         copy.
         """
         now, before = _by_size(self._tensors), _by_size(self._before)
-        for integers, tensors in _by_size(created).items():
+        for integers, tensors in _by_size(own_part(tensor) for tensor in created).items():
             torch._foreach_mul_(tensors, 1 - flag.to(integers))
         for integers in now:
             undone = flag.to(integers)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pipeline.models.device.sharding import own_part
 from pipeline.models.undo import Undo
 
 
@@ -24,7 +25,7 @@ class WeightAverage:
 
     def __init__(self, net: nn.Module, decay: float, every_steps: int = 1, warmup_power: float = 0.0) -> None:
         self._every_steps, self._decay, self._power = every_steps, decay, warmup_power
-        self.values, self._current = _copies(net)
+        self.values, self._averages, self._current = _copies(net)
 
     @torch.no_grad()
     def update(self, step: int, num_steps: int, found_inf: Tensor | None = None) -> None:
@@ -33,11 +34,10 @@ class WeightAverage:
         found_inf: scalar on the device; 1: the step was skipped, and has no part in the average.
         """
         if step % self._every_steps == 0:
-            average = list(self.values.values())
-            with _unless(found_inf, average):
+            with _unless(found_inf, self._averages):
                 # Torch's function takes the number of updates and doesn't use it.
                 update: Callable[..., None] = get_ema_multi_avg_fn(self._decay_at(step))  # type: ignore[no-untyped-call]
-                update(average, self._current, step)
+                update(self._averages, self._current, step)
 
     def _decay_at(self, step: int) -> float:
         if not self._power:
@@ -55,7 +55,7 @@ class LookAhead:
 
     def __init__(self, net: nn.Module, every_steps: int = 5) -> None:
         self._every_steps = every_steps
-        self.values, self._fast = _copies(net)
+        self.values, self._slow, self._fast = _copies(net)
 
     @torch.no_grad()
     def update(self, step: int, num_steps: int, found_inf: Tensor | None = None) -> None:
@@ -68,7 +68,7 @@ class LookAhead:
         if step == num_steps:
             decays.append(1.0)
         if decays:
-            slow, fast = list(self.values.values()), self._fast
+            slow, fast = self._slow, self._fast
             with _unless(found_inf, [*slow, *fast]):
                 for decay in decays:
                     torch._foreach_lerp_(slow, fast, 1 - decay)
@@ -77,12 +77,16 @@ class LookAhead:
                 torch._foreach_copy_(fast, slow)
 
 
-def _copies(net: nn.Module) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Returns copies of the network's tensors of floating point, by name, and the tensors themselves in this order."""
+def _copies(net: nn.Module) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+    """Returns copies of the network's tensors of floating point, by name; the copies in this order, and the tensors.
+
+    In the lists, those that are spread over ranks are this rank's parts.
+    """
     # The parameters and buffers themselves: to look through the network at each update takes the host longer than
     # the update.
     tensors = {name: tensor for name, tensor in net.state_dict(keep_vars=True).items() if tensor.is_floating_point()}
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}, list(tensors.values())
+    copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    return copies, [own_part(copy) for copy in copies.values()], [own_part(tensor) for tensor in tensors.values()]
 
 
 @contextmanager

@@ -4,10 +4,13 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from pipeline.storage import files
 
+_RESTORE = "restore it from a copy of the registry"
 _MARK = re.compile(r"\((night|review|return|dropped|outdated) ([0-9a-f]{12})\)$")
 
 
@@ -16,11 +19,11 @@ class Move:
     """One move of an alias, the content of `history/NAME/N.json`."""
 
     alias: str
-    number: int  # counts from 1
+    number: Annotated[int, msgspec.Meta(ge=1)]  # counts from 1
     version: str  # ID of the version that the alias names from here on
     before: int  # number of the move that a rollback goes back to; 0 for none
     reason: str
-    time: float  # seconds since the epoch
+    time: Annotated[float, msgspec.Meta(ge=0, le=1e11)]  # seconds since the epoch
     against: int = 0  # of a candidate: number of the champion's move that it was compared with; 0 for every other
 
     def as_json(self) -> dict[str, Any]:
@@ -54,13 +57,19 @@ class AliasState:
     file_version: str  # of the file that this was read from, for a conditional write; "" if there was none
 
 
+class _AliasFile(msgspec.Struct):
+    move: Move | None
+    fence: Annotated[int, msgspec.Meta(ge=0)]
+
+
 def read_alias(registry: str, alias: str) -> AliasState:
     """Returns the state of an alias. A name that can't be an alias is one that was never set."""
     found = files.read_version(_alias_uri(registry, alias)) if alias.replace("-", "").isalnum() else None
     if found is None:
         return AliasState(None, 0, "")
-    content = json.loads(found[0])
-    return AliasState(content["move"] and Move(**content["move"]), content["fence"], found[1])
+    place, moves = _alias_uri(registry, alias), files.join(registry, "history", alias)
+    content = files.parse_record(found[0], place, _AliasFile, f"restore it: its move is the newest one in {moves}")
+    return AliasState(content.move, content.fence, found[1])
 
 
 def write_alias(registry: str, alias: str, state: AliasState) -> bool:
@@ -93,7 +102,7 @@ def read_backwards(registry: str, alias: str) -> Iterator[Move]:
     folder = files.join(registry, "history", alias)
     # Another process may write one now: a local folder then holds it under a passing name, too.
     names = sorted(name for name, _ in files.list_files(folder) if name.endswith(".json"))
-    return (Move(**files.read_json(files.join(folder, name))) for name in reversed(names))
+    return (files.read_record(files.join(folder, name), Move, _RESTORE) for name in reversed(names))
 
 
 def encode(value: object) -> bytes:

@@ -22,6 +22,9 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import Annotated
+
+import msgspec
 
 from pipeline.core.errors import MovedError, RegistryError
 from pipeline.evaluation.output_files import METRICS_NAME
@@ -77,11 +80,11 @@ class Version:
     recipe: str  # name
     dataset_digest: str
     top1: float  # of the certified evaluation, in [0, 1]
-    rows: int  # of the certified evaluation
+    rows: Annotated[int, msgspec.Meta(ge=0)]  # of the certified evaluation
     certificate: str  # digest
     parent: str  # ID of the version whose weights training began with, or ""
     files: dict[str, str]  # {name: SHA-256}
-    created: float = 0.0  # seconds since the epoch; not part of the ID
+    created: Annotated[float, msgspec.Meta(ge=0, le=1e11)] = 0.0  # seconds since the epoch; not part of the ID
     id: str = ""
 
     def computed_id(self) -> str:
@@ -99,6 +102,24 @@ def version_uri(registry: str, version: str) -> str:
     return storage.join(registry, "versions", version)
 
 
+class _Certificate(msgspec.Struct):
+    checkpoint_sha256: str
+    predictions_sha256: str
+    rows: int
+    digest: str
+
+
+class _Top1(msgspec.Struct):
+    top1: float
+
+
+class _Evaluated(msgspec.Struct):
+    """What a version takes from `metrics.json`."""
+
+    certificate: _Certificate
+    metrics: _Top1
+
+
 def add(registry: str, run: str, evaluation: str, parent: str = "") -> Version:
     """Copies a finished run's model and its certified evaluation into the registry, and returns the version.
 
@@ -110,11 +131,14 @@ def add(registry: str, run: str, evaluation: str, parent: str = "") -> Version:
     """
     contents = _read_contents(run, evaluation)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    metrics, output = json.loads(contents[METRICS_NAME]), json.loads(contents[checkpoint.OUTPUT_NAME])
-    certificate = metrics["certificate"]
+    output = checkpoint.read_output(run)
+    evaluated = storage.parse_record(
+        contents[METRICS_NAME], storage.join(evaluation, METRICS_NAME), _Evaluated, "evaluate the run once more"
+    )
+    certificate = evaluated.certificate
     for what, certified, found in (
-        ("weights", certificate["checkpoint_sha256"], hashes[checkpoint.MODEL_NAME]),
-        ("predictions", certificate["predictions_sha256"], hashes[PREDICTIONS_NAME]),
+        ("weights", certificate.checkpoint_sha256, hashes[checkpoint.MODEL_NAME]),
+        ("predictions", certificate.predictions_sha256, hashes[PREDICTIONS_NAME]),
     ):
         if certified != found:
             raise RegistryError(
@@ -122,11 +146,11 @@ def add(registry: str, run: str, evaluation: str, parent: str = "") -> Version:
                 f"evaluation of this run, which is made by: {evaluation_command(run)}"
             )
     version = Version(
-        output["recipe"]["name"],
-        output["dataset_digest"],
-        metrics["metrics"]["top1"],
-        certificate["rows"],
-        certificate["digest"],
+        output.recipe["name"],
+        output.dataset_digest,
+        evaluated.metrics.top1,
+        certificate.rows,
+        certificate.digest,
         get(registry, parent).id if parent else "",
         hashes,
     )
@@ -194,7 +218,8 @@ def version_ids(registry: str) -> list[str]:
 
 def read_version(registry: str, version: str) -> Version:
     """Returns the version of a full ID."""
-    return Version(**storage.read_json(storage.join(version_uri(registry, version), VERSION_NAME)))
+    place = storage.join(version_uri(registry, version), VERSION_NAME)
+    return storage.read_record(place, Version, "restore it from a copy of the registry")
 
 
 # --- aliases -----------------------------------------------------------------------------------------------------

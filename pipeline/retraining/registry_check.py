@@ -6,13 +6,13 @@ Records of models in use are checked, too: what was predicted, labels, and the r
 import hashlib
 from collections.abc import Iterator
 
-from pipeline.core.errors import RegistryError
+from pipeline.core.errors import DamagedError, RegistryError
+from pipeline.retraining.alias_file import Move, alias_names
 from pipeline.retraining.live import store
 from pipeline.retraining.registry import (
     CANDIDATE,
     CHAMPION,
     VERSION_NAME,
-    aliases,
     current,
     history,
     read_version,
@@ -56,7 +56,11 @@ def verify(registry: str) -> list[str]:
 def _version_problems(registry: str) -> Iterator[str]:
     known = set(version_ids(registry))
     for name in sorted(known):
-        version = read_version(registry, name)
+        try:
+            version = read_version(registry, name)
+        except DamagedError as error:
+            yield str(error)
+            continue
         if version.computed_id() != name:
             yield f"version {name}: {VERSION_NAME} has changed (its ID would be {version.computed_id()})"
         if version.parent and version.parent not in known:
@@ -71,22 +75,39 @@ def _version_problems(registry: str) -> Iterator[str]:
 
 def _alias_problems(registry: str) -> Iterator[str]:
     known = set(version_ids(registry))
-    for alias, version in aliases(registry).items():
-        if version not in known:
-            yield f"alias {alias}: version {version} is missing"
-        moves = history(registry, alias)
-        numbers = [move.number for move in moves]
-        if numbers != list(range(1, len(moves) + 1)):
-            yield f"alias {alias}: its history has gaps: {numbers}"
-        elif moves[-1] != current(registry, alias):
-            yield f"alias {alias}: its history ends with another move than its newest"
-        for move in moves:
-            if move.version not in known:
-                yield f"alias {alias}: move {move.number} is to version {move.version}, which is missing"
+    for alias in alias_names(registry):
+        try:
+            newest, moves = current(registry, alias), history(registry, alias)
+        except DamagedError as error:
+            yield str(error)
+            continue
+        if newest is not None:
+            yield from _problems_of_alias(alias, newest, moves, known)
+
+
+def _problems_of_alias(alias: str, newest: Move, moves: list[Move], known: set[str]) -> Iterator[str]:
+    if newest.version not in known:
+        yield f"alias {alias}: version {newest.version} is missing"
+    numbers = [move.number for move in moves]
+    if numbers != list(range(1, len(moves) + 1)):
+        yield f"alias {alias}: its history has gaps: {numbers}"
+    elif moves[-1] != newest:
+        yield f"alias {alias}: its history ends with another move than its newest"
+    for move in moves:
+        if move.version not in known:
+            yield f"alias {alias}: move {move.number} is to version {move.version}, which is missing"
+
+
+def _sound_history(registry: str, alias: str) -> list[Move]:
+    """Returns the history of an alias; empty if it is damaged, which is a problem of the alias."""
+    try:
+        return history(registry, alias)
+    except DamagedError:
+        return []
 
 
 def _live_problems(registry: str) -> Iterator[str]:
-    histories = {alias: history(registry, alias) for alias in (CHAMPION, CANDIDATE)}
+    histories = {alias: _sound_history(registry, alias) for alias in (CHAMPION, CANDIDATE)}
     known, champions = set(version_ids(registry)), {move.number for move in histories[CHAMPION]}
     for move in histories[CANDIDATE]:
         if move.against and move.against not in champions:
@@ -97,7 +118,7 @@ def _live_problems(registry: str) -> Iterator[str]:
             if kind and kind != "night":
                 try:
                     store.read_review(registry, identifier)
-                except RegistryError as error:
+                except (RegistryError, DamagedError) as error:
                     yield f"alias {alias}: move {move.number}: {error}"
     for uri in store.traffic_uris(registry):
         try:

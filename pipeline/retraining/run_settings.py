@@ -124,8 +124,8 @@ def _of_champion(workspace: str) -> RunSettings | None:
         return RunSettings(recipe_from_json(decision["recipe"]), decision["pretrained"], origin)
     # A run of an older version, or a model that was added by hand. With weights from a file the recipe stays as it is,
     # so it has to be the one that their normalisation went into.
-    output = files.read_json(files.join(registry.version_uri(place, champion.version), checkpoint.OUTPUT_NAME))
+    recipe = checkpoint.read_output(registry.version_uri(place, champion.version)).recipe
     weights = files.join(night_uri(workspace, night), "run", PRETRAINED_NAME) if night else ""
     if weights and files.exists(weights):
-        return RunSettings(recipe_from_json(output["recipe"]), weights, origin)
-    return RunSettings(recipe_from_json((decision or output)["recipe"]), None, origin)
+        return RunSettings(recipe_from_json(recipe), weights, origin)
+    return RunSettings(recipe_from_json(decision["recipe"] if decision else recipe), None, origin)

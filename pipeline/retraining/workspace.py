@@ -28,13 +28,14 @@ from pipeline.retraining import registry
 from pipeline.retraining.classes import ClassRules
 from pipeline.retraining.decision.page import render_decision
 from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate, RecallChange
+from pipeline.retraining.decision_file import DECISION_NAME, LATEST_NAME, read_decision
 from pipeline.retraining.live.candidates import DAYS_OF_A_CANDIDATE, needs_labels, pending_candidate, sent_back
 from pipeline.retraining.live.limits import LABELS_AFTER_RETURN
 from pipeline.storage import files
 from pipeline.storage.places import claim_folder
 
-LATEST_NAME, ACTIVE_NAME = "latest.json", "active.json"
-DECISION_NAME, PAGE_NAME = "decision.json", "decision.html"
+ACTIVE_NAME = "active.json"
+PAGE_NAME = "decision.html"
 CANDIDATE = "candidate"  # `status` of a decision whose challenger waits for a review
 _LIMIT = "false_promotions_per_year"  # of the gate; runs that began before there was one have none
 _TRAINED_IN = "trained in night "  # begins the reason of the challenger's move; the ID of the run follows
@@ -191,10 +192,7 @@ def night_of(workspace: str, version: str) -> str | None:
 def decision_of(workspace: str, night: str) -> dict[str, Any] | None:
     """Returns the decision of a retraining run, by its ID; None if it has published none."""
     place = files.join(night_uri(workspace, night), DECISION_NAME)
-    if not files.exists(place):
-        return None
-    decision: dict[str, Any] = files.read_json(place)
-    return decision
+    return read_decision(place) if files.exists(place) else None
 
 
 def renames_of(place: str, version: str) -> dict[str, str]:
@@ -212,10 +210,7 @@ def renames_of(place: str, version: str) -> dict[str, str]:
 def read_latest(workspace: str) -> dict[str, Any] | None:
     """Returns the decision of the newest finished run, or None if there is none."""
     place = files.join(workspace, LATEST_NAME)
-    if not files.exists(place):
-        return None
-    latest: dict[str, Any] = files.read_json(place)
-    return latest
+    return read_decision(place) if files.exists(place) else None
 
 
 def latest_dataset(workspace: str, latest: dict[str, Any] | None) -> str | None:

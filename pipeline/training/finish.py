@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+from torch import nn
+
 from pipeline.config.recipe_json import recipe_to_json
 from pipeline.core.finite import finite_or_none
 from pipeline.core.progress import message
@@ -46,8 +48,9 @@ def finish(worker: Worker) -> None:
     if kept:
         message(worker.progress, early_stop.line_of(kept))
         worker.log.event("early stop", state.step, **{name: value for name, value in kept.items() if name != "step"})
-    if worker.batches.rank == 0:
-        write_outputs(worker, predictions, kept)
+    net = worker.learner.evaluated_net() if worker.learner.is_sharded or worker.batches.rank == 0 else None
+    if worker.batches.rank == 0 and net is not None:
+        write_outputs(worker, predictions, net, kept)
     worker.log.event("end", state.step, seconds={name: round(value, 3) for name, value in state.seconds.items()})
     ray.train.report({"step": state.step})  # a barrier: no worker leaves before the outputs are written
 
@@ -64,12 +67,15 @@ def report_scores(worker: Worker, predictions: Predictions) -> dict[str, Any]:
     return scores
 
 
-def write_outputs(worker: Worker, predictions: Predictions, kept: dict[str, Any] | None = None) -> None:
-    """Writes what a finished run leaves. kept: what `early_stop.keep_best` says. On rank 0 alone."""
+def write_outputs(worker: Worker, predictions: Predictions, net: nn.Module, kept: dict[str, Any] | None = None) -> None:
+    """Writes what a finished run leaves. net: with its last weights. kept: what `early_stop.keep_best` says.
+
+    On rank 0 alone.
+    """
     job, data = worker.job, worker.data
     split = data.split(train_eval_split(data, job.hold_out).split)
     write_predictions(job.run, job.dataset, split, predictions)
-    weights = {name: tensor.detach().cpu() for name, tensor in worker.learner.evaluated_net().state_dict().items()}
+    weights = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
     files.write_bytes(files.join(job.run, checkpoint.MODEL_NAME), serialize_tensors(weights))
     values = {
         "recipe": recipe_to_json(job.recipe),
@@ -91,7 +97,8 @@ def _operations_of_net(worker: Worker, sizes: list[int]) -> dict[str, float]:
 
     sizes: of the images in each epoch.
     """
-    net, recipe, rows = worker.learner.net, worker.job.recipe, worker.batches.order.trained_rows
+    net = worker.learner.unsharded or worker.learner.net
+    recipe, rows = worker.job.recipe, worker.batches.order.trained_rows
     forward = operations_per_image(net, recipe.image_size_px, backward=False) if recipe.fit_head != "none" else 0.0
     if recipe.fit_head == "only":
         return {"total": forward * rows, "per_image": forward}

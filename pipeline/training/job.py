@@ -71,6 +71,9 @@ class TrainJob:
     """CPUs that Ray reserves for each worker."""
     compile: bool = False
     """Whether to compile the network with torch.compile, as a recipe that says `compile` does, too."""
+    fsdp: bool = False
+    """Whether weights, gradients and optimiser states are spread over the workers (FSDP2), for a network that doesn't
+    fit into one. Not part of the identity: a run may go on with or without it."""
     deterministic: bool = False
     """Whether a GPU repeats its numbers to the last bit, at the cost of speed."""
     hold_out: float = 0.0

@@ -58,11 +58,11 @@ def run_steps(worker: Worker, schedule: "Schedule") -> None:
         if due.line:
             worker.meter.end_line(worker.state.step, rate)
         request = read_results(worker, catch_up=due.leaves_the_loop)
-        if due.leaves_the_loop or request.stop:
+        if due.leaves_the_loop or request.stop or request.save:
             report(worker, schedule, catch_up=True)
         elif request.report:
             report(worker, schedule)
-        if due.checkpoint or request.stop:
+        if due.checkpoint or request.stop or request.save:
             save_checkpoint(worker)
         elif due.preemption_check:
             save_if_preempted(worker)
@@ -79,11 +79,13 @@ def run_steps(worker: Worker, schedule: "Schedule") -> None:
 def heed_clock(worker: Worker, schedule: "Schedule", due: "Due") -> "Due":
     """Returns what is due, without a checkpoint where the last one was just now. All ranks together.
 
-    The last step's is written in any case, and with early stopping that of each evaluation: it may be the best one.
+    The last step's is written in any case, and with early stopping that of each evaluation: it may be the best one. A
+    network that is spread over ranks is saved before each evaluation, too: a stop during it can't gather the weights.
     """
     if not due.checkpoint:
         return due
-    must = worker.state.step == schedule.last_step or (due.validation and worker.job.recipe.early_stop_epochs > 0)
+    keeps_each = worker.job.recipe.early_stop_epochs > 0 or worker.learner.is_sharded
+    must = worker.state.step == schedule.last_step or (due.validation and keeps_each)
     return replace(due, checkpoint=is_time(worker, must))
 
 
@@ -143,7 +145,7 @@ def read_results(worker: Worker, catch_up: bool = False) -> Request:
     known = _known_steps(worker, catch_up)
     count_results(worker, known)
     request = worker.rank_zero.due(known)
-    if request.stop and not catch_up:
+    if (request.stop or request.save) and not catch_up:
         count_results(worker, worker.state.step)
     return request
 
@@ -305,14 +307,19 @@ def evaluate(worker: Worker) -> None:
 
 
 def save_if_preempted(worker: Worker) -> None:
-    """Saves what there is time for, if the loss of a worker's node has been announced. On rank 0 alone."""
+    """Saves what there is time for, if the loss of a worker's node has been announced. On rank 0 alone.
+
+    A network that is spread over ranks is saved by all of them, after a step or a few.
+    """
     learner, preemption = worker.learner, worker.preemption
     notice = preemption.new_notice(worker.writer, lambda: learner.tensors(worker.state))
     if notice is None:
         return
     worker.warn("notice", notice)
     count_results(worker, worker.state.step)
-    if preemption.saves == "all":
+    if learner.is_sharded:
+        worker.rank_zero.request(Request(save=preemption.saves != ""))
+    elif preemption.saves == "all":
         write_checkpoint(worker, alone=True)
     elif preemption.saves == "weights":
         worker.writer.salvage(worker.state.step, learner.evaluated_net().state_dict())

@@ -158,6 +158,7 @@ def prepare_replay(
         max_skipped_steps=len(meta["state"]["skipped"]) + sum(math.isnan(loss) for loss in recorded),
         compile=computed["compile"],
         deterministic=computed["deterministic"],
+        fsdp=computed["fsdp"],
     )
     data = check_job(job)
     check_identity(uri, identity, job.identity(data.digest))

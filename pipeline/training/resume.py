@@ -20,7 +20,8 @@ from pipeline.training.job import TrainJob
 
 CONFIG_NAME = "config.json"  # the identity of a run, written at its first start
 STARTS = "starts"
-_NUMERICS = ("compile", "deterministic")  # fields of a job that change the last bits, and no part of its identity
+# Fields of a job that change the last bits, and are no part of its identity.
+_NUMERICS = ("compile", "deterministic", "fsdp")
 
 
 def resume(
@@ -73,7 +74,7 @@ def note_start(job: TrainJob, rank: int, world_size: int, step: int) -> str:
 
 
 def numerics(run: str, step: int) -> dict[str, bool]:
-    """Returns {"compile", "deterministic"}: how the steps after step `step` of a run were computed (`TrainJob`)."""
+    """Returns {"compile", "deterministic", "fsdp"}: how the steps after `step` were computed (`TrainJob`)."""
     started = [start for start in read_starts(run) if start["step"] <= step]
     return {name: bool(started and started[-1].get(name)) for name in _NUMERICS}
 
@@ -90,7 +91,8 @@ def _node() -> str:
 def read_starts(run: str) -> list[dict[str, Any]]:
     """Returns time (seconds since the epoch), step, world_size, nodes of the ranks and command of each start in order.
 
-    Starts of earlier versions have no command. "compile" and "deterministic" are there where they are true.
+    Starts of earlier versions have no command. "compile", "deterministic" and "fsdp" are
+    there where they are true.
     """
     folder = files.join(run, STARTS)
     names = sorted(name for name, _ in files.list_files(folder))

@@ -1,6 +1,7 @@
 """Set-up of a training worker: everything that its steps need, in the state that the run is in."""
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pipeline.models.distillation import Teacher
 from pipeline.models.factory import recipe_model
 from pipeline.models.pretrained.fit import follow_quickly, load_pretrained
 from pipeline.models.run_state import Average, RunState
+from pipeline.models.device.sharding import shard
 from pipeline.models.small_networks import Whitened
 from pipeline.models.weight_averages import LookAhead, WeightAverage
 from pipeline.training.fit_epochs import fit_epochs
@@ -224,14 +226,19 @@ def _initialise(net: nn.Module, job: TrainJob, batches: Batches) -> None:
 
 def _make_learner(net: nn.Module, job: TrainJob, batches: Batches, exits: contextlib.ExitStack) -> Learner:
     recipe = job.recipe
-    net = net.to(batches.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = _parallel(net) if batches.world_size > 1 else net
+    unsharded = copy.deepcopy(net).cpu() if job.fsdp and batches.world_size > 1 else None
+    if unsharded is not None:
+        net = model = net.to(batches.device)  # FSDP wants its tensors contiguous
+        shard(net, batches.device, batches.world_size)
+    else:
+        net = net.to(batches.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = _parallel(net) if batches.world_size > 1 else net
     optimizers = make_optimizers(net, recipe)
     average = make_average(recipe, net)
     compiled = compile_network(model, exits) if job.compiles else model
     teacher = Teacher(job.teacher.uri, batches.data.classes, recipe).to(batches.device) if job.teacher else None
     train_step = TrainStep(recipe, compiled, optimizers, batches.order, batches.world_size, teacher)
-    return Learner(net, model, average, train_step)
+    return Learner(net, model, average, train_step, unsharded)
 
 
 def _parallel(net: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """One step of gradient descent: gradients of a batch, and the update of the weights."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.models.batch_transforms import transform_batch
 from pipeline.models.device.precision import forward_dtype, make_autocast
 from pipeline.models.distillation import distillation_losses
 from pipeline.models.losses import sample_losses
+from pipeline.models.device.sharding import own_part, whole
 from pipeline.training.on_device.loss_scale import LossScale
 from pipeline.training.optim.clipping import adaptively_clipped, clip_adaptively
 from pipeline.training.optim.found_inf import set_found_inf
@@ -28,8 +30,9 @@ from pipeline.training.optim.sharpness import moved_uphill
 class TrainStep:
     """Computes gradients of the mean loss over a global batch, and updates the weights.
 
-    model: the network as it is called: bare, compiled, or in DistributedDataParallel; its parameters say on which
-    device. optimizers: of its parameters. order: of the run; gives the seed of augmentation and the sizes of batches.
+    model: the network as it is called: bare, compiled, in DistributedDataParallel or in FSDP; its parameters say on
+    which device. optimizers: of its parameters. order: of the run; gives the seed of augmentation and the sizes of
+    batches.
     teacher: a network whose outputs are learnt from beside the labels; None for none.
     """
 
@@ -73,9 +76,9 @@ class TrainStep:
         parts = _micro_batches(batch, self._recipe.accumulate_steps, pairs=self._recipe.augment.mixes)
         total = torch.zeros((), device=batch.images.device)
         for number, part in enumerate(parts):
-            # Ranks exchange gradients with the last micro-batch alone: no_sync keeps the ones before local.
+            # Ranks exchange gradients with the last micro-batch alone.
             is_local = number + 1 < len(parts) and self._world_size > 1
-            with self._model.no_sync() if is_local else nullcontext():
+            with _without_exchange(self._model, is_local):
                 total += self._backward(part, step)
         if self._recipe.frozen_epochs or self._recipe.thaw_epochs:
             self._drop_frozen(step)
@@ -94,8 +97,8 @@ class TrainStep:
         # A parameter that a step doesn't use has no gradient.
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self.loss_scale:
-            self.loss_scale.unscale(gradients)
-        return torch.nn.utils.get_total_norm(gradients)
+            self.loss_scale.unscale([own_part(gradient) for gradient in gradients])
+        return whole(torch.nn.utils.get_total_norm(gradients))
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
         """Adds the gradients of one micro-batch; returns the sum of its sample losses, a scalar."""
@@ -159,6 +162,20 @@ class TrainStep:
         """Clears the gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
+
+
+@contextmanager
+def _without_exchange(model: Any, is_local: bool) -> Iterator[None]:
+    """Keeps the gradients of the block on their rank, if `is_local`. model: in DistributedDataParallel or FSDP then."""
+    if not is_local:
+        yield
+    elif hasattr(model, "set_requires_gradient_sync"):  # FSDP
+        model.set_requires_gradient_sync(False)
+        yield
+        model.set_requires_gradient_sync(True)
+    else:
+        with model.no_sync():
+            yield
 
 
 def _micro_batches(batch: Batch, count: int, pairs: bool) -> list[Batch]:

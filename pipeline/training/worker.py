@@ -15,6 +15,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.models.checkpoint_writer import CheckpointWriter
 from pipeline.models.layers import may_draw
 from pipeline.models.run_state import Average, RunState, collect
+from pipeline.models.device.sharding import wholes
 from pipeline.models.tensor_file import Tensors
 from pipeline.models.weight_averages import WeightAverage
 from pipeline.training.job import TrainJob
@@ -38,10 +39,18 @@ class Learner:
     net: nn.Module
     """The network itself."""
     model: Any
-    """The network as it is called in training: in DistributedDataParallel where there are several workers."""
+    """The network as it is called in training: in DistributedDataParallel where there are several workers, or with its
+    weights spread over them."""
     average: Average | None
     """The average of weights that the recipe asks for."""
     train_step: TrainStep
+    unsharded: nn.Module | None = None
+    """A copy of the network on the CPU, of any weights, where those of `net` are spread over the workers; else None."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether weights, gradients and optimisers are spread over the workers (FSDP)."""
+        return self.unsharded is not None
 
     @cached_property
     def draws(self) -> bool:
@@ -68,11 +77,17 @@ class Learner:
             self.average.update(step, num_steps, found_inf)
 
     def evaluated_net(self) -> nn.Module:
-        """Returns the network that is evaluated: a copy with the averaged weights where they are kept apart."""
-        if not isinstance(self.average, WeightAverage):
+        """Returns the network that is evaluated: a copy with the averaged weights where they are kept apart.
+
+        Of a network that is spread over the workers it is a whole copy. All ranks together then.
+        """
+        average = self.average.values if isinstance(self.average, WeightAverage) else None
+        if self.unsharded is None and average is None:
             return self.net
-        twin = copy.deepcopy(self.net)
-        twin.load_state_dict({**self.net.state_dict(), **self.average.values})
+        weights = {**self.net.state_dict(), **(average or {})}
+        device = next(self.net.parameters()).device
+        twin = copy.deepcopy(self.net if self.unsharded is None else self.unsharded).to(device)
+        twin.load_state_dict(wholes(weights))
         return twin
 
 

@@ -47,6 +47,10 @@ class TrainOptions:
     """Whether to compile the network by torch.compile, for each size of batch, before the first step. For long runs on
     a GPU: it takes time at each start. Not part of a run's identity."""
 
+    fsdp: bool = False
+    """Whether each worker keeps a part of weights, gradients and optimiser states (FSDP2), for a network that doesn't
+    fit into one GPU. Slower than without it. Not part of a run's identity."""
+
     deterministic: bool = False
     """Whether a GPU repeats its numbers to the last bit, at the cost of speed, by torch's deterministic algorithms. A
     resumed run then ends with the same weights on GPUs of the same kind. CPUs do so in any case."""
@@ -188,6 +192,8 @@ def make_job(
     gpus = count_gpus()
     workers = default_workers(recipe, gpus) if workers is None else workers
     check_workers(recipe, workers, options.max_workers)
+    if options.fsdp:
+        check_fsdp(recipe, workers, options.compile or recipe.compile)
     check_machine(workers, options.device)
     check_image_size(recipe)
     if start is None:
@@ -201,6 +207,7 @@ def make_job(
         max_workers=options.max_workers or 0,
         use_gpu=workers_use_gpus(options.device, workers, gpus),
         compile=options.compile,
+        fsdp=options.fsdp,
         deterministic=options.deterministic,
         hold_out=options.hold_out,
         trace_rows=options.trace_rows,
@@ -231,6 +238,25 @@ def check_workers(recipe: Recipe, workers: int | None, max_workers: int | None) 
     if max_workers is not None and max_workers < max(1, workers or 0):
         raise RecipeError(f"max-workers={max_workers} must be at least workers={workers or 1}")
     check_batch(recipe, max(1, workers or 1, max_workers or 1))
+
+
+def check_fsdp(recipe: Recipe, workers: int, compiles: bool) -> None:
+    """Raises RecipeError where a run can't be spread over its workers by FSDP."""
+    if workers < 2:
+        raise RecipeError(f"fsdp spreads a network over workers, and there are {workers}; give --workers 2 or more")
+    if compiles:
+        raise RecipeError("fsdp and compile don't go together; leave one of them out")
+    whole = {  # what needs a tensor as a whole
+        f"optimizer={recipe.optimizer}": recipe.optimizer in ("muon", "lars", "lamb"),
+        f"adaptive_clip={recipe.adaptive_clip:g}": recipe.adaptive_clip > 0,
+        f"sam_radius={recipe.sam_radius:g}": recipe.sam_radius > 0,
+    }
+    for setting, is_asked in whole.items():
+        if is_asked:
+            raise RecipeError(
+                f"fsdp and {setting} don't go together: it needs whole tensors; change it "
+                "(optimizer=adamw and nesterov go), or leave fsdp out"
+            )
 
 
 def train_job(job: TrainJob, wait_minutes: float = 0, progress: Progress = silent) -> dict[str, Any]:

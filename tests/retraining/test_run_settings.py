@@ -23,7 +23,7 @@ from pipeline.retraining.run_settings import RunSettings, absolute_weights, chos
 from pipeline.storage import files
 from pipeline.training.workflow import TrainOptions
 from tests.support.pictures.images import make_tree
-from tests.support.trained.retraining import planned_run
+from tests.support.trained.retraining import planned_run, stored_decision
 
 DIGITS, PHOTOS = make_recipe("digits"), make_recipe("imagenette-5")
 NIGHT = "0123456789ab"
@@ -39,7 +39,9 @@ def add_champion(work: str, recipe: Recipe, reason: str = f"trained in night {NI
     place, version = f"{work}/registry", registry.Version(recipe.name, "d" * 64, 0.9, 100, "c" * 64, "", {})
     version = replace(version, id=version.computed_id())
     folder = registry.version_uri(place, version.id)
-    files.write_json(f"{folder}/{OUTPUT_NAME}", {"recipe": as_json(recipe)})
+    files.write_json(
+        f"{folder}/{OUTPUT_NAME}", {"recipe": as_json(recipe), "classes": [], "dataset_digest": "d", "hold_out": 0.0}
+    )
     files.write_bytes(f"{folder}/{registry.VERSION_NAME}", encode(asdict(version)))
     for alias in (registry.CHALLENGER, registry.CHAMPION):
         registry.move(place, alias, version.id, reason, registry.current(place, alias))
@@ -48,7 +50,7 @@ def add_champion(work: str, recipe: Recipe, reason: str = f"trained in night {NI
 
 def add_decision(work: str, recipe: Recipe, fingerprint: str = "f", latest: bool = False, **more: object) -> None:
     """Writes the decision of the run NIGHT; latest: as the newest run's only."""
-    values = {"night": NIGHT, "recipe": as_json(recipe), "fingerprint": fingerprint, "seconds": {}, **more}
+    values = stored_decision(night=NIGHT, recipe=as_json(recipe), fingerprint=fingerprint, seconds={}, **more)
     files.write_json(f"{work}/latest.json" if latest else f"{work}/nights/{NIGHT}/decision.json", values)
 
 

@@ -22,10 +22,11 @@ from pipeline.retraining.decision import promotion
 from pipeline.retraining.decision.lock_box import Reading
 from pipeline.retraining.decision.promotion import Contest, decide_promotion
 from pipeline.retraining.decision.promotion_gate import Check, Decision, Gate
+from pipeline.retraining.decision_file import LATEST_NAME
 from pipeline.retraining.plan import Plan, RetrainOptions
 from pipeline.retraining.run_settings import given_settings
 from pipeline.retraining.stages import ingest_source
-from pipeline.retraining.workspace import LATEST_NAME, RetrainingRun
+from pipeline.retraining.workspace import RetrainingRun
 from pipeline.storage import files
 from pipeline.versions import drop_version
 from tests.support.pictures.datasets import ingest_here
@@ -34,7 +35,7 @@ from tests.support.pictures.versions import deletions, make_version
 from tests.support.trained.live import make_version as trained_version
 from tests.support.trained.live import promote
 from tests.support.trained.predictions import predictions
-from tests.support.trained.retraining import planned_run
+from tests.support.trained.retraining import planned_run, stored_decision
 
 
 @pytest.fixture
@@ -44,7 +45,9 @@ def nights(tmp_path: Path) -> tuple[RetrainingRun, RetrainingRun]:
     monday = planned_run(workspace, source=str(tree), fingerprint="1" * 64)
     ingest_here(open_source(str(tree), spool=str(tmp_path / "spool")), monday.dataset, shard_size=SHARD_BYTES)
     # as it was written before the workspace was moved
-    files.write_json(files.join(workspace, LATEST_NAME), {"dataset": "/elsewhere/work/datasets/111111111111"})
+    files.write_json(
+        files.join(workspace, LATEST_NAME), stored_decision(dataset="/elsewhere/work/datasets/111111111111")
+    )
     (tree / "train" / "ant" / "new.jpg").write_bytes(jpeg(5000))
     return monday, replace(monday, fingerprint="2" * 64)
 

@@ -28,8 +28,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.core.errors import StorageError, UnavailableError
+from pipeline.core.errors import DamagedError, StorageError
 from pipeline.core.shares import counted
+from pipeline.retraining.decision_file import read_decision
 from pipeline.storage import files
 
 LEVELS_NAME = "levels.json"
@@ -152,12 +153,11 @@ def _from_decisions(workspace: str) -> list[Spent]:
         if not files.exists(place):
             continue
         try:
-            values = files.read_json(place).get("sequential")
-            lines += [_line(values)] if values else []
-        except UnavailableError:  # it may be whole, and the levels are written for good without it
-            raise
-        except (StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s: can't be read (%s); the level of this night isn't counted", place, error)
+            values = read_decision(place).get("sequential")
+        except DamagedError as error:
+            log.warning("%s; the level of this night isn't counted", error)
+            continue
+        lines += [_line(values)] if values else []
     return sorted(lines, key=lambda each: each.time)
 
 

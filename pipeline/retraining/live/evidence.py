@@ -182,8 +182,7 @@ class Evidence:
     def _classes(self, versions: tuple[str, ...]) -> set[str]:
         found = set[str]()
         for version in versions:
-            output = files.join(registry.version_uri(self.place, version), checkpoint.OUTPUT_NAME)
-            found.update(files.read_json(output)["classes"])
+            found.update(checkpoint.read_output(registry.version_uri(self.place, version)).classes)
         return found
 
 

@@ -13,9 +13,11 @@ import logging
 import time
 from collections.abc import Container
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from pipeline.core.errors import StorageError, UnavailableError
+import msgspec
+
+from pipeline.core.errors import DamagedError
 from pipeline.retraining.notices.webhook import Answer, Webhook
 from pipeline.storage import files
 
@@ -34,13 +36,13 @@ class Message:
     """Header `webhook-id`: letters, digits and `_`."""
     body: dict[str, Any]
     """The content, JSON values."""
-    since: float
+    since: Annotated[float, msgspec.Meta(ge=0, le=1e11)]
     """When it was written, in seconds since 1970."""
     failures: int = 0
     """How often it was sent and not accepted."""
     reason: str = ""
     """Why it wasn't accepted last; empty if it hasn't been sent yet."""
-    refusals: int = 0
+    refusals: Annotated[int, msgspec.Meta(ge=0)] = 0
     """How often of these it was refused for good, as by HTTP 400."""
 
 
@@ -150,17 +152,11 @@ def _names(folder: str) -> list[str]:
 def _read(place: str) -> Message | None:
     """Returns a message; None, with a warning, if its file is damaged or gone. Fields of later programs are ignored."""
     try:
-        values = files.read_json(place)
-        message = Message(**{name: value for name, value in values.items() if name in Message.__dataclass_fields__})
-        if not isinstance(message.body, dict) or not message.since + message.refusals >= 0:
-            raise TypeError("a field has another type")
-        return message
+        return files.read_record(place, Message, "it isn't sent; remove it")
     except FileNotFoundError:  # accepted meanwhile, by `nights send`
         return None
-    except UnavailableError:
-        raise
-    except (StorageError, TypeError, AttributeError) as error:
-        log.warning("%s: is no message (%s); it isn't sent; remove it", place, error)
+    except DamagedError as error:
+        log.warning("%s", error)
         return None
 
 

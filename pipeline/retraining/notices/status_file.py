@@ -1,11 +1,16 @@
 """`WORKSPACE/status.json`: how the last call ended, and which decision was told last."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 from pipeline.storage import files
 
 STATUS_NAME = "status.json"
+
+
+_Time = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 
 
 @dataclass(frozen=True)
@@ -16,11 +21,11 @@ class Status:
     """"promoted", "candidate", "kept", "stopped", "unchanged" or "failed"; empty if none has ended yet."""
     message: str = ""
     """The reason, in one sentence."""
-    last_run: float | None = None
+    last_run: _Time | None = None
     """When the last call ended, in seconds since 1970."""
-    last_success: float | None = None
+    last_success: _Time | None = None
     """When the last call that didn't fail ended, in seconds since 1970."""
-    first_run: float | None = None
+    first_run: _Time | None = None
     """When the first call began, in seconds since 1970; of workspaces of earlier programs, a later call."""
     told: str | None = None
     """ID of the message of the newest decision that was told."""
@@ -31,8 +36,7 @@ def read_status(workspace: str) -> Status | None:
     place = files.join(workspace, STATUS_NAME)
     if not files.exists(place):
         return None
-    values: dict[str, Any] = files.read_json(place)
-    return Status(**{name: value for name, value in values.items() if name in Status.__dataclass_fields__})
+    return files.read_record(place, Status, "remove it: the next run writes it anew")
 
 
 def write_status(workspace: str, status: Status) -> None:

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.core.errors import StorageError
+import msgspec
+
+from pipeline.core.errors import DamagedError
+from pipeline.retraining.decision_file import DECISION_NAME, Count, Facts, Seconds, read_decision
 from pipeline.retraining.overview.times import price
-from pipeline.retraining.workspace import DECISION_NAME, night_uri, read_latest
+from pipeline.retraining.workspace import night_uri, read_latest
 from pipeline.storage import files
 
 NIGHTS_NAME = "nights.json"
@@ -149,9 +152,9 @@ def _read(workspace: str, name: str) -> Night | None:
     if not files.exists(place):
         return None  # at work, or interrupted
     try:
-        return summary(files.read_json(place), written=files.entry_of(place).modified_ns / 1e9)
-    except (StorageError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s: can't be read (%s); the run is left out of the list", place, error)
+        return summary(read_decision(place), written=files.entry_of(place).modified_ns / 1e9)
+    except DamagedError as error:
+        log.warning("%s; the run is left out of the list", error)
         return None
 
 
@@ -161,8 +164,24 @@ def _cached(place: str) -> dict[str, Night]:
         return {}
     try:
         values = files.read_json(place)
-        if values["schema"] != _SCHEMA:
-            return {}
-        return {each["id"]: Night(**each) for each in values["nights"]}
-    except (StorageError, KeyError, TypeError):  # of another program: made anew
+        form = msgspec.convert(values, _Cache)
+        return {each["id"]: Night(**each) for each in values["nights"]} if form.schema == _SCHEMA else {}
+    except (DamagedError, msgspec.ValidationError, TypeError):  # of another program: made anew
         return {}
+
+
+class _Summary(Facts, kw_only=True):
+    id: str
+    finished: Seconds
+    status: str
+    reason: str
+    correct: dict[str, Count]
+    fair_rows: Count
+    seconds: dict[str, Seconds]
+    recipe: str = ""
+    epochs: float = 0
+
+
+class _Cache(msgspec.Struct):
+    schema: int
+    nights: list[_Summary]

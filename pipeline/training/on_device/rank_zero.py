@@ -18,9 +18,12 @@ class Request:
     report: bool = False
     """Gather the seconds of the last steps; show, track and log the lines of the history that have ended."""
 
+    save: bool = False
+    """Save a checkpoint: a node of the run is about to be taken away."""
+
     def __or__(self, other: "Request") -> "Request":
         """Returns both."""
-        return Request(self.stop or other.stop, self.report or other.report)
+        return Request(self.stop or other.stop, self.report or other.report, self.save or other.save)
 
 
 class RankZero:
@@ -41,11 +44,11 @@ class RankZero:
     def outgoing(self) -> int:
         """Returns what goes with a step's results."""
         request, self._next = self._next, Request()
-        return request.stop + 2 * request.report
+        return request.stop + 2 * request.report + 4 * request.save
 
     def receive(self, step: int, number: int) -> None:
         """Takes what came with the results of a step."""
-        self._told.append((step, Request(bool(number & 1), bool(number & 2))))
+        self._told.append((step, Request(bool(number & 1), bool(number & 2), bool(number & 4))))
 
     def due(self, up_to: int) -> Request:
         """Returns what was requested with the steps before step `up_to`, each request once."""

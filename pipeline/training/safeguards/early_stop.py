@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.evaluation.distributed import gather_objects
 from pipeline.models import checkpoint
-from pipeline.models.run_state import AVERAGE, MODEL, select_prefix
+from pipeline.models.run_state import load_state
 from pipeline.storage import files
 from pipeline.training.outputs.lines import epoch_of
 from pipeline.training.worker import Worker
@@ -50,11 +50,7 @@ def keep_best(worker: Worker, final: dict[str, Any] | None) -> dict[str, Any] | 
     if not files.exists(files.join(uri, checkpoint.STATE_NAME)):
         worker.warn("early stop", f"the checkpoint of epoch {epoch} couldn't be written; the model is the last one")
         return None
-    tensors = checkpoint.load(uri).tensors
-    worker.learner.net.load_state_dict(select_prefix(tensors, MODEL))
-    if worker.learner.average is not None:
-        for name, tensor in select_prefix(tensors, AVERAGE).items():
-            worker.learner.average.values[name].copy_(tensor)
+    load_state(checkpoint.load(uri).tensors, worker.learner.net, worker.learner.average)
     return {
         "stopped": final is None,
         "after_epochs": worker.state.step // steps_per_epoch,

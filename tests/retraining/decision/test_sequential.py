@@ -15,6 +15,7 @@ from pipeline.core.errors import StorageError, UnavailableError
 from pipeline.retraining.decision import sequential
 from pipeline.retraining.decision.sequential import Spent, account, next_level, take_level
 from pipeline.storage import files
+from tests.support.trained.retraining import stored_decision
 
 DAY = 86_400.0
 YEAR = 365 * DAY
@@ -95,9 +96,9 @@ def test_a_lost_list_is_made_again_from_the_decisions(tmp_path: Path) -> None:
     work = str(tmp_path)
     for number, night in enumerate(("b", "a", "c")):
         level = take_level(work, night, 1.0, 0.05, NOW + number * DAY)
-        files.write_json(f"{work}/nights/{night}/decision.json", {"sequential": level.as_json()})
+        files.write_json(f"{work}/nights/{night}/decision.json", stored_decision(sequential=level.as_json()))
     files.write_json(
-        f"{work}/nights/first/decision.json", {"promote": True}
+        f"{work}/nights/first/decision.json", stored_decision(promote=True)
     )  # of a first model, or of an older version
     (tmp_path / "nights" / "killed").mkdir()
     known = take_level(work, "c", 1.0, 0.05)
@@ -119,12 +120,12 @@ def test_a_damaged_decision_is_left_out_with_a_warning(
 ) -> None:
     work = str(tmp_path)
     level = take_level(work, "a", 1.0, 0.05, NOW)
-    files.write_json(f"{work}/nights/a/decision.json", {"sequential": level.as_json()})
+    files.write_json(f"{work}/nights/a/decision.json", stored_decision(sequential=level.as_json()))
     (tmp_path / "nights" / "b").mkdir()
     (tmp_path / "nights" / "b" / "decision.json").write_text(damaged)
     (tmp_path / "levels.json").unlink()
     assert take_level(work, "c", 1.0, 0.05, NOW).nights == 2
-    assert "nights/b/decision.json: can't be read" in caplog.text
+    assert "nights/b/decision.json: damaged" in caplog.text
 
 
 def test_levels_are_not_made_again_without_a_decision_that_the_storage_does_not_give(
@@ -132,7 +133,9 @@ def test_levels_are_not_made_again_without_a_decision_that_the_storage_does_not_
 ) -> None:
     """They would be written without it, and the year would allow more than its limit."""
     work = str(tmp_path)
-    files.write_json(f"{work}/nights/a/decision.json", {"sequential": take_level(work, "a", 1.0, 0.05, NOW).as_json()})
+    files.write_json(
+        f"{work}/nights/a/decision.json", stored_decision(sequential=take_level(work, "a", 1.0, 0.05, NOW).as_json())
+    )
     (tmp_path / "levels.json").unlink()
 
     def away(uri: str) -> Any:

@@ -16,6 +16,7 @@ from pipeline.retraining.live.review import review
 from pipeline.retraining.workspace import night_of, renames_of
 from pipeline.storage import files
 from tests.support.trained.live import make_version, promote, put_labels, put_traffic
+from tests.support.trained.retraining import stored_decision
 
 
 def test_a_class_that_was_renamed_or_merged_is_no_disagreement(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_a_class_that_was_renamed_or_merged_is_no_disagreement(tmp_path: Path) -
     put_traffic(place, pairs, ["cat", "dog", "owl", "cat"], ["pet", "pet", "owl", "owl"])
     assert Evidence(place).pair(*pairs).disagreements == 3
     classes = {"renamed": {}, "merged": {"pet": ["cat", "dog"]}}
-    files.write_json(f"{tmp_path}/nights/abc/decision.json", {"night": "abc", "classes": classes})
+    files.write_json(f"{tmp_path}/nights/abc/decision.json", stored_decision(night="abc", classes=classes))
     assert renames_of(place, new) == {"cat": "pet", "dog": "pet"}
     assert renames_of(place, old) == {}
     put_labels(place, {"day/0": "pet", "day/1": "cat", "day/2": "owl", "day/3": "dog"})

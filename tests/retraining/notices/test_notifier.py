@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import RecipeError, StorageError, UnavailableError
+from pipeline.retraining.decision_file import LATEST_NAME
 from pipeline.retraining.notices import notifier, outbox
 from pipeline.retraining.notices.command_hook import call_command, check_command
 from pipeline.retraining.notices.notifier import Channels, Notifier
 from pipeline.retraining.notices.status_file import Status, read_status
 from pipeline.retraining.notices.webhook import SECRET_VARIABLE, Webhook
-from pipeline.retraining.workspace import LATEST_NAME
 from pipeline.storage import files
 from tests.support.webhooks import Receiver, receiver
 
 DECISION: dict[str, Any] = {
-    "night": "a1", "promote": True, "reason": "promoted: +1", "recipe": {"name": "r"}, "finished": 7.9,
+    "night": "a1", "promote": True, "reason": "promoted: +1", "recipe": {"name": "r"}, "finished": 7.9, "dataset": "/d",
+    "fingerprint": "f",
 }  # fmt: skip
 
 
@@ -178,7 +179,7 @@ def test_a_damaged_message_ends_no_run_and_holds_up_no_other(
     files.write_bytes(f"{work}/notices/bad.json", text.encode())
     night(work, there, DECISION)
     assert [each.get("later") for each in there.messages] == [1, None]
-    assert "bad.json: is no message (" in caplog.text
+    assert "bad.json: damaged" in caplog.text
     status = read_status(work)
     assert status is not None
     assert (status.status, status.told) == ("promoted", "night_a1_7")

@@ -18,7 +18,9 @@ CLASSES = ("a", "b")
 
 def make_version(place: str, name: str, top1: float = 0.9, rows: int = 1000, classes: Sequence[str] = CLASSES) -> str:
     """Adds a version whose weights are its name, and returns its ID."""
-    output = json.dumps({"classes": classes, "recipe": {"name": "digits"}}).encode()
+    output = json.dumps(
+        {"classes": classes, "recipe": {"name": "digits"}, "dataset_digest": "d", "hold_out": 0.0}
+    ).encode()
     return _add(place, {checkpoint.MODEL_NAME: name.encode(), checkpoint.OUTPUT_NAME: output}, top1, rows)
 
 
