@@ -21,11 +21,11 @@ from pipeline.models.checkpoint_writer import CheckpointWriter
 from pipeline.models.device.architecture import check_architecture
 from pipeline.models.device.compiling import compile_network, stand_in, steps_of_each_size, warm_up
 from pipeline.models.device.settings import training_settings
+from pipeline.models.device.sharding import shard
 from pipeline.models.distillation import Teacher
 from pipeline.models.factory import recipe_model
 from pipeline.models.pretrained.fit import follow_quickly, load_pretrained
 from pipeline.models.run_state import Average, RunState
-from pipeline.models.device.sharding import shard
 from pipeline.models.small_networks import Whitened
 from pipeline.models.weight_averages import LookAhead, WeightAverage
 from pipeline.training.fit_epochs import fit_epochs

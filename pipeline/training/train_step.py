@@ -17,9 +17,9 @@ from pipeline.loader.normalise import Normalise
 from pipeline.loader.sample_order import Order
 from pipeline.models.batch_transforms import transform_batch
 from pipeline.models.device.precision import forward_dtype, make_autocast
+from pipeline.models.device.sharding import own_part, whole
 from pipeline.models.distillation import distillation_losses
 from pipeline.models.losses import sample_losses
-from pipeline.models.device.sharding import own_part, whole
 from pipeline.training.on_device.loss_scale import LossScale
 from pipeline.training.optim.clipping import adaptively_clipped, clip_adaptively
 from pipeline.training.optim.found_inf import set_found_inf

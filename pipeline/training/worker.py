@@ -13,9 +13,9 @@ from pipeline.core.progress import Progress
 from pipeline.core.structured_log import RunLog
 from pipeline.dataset.manifest import Manifest
 from pipeline.models.checkpoint_writer import CheckpointWriter
+from pipeline.models.device.sharding import wholes
 from pipeline.models.layers import may_draw
 from pipeline.models.run_state import Average, RunState, collect
-from pipeline.models.device.sharding import wholes
 from pipeline.models.tensor_file import Tensors
 from pipeline.models.weight_averages import WeightAverage
 from pipeline.training.job import TrainJob

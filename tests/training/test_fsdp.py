@@ -14,10 +14,10 @@ import torch
 from pipeline.config.presets import make_recipe
 from pipeline.core.errors import RecipeError
 from pipeline.models import checkpoint
+from pipeline.models.device.sharding import blocks
 from pipeline.models.factory import make_model
 from pipeline.models.load import find_model, load_net
 from pipeline.models.run_state import AVERAGE, MODEL
-from pipeline.models.device.sharding import blocks
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import Due, evaluate, run_steps

@@ -31,13 +31,17 @@ def test_the_run_that_was_started_last_is_the_newest(tmp_path: Path) -> None:
 
 def test_a_replay_computes_steps_as_the_start_did_that_computed_them(tmp_path: Path) -> None:
     recipe, run = make_recipe("digits"), str(tmp_path)
-    for step, changes in ((0, {}), (20, {"compile": True, "deterministic": True}), (50, {"deterministic": True})):
+    for step, changes in (
+        (0, {}),
+        (20, {"compile": True, "deterministic": True, "fsdp": False}),
+        (50, {"deterministic": True}),
+    ):
         note_start(TrainJob("", run, recipe, **changes), 0, 1, step)
         time.sleep(0.002)  # files are named by the millisecond
-    plain = {"compile": False, "deterministic": False}
+    plain = {"compile": False, "deterministic": False, "fsdp": False}
     assert numerics(run, 0) == numerics(run, 19) == plain
-    assert numerics(run, 20) == numerics(run, 49) == {"compile": True, "deterministic": True}
-    assert numerics(run, 50) == {"compile": False, "deterministic": True}
+    assert numerics(run, 20) == numerics(run, 49) == {"compile": True, "deterministic": True, "fsdp": False}
+    assert numerics(run, 50) == {"compile": False, "deterministic": True, "fsdp": False}
     assert numerics(str(tmp_path / "nowhere"), 0) == plain
     first = min(tmp_path.glob("starts/*.json"))
     assert "compile" not in first.read_text()  # a run that takes neither writes what it always did
