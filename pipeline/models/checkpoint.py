@@ -61,7 +61,7 @@ def steps(run: str) -> list[int]:
 
 class _StateFile(msgspec.Struct):
     step: Annotated[int, msgspec.Meta(ge=0)]
-    parts: list[str]
+    parts: list[Annotated[str, msgspec.Meta(pattern=r"^[^/]+$")]]
     state: dict[str, Any]
 
 

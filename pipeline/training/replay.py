@@ -6,6 +6,8 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from pipeline.cluster.resources import count_gpus, workers_use_gpus
 from pipeline.config.recipe_json import recipe_from_json
 from pipeline.core.errors import CheckpointError
@@ -118,11 +120,19 @@ def recorded_losses(run: str) -> list[float]:
     """Returns the losses of a run as far as it got, from its model or its newest checkpoint; NaN for skipped steps."""
     output = files.join(run, checkpoint.OUTPUT_NAME)
     if files.exists(output):
-        return _from_json(files.read_json(output)["state"]["losses"])
+        return _from_json(files.read_record(output, _Output, "give another run").state.losses)
     newest = checkpoint.latest(run)
     if newest is None:
         raise CheckpointError(f"{run}: no run with checkpoints; give the --run-dir or --run-name of a run")
     return checkpoint.load(newest).tensors["losses"].tolist()
+
+
+class _Losses(msgspec.Struct):
+    losses: list[float | None]
+
+
+class _Output(msgspec.Struct):
+    state: _Losses
 
 
 def _from_json(losses: list[float | None]) -> list[float]:

@@ -6,10 +6,12 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
 from pipeline.cluster.ray_tasks import ray_is_initialized
+from pipeline.core.errors import CheckpointError
 from pipeline.evaluation.distributed import gather_objects
 from pipeline.models import checkpoint
 from pipeline.models.identity import check_identity
@@ -38,6 +40,8 @@ def resume(
     checkpoint is damaged or of another run.
     """
     saved = checkpoint.load(uri)
+    if lacking := {"world_size", "classes", "identity", "quarantined"} - saved.state.keys():
+        raise CheckpointError(f"{uri}: damaged: {checkpoint.STATE_NAME} lacks {', '.join(sorted(lacking))}; remove it")
     # Not part of the state: a run may go on with another number of workers, and the data set knows its classes.
     del saved.state["world_size"], saved.state["classes"]
     check_identity(uri, saved.state.pop("identity"), identity)
@@ -96,4 +100,17 @@ def read_starts(run: str) -> list[dict[str, Any]]:
     """
     folder = files.join(run, STARTS)
     names = sorted(name for name, _ in files.list_files(folder))
-    return [files.read_json(files.join(folder, name)) for name in names]
+    return [_read_start(files.join(folder, name)) for name in names]
+
+
+class _Start(msgspec.Struct):
+    time: float
+    step: int
+    world_size: int
+    nodes: list[str] = []
+    command: str = ""
+
+
+def _read_start(uri: str) -> dict[str, Any]:
+    files.read_record(uri, _Start, "remove it: it says only when and how the run was started")
+    return dict(files.read_json(uri))

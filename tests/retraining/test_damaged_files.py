@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.evaluation.predictions import read_predictions
+from pipeline.models import checkpoint
 from pipeline.models.load import find_model
 from pipeline.retraining import registry, registry_check, workspace
 from pipeline.retraining.live.candidates import needs_labels, pending_candidate, sent_back
@@ -18,6 +19,8 @@ from pipeline.retraining.overview.nights import read_nights
 from pipeline.retraining.overview.overview import read_overview
 from pipeline.retraining.overview.page import render_overview
 from pipeline.storage import files
+from pipeline.training.replay import recorded_losses
+from pipeline.training.resume import read_starts
 from tests.support.damage import check_forms
 from tests.support.trained.live import make_version, nominate, promote
 from tests.support.trained.retraining import stored_decision
@@ -46,6 +49,13 @@ def _history(place: str) -> None:
     for alias in (registry.CHAMPION, registry.CANDIDATE):
         registry.history(place, alias)
     registry_check.verify(place)
+
+
+def _newest(run: str) -> None:
+    newest = checkpoint.latest(run)
+    assert newest is not None
+    find_model(newest)
+    checkpoint.load(newest)
 
 
 READERS: dict[str, Callable[[str], Any]] = {
@@ -119,12 +129,19 @@ def test_a_status_that_is_damaged_is_refused_in_one_line(work: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "read"), [("predictions.parquet", read_predictions), ("model.json", find_model)], ids=["rows", "model"]
+    ("name", "read"),
+    [
+        ("predictions.parquet", read_predictions),
+        ("model.json", find_model),
+        ("model.json", recorded_losses),
+        ("starts/*.json", read_starts),
+        ("checkpoints/*/state.json", _newest),
+    ],
 )
 @pytest.mark.ray
 def test_a_finished_run_of_another_form_is_read_or_refused_in_one_line(
     trained: str, tmp_path: Path, name: str, read: Callable[[str], Any]
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("checkpoints", "*snapshot*"))
-    check_forms(run / name, lambda: read(str(run)))
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("*snapshot*"))
+    check_forms(max(run.glob(name)), lambda: read(str(run)))

@@ -13,7 +13,7 @@ def make_run(folder: Path, name: str, seed: int, *times: float) -> str:
     run = folder / name
     files.write_json(str(run / "config.json"), {"seed": seed})
     for number, moment in enumerate(times):
-        files.write_json(str(run / "starts" / f"{number}.json"), {"time": moment, "step": 0})
+        files.write_json(str(run / "starts" / f"{number}.json"), {"time": moment, "step": 0, "world_size": 1})
     return str(run)
 
 
