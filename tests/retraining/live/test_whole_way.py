@@ -1,40 +1,14 @@
 """The whole way of two models on the digits: candidate, shadow, review, a bad model by wrong labels, and back."""
 
-import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from pipeline.dataset.manifest import load
-from pipeline.dataset.parquet import read_rows
 from pipeline.retraining import registry
 from pipeline.retraining.registry_check import verify
 from tests.support.jobs import call_job
 from tests.support.pictures.datasets import Source
-
-SWAPPED = (("3", "5"), ("4", "9"), ("1", "7"))
-
-
-def put_incoming(dataset: str, folder: Path) -> None:
-    """Writes the validation images as files, and their true labels as `labels.csv` beside the folder."""
-    data, split = load(dataset), load(dataset).split("val")
-    table, lines = read_rows(dataset, split, np.arange(split.rows)), [["key", "label"]]
-    folder.mkdir()
-    for number, (label, image) in enumerate(zip(table["label"].to_pylist(), table["image"].to_pylist(), strict=True)):
-        (folder / f"{number}.png").write_bytes(image)
-        lines.append([f"{number}.png", data.classes[label]])
-    with (folder.parent / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(lines)
-
-
-def swap_classes(source: Path) -> None:
-    """Exchanges the folders of some classes, in train and in val."""
-    for split in ("train", "val"):
-        for one, other in SWAPPED:
-            (source / split / one).rename(source / split / "x")
-            (source / split / other).rename(source / split / one)
-            (source / split / "x").rename(source / split / other)
+from tests.support.trained.live import put_incoming, swap_classes
 
 
 @pytest.mark.long

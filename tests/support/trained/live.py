@@ -1,12 +1,17 @@
 """Registries for tests of models in use: versions without a network, and what they are said to have answered."""
 
+import csv
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
+from pipeline.dataset.manifest import load
+from pipeline.dataset.parquet import read_rows
 from pipeline.models import checkpoint
 from pipeline.retraining import registry
 from pipeline.retraining.alias_file import encode
@@ -14,6 +19,7 @@ from pipeline.retraining.live import store
 from pipeline.storage import files
 
 CLASSES = ("a", "b")
+SWAPPED = (("3", "5"), ("4", "9"), ("1", "7"))
 
 
 def make_version(place: str, name: str, top1: float = 0.9, rows: int = 1000, classes: Sequence[str] = CLASSES) -> str:
@@ -88,3 +94,24 @@ def put_labels(place: str, labels: dict[str, str]) -> None:
     """Stores labels by key."""
     lines = ["key,label", *(f"{key},{label}" for key, label in labels.items())]
     store.add_labels(place, "\n".join(lines).encode())
+
+
+def put_incoming(dataset: str, folder: Path) -> None:
+    """Writes the validation images as files, and their true labels as `labels.csv` beside the folder."""
+    data, split = load(dataset), load(dataset).split("val")
+    table, lines = read_rows(dataset, split, np.arange(split.rows)), [["key", "label"]]
+    folder.mkdir()
+    for number, (label, image) in enumerate(zip(table["label"].to_pylist(), table["image"].to_pylist(), strict=True)):
+        (folder / f"{number}.png").write_bytes(image)
+        lines.append([f"{number}.png", data.classes[label]])
+    with (folder.parent / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+
+
+def swap_classes(source: Path) -> None:
+    """Exchanges the folders of some classes, in train and in val."""
+    for split in ("train", "val"):
+        for one, other in SWAPPED:
+            (source / split / one).rename(source / split / "x")
+            (source / split / other).rename(source / split / one)
+            (source / split / "x").rename(source / split / other)
