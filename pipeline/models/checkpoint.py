@@ -84,7 +84,7 @@ def read_state(uri: str) -> dict[str, Any]:
 
 def read_output(run: str) -> Output:
     """Returns what the `model.json` of a finished run says. Raises CheckpointError if it is missing or damaged."""
-    return msgspec.convert(_read_json(files.join(run, OUTPUT_NAME), Output), Output)
+    return msgspec.convert(_read_json(files.join(run, OUTPUT_NAME), Output, "give another run"), Output)
 
 
 def load(uri: str) -> Checkpoint:
@@ -107,7 +107,7 @@ class _Pointer(msgspec.Struct):
     step: Annotated[int, msgspec.Meta(ge=0)]
 
 
-def _read_json(uri: str, form: type[msgspec.Struct]) -> dict[str, Any]:
+def _read_json(uri: str, form: type[msgspec.Struct], remedy: str = "remove it") -> dict[str, Any]:
     """Returns the content of a JSON file with the fields of `form`, and those that it has besides."""
     if not files.exists(uri):
         raise CheckpointError(f"{uri}: no such checkpoint; give a folder below RUN/checkpoints/, or RUN")
@@ -115,5 +115,5 @@ def _read_json(uri: str, form: type[msgspec.Struct]) -> dict[str, Any]:
         values: dict[str, Any] = files.read_json(uri)
         msgspec.convert(values, form)
     except (DamagedError, msgspec.ValidationError) as error:
-        raise CheckpointError(f"{uri}: damaged ({error.__cause__ or error}); remove it") from error
+        raise CheckpointError(f"{uri}: damaged ({error.__cause__ or error}); {remedy}") from error
     return values

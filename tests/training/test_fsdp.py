@@ -97,7 +97,7 @@ RECIPE = make_recipe(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_parts_train_as_wholes_do_and_are_saved_as_wholes(digits_dataset: str, tmp_path: Path, world_size: int) -> None:
     whole = TrainJob(digits_dataset, str(tmp_path / "whole"), RECIPE, seed=1)
     parts = replace(whole, run=str(tmp_path / "parts"), fsdp=True, num_workers=world_size)
@@ -118,7 +118,7 @@ def test_parts_train_as_wholes_do_and_are_saved_as_wholes(digits_dataset: str, t
             torch.testing.assert_close(ours[name], tensor, rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_fits_any_number_of_ranks_with_and_without_fsdp(digits_dataset: str, tmp_path: Path) -> None:
     begun = TrainJob(digits_dataset, str(tmp_path / "begun"), RECIPE, seed=1, fsdp=True, num_workers=2)
     trained(begun, 2, 3)
