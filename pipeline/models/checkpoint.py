@@ -109,11 +109,11 @@ class _Pointer(msgspec.Struct):
 
 def _read_json(uri: str, form: type[msgspec.Struct], remedy: str = "remove it") -> dict[str, Any]:
     """Returns the content of a JSON file with the fields of `form`, and those that it has besides."""
-    if not files.exists(uri):
-        raise CheckpointError(f"{uri}: no such checkpoint; give a folder below RUN/checkpoints/, or RUN")
     try:
         values: dict[str, Any] = files.read_json(uri)
-        msgspec.convert(values, form)
-    except (DamagedError, msgspec.ValidationError) as error:
+        files.as_record(values, uri, form, remedy)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{uri}: no such checkpoint; give a folder below RUN/checkpoints/, or RUN") from error
+    except DamagedError as error:
         raise CheckpointError(f"{uri}: damaged ({error.__cause__ or error}); {remedy}") from error
     return values

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pipeline.core.errors import DamagedError
 from pipeline.storage import files
 
 DECISION_NAME, LATEST_NAME = "decision.json", "latest.json"
@@ -126,10 +125,5 @@ class _Decision(Facts, kw_only=True):
 def read_decision(uri: str) -> dict[str, Any]:
     """Returns a stored decision. Raises FileNotFoundError, or DamagedError if a field has another type."""
     values: dict[str, Any] = files.read_json(uri)
-    try:
-        msgspec.convert(values, _Decision)
-    except msgspec.ValidationError as error:
-        raise DamagedError(
-            f"{uri}: damaged, or written by another release ({error}); restore it from a copy of the workspace"
-        ) from error
+    files.as_record(values, uri, _Decision, "restore it from a copy of the workspace")
     return values

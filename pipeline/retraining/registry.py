@@ -131,7 +131,10 @@ def add(registry: str, run: str, evaluation: str, parent: str = "") -> Version:
     """
     contents = _read_contents(run, evaluation)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    output = checkpoint.read_output(run)
+    place = storage.join(run, checkpoint.OUTPUT_NAME)
+    output = storage.as_record(
+        storage.parse_json(contents[checkpoint.OUTPUT_NAME], place), place, checkpoint.Output, "give another run"
+    )
     evaluated = storage.parse_record(
         contents[METRICS_NAME], storage.join(evaluation, METRICS_NAME), _Evaluated, "evaluate the run once more"
     )

@@ -95,7 +95,11 @@ def read_bytes(uri: str) -> bytes:
 
 def read_json(uri: str) -> Any:
     """Returns the value of a JSON file. Raises FileNotFoundError, or DamagedError if it isn't JSON."""
-    data = read_bytes(uri)
+    return parse_json(read_bytes(uri), uri)
+
+
+def parse_json(data: bytes, uri: str) -> Any:
+    """Returns the value of a JSON text. uri: of the file, for the message. Raises DamagedError if it isn't JSON."""
     try:
         return json.loads(data)
     except ValueError as error:
@@ -110,11 +114,23 @@ def parse_record(data: bytes, uri: str, form: type[_Form], remedy: str) -> _Form
     """
     try:
         return msgspec.json.decode(data, type=form)
+    except msgspec.ValidationError as error:
+        raise _of_another_form(uri, error, remedy) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        what = f"damaged: not JSON ({error})" if data else "damaged: empty"
-        if isinstance(error, msgspec.ValidationError):
-            what = f"damaged, or written by another release ({error})"
-        raise DamagedError(f"{uri}: {what}; {remedy}") from error
+        what = f"not JSON ({error})" if data else "empty"
+        raise DamagedError(f"{uri}: damaged: {what}; {remedy}") from error
+
+
+def as_record(values: Any, uri: str, form: type[_Form], remedy: str) -> _Form:
+    """Returns the values of a JSON file as one of `form`, see `parse_record`; NaN, too, which is no JSON for that."""
+    try:
+        return msgspec.convert(values, form)
+    except msgspec.ValidationError as error:
+        raise _of_another_form(uri, error, remedy) from error
+
+
+def _of_another_form(uri: str, error: msgspec.ValidationError, remedy: str) -> DamagedError:
+    return DamagedError(f"{uri}: damaged, or written by another release ({error}); {remedy}")
 
 
 def read_record(uri: str, form: type[_Form], remedy: str) -> _Form:

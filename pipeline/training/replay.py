@@ -120,7 +120,8 @@ def recorded_losses(run: str) -> list[float]:
     """Returns the losses of a run as far as it got, from its model or its newest checkpoint; NaN for skipped steps."""
     output = files.join(run, checkpoint.OUTPUT_NAME)
     if files.exists(output):
-        return _from_json(files.read_record(output, _Output, "give another run").state.losses)
+        found = files.as_record(files.read_json(output), output, _Output, "give another run")
+        return _from_json(found.state.losses)
     newest = checkpoint.latest(run)
     if newest is None:
         raise CheckpointError(f"{run}: no run with checkpoints; give the --run-dir or --run-name of a run")

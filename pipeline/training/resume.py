@@ -95,8 +95,7 @@ def _node() -> str:
 def read_starts(run: str) -> list[dict[str, Any]]:
     """Returns time (seconds since the epoch), step, world_size, nodes of the ranks and command of each start in order.
 
-    Starts of earlier versions have no command. "compile", "deterministic" and "fsdp" are
-    there where they are true.
+    Starts of earlier versions have no command. "compile", "deterministic" and "fsdp" are there where they are true.
     """
     folder = files.join(run, STARTS)
     names = sorted(name for name, _ in files.list_files(folder))
@@ -112,5 +111,6 @@ class _Start(msgspec.Struct):
 
 
 def _read_start(uri: str) -> dict[str, Any]:
-    files.read_record(uri, _Start, "remove it: it says only when and how the run was started")
-    return dict(files.read_json(uri))
+    values: dict[str, Any] = files.read_json(uri)
+    files.as_record(values, uri, _Start, "remove it: it says only when and how the run was started")
+    return values

@@ -32,8 +32,7 @@ class TrainStep:
 
     model: the network as it is called: bare, compiled, in DistributedDataParallel or in FSDP; its parameters say on
     which device. optimizers: of its parameters. order: of the run; gives the seed of augmentation and the sizes of
-    batches.
-    teacher: a network whose outputs are learnt from beside the labels; None for none.
+    batches. teacher: a network whose outputs are learnt from beside the labels; None for none.
     """
 
     def __init__(

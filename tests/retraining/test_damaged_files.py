@@ -1,5 +1,7 @@
 """Files that retraining and its registry read back: one of another form is read, or refused in one line."""
 
+import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -145,3 +147,15 @@ def test_a_finished_run_of_another_form_is_read_or_refused_in_one_line(
     run = tmp_path / "run"
     shutil.copytree(trained, run, ignore=shutil.ignore_patterns("*snapshot*"))
     check_forms(max(run.glob(name)), lambda: read(str(run)))
+
+
+@pytest.mark.ray
+def test_a_run_whose_skipped_losses_are_nan_is_read(trained: str, tmp_path: Path) -> None:
+    """Earlier releases wrote NaN, which isn't JSON."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("*snapshot*"))
+    values = json.loads((run / "model.json").read_text())
+    values["state"]["losses"][3] = math.nan
+    (run / "model.json").write_text(json.dumps(values))
+    assert math.isnan(recorded_losses(str(run))[3])
+    assert find_model(str(run)).classes == find_model(trained).classes

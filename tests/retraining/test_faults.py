@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,13 +13,14 @@ from pipeline.retraining import registry
 from pipeline.retraining.registry_check import verify
 from pipeline.storage import files
 from pipeline.storage.local_s3 import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY
-from tests.support.jobs import command, one_line_error, run_job
+from tests.support.jobs import one_line_error, run_job
+from tests.support.kills import kill_at, start_job
 from tests.support.pictures.datasets import Source
 from tests.support.servers.fault_proxy import fault_proxy
 
 pytestmark = pytest.mark.ray
 
-# A PUT of the second run; whether the storage has received it when the run is killed; how many such PUTs pass before.
+# PUTs of the second run, as of `kill_at`.
 MOMENTS = (
     ("work/active.json", True, 0),
     ("aliases/champion.json", True, 0),  # the fence
@@ -45,19 +45,6 @@ def arguments(source: Source, workspace: str) -> list[str]:
     return ["--source", source.uri, "--workspace", workspace, "--recipe", "digits", "--epochs", "4", "--workers", "0"]
 
 
-def start_run(line: list[str], cwd: Path, address: str) -> "subprocess.Popen[str]":
-    """Starts a retraining run in a process group of its own, with its storage at an address."""
-    return subprocess.Popen(
-        command("retrain", *line),
-        cwd=cwd,
-        env={**os.environ, "AWS_ENDPOINT_URL": address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    )
-
-
 @pytest.mark.long
 def test_killed_in_the_middle_of_each_stage_a_run_ends_with_one_promotion(
     digits_dataset: str, s3: str, tmp_path: Path
@@ -69,14 +56,8 @@ def test_killed_in_the_middle_of_each_stage_a_run_ends_with_one_promotion(
     first = run_job("retrain", *line, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     source.add(200, 1000)
-    with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=0) as (address, proxy):
-        for moment in MOMENTS:
-            proxy.hold(*moment)
-            process = start_run(line, tmp_path, address)
-            while not proxy.holds.wait(0.05):
-                assert process.poll() is None, (moment, process.communicate())
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=0) as s3_proxy:
+        kill_at(MOMENTS, ["retrain", *line], tmp_path, s3_proxy)
     finished = run_job("retrain", *line, cwd=tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "PROMOTED" in finished.stdout
@@ -186,7 +167,7 @@ def test_a_storage_that_goes_away_ends_a_run_in_one_line_and_the_next_one_promot
     source.add(0, 200)
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=0) as (address, proxy):
         proxy.hold("challenger/metrics.json")
-        process = start_run(line, tmp_path, address)
+        process = start_job(["retrain", *line], tmp_path, address)
         assert proxy.holds.wait(120)
         proxy.away = True
         start = time.monotonic()

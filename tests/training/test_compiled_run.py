@@ -1,7 +1,6 @@
 """A compiled run is the same run: what is compiled before its first step leaves no trace, and the process neither."""
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,11 @@ import torch
 
 from pipeline.config.presets import make_recipe
 from pipeline.training.job import TrainJob
-from pipeline.training.loop import Due, run_steps
+from pipeline.training.loop import run_steps
 from pipeline.training.setup import Place, set_up
+from tests.support.trained.steps import Steps
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Some steps, after which nothing is due."""
-
-    last_step: int
-    stage: str = "train"
-
-    def due(self, step: int) -> Due:
-        return Due()
-
-    def progress(self, step: int) -> tuple[int, int]:
-        return step, self.last_step
 
 
 def train(job: TrainJob) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,13 @@ from pipeline.models.load import find_model, load_net
 from pipeline.models.run_state import AVERAGE, MODEL
 from pipeline.training import launch
 from pipeline.training.job import TrainJob
-from pipeline.training.loop import Due, evaluate, run_steps
+from pipeline.training.loop import evaluate, run_steps
 from pipeline.training.safeguards.checkpoints import save_checkpoint
 from pipeline.training.setup import Place, set_up
 from pipeline.training.workflow import check_fsdp
+from tests.support.trained.steps import Steps
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Steps up to one, after which a checkpoint is due."""
-
-    last_step: int
-    stage: str = "train"
-
-    def due(self, step: int) -> Due:
-        return Due(line=True)
-
-    def progress(self, step: int) -> tuple[int, int]:
-        return step, self.last_step
 
 
 def train(job: TrainJob, rank: int, world_size: int, last_step: int) -> None:

@@ -164,9 +164,9 @@ def _cached(place: str) -> dict[str, Night]:
         return {}
     try:
         values = files.read_json(place)
-        form = msgspec.convert(values, _Cache)
+        form = files.as_record(values, place, _Cache, "remove it")
         return {each["id"]: Night(**each) for each in values["nights"]} if form.schema == _SCHEMA else {}
-    except (DamagedError, msgspec.ValidationError, TypeError):  # of another program: made anew
+    except (DamagedError, TypeError):  # of another program: made anew
         return {}
 
 

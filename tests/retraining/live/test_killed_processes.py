@@ -1,8 +1,6 @@
 """Programs of the models in use, killed while a file is on its way to the storage, or has just arrived there."""
 
 import os
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +9,15 @@ import pytest
 from pipeline.retraining import registry
 from pipeline.retraining.live import store
 from pipeline.retraining.registry_check import verify
-from tests.support.jobs import command, run_job
+from tests.support.jobs import run_job
+from tests.support.kills import kill_at
 from tests.support.pictures.datasets import Source
 from tests.support.servers.fault_proxy import FaultProxy, fault_proxy
 from tests.support.trained.live import put_incoming, swap_classes
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
-# A PUT; whether the storage has received it when the program is killed; how many such PUTs pass before.
+# As of `kill_at`.
 PREDICTION = (("/monday/", False, 0), ("live/traffic/.*parquet", False, 0), ("live/traffic/.*parquet", True, 0))
 PROMOTION = (
     ("live/reviews/", False, 0),
@@ -41,29 +40,6 @@ RETURN = (
 def proxied(s3: str) -> Iterator[tuple[str, FaultProxy]]:
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], every=0) as found:
         yield found
-
-
-def killed_at(
-    moments: tuple[tuple[str, bool, int], ...], line: list[str], cwd: Path, proxied: tuple[str, FaultProxy]
-) -> None:
-    """Starts a program once for each moment, and kills it there."""
-    address, proxy = proxied
-    for moment in moments:
-        proxy.hold(*moment)
-        process = subprocess.Popen(
-            command(*line),
-            cwd=cwd,
-            env={**os.environ, "AWS_ENDPOINT_URL": address},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            text=True,
-        )
-        while not proxy.holds.wait(0.05):
-            assert process.poll() is None, (moment, process.communicate())
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    proxy.hold("")
 
 
 def test_each_decision_is_carried_out_once_whenever_its_program_is_killed(
@@ -91,12 +67,12 @@ def test_each_decision_is_carried_out_once_whenever_its_program_is_killed(
     second = registry.get(place, "candidate").id
 
     line = [*predict, "candidate", "--out", f"{outs}/monday"]
-    killed_at(PREDICTION, line, tmp_path, proxied)
+    kill_at(PREDICTION, line, tmp_path, proxied)
     ends(line, 0)
     [record] = store.traffic_uris(place)
     assert store.read_traffic(record)[1].num_rows == 359
 
-    killed_at(PROMOTION, review, tmp_path, proxied)
+    kill_at(PROMOTION, review, tmp_path, proxied)
     ends(review, 0)
     assert [move.version for move in registry.history(place)] == [first, second]
 
@@ -105,7 +81,7 @@ def test_each_decision_is_carried_out_once_whenever_its_program_is_killed(
     third = registry.get(place, "champion").id
     ends([*predict, "previous", "--out", f"{outs}/tuesday"], 0)
     line = [*review, "--labels", "labels.csv"]
-    killed_at(RETURN, line, tmp_path, proxied)
+    kill_at(RETURN, line, tmp_path, proxied)
     assert "WENT BACK" in ends(line, 5)
     assert [move.version for move in registry.history(place)] == [first, second, third, second]
     assert verify(place) == []

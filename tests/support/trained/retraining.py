@@ -17,5 +17,5 @@ def planned_run(workspace: str, **changes: object) -> RetrainingRun:
 
 def stored_decision(**changes: Any) -> dict[str, Any]:
     """Returns the content of a `decision.json`, with no more than each has; `changes` replaces and adds fields."""
-    values = {"night": "a", "promote": False, "fingerprint": "f", "recipe": {"name": "digits"}, "dataset": "/work/x"}
+    values = {"night": "a", "promote": False, "fingerprint": "f", "recipe": {"name": "digits"}, "dataset": "datasets/f"}
     return {**values, **changes}
