@@ -1,6 +1,7 @@
 """HTML and Markdown from templates; doesn't load matplotlib, which takes a second."""
 
 import time
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,7 +19,12 @@ def render_page(template: str, folder: str = "", **values: Any) -> str:
     interval), href (of a file) and made (when and where the page was written). Raises jinja2.UndefinedError if the
     template names a value that isn't given.
     """
-    escape = template.endswith(".html")
+    return _environment(folder, template.endswith(".html")).get_template(template).render(**values)
+
+
+@lru_cache(maxsize=4)
+def _environment(folder: str, escape: bool) -> Environment:
+    """Returns the environment of a folder's pages: it compiles each template once, and a report is written often."""
     environment = Environment(
         loader=PackageLoader("pipeline.reporting"), autoescape=escape, undefined=StrictUndefined, trim_blocks=not escape
     )
@@ -26,7 +32,7 @@ def render_page(template: str, folder: str = "", **values: Any) -> str:
         counted=counted, percent=percent_text, interval=interval_text, share=share_text, made=_made
     )
     environment.globals["href"] = lambda target: relative_link(folder, target)
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def _made() -> str:
